@@ -1,0 +1,17 @@
+"""daGPAM attention, and what it is compared with, for fairseq: the folder that `--user-dir` names.
+
+Importing it checks the installed fairseq, lets checkpoints be loaded safely, and registers the models, architectures
+and optimiser. Importing it again is harmless.
+"""
+
+from fairseq_gpam import engine
+
+__version__ = "0.1.0"
+
+engine.check()
+engine.allow_checkpoint_types()
+
+from fairseq_gpam import models, optim  # noqa: E402
+from fairseq_gpam.modules import register_attention_hook  # noqa: E402
+
+__all__ = ["__version__", "engine", "models", "optim", "register_attention_hook"]

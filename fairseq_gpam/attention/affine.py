@@ -1,0 +1,134 @@
+"""The core of a whole family of mechanisms: O = s·V + a·SDPA(Q, K, V) − b·SDPA(Q⁻, K⁻, V) − u·mean(V).
+
+Every member is one matrix P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U applied to V, where U is
+uniform over the keys that a row sees. Attention dropout drops P itself, in every backend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.base import softmax
+from fairseq_gpam.attention.masks import AttentionMask
+
+Coefficient = Tensor | float
+BACKENDS = ("auto", "reference", "fused")
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The coefficients and the second branch of one member of the family.
+
+    Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
+    B × H × T × 1; `negative_q` B × H × T × D; `negative_k` B × H × S × D, the keys of the positive branch if None;
+    `sink` H, the logit of a key that every row sees and whose value is zero.
+    """
+
+    positive: Coefficient = 1.0
+    negative: Coefficient | None = None
+    negative_q: Tensor | None = None
+    negative_k: Tensor | None = None
+    uniform: Coefficient | None = None
+    identity: Coefficient | None = None
+    sink: Tensor | None = None
+
+
+def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:
+    """Returns softmax(q kᵀ/√D + bias) over the keys (and the sink, which is dropped): B × H × T × S."""
+    scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    if bias is not None:
+        scores = scores + bias
+    if sink is None:
+        return softmax(scores)
+    sink_scores = sink.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return softmax(torch.cat([scores, sink_scores], dim=-1))[..., :-1]
+
+
+def affine_weights(q: Tensor, k: Tensor, mask: AttentionMask, terms: Affine) -> Tensor:
+    """Returns the combined matrix P, zero in the rows that see nothing: B × H × T × S."""
+    num_queries, num_keys = q.size(-2), k.size(-2)
+    bias, sighted = mask.for_scores(num_queries, num_keys, q)
+    weights = terms.positive * branch_weights(q, k, bias, terms.sink)
+    if terms.negative is not None:
+        assert terms.negative_q is not None
+        negative_k = k if terms.negative_k is None else terms.negative_k
+        weights = weights - terms.negative * branch_weights(terms.negative_q, negative_k, bias)
+    if terms.uniform is not None:
+        weights = weights - terms.uniform * uniform_weights(mask, num_queries, num_keys, q)
+    if sighted is not None:
+        weights = weights * sighted
+    if terms.identity is not None:
+        eye = torch.zeros(num_queries, num_keys, dtype=q.dtype, device=q.device)
+        eye.diagonal(num_keys - num_queries).fill_(1)
+        weights = weights + terms.identity * eye
+    return weights.type_as(q)
+
+
+def uniform_weights(mask: AttentionMask, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
+    """Returns U, 1/n on the n keys that a row sees, 0 elsewhere: broadcastable to B × H × T × S."""
+    hidden = mask.hidden_keys(num_queries, num_keys, like.device)
+    if hidden is None:
+        return like.new_full((1, num_keys), 1.0 / num_keys)
+    visible = (~hidden).to(like.dtype)
+    return visible / visible.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def visible_mean(v: Tensor, mask: AttentionMask, num_queries: int) -> Tensor:
+    """Returns the mean of the values that each row sees, without a matrix: broadcastable to B × H × T × D.
+
+    A causal mask makes it a running mean. A row that sees nothing gets 0.
+    """
+    num_keys = v.size(-2)
+    if mask.hidden is not None:
+        return torch.matmul(uniform_weights(mask, num_queries, num_keys, v).expand(*v.shape[:2], -1, -1), v)
+    values = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+    count: Tensor
+    if mask.padding is None:
+        count = torch.ones(1, 1, num_keys, 1, dtype=values.dtype, device=v.device)
+    else:
+        count = (~mask.padding)[:, None, :, None].to(values.dtype)
+        values = values * count
+    if mask.causal:
+        total = values.cumsum(dim=-2)[..., num_keys - num_queries :, :]
+        count = count.cumsum(dim=-2)[..., num_keys - num_queries :, :]
+    else:
+        total, count = values.sum(dim=-2, keepdim=True), count.sum(dim=-2, keepdim=True)
+    return (total / count.clamp(min=1)).type_as(v)
+
+
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, terms: Affine, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The plain formula: every matrix is held, P is dropped, then applied. Returns B × H × T × D and P undropped."""
+    weights = affine_weights(q, k, mask, terms)
+    dropped = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
+    return torch.matmul(dropped, v), weights
+
+
+def affine_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    terms: Affine,
+    dropout_p: float = 0.0,
+    need_weights: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Attends with P by the backend that fits.
+
+    Shapes: q B × H × T × D; k, v B × H × S × D; result B × H × T × D, and P (B × H × T × S) if `need_weights`.
+    """
+    output, weights = reference_attention(q, k, v, mask, terms, dropout_p)
+    return output, weights if need_weights else None
+
+
+def per_head(values: Sequence[float] | Tensor) -> Tensor:
+    """Returns H values as H × 1 × 1, to be broadcast over B × H × T × S."""
+    return torch.as_tensor(values).view(-1, 1, 1)

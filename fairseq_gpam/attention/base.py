@@ -1,0 +1,209 @@
+"""What every attention mechanism has in common: its place in the model, its settings, its interface, the registry.
+
+Shapes, throughout this package: B batch, H heads, T queries, S keys, D head dimension, C model dimension.
+Everything here is B × H × T × D; fairseq's T × B × C stays outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.masks import AttentionMask
+
+SiteName = Literal["encoder", "decoder", "cross"]
+SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting of a mechanism, which becomes one `--gpam-…` flag.
+
+    `check` returns nothing for an allowed value; `allowed` says in words what is allowed. Both are used wherever a
+    value comes in: the command line, a checkpoint, `--model-overrides`, hydra.
+    """
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+    check: Callable[[Any], bool] | None = None
+    allowed: str = ""
+
+    @property
+    def flag(self) -> str:
+        return "--gpam-" + self.name.replace("_", "-")
+
+    @property
+    def dest(self) -> str:
+        return "gpam_" + self.name
+
+    def parse(self, value: Any) -> Any:
+        """Returns `value` as this option's type; raises ValueError that names the flag, the value and what is allowed."""
+        if value is None:
+            return self.default
+        try:
+            if self.type is bool:
+                parsed = _parse_bool(value)
+            elif self.type is int and isinstance(value, float):
+                if not value.is_integer():
+                    raise ValueError
+                parsed = int(value)
+            else:
+                parsed = self.type(value)
+        except (TypeError, ValueError):
+            raise ValueError(self.refusal(value)) from None
+        if self.choices is not None and parsed not in self.choices:
+            raise ValueError(self.refusal(value))
+        if isinstance(parsed, float) and not math.isfinite(parsed):
+            raise ValueError(self.refusal(value))
+        if self.check is not None and not self.check(parsed):
+            raise ValueError(self.refusal(value))
+        return parsed
+
+    def refusal(self, value: Any) -> str:
+        allowed = self.allowed
+        if not allowed:
+            allowed = ", ".join(self.choices) if self.choices else f"a value of type {self.type.__name__}"
+        return f"{self.flag} {value!r} is not allowed; allowed: {allowed}"
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("true", "1"):
+        return True
+    if str(value).lower() in ("false", "0"):
+        return False
+    raise ValueError
+
+
+class Settings(Mapping[str, Any]):
+    """The checked values of all options, read as attributes (`settings.lambda_scope`); immutable."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"no --gpam option {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Settings({self._values})"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in a model an attention stands.
+
+    `shared` is one dictionary for the whole model: what layers share (a λ of scope `model`, the first layer's values)
+    is kept there under a key of its owner's choice.
+    """
+
+    name: SiteName
+    layer: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    shared: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def with_heads(self, num_heads: int) -> Site:
+        return replace(self, num_heads=num_heads)
+
+    def __str__(self) -> str:
+        return f"{self.name} layer {self.layer}"
+
+
+class AttentionMechanism(nn.Module):
+    """The one interface: queries, keys and values in, values mixed by the mechanism's weights out.
+
+    A mechanism knows nothing of caches, beams or fairseq; its neutral setting is softmax attention.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    row_sum: ClassVar[str]
+    cost: ClassVar[str]
+    options: ClassVar[tuple[Option, ...]] = ()
+    sites: ClassVar[tuple[SiteName, ...]] = SITES
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__()
+        if site.name not in self.sites:
+            raise ValueError(
+                f"mechanism {self.name!r} cannot be used for {site.name} attention "
+                f"(--gpam-mechanism or --gpam-{site.name}-mechanism); it is allowed for: {', '.join(self.sites)}"
+            )
+        self.site = site
+        self.backend: str = settings.backend
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask,
+        x: Tensor,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends.
+
+        Shapes: q B × H × T × D, not scaled; k, v B × H × S × D; x B × T × C, the layer's input to the query
+        projection; result B × H × T × D, and the weights B × H × T × S before dropout if `need_weights`, else None.
+        `dropout_p` is the probability that is in force now: 0 outside training.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, {self.site}"
+
+
+REGISTRY: dict[str, type[AttentionMechanism]] = {}
+
+
+def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism]:
+    """Lists a mechanism under its name; listing the same class again is harmless, another of that name is an error."""
+    known = REGISTRY.setdefault(cls.name, cls)
+    if known is not cls:
+        raise ValueError(f"two mechanisms are named {cls.name!r}: {known} and {cls}")
+    return cls
+
+
+def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
+    """Builds the mechanism that `spec` names; raises ValueError if it is unknown or cannot stand at this site."""
+    try:
+        mechanism = REGISTRY[spec]
+    except KeyError:
+        raise ValueError(
+            f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}"
+        ) from None
+    return mechanism(site, settings)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the keys, in fp32 for half precision, in the dtype of `scores` otherwise; same shape and dtype."""
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(scores)
+    return torch.softmax(scores, dim=-1)

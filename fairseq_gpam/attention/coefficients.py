@@ -1,0 +1,86 @@
+"""The learnable numbers λ: fixed or trainable, for a model, a layer or a head, bounded or free."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.base import Option, Settings, Site
+
+# fairseq's optimisers read this attribute of a parameter; `--optimizer gpam_adam` gives this group no weight decay.
+NO_DECAY_GROUP = "gpam_lambda"
+
+LAMBDA_OPTIONS = (
+    Option("lambda", str, "trainable", "whether the λ's are trained", choices=("fixed", "trainable")),
+    Option("lambda_plus", float, 0.5, "λ⁺ where it is fixed, else its initial value; a free trainable λ may fall below 0"),
+    Option("lambda_minus", float, 0.5, "λ⁻ where it is fixed, else its initial value"),
+    Option("lambda_scope", str, "head", "who shares a λ", choices=("model", "layer", "head")),
+    Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
+    Option(
+        "lambda_max",
+        float,
+        None,
+        "upper bound: λ = max · sigmoid(θ), between 0 and max; no bound if absent",
+        check=lambda bound: bound > 0,
+        allowed="a number > 0",
+    ),
+)
+
+
+class Lambda(nn.Module):
+    """One λ: a number, or one for each head.
+
+    `forward()` returns it broadcastable to B × H × T × S: a float where it is fixed, else a tensor of shape 1 or
+    H × 1 × 1. A fixed λ is no part of the checkpoint's weights: it is what the flags say.
+    """
+
+    def __init__(self, initial: float, count: int, trainable: bool, bound: float | None, flag: str) -> None:
+        super().__init__()
+        if trainable and bound and not 0 < initial < bound:
+            raise ValueError(
+                f"{flag} {initial} is not allowed with --gpam-lambda-max {bound}; "
+                f"allowed: a number between 0 and {bound}, both excluded"
+            )
+        if not trainable and bound and not 0 <= initial <= bound:
+            raise ValueError(f"{flag} {initial} is not allowed with --gpam-lambda-max {bound}; allowed: 0 … {bound}")
+        self.initial = initial
+        self.bound = bound
+        self.theta: nn.Parameter | None = None
+        if trainable:
+            start = math.log(initial / (bound - initial)) if bound else initial
+            self.theta = nn.Parameter(torch.full((count,), start))
+            self.theta.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
+
+    def forward(self) -> Tensor | float:
+        if self.theta is None:
+            return self.initial
+        value = self.bound * torch.sigmoid(self.theta) if self.bound else self.theta
+        return value if value.numel() == 1 else value.view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        if self.theta is None:
+            return f"{self.initial:g}, fixed"
+        with torch.no_grad():
+            value = self()
+            assert isinstance(value, Tensor)
+            numbers = ", ".join(f"{number:.3f}" for number in value.flatten().tolist())
+        return f"{numbers}, trainable" + (f", at most {self.bound:g}" if self.bound else "")
+
+
+def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:
+    """Builds, or finds, λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of the mechanism `owner`, in the scope asked for."""
+    source = "lambda_plus" if settings.lambda_tied else name
+    key: tuple[object, ...] = ("lambda", owner, source)
+    if settings.lambda_scope != "model":
+        key += (site.name, site.layer)
+    if key not in site.shared:
+        site.shared[key] = Lambda(
+            initial=settings[source],
+            count=site.num_heads if settings.lambda_scope == "head" else 1,
+            trainable=settings["lambda"] == "trainable",
+            bound=settings.lambda_max,
+            flag="--gpam-" + source.replace("_", "-"),
+        )
+    return site.shared[key]

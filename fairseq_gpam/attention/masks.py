@@ -1,0 +1,161 @@
+"""Every kind of mask becomes one thing, here and nowhere else.
+
+fairseq hands over a key padding mask (bool or uint8, True or 1 = hidden, B × S) and an additive attention mask
+(float, T × S, −inf, −1e8 or −1e4 = hidden; or bool or uint8, True = hidden).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# fairseq's encoder layer writes -1e4 in fp16 and -1e8 in fp32 where it means "hidden".
+HIDDEN_BELOW = -1e4
+
+
+class FutureMask:
+    """Stands for the decoder's mask of the future without being a T × T matrix."""
+
+    def __repr__(self) -> str:
+        return "FUTURE"
+
+    def __deepcopy__(self, memo: object) -> FutureMask:
+        return self
+
+    def __copy__(self) -> FutureMask:
+        return self
+
+    def __reduce__(self) -> str:
+        return "FUTURE"
+
+
+FUTURE = FutureMask()
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Which keys a query may see, and what is added to the scores of those it sees.
+
+    padding: bool, B × S, True = hidden, or None.
+    causal: query i sees the keys up to S − T + i (T queries that are the last T of S positions).
+    bias: float, broadcastable to B × H × T × S, finite or −inf, or None.
+    hidden: bool, broadcastable to B × H × T × S: where `bias` hides, or None.
+    """
+
+    padding: Tensor | None = None
+    causal: bool = False
+    bias: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @classmethod
+    def from_fairseq(
+        cls, key_padding_mask: Tensor | None = None, attn_mask: Tensor | FutureMask | None = None
+    ) -> AttentionMask:
+        """Reads fairseq's two masks; an attention mask may have 2 dimensions (T × S) or 4 (B × H × T × S)."""
+        padding = None
+        if key_padding_mask is not None and key_padding_mask.dim() > 0:
+            padding = key_padding_mask.bool()
+        if attn_mask is None:
+            return cls(padding)
+        if isinstance(attn_mask, FutureMask):
+            return cls(padding, causal=True)
+        if attn_mask.dim() not in (2, 4):
+            raise ValueError(f"attn_mask has shape {tuple(attn_mask.shape)}; allowed: T × S or B × H × T × S")
+        if not attn_mask.is_floating_point():
+            return cls(padding, hidden=attn_mask.bool())
+        hidden = attn_mask <= HIDDEN_BELOW
+        return cls(padding, bias=attn_mask.masked_fill(hidden, 0.0), hidden=hidden)
+
+    @property
+    def is_empty(self) -> bool:
+        return self.padding is None and not self.causal and self.bias is None and self.hidden is None
+
+    @property
+    def is_plainly_causal(self) -> bool:
+        return self.causal and self.padding is None and self.bias is None and self.hidden is None
+
+    @property
+    def may_hide_all(self) -> bool:
+        """Whether some query may be left without any visible key."""
+        return self.padding is not None or self.hidden is not None
+
+    def hidden_keys(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+        """Returns bool, broadcastable to B × H × T × S, True = hidden; None if nothing is hidden."""
+        hidden = self.hidden
+        if self.causal and num_queries > 1:
+            future = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+            future = future.triu(num_keys - num_queries + 1)
+            hidden = future if hidden is None else hidden | future
+        if self.padding is not None:
+            padding = self.padding[:, None, None, :]
+            hidden = padding if hidden is None else hidden | padding
+        return hidden
+
+    def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> tuple[AttentionMask, int]:
+        """Returns the mask of the queries start…stop and how many keys, from the first, they can see at most."""
+        seen = num_keys - num_queries + stop if self.causal else num_keys
+        return (
+            AttentionMask(
+                None if self.padding is None else self.padding[:, :seen],
+                self.causal,
+                _slice(self.bias, start, stop, seen),
+                _slice(self.hidden, start, stop, seen),
+            ),
+            seen,
+        )
+
+    def extended(self, count: int) -> AttentionMask:
+        """Returns the mask with `count` keys appended that every query sees (bias_kv, zero_attn)."""
+        if count == 0 or self.is_empty:
+            return self
+        if self.causal:
+            raise ValueError("a causal mask without its size cannot be extended; expand it first")
+        pad = torch.nn.functional.pad
+        return AttentionMask(
+            None if self.padding is None else pad(self.padding, (0, count)),
+            False,
+            None if self.bias is None else pad(self.bias, (0, count)),
+            None if self.hidden is None else pad(self.hidden, (0, count)),
+        )
+
+    def expanded(self, num_queries: int, num_keys: int, device: torch.device) -> AttentionMask:
+        """Returns the same mask with the future written out as a T × S matrix."""
+        if not self.causal:
+            return self
+        hidden = AttentionMask(None, True, None, self.hidden).hidden_keys(num_queries, num_keys, device)
+        return AttentionMask(self.padding, False, self.bias, hidden)
+
+    def for_scores(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns what is added to the scores, −inf where hidden, and which rows see any key (None: all of them).
+
+        Shapes: broadcastable to B × H × T × S and to B × H × T × 1. A row that sees nothing is left open, so that its
+        softmax is finite; the caller makes its output zero with the second result.
+        """
+        hidden = self.hidden_keys(num_queries, num_keys, like.device)
+        if hidden is None:
+            return (None if self.bias is None else self.bias.to(like.dtype)), None
+        sighted = None
+        if self.may_hide_all:
+            sighted = ~hidden.all(dim=-1, keepdim=True)
+            hidden = hidden & sighted
+        bias = torch.zeros((), dtype=like.dtype, device=like.device) if self.bias is None else self.bias.to(like.dtype)
+        return torch.where(hidden, float("-inf"), bias), sighted
+
+    def heads(self, start: int, stop: int) -> AttentionMask:
+        """Returns the mask of the heads start…stop."""
+        return AttentionMask(self.padding, self.causal, _heads(self.bias, start, stop), _heads(self.hidden, start, stop))
+
+
+def _heads(mask: Tensor | None, start: int, stop: int) -> Tensor | None:
+    if mask is None or mask.dim() < 4 or mask.size(1) == 1:
+        return mask
+    return mask[:, start:stop]
+
+
+def _slice(mask: Tensor | None, start: int, stop: int, seen: int) -> Tensor | None:
+    if mask is None:
+        return None
+    rows = mask if mask.size(-2) == 1 else mask[..., start:stop, :]
+    return rows if mask.size(-1) == 1 else rows[..., :seen]

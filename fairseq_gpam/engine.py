@@ -1,0 +1,75 @@
+"""Which fairseq this package stands on, and what it needs of it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import sys
+from typing import Any
+
+PINS = {"ve-fairseq": "0.12.3", "fairseq-fixed": "0.12.3.1"}
+"""Distribution and version of the engines, the preferred one first; setup.py reads this table."""
+
+INSTALL = (
+    f"pip install 've-fairseq=={PINS['ve-fairseq']}' (Linux x86_64) or "
+    f"pip install 'fairseq-fixed=={PINS['fairseq-fixed']}' (elsewhere)"
+)
+
+
+class EngineError(ImportError):
+    """No usable fairseq is installed."""
+
+
+def skips_custom_attention(encoder_layer: type) -> bool:
+    """Whether an encoder layer class has the inference path that bypasses its attention module (fairseq 0.12.2)."""
+    return "_transformer_encoder_layer_fwd" in encoder_layer.forward.__code__.co_names  # type: ignore[attr-defined]
+
+
+def check() -> None:
+    """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
+    try:
+        from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
+    except ImportError as error:
+        raise EngineError(f"fairseq_gpam needs a fairseq that can be imported ({error}): {INSTALL}.") from error
+    if skips_custom_attention(TransformerEncoderLayerBase):
+        raise EngineError(
+            "This fairseq's encoder bypasses custom attention at inference (the fast path of fairseq 0.12.2), "
+            f"so its scores would be those of softmax: pip uninstall fairseq, then {INSTALL}."
+        )
+
+
+def installed() -> str:
+    """Returns the name and version of the installed engine, "unknown" if no known distribution is installed."""
+    for distribution in (*PINS, "fairseq"):
+        try:
+            return f"{distribution} {importlib.metadata.version(distribution)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown distribution of fairseq"
+
+
+def allow_checkpoint_types() -> None:
+    """Lets torch's safe loading (`weights_only=True`) read what fairseq's own checkpoints hold, and nothing else.
+
+    These are argparse.Namespace (the translation models' settings) and numpy's scalars and arrays (the validation
+    scores of --eval-bleu).
+    """
+    import numpy as np
+    import torch
+
+    multiarray = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
+    allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]  # type: ignore[attr-defined]
+    allowed += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    torch.serialization.add_safe_globals(allowed)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    found = {"python": platform.python_version(), "engine": installed()}
+    for distribution in ("torch", "numpy", "sacrebleu", "sentencepiece"):
+        try:
+            found[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[distribution] = "not installed"
+    return found

@@ -1,0 +1,6 @@
+"""The models and architectures that fairseq finds by name; registering twice is harmless."""
+
+from fairseq_gpam.models.transformer_gpam import TransformerGPAMModel
+from fairseq_gpam.models.transformer_lm_gpam import TransformerLanguageModelGPAM
+
+__all__ = ["TransformerGPAMModel", "TransformerLanguageModelGPAM"]

@@ -1,0 +1,36 @@
+"""Derives our architectures from fairseq's own registry: the same preset under our model's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    register_model_architecture,
+)
+
+from fairseq_gpam import options
+
+
+def twin_name(architecture: str, stock_model: str, our_model: str) -> str:
+    """Returns `transformer_gpam_iwslt_de_en` for `transformer_iwslt_de_en`."""
+    return our_model + architecture.removeprefix(stock_model)
+
+
+def with_gpam_defaults(preset: Callable[[Any], None]) -> Callable[[Any], None]:
+    def architecture(args: Any) -> None:
+        preset(args)
+        options.fill_defaults(args)
+
+    return architecture
+
+
+def register_twins(stock_model: str, our_model: str) -> None:
+    """Registers a twin for every architecture of `stock_model` that has none yet."""
+    for name in list(ARCH_MODEL_INV_REGISTRY[stock_model]):
+        twin = twin_name(name, stock_model, our_model)
+        if twin not in ARCH_MODEL_REGISTRY:
+            register_model_architecture(our_model, twin)(with_gpam_defaults(ARCH_CONFIG_REGISTRY[name]))

@@ -1,0 +1,100 @@
+"""Puts a mechanism into every attention of a stock fairseq transformer, and finds those attentions again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fairseq.modules import BaseLayer, MultiheadAttention
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from torch import Tensor, nn
+
+from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
+from fairseq_gpam.attention.base import SiteName
+from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
+
+
+def install_attention(model: nn.Module, settings: Settings) -> None:
+    """Exchanges every attention of a freshly built fairseq transformer, in place.
+
+    The projections stay the ones that fairseq built, so that under one seed a model of any mechanism starts from the
+    same shared weights as the stock model. Raises ValueError where a layer is of an unknown kind.
+    """
+    shared: dict[tuple[object, ...], Any] = {}
+    for stack_name in ("encoder", "decoder"):
+        stack = getattr(model, stack_name, None)
+        if stack is None:
+            continue
+        # LayerDrop's list skips layers when iterated in training mode; children() does not.
+        layers = [layer for layer in stack.layers.children() if not isinstance(layer, BaseLayer)]
+        for index, layer in enumerate(layers):
+            if isinstance(layer, TransformerEncoderLayerBase):
+                attentions: dict[str, SiteName] = {"self_attn": "encoder"}
+                noise = (layer.quant_noise, layer.quant_noise_block_size)
+            elif isinstance(layer, TransformerDecoderLayerBase):
+                attentions = {"self_attn": "decoder", "encoder_attn": "cross"}
+                noise = (layer.quant_noise, layer.quant_noise_block_size)
+            else:
+                raise ValueError(
+                    f"{stack_name} layer {index} is a {type(layer).__name__}; allowed: fairseq's transformer layers "
+                    "(--ddp-backend fully_sharded wraps them and is not supported)"
+                )
+            for attribute, site_name in attentions.items():
+                stock = getattr(layer, attribute)
+                if stock is not None:
+                    site = Site(
+                        site_name, index, len(layers), stock.embed_dim, stock.num_heads, stock.head_dim, shared
+                    )
+                    setattr(layer, attribute, _exchange(stock, site, settings, noise))
+        if stack_name == "decoder" and not stack.cross_self_attention:
+            stack.buffered_future_mask = future_mask
+
+
+def _exchange(
+    stock: MultiheadAttention, site: Site, settings: Settings, noise: tuple[float, int]
+) -> GPAMMultiheadAttention:
+    mechanism = build_mechanism(settings[f"{site.name}_mechanism"], site, settings)
+    return GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
+
+
+def future_mask(tensor: Tensor) -> FutureMask:
+    """Stands in for the decoder's method of the same name, which holds a T × T matrix."""
+    return FUTURE
+
+
+def attention_modules(model: nn.Module) -> Iterator[GPAMMultiheadAttention]:
+    """Yields the attentions of a model in the order of its layers."""
+    for module in model.modules():
+        if isinstance(module, GPAMMultiheadAttention):
+            yield module
+
+
+class AttentionHookHandle:
+    """Removes the hooks of one `register_attention_hook` call."""
+
+    def __init__(self, attentions: list[GPAMMultiheadAttention], key: int) -> None:
+        self._attentions = attentions
+        self._key = key
+
+    def remove(self) -> None:
+        for attention in self._attentions:
+            attention.weights_hooks.pop(self._key, None)
+
+
+def register_attention_hook(model: nn.Module, fn: Callable[[int, SiteName, Tensor], None]) -> AttentionHookHandle:
+    """Calls `fn(layer, site, weights)` at every attention of `model`, weights signed, B × H × T × S, before dropout.
+
+    Layers count from 0; site is `encoder`, `decoder` or `cross`. A model that nobody listens to is not slowed. Raises
+    ValueError if the model has no attention of this package.
+    """
+    attentions = list(attention_modules(model))
+    if not attentions:
+        raise ValueError(f"{type(model).__name__} has no attention of fairseq_gpam to listen to")
+
+    def hook(attention: GPAMMultiheadAttention, weights: Tensor) -> None:
+        fn(attention.mechanism.site.layer, attention.mechanism.site.name, weights)
+
+    key = id(hook)
+    for attention in attentions:
+        attention.weights_hooks[key] = hook
+    return AttentionHookHandle(attentions, key)

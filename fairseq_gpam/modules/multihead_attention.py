@@ -1,0 +1,227 @@
+"""Multi-head attention in fairseq's place for it, with any mechanism inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq.modules import MultiheadAttention
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from fairseq_gpam.attention import AttentionMask, AttentionMechanism, FutureMask
+
+logger = logging.getLogger(__name__)
+
+XFORMERS_REFUSAL = (
+    "--encoder-xformers-att-config and --decoder-xformers-att-config are not allowed together with --gpam-mechanism"
+)
+
+IncrementalState = dict[str, dict[str, Tensor | None]]
+WeightsHook = Callable[["GPAMMultiheadAttention", Tensor], None]
+
+
+class GPAMMultiheadAttention(MultiheadAttention):
+    """fairseq's MultiheadAttention with the mechanism as an argument: one path for training, scoring and decoding.
+
+    Parameter names of the stock module are kept; the mechanism's own are under `mechanism.`. Inputs and outputs are
+    T × B × C. Keys and values are cached as B × H × S × D, padding as bool B × S.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mechanism: AttentionMechanism,
+        q_noise: float = 0.0,
+        qn_block_size: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("xformers_att_config"):
+            raise ValueError(XFORMERS_REFUSAL)
+        super().__init__(embed_dim, num_heads, q_noise=q_noise, qn_block_size=qn_block_size, **kwargs)
+        self._set_mechanism(mechanism, q_noise, qn_block_size)
+
+    def _set_mechanism(self, mechanism: AttentionMechanism, q_noise: float, qn_block_size: int) -> None:
+        self.mechanism = mechanism
+        self.weights_hooks: dict[int, WeightsHook] = {}
+        for module in mechanism.modules():
+            if isinstance(module, nn.Linear):
+                quant_noise(module, q_noise, qn_block_size)
+
+    @classmethod
+    def from_stock(
+        cls, stock: MultiheadAttention, mechanism: AttentionMechanism, q_noise: float = 0.0, qn_block_size: int = 8
+    ) -> GPAMMultiheadAttention:
+        """Takes over the projections, dropout and settings of a stock module; no random number is drawn."""
+        if stock.use_xformers:
+            raise ValueError(XFORMERS_REFUSAL)
+        attention = cls.__new__(cls)
+        # nn.Module keeps parameters and submodules in dictionaries: the stock module must keep its own.
+        attention.__dict__.update(
+            {name: dict(value) if isinstance(value, dict) else value for name, value in vars(stock).items()}
+        )
+        attention.init_incremental_state()
+        attention._set_mechanism(mechanism, q_noise, qn_block_size)
+        return attention
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        key_padding_mask: Tensor | None = None,
+        incremental_state: IncrementalState | None = None,
+        need_weights: bool = True,
+        static_kv: bool = False,
+        attn_mask: Tensor | FutureMask | None = None,
+        before_softmax: bool = False,
+        need_head_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from `query` to `key` and `value`.
+
+        Shapes: query T × B × C, key and value S × B × C; key_padding_mask B × S, True = hidden; attn_mask additive
+        T × S. Returns T × B × C and, if asked for, the signed weights: B × T × S, their mean over the heads, or
+        H × B × T × S with `need_head_weights`. Weights are those before dropout.
+        """
+        if before_softmax:
+            raise ValueError("before_softmax=True is not allowed: only softmax has one matrix of scores")
+        num_queries, bsz, embed_dim = query.size()
+        if embed_dim != self.embed_dim:
+            raise ValueError(f"query has {embed_dim} channels, the attention {self.embed_dim}")
+
+        saved = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
+        q = self._split_heads(self.q_proj(query))
+        if static_kv and "prev_key" in saved:
+            if not self.encoder_decoder_attention:
+                raise ValueError("static_kv=True is only allowed for encoder-decoder attention")
+            k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
+            assert k is not None and v is not None
+        else:
+            k, v, padding = self._project_keys_values(query, key, value, key_padding_mask, bsz)
+            if "prev_key" in saved:
+                k, v, padding = self._append_to_cache(saved, k, v, padding)
+        if incremental_state is not None:
+            self._set_input_buffer(
+                incremental_state, {"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding}
+            )
+
+        mask = AttentionMask.from_fairseq(padding, attn_mask)
+        k, v, mask = self._append_constant_keys(k, v, mask, num_queries)
+
+        # Beams that share un-duplicated encoder keys are further queries of the same sentence.
+        x = query.transpose(0, 1)
+        beams = bsz // k.size(0)
+        if beams > 1:
+            if attn_mask is not None:
+                raise ValueError("attn_mask is not allowed where beams share their keys")
+            q = self._fold_beams(q, beams)
+            x = x.reshape(k.size(0), beams * num_queries, embed_dim)
+
+        need_weights = need_weights or need_head_weights
+        heads, weights = self.mechanism(
+            q, k, v, mask, x, self._dropout_in_force(), need_weights or bool(self.weights_hooks)
+        )
+        if beams > 1:
+            heads = self._unfold_beams(heads, beams)
+            weights = None if weights is None else self._unfold_beams(weights, beams)
+        for hook in list(self.weights_hooks.values()):
+            assert weights is not None
+            hook(self, weights)
+        output = self.out_proj(heads.permute(2, 0, 1, 3).reshape(num_queries, bsz, self.embed_dim))
+        if not need_weights or weights is None:
+            return output, None
+        return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
+
+    def _dropout_in_force(self) -> float:
+        active = self.training or self.dropout_module.apply_during_inference
+        return self.dropout_module.p if active else 0.0
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        length, bsz, _ = projected.shape
+        return projected.view(length, bsz, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+
+    @staticmethod
+    def _fold_beams(heads: Tensor, beams: int) -> Tensor:
+        rows, num_heads, length, width = heads.shape
+        folded = heads.view(rows // beams, beams, num_heads, length, width).transpose(1, 2)
+        return folded.reshape(rows // beams, num_heads, beams * length, width)
+
+    @staticmethod
+    def _unfold_beams(heads: Tensor, beams: int) -> Tensor:
+        rows, num_heads, length, width = heads.shape
+        unfolded = heads.reshape(rows, num_heads, beams, length // beams, width).transpose(1, 2)
+        return unfolded.reshape(rows * beams, num_heads, length // beams, width)
+
+    def _project_keys_values(
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, padding: Tensor | None, bsz: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.self_attention:
+            key = value = query
+        elif self.encoder_decoder_attention:
+            value = key
+        if key is None or value is None:
+            raise ValueError("key and value are required: nothing is cached for them")
+        if padding is not None and padding.dim() > 0:
+            padding = padding.bool()
+        else:
+            padding = None
+        if self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
+            key = value = key[:, :: self.beam_size]
+            padding = None if padding is None else padding[:: self.beam_size]
+        k, v = self.k_proj(key), self.v_proj(value)
+        return self._split_heads(k), self._split_heads(v), padding
+
+    @staticmethod
+    def _append_to_cache(
+        saved: dict[str, Tensor | None], k: Tensor, v: Tensor, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        prev_k, prev_v, prev_padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
+        assert prev_k is not None and prev_v is not None
+        if prev_padding is not None or padding is not None:
+            parts = [
+                mask.bool() if mask is not None else torch.zeros(keys.size(0), keys.size(2), dtype=torch.bool, device=k.device)
+                for mask, keys in ((prev_padding, prev_k), (padding, k))
+            ]
+            padding = torch.cat(parts, dim=1)
+        return torch.cat([prev_k, k], dim=2), torch.cat([prev_v, v], dim=2), padding
+
+    def _append_constant_keys(
+        self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
+    ) -> tuple[Tensor, Tensor, AttentionMask]:
+        """Appends the learned key of bias_kv and the zero key of zero_attn, which every query sees and no cache holds."""
+        rows, _, num_keys, _ = k.shape
+        keys, values = [k], [v]
+        if self.bias_k is not None and self.bias_v is not None:
+            keys.append(self._split_heads(self.bias_k.expand(-1, rows, -1)))
+            values.append(self._split_heads(self.bias_v.expand(-1, rows, -1)))
+        if self.add_zero_attn:
+            zeros = k.new_zeros(rows, self.num_heads, 1, self.head_dim)
+            keys.append(zeros)
+            values.append(zeros)
+        if len(keys) == 1:
+            return k, v, mask
+        mask = mask.expanded(num_queries, num_keys, k.device).extended(len(keys) - 1)
+        return torch.cat(keys, dim=2), torch.cat(values, dim=2), mask
+
+    def _get_reserve_head_index(self, num_heads_to_keep: int) -> list[tuple[int, int]]:
+        raise ValueError(
+            f"attention heads cannot be pruned: mechanism {self.mechanism.name!r} (--gpam-mechanism) is built for "
+            f"{self.num_heads} heads"
+        )
+
+    def _adaptive_prune_heads(self, reserve_head_index: list[tuple[int, int]]) -> None:
+        self._get_reserve_head_index(len(reserve_head_index))
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Lets a checkpoint of the stock model be loaded: what the mechanism adds starts at its initial values."""
+        super().upgrade_state_dict_named(state_dict, name)
+        prefix = f"{name}.mechanism." if name else "mechanism."
+        if any(key.startswith(prefix) for key in state_dict):
+            return
+        own = {prefix + key: value for key, value in self.mechanism.state_dict().items()}
+        if own:
+            logger.warning(f"{name} is not in the checkpoint with its mechanism: {', '.join(own)} start at initial values")
+            state_dict.update(own)

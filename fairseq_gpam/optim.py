@@ -1,0 +1,39 @@
+"""fairseq's Adam that leaves the λ's out of weight decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.optim import register_optimizer
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from torch import nn
+
+from fairseq_gpam.attention.coefficients import NO_DECAY_GROUP
+
+
+@dataclass
+class GPAMAdamConfig(FairseqAdamConfig):
+    """The options of `--optimizer adam`."""
+
+
+@register_optimizer("gpam_adam", dataclass=GPAMAdamConfig)
+class GPAMAdam(FairseqAdam):
+    """`--optimizer gpam_adam`: as `adam`, but a trainable λ, and nothing else, is exempt from --weight-decay.
+
+    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flat gradients leave no parameter to
+    tell apart, and are refused where there is a weight decay.
+    """
+
+    def __init__(self, cfg: Any, params: Any) -> None:
+        parameters: list[nn.Parameter] = list(params)
+        exempt = [p for p in parameters if getattr(p, "param_group", None) == NO_DECAY_GROUP]
+        others = [p for p in parameters if getattr(p, "param_group", None) != NO_DECAY_GROUP]
+        if not exempt and len(parameters) == 1 and cfg.weight_decay:
+            raise ValueError(
+                "--optimizer gpam_adam with --weight-decay needs --fp16-no-flatten-grads under --fp16 or --bf16"
+            )
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if exempt:
+            groups.append({"params": exempt, "weight_decay": 0.0})
+        super().__init__(cfg, groups)

@@ -1,0 +1,127 @@
+"""Every --gpam flag: its name, type, default, help and check, once, for both models.
+
+The flags have no argparse default: an architecture's preset fills what is absent from the table here, so that an
+explicit flag beats a preset and a preset beats the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
+from fairseq_gpam.attention.affine import BACKENDS
+
+GENERAL_OPTIONS = (
+    Option("mechanism", str, "dagpam", "the attention mechanism that is used everywhere, or `a:4,b:4` for groups of heads"),
+    Option("encoder_mechanism", str, None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
+    Option("decoder_mechanism", str, None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
+    Option("cross_mechanism", str, None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
+    Option("backend", str, "auto", "how attention is computed; all backends give the same numbers", choices=BACKENDS),
+)
+
+
+def all_options() -> tuple[Option, ...]:
+    """Returns the general options and those of every registered mechanism, each once."""
+    options = {option.name: option for option in GENERAL_OPTIONS}
+    for mechanism in REGISTRY.values():
+        for option in mechanism.options:
+            known = options.setdefault(option.name, option)
+            if known is not option:
+                raise ValueError(f"two different options are named {option.flag}")
+    return tuple(options.values())
+
+
+def users(option: Option) -> list[str]:
+    """Returns the names of the mechanisms that read this option; none for a general one."""
+    return sorted(name for name, mechanism in REGISTRY.items() if option in mechanism.options)
+
+
+def help_text(option: Option) -> str:
+    words = [option.help]
+    if option.choices:
+        words.append("one of: " + ", ".join(option.choices))
+    elif option.allowed:
+        words.append(option.allowed)
+    if option.default is not None:
+        words.append(f"default: {option.default}")
+    readers = users(option)
+    if readers:
+        words.append("for " + ", ".join(readers))
+    return "; ".join(words).replace("%", "%%")
+
+
+def _argparse_type(option: Option) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return option.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds every --gpam flag to `parser`, without a default."""
+    for option in all_options():
+        if option.type is bool:
+            parser.add_argument(
+                option.flag, action="store_true", default=argparse.SUPPRESS, help=help_text(option)
+            )
+        else:
+            parser.add_argument(
+                option.flag,
+                type=_argparse_type(option),
+                default=argparse.SUPPRESS,
+                metavar=option.type.__name__.upper(),
+                help=help_text(option),
+            )
+
+
+def fill_defaults(args: Any) -> None:
+    """Sets on `args` (a namespace or a DictConfig open for writing) every option that is not set yet."""
+    for option in all_options():
+        if getattr(args, option.dest, None) is None:
+            setattr(args, option.dest, option.default)
+
+
+def dataclass_fields() -> list[tuple[str, Any, Any]]:
+    """Returns the options as flat scalar fields for a fairseq dataclass."""
+    return [
+        (
+            option.dest,
+            Optional[option.type],
+            dataclasses.field(default=option.default, metadata={"help": help_text(option)}),
+        )
+        for option in all_options()
+    ]
+
+
+def resolve(args: Any) -> Settings:
+    """Reads and checks every option on `args`: a namespace, a DictConfig or a mapping, whatever fairseq hands over.
+
+    Raises ValueError with the flag's name, the value and what is allowed.
+    """
+    values = {}
+    for option in all_options():
+        value = args.get(option.dest) if isinstance(args, Mapping) else getattr(args, option.dest, None)
+        values[option.name] = option.parse(value)
+    for site in SITES:
+        name = f"{site}_mechanism"
+        values[name] = values[name] or values["mechanism"]
+    unknown = sorted(
+        name for name in _names(args) if name.startswith("gpam_") and name[len("gpam_") :] not in values
+    )
+    if unknown:
+        raise ValueError(
+            f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}"
+        )
+    return Settings(values)
+
+
+def _names(args: Any) -> list[str]:
+    if isinstance(args, Mapping) or hasattr(args, "keys"):
+        return [str(name) for name in args.keys()]
+    return list(vars(args))

