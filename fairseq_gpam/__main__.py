@@ -1,27 +1,37 @@
-"""The command line: `python -m fairseq_gpam [path|info]`."""
+"""The command line, `python -m fairseq_gpam [COMMAND …]`: it finds a command's module and calls it.
+
+A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`, and a docstring that is its help.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from pathlib import Path
+
+COMMANDS = {
+    "path": ("fairseq_gpam.info", "print the folder to give to --user-dir (the default)"),
+    "info": ("fairseq_gpam.info", "print versions, engine, models, architectures, mechanisms; parameters of a model"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_gpam", description="daGPAM attention for fairseq. Bare, it prints the --user-dir path."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("path", help="print the folder to give to --user-dir (the default)")
-    commands.add_parser("info", help="print versions, engine, models, architectures and mechanisms")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "info":
-        from fairseq_gpam.info import print_info
-
-        print_info()
-    else:
-        print(Path(__file__).resolve().parent)
-    return 0
+    for name, (module_name, summary) in COMMANDS.items():
+        # Only the chosen command is imported: its libraries may be an extra that is not installed.
+        if argv[:1] == [name]:
+            module = importlib.import_module(module_name)
+            command = commands.add_parser(name, help=summary, description=module.__doc__)
+            module.add_arguments(command)
+        else:
+            commands.add_parser(name, help=summary)
+    arguments = parser.parse_args(argv or ["path"])
+    module = importlib.import_module(COMMANDS[arguments.command][0])
+    return module.run(arguments)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ def allow_checkpoint_types() -> None:
     import numpy as np
     import torch
 
-    multiarray = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
-    allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]  # type: ignore[attr-defined]
-    allowed += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    multiarray: Any = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
+    kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+    allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]
+    allowed += [type(np.dtype(kind)) for kind in kinds]
     torch.serialization.add_safe_globals(allowed)
 
 

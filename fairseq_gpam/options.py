@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Optional
 
 from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
 from fairseq_gpam.attention.affine import BACKENDS
 
 GENERAL_OPTIONS = (
-    Option("mechanism", str, "dagpam", "the attention mechanism that is used everywhere, or `a:4,b:4` for groups of heads"),
+    Option("mechanism", str, "dagpam", "the mechanism that is used everywhere, or `a:4,b:4` for groups of heads"),
     Option("encoder_mechanism", str, None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
     Option("decoder_mechanism", str, None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
     Option("cross_mechanism", str, None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
@@ -67,9 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every --gpam flag to `parser`, without a default."""
     for option in all_options():
         if option.type is bool:
-            parser.add_argument(
-                option.flag, action="store_true", default=argparse.SUPPRESS, help=help_text(option)
-            )
+            parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=help_text(option))
         else:
             parser.add_argument(
                 option.flag,
@@ -100,20 +98,17 @@ def dataclass_fields() -> list[tuple[str, Any, Any]]:
 
 
 def resolve(args: Any) -> Settings:
-    """Reads and checks every option on `args`: a namespace, a DictConfig or a mapping, whatever fairseq hands over.
+    """Reads and checks every option on `args`: a namespace or a DictConfig, whichever fairseq hands over.
 
     Raises ValueError with the flag's name, the value and what is allowed.
     """
     values = {}
     for option in all_options():
-        value = args.get(option.dest) if isinstance(args, Mapping) else getattr(args, option.dest, None)
-        values[option.name] = option.parse(value)
+        values[option.name] = option.parse(getattr(args, option.dest, None))
     for site in SITES:
         name = f"{site}_mechanism"
         values[name] = values[name] or values["mechanism"]
-    unknown = sorted(
-        name for name in _names(args) if name.startswith("gpam_") and name[len("gpam_") :] not in values
-    )
+    unknown = sorted(name for name in _names(args) if name.startswith("gpam_") and name[len("gpam_") :] not in values)
     if unknown:
         raise ValueError(
             f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}"
@@ -122,6 +117,4 @@ def resolve(args: Any) -> Settings:
 
 
 def _names(args: Any) -> list[str]:
-    if isinstance(args, Mapping) or hasattr(args, "keys"):
-        return [str(name) for name in args.keys()]
-    return list(vars(args))
+    return list(vars(args)) if isinstance(args, argparse.Namespace) else [str(name) for name in args]

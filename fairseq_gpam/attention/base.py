@@ -45,9 +45,13 @@ class Option:
         return "gpam_" + self.name
 
     def parse(self, value: Any) -> Any:
-        """Returns `value` as this option's type; raises ValueError that names the flag, the value and what is allowed."""
+        """Returns `value` as this option's type.
+
+        Raises ValueError that names the flag, the value and what is allowed.
+        """
         if value is None:
             return self.default
+        parsed: Any
         try:
             if self.type is bool:
                 parsed = _parse_bool(value)
@@ -196,9 +200,7 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
     try:
         mechanism = REGISTRY[spec]
     except KeyError:
-        raise ValueError(
-            f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}"
-        ) from None
+        raise ValueError(f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}") from None
     return mechanism(site, settings)
 
 

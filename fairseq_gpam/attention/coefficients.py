@@ -14,8 +14,8 @@ NO_DECAY_GROUP = "gpam_lambda"
 
 LAMBDA_OPTIONS = (
     Option("lambda", str, "trainable", "whether the λ's are trained", choices=("fixed", "trainable")),
-    Option("lambda_plus", float, 0.5, "λ⁺ where it is fixed, else its initial value; a free trainable λ may fall below 0"),
-    Option("lambda_minus", float, 0.5, "λ⁻ where it is fixed, else its initial value"),
+    Option("lambda_plus", float, 0.5, "λ⁺ where it is fixed, else its start; a free trainable λ may fall below 0"),
+    Option("lambda_minus", float, 0.5, "λ⁻ where it is fixed, else its start; may fall below 0 likewise"),
     Option("lambda_scope", str, "head", "who shares a λ", choices=("model", "layer", "head")),
     Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
     Option(

@@ -145,7 +145,9 @@ class AttentionMask:
 
     def heads(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the heads start…stop."""
-        return AttentionMask(self.padding, self.causal, _heads(self.bias, start, stop), _heads(self.hidden, start, stop))
+        return AttentionMask(
+            self.padding, self.causal, _heads(self.bias, start, stop), _heads(self.hidden, start, stop)
+        )
 
 
 def _heads(mask: Tensor | None, start: int, stop: int) -> Tensor | None:

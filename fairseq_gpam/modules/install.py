@@ -42,9 +42,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
             for attribute, site_name in attentions.items():
                 stock = getattr(layer, attribute)
                 if stock is not None:
-                    site = Site(
-                        site_name, index, len(layers), stock.embed_dim, stock.num_heads, stock.head_dim, shared
-                    )
+                    site = Site(site_name, index, len(layers), stock.embed_dim, stock.num_heads, stock.head_dim, shared)
                     setattr(layer, attribute, _exchange(stock, site, settings, noise))
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask

@@ -164,10 +164,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             value = key
         if key is None or value is None:
             raise ValueError("key and value are required: nothing is cached for them")
-        if padding is not None and padding.dim() > 0:
-            padding = padding.bool()
-        else:
-            padding = None
+        padding = padding.bool() if padding is not None and padding.dim() > 0 else None
         if self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
             key = value = key[:, :: self.beam_size]
             padding = None if padding is None else padding[:: self.beam_size]
@@ -181,17 +178,14 @@ class GPAMMultiheadAttention(MultiheadAttention):
         prev_k, prev_v, prev_padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
         assert prev_k is not None and prev_v is not None
         if prev_padding is not None or padding is not None:
-            parts = [
-                mask.bool() if mask is not None else torch.zeros(keys.size(0), keys.size(2), dtype=torch.bool, device=k.device)
-                for mask, keys in ((prev_padding, prev_k), (padding, k))
-            ]
-            padding = torch.cat(parts, dim=1)
+            parts = ((prev_padding, prev_k), (padding, k))
+            padding = torch.cat([_no_padding(keys) if mask is None else mask.bool() for mask, keys in parts], dim=1)
         return torch.cat([prev_k, k], dim=2), torch.cat([prev_v, v], dim=2), padding
 
     def _append_constant_keys(
         self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
     ) -> tuple[Tensor, Tensor, AttentionMask]:
-        """Appends the learned key of bias_kv and the zero key of zero_attn, which every query sees and no cache holds."""
+        """Appends the learned key of bias_kv and the zero key of zero_attn: every query sees them, no cache holds them."""
         rows, _, num_keys, _ = k.shape
         keys, values = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
@@ -223,5 +217,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
             return
         own = {prefix + key: value for key, value in self.mechanism.state_dict().items()}
         if own:
-            logger.warning(f"{name} is not in the checkpoint with its mechanism: {', '.join(own)} start at initial values")
+            logger.warning(f"not in the checkpoint, left at their initial values: {', '.join(own)}")
             state_dict.update(own)
+
+
+def _no_padding(keys: Tensor) -> Tensor:
+    return torch.zeros(keys.size(0), keys.size(2), dtype=torch.bool, device=keys.device)
