@@ -1,0 +1,356 @@
+"""Read fairseq's logs, score hypotheses, and keep and show the results of runs.
+
+``python -m fairseq_gpam.experiments.results score RUN --references FILE`` scores one run, ``...
+compare RUN RUN --references FILE`` tests two for a significant difference, ``... table RUN...``
+prints runs as a Markdown table, and ``... report RUN... --out FOLDER`` writes that table, the JSON
+and the learning curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
+PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
+TRANSLATED = re.compile(
+    r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s "
+    r"\([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
+)
+EVALUATED = re.compile(r"Evaluated ([\d,]+) tokens in ([\d.]+)s \(([\d.]+) tokens/s\)")
+LOSS_BASE_2 = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
+HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
+
+
+class CountMismatchError(ValueError):
+    """Hypotheses and references differ in number."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old or its whole new content."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the run's recorded results, empty if no stage has ended yet."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def update(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
+    """Add ``entries`` to the run's ``results.json`` and return all of it."""
+    recorded = {**read(folder), **entries}
+    write_atomically(folder / "results.json", json.dumps(recorded, indent=2) + "\n")
+    return recorded
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def parse_training_log(log: str) -> dict[str, Any]:
+    """Return parameters, losses and speed from a log with ``--log-format json``.
+
+    An update that an interrupted run reached twice counts once, as it was last written. Losses are
+    as fairseq prints them (base 2), speed is target tokens per second over all intervals.
+    Raises ``ValueError`` if the log holds no validation.
+    """
+    train: dict[int, dict[str, str]] = {}
+    valid: dict[int, dict[str, str]] = {}
+    for name, record in RECORD.findall(log):
+        values = json.loads(record)
+        if name == "train_inner":
+            train[int(values["num_updates"])] = values
+        elif name == "valid":
+            valid[int(values["valid_num_updates"])] = values
+    if not valid:
+        raise ValueError("the training log holds no validation; was --log-format json given?")
+    tokens = [float(record["wpb"]) for record in train.values()]
+    seconds = [
+        float(record["wpb"]) / float(record["wps"])
+        for record in train.values()
+        if float(record["wps"]) > 0
+    ]
+    losses = {number: float(record["valid_loss"]) for number, record in valid.items()}
+    best = min(losses, key=lambda number: losses[number])
+    return {
+        "parameters": sum({kind: _number(n) for kind, n in PARAMETERS.findall(log)}.values()),
+        "updates": max(losses),
+        "valid_loss": losses[best],
+        "valid_nll_loss": float(valid[best].get("valid_nll_loss", losses[best])),
+        "best_update": best,
+        "tokens_per_second": sum(tokens) / sum(seconds) if seconds else None,
+        "curve": {
+            "train": [[number, float(train[number]["loss"])] for number in sorted(train)],
+            "valid": [[number, losses[number]] for number in sorted(losses)],
+        },
+    }
+
+
+def parse_hypotheses(output: str) -> list[str]:
+    """Return the best hypotheses of fairseq-generate's output in the test set's order."""
+    hypotheses: dict[int, str] = {}
+    for number, text in HYPOTHESIS.findall(output):
+        hypotheses.setdefault(int(number), text.strip())
+    return [hypotheses[number] for number in sorted(hypotheses)]
+
+
+def parse_generation_log(log: str) -> dict[str, Any]:
+    """Return the number of sentences and tokens generated and the tokens per second.
+
+    Raises ``ValueError`` if fairseq-generate's closing line is missing.
+    """
+    match = TRANSLATED.search(log)
+    if not match:
+        raise ValueError("the output of fairseq-generate has no line 'Translated … sentences'")
+    return {
+        "sentences": _number(match[1]),
+        "tokens": _number(match[2]),
+        "seconds": float(match[3]),
+        "tokens_per_second": float(match[4]),
+    }
+
+
+def parse_evaluation_log(log: str) -> dict[str, Any]:
+    """Return loss (bits per subword), tokens and speed from fairseq-eval-lm's log.
+
+    Raises ``ValueError`` if its closing lines are missing.
+    """
+    evaluated, loss = EVALUATED.search(log), LOSS_BASE_2.search(log)
+    if not evaluated or not loss:
+        raise ValueError("the log of fairseq-eval-lm has no lines 'Evaluated …' and 'Loss …'")
+    return {
+        "tokens": _number(evaluated[1]),
+        "seconds": float(evaluated[2]),
+        "tokens_per_second": float(evaluated[3]),
+        "bits_per_subword": float(loss[1]),
+    }
+
+
+def count_tokens(path: Path) -> int:
+    """Count the whitespace-separated tokens of a text, one more per line for its end."""
+    with path.open(encoding="utf-8") as lines:
+        return sum(len(line.split()) + 1 for line in lines)
+
+
+def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
+    """Add the perplexity per subword and per word, both counting one end-of-line symbol a line.
+
+    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``subwords``.
+    """
+    if evaluation["tokens"] != subwords:
+        raise CountMismatchError(
+            f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}"
+        )
+    bits = evaluation["bits_per_subword"]
+    return {
+        **evaluation,
+        "words": words,
+        "perplexity_subword": 2**bits,
+        "perplexity_word": 2 ** (bits * subwords / words),
+    }
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text, split at line feeds only."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
+    """Raise ``CountMismatchError`` with both counts if they differ."""
+    if len(hypotheses) != len(references):
+        raise CountMismatchError(
+            f"{len(hypotheses)} hypotheses but {len(references)} references{f' ({where})' if where else ''}"
+        )
+
+
+def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Return sacreBLEU's BLEU and chrF of detokenised text, each with its signature.
+
+    Raises ``CountMismatchError`` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    check_counts(hypotheses, references)
+    scores: dict[str, Any] = {"sentences": len(hypotheses)}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        scores[name] = metric.corpus_score(hypotheses, [references]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
+
+
+def score(folder: Path, references: Path) -> dict[str, Any]:
+    """Score the run's ``hypotheses.txt`` against ``references`` and record the scores."""
+    hypotheses, expected = read_lines(folder / "hypotheses.txt"), read_lines(references)
+    check_counts(hypotheses, expected, folder)
+    scores = corpus_scores(hypotheses, expected)
+    update(folder, {"score": scores})
+    return scores
+
+
+def compare(first: Path, second: Path, references: Path, samples: int = 1000) -> str:
+    """Return sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.significance import PairedTest
+
+    expected = read_lines(references)
+    systems = [(str(folder), read_lines(folder / "hypotheses.txt")) for folder in (first, second)]
+    for folder, hypotheses in systems:
+        check_counts(hypotheses, expected, folder)
+    test = PairedTest(
+        systems,
+        {"BLEU": BLEU(), "chrF2": CHRF()},
+        [expected],
+        test_type="bs",
+        n_samples=samples,
+    )
+    signatures, measured = test()
+    lines = []
+    for metric, values in measured.items():
+        if metric == "System":
+            continue
+        for (folder, _), value in zip(systems, values, strict=True):
+            p_value = "baseline" if value.p_value is None else f"p = {value.p_value:.4f}"
+            lines.append(
+                f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, "
+                f"{p_value})  {folder}"
+            )
+    lines.extend(f"{metric}: {signature}" for metric, signature in signatures.items())
+    return "\n".join(lines)
+
+
+Column = tuple[str, Callable[[dict[str, Any]], Any], str]
+
+COMMON: list[Column] = [
+    ("mechanism", lambda run: run["name"], ""),
+    ("seed", lambda run: run["seed"], ""),
+    ("parameters", lambda run: run["train"]["parameters"], ","),
+    ("updates", lambda run: run["train"]["updates"], ","),
+    ("valid loss", lambda run: run["train"]["valid_loss"], ".3f"),
+]
+TRAINING_SPEED: Column = (
+    "training tokens/s",
+    lambda run: run["train"]["tokens_per_second"],
+    ",.0f",
+)
+TRANSLATION: list[Column] = [
+    *COMMON,
+    ("BLEU", lambda run: run["score"]["bleu"], ".1f"),
+    ("chrF", lambda run: run["score"]["chrf"], ".1f"),
+    TRAINING_SPEED,
+    ("decoding tokens/s", lambda run: run["generate"]["tokens_per_second"], ",.0f"),
+]
+LANGUAGE_MODEL: list[Column] = [
+    *COMMON,
+    ("perplexity per subword", lambda run: run["eval-lm"]["perplexity_subword"], ".2f"),
+    ("perplexity per word", lambda run: run["eval-lm"]["perplexity_word"], ".2f"),
+    TRAINING_SPEED,
+    ("evaluation tokens/s", lambda run: run["eval-lm"]["tokens_per_second"], ",.0f"),
+]
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Return finished runs as a Markdown table; what was not run says so.
+
+    Translation runs and language models cannot share a table: raises ``ValueError``.
+    """
+    from tabulate import tabulate
+
+    kinds = {"eval-lm" in run for run in runs}
+    if len(kinds) != 1:
+        raise ValueError("a table shows either translation runs or language models, at least one")
+    columns = LANGUAGE_MODEL if kinds.pop() else TRANSLATION
+    rows = [[_cell(run, value, form) for _, value, form in columns] for run in runs]
+    align = ["left"] + ["right"] * (len(columns) - 1)
+    return tabulate(
+        rows,
+        headers=[name for name, _, _ in columns],
+        tablefmt="github",
+        colalign=align,
+        disable_numparse=True,
+    )
+
+
+def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str) -> str:
+    try:
+        number = value(run)
+    except KeyError:
+        return "not run"
+    return "not measured" if number is None else format(number, form)
+
+
+def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the score signatures, machines and versions behind a table, each once."""
+    notes: dict[str, None] = {}
+    for run in runs:
+        for name in ("bleu", "chrf"):
+            if "score" in run:
+                notes[f"{name}: {run['score'][f'{name}_signature']}"] = None
+        machine = run["environment"]["machine"]
+        device = ", ".join(machine["accelerators"]) or machine["cpu"]
+        notes[f"machine: {device}, {machine['cores']} cores, {machine['threads']} thread(s)"] = None
+        versions = run["environment"]["versions"]
+        notes["versions: " + ", ".join(f"{k} {v}" for k, v in versions.items())] = None
+        notes[f"commit: {run['environment']['commit']}"] = None
+    return list(notes)
+
+
+def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
+    """Write ``table.md``, ``results.json`` and ``learning-curves.png``; return the table."""
+    from fairseq_gpam.experiments.plots import learning_curves
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = table(runs)
+    notes = "".join(f"- {note}\n" for note in footnotes(runs))
+    write_atomically(out / "table.md", f"{text}\n\n{notes}")
+    write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
+    learning_curves(runs, out / "learning-curves.png")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.results")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("score", help="sacreBLEU of one run")
+    command.add_argument("run", type=Path)
+    command.add_argument("--references", type=Path, required=True, help="raw text")
+    command = commands.add_parser("compare", help="paired bootstrap between two runs")
+    command.add_argument("runs", type=Path, nargs=2)
+    command.add_argument("--references", type=Path, required=True, help="raw text")
+    command.add_argument("--samples", type=int, default=1000, help="default 1000")
+    command = commands.add_parser("table", help="Markdown table of runs")
+    command.add_argument("runs", type=Path, nargs="+")
+    command = commands.add_parser("report", help="table, JSON and learning curves of runs")
+    command.add_argument("runs", type=Path, nargs="+")
+    command.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "score":
+            scores = score(args.run, args.references)
+            for name, title in (("bleu", "BLEU"), ("chrf", "chrF")):
+                print(f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}")
+        elif args.command == "compare":
+            print(compare(*args.runs, args.references, args.samples))
+        elif args.command == "table":
+            print(table([read(run) for run in args.runs]))
+        else:
+            print(report([read(run) for run in args.runs], args.out))
+    except (CountMismatchError, FileNotFoundError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

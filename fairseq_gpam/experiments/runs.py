@@ -1,0 +1,335 @@
+"""Run the stages of one experiment so that they can be killed at any moment and started again.
+
+A run folder holds, per stage, the exact command line (``STAGE.command``), the log (``STAGE.log``)
+and, once the stage has ended well, its entry in ``results.json``. The scripts under ``scripts/``
+build the command lines; nothing here knows a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.experiments import results
+
+ENGINES = ("ve-fairseq", "fairseq-fixed", "fairseq")
+PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece", "sacremoses", "fairseq-gpam")
+LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<message>.*)$")
+
+
+class RunError(RuntimeError):
+    """A run cannot start or did not end well; the message says why and what to do."""
+
+
+def environment(repository: Path) -> dict[str, Any]:
+    """Return versions, machine, thread count and the commit of ``repository``."""
+    versions = {"python": platform.python_version()}
+    for name in ENGINES + PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "versions": versions,
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+            "accelerators": _accelerators(),
+            "system": platform.platform(),
+        },
+        "commit": _commit(repository),
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _accelerators() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def _commit(repository: Path) -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(repository), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("describe", "--always", "--abbrev=40", "--dirty")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock and yield its descriptor, waiting for whoever holds it now.
+
+    The descriptor is inherited by the engine's process, so a run whose script was killed keeps
+    its folder until the engine itself has ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: waiting for another process that still works here", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def claim(folder: Path, stage: str, command: Sequence[str]) -> None:
+    """Write the stage's command line into the folder, or check that it is the one already there.
+
+    Raises ``RunError`` with both command lines if they differ.
+    """
+    path = folder / f"{stage}.command"
+    line = shlex.join(command)
+    if not path.exists():
+        results.write_atomically(path, line + "\n")
+    elif path.read_text(encoding="utf-8").strip() != line:
+        raise RunError(
+            f"{folder} was made by another {stage} command line.\n"
+            f"  there: {path.read_text(encoding='utf-8').strip()}\n"
+            f"  now:   {line}\n"
+            "Repeat the first, or choose another folder with --name or --out."
+        )
+
+
+def repair_last_checkpoint(checkpoints: Path) -> Path | None:
+    """Replace a ``checkpoint_last.pt`` that was cut off by the newest complete checkpoint.
+
+    fairseq writes one checkpoint atomically and then copies it to the other names, last of all to
+    ``checkpoint_last.pt``; a kill during that copy leaves a torn file. Returns the checkpoint that
+    took its place, or ``None`` if nothing was to be done.
+
+    Raises ``RunError`` if there is no complete one.
+    """
+    last = checkpoints / "checkpoint_last.pt"
+    if not last.exists() or zipfile.is_zipfile(last):
+        return None
+    others = (path for path in checkpoints.glob("checkpoint*.pt") if path != last)
+    complete = [path for path in others if zipfile.is_zipfile(path)]
+    if not complete:
+        raise RunError(f"{last} is torn and there is no complete checkpoint beside it")
+    newest = max(complete, key=lambda path: path.stat().st_mtime)
+    copy = last.with_suffix(".copy")
+    shutil.copyfile(newest, copy)
+    copy.replace(last)
+    return newest
+
+
+def execute(
+    command: Sequence[str],
+    log: Path,
+    lock: int,
+    output: Path | None = None,
+    report: Callable[[str], None] | None = None,
+) -> None:
+    """Run ``command`` with its messages appended to ``log`` and each new line given to ``report``.
+
+    Standard output goes to the log too, or to ``output`` if given. The command dies with this
+    process on SIGINT and SIGTERM. Raises ``RunError`` with the end of the log if it fails.
+    """
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(log.open("ab"))
+        lines = stack.enter_context(log.open(encoding="utf-8", errors="replace"))
+        lines.seek(0, os.SEEK_END)
+        stdout = errors if output is None else stack.enter_context(output.open("wb"))
+        process = subprocess.Popen(command, stdout=stdout, stderr=errors, pass_fds=(lock,))
+        previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            partial = ""
+            running = True
+            while running:
+                running = process.poll() is None
+                for line in lines:
+                    partial += line
+                    if partial.endswith("\n"):
+                        if report is not None:
+                            report(partial.rstrip("\n"))
+                        partial = ""
+                if running:
+                    time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            signal.signal(signal.SIGTERM, previous)
+    if process.returncode:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        raise RunError(
+            f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}"
+        )
+
+
+class Progress:
+    """Turn fairseq's JSON log lines into short lines with the time still needed."""
+
+    def __init__(self, label: str, max_update: int | None) -> None:
+        self.label = label
+        self.max_update = max_update
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, line: str) -> None:
+        """Print a short line if ``line`` is a training or validation record."""
+        match = LOG_LINE.match(line)
+        if not match or match["name"] not in {"train_inner", "valid"}:
+            return
+        record = json.loads(match["message"])
+        if match["name"] == "valid":
+            self._print(f"update {record['valid_num_updates']}: valid loss {record['valid_loss']}")
+            return
+        update = int(record["num_updates"])
+        text = f"update {update}"
+        if self.max_update:
+            text += f"/{self.max_update}"
+        text += f": loss {record['loss']}, {float(record['wps']):,.0f} tokens/s"
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, update
+        elif self.max_update and update > self.first[1]:
+            rate = (now - self.first[0]) / (update - self.first[1])
+            text += f", {rate * (self.max_update - update) / 60:.1f} min left"
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(f"[{self.label}] {text}", flush=True)
+
+
+def last_flag(command: Sequence[str], flag: str) -> str | None:
+    """Return the value that argparse would take for ``flag``: the last one given."""
+    value = None
+    for position, word in enumerate(command[:-1]):
+        if word == flag:
+            value = command[position + 1]
+    return value
+
+
+def run_training(folder: Path, command: Sequence[str], label: str, info: dict[str, Any]) -> None:
+    """Train, or go on with training, in ``folder`` and record the measurements."""
+    with exclusive(folder) as lock:
+        claim(folder, "train", command)
+        if "train" in results.read(folder):
+            print(f"[{label}] trained already: {folder}", flush=True)
+            return
+        repaired = repair_last_checkpoint(folder / "checkpoints")
+        if repaired:
+            print(f"[{label}] checkpoint_last.pt was torn; going on from {repaired}", flush=True)
+        max_update = last_flag(command, "--max-update")
+        progress = Progress(label, int(max_update) if max_update else None)
+        execute(command, folder / "train.log", lock, report=progress)
+        measured = results.parse_training_log((folder / "train.log").read_text(encoding="utf-8"))
+        results.update(folder, {**info, "train": {"command": shlex.join(command), **measured}})
+
+
+def run_generation(folder: Path, command: Sequence[str], label: str, info: dict[str, Any]) -> None:
+    """Translate a test set into ``hypotheses.txt``, one line per sentence in the set's order."""
+    with exclusive(folder) as lock:
+        claim(folder, "generate", command)
+        if "generate" in results.read(folder):
+            print(f"[{label}] translated already: {folder}", flush=True)
+            return
+        print(f"[{label}] translating", flush=True)
+        output = folder / "generate.out"
+        log = folder / "generate.log"
+        log.unlink(missing_ok=True)
+        execute(command, log, lock, output=output)
+        text = output.read_text(encoding="utf-8")
+        hypotheses = results.parse_hypotheses(text)
+        results.write_atomically(folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))
+        measured = results.parse_generation_log(log.read_text(encoding="utf-8") + text)
+        results.update(folder, {**info, "generate": {"command": shlex.join(command), **measured}})
+        print(f"[{label}] {measured['sentences']:,} sentences translated", flush=True)
+
+
+def run_evaluation(
+    folder: Path,
+    command: Sequence[str],
+    label: str,
+    info: dict[str, Any],
+    text: Path,
+    subword: Path,
+) -> None:
+    """Evaluate a language model on ``text``, encoded in ``subword``, and record perplexities."""
+    with exclusive(folder) as lock:
+        claim(folder, "eval-lm", command)
+        recorded = results.read(folder)
+        if "eval-lm" not in recorded:
+            print(f"[{label}] evaluating", flush=True)
+            log = folder / "eval-lm.log"
+            log.unlink(missing_ok=True)
+            execute(command, log, lock)
+            measured = results.perplexities(
+                results.parse_evaluation_log(log.read_text(encoding="utf-8")),
+                words=results.count_tokens(text),
+                subwords=results.count_tokens(subword),
+            )
+            entry = {"command": shlex.join(command), **measured}
+            recorded = results.update(folder, {**info, "eval-lm": entry})
+        entry = recorded["eval-lm"]
+        print(
+            f"[{label}] perplexity {entry['perplexity_subword']:.2f} per subword, "
+            f"{entry['perplexity_word']:.2f} per word"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line: a stage, its run folder and, after ``--``, the fairseq command."""
+    parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.runs")
+    parser.add_argument("stage", choices=("train", "generate", "eval-lm"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--task", required=True, help="name of the recipe")
+    parser.add_argument("--name", required=True, help="name of the run, usually the mechanism")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--repository", type=Path, default=Path(), help="whose commit to record")
+    parser.add_argument("--text", type=Path, help="eval-lm: the raw test text")
+    parser.add_argument("--subword", type=Path, help="eval-lm: the encoded test text")
+    parser.add_argument("command", nargs="+", help="the fairseq command line, after --")
+    args = parser.parse_args(argv)
+    label = f"{args.task} {args.name} {args.seed}"
+    info = {
+        "task": args.task,
+        "name": args.name,
+        "seed": args.seed,
+        "environment": environment(args.repository),
+    }
+    try:
+        if args.stage == "train":
+            run_training(args.folder, args.command, label, info)
+        elif args.stage == "generate":
+            run_generation(args.folder, args.command, label, info)
+        elif args.text is None or args.subword is None:
+            parser.error("eval-lm needs --text and --subword")
+        else:
+            run_evaluation(args.folder, args.command, label, info, args.text, args.subword)
+    except RunError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Usage: quickstart.sh [lm] [options] [-- fairseq-train flags]
+#
+# From nothing to a table: makes a virtual environment, installs the package, fetches a corpus,
+# trains stock softmax attention and daGPAM under the same budget and seed, evaluates both and
+# prints one table. Without "lm" a translation model (task bible-de-en: sacreBLEU), with it a
+# language model (task shakespeare-lm: perplexity).
+#   --full        train to convergence (hours on a CPU) instead of 1,200 updates
+#   --out DIR     output folder (default: out)
+#   --seed N      default 1
+#   --jobs N      trainings at the same time, one thread each (default: 2 if there are 2 cores)
+#   --runs LIST   mechanisms to compare (default: "stock dagpam")
+# Everything after -- goes to every fairseq-train. Interrupted and started again with the same line,
+# it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in
+# DIR/quickstart/TASK, and all it needed below DIR.
+# Environment: PYTHON, the interpreter to use (default: python3.11 or python3.12); if it can import
+# fairseq_gpam, nothing is installed. GPAM_TORCH, what pip is to install as torch, options included.
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# Taken where there is no NVIDIA GPU.
+TORCH_REQUIREMENT=${GPAM_TORCH:-torch==2.13.0}
+
+task=bible-de-en out=out seed=1 jobs='' runs='stock dagpam' full='' extra=()
+while (($#)); do
+    case $1 in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        lm) task=shakespeare-lm ;;
+        --full) full=--full ;;
+        --out | --seed | --jobs | --runs)
+            need_value "$@"
+            printf -v "${1#--}" '%s' "$2"
+            shift
+            ;;
+        --)
+            shift
+            extra=("$@")
+            break
+            ;;
+        *) die "unexpected argument $1; see --help" ;;
+    esac
+    shift
+done
+cores=$(getconf _NPROCESSORS_ONLN)
+jobs=${jobs:-$((cores >= 2 ? 2 : 1))}
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || die "--jobs must be a whole number above 0, not '$jobs'"
+read -ra names <<<"$runs"
+set_out "$out"
+load_recipe "$task"
+
+step() { printf '\n== %s (%d min %d s)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+        if [[ -n $candidate ]] && "$candidate" -c \
+            'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    die "Python 3.11 or 3.12 is needed; name it with PYTHON=/path/to/python3.11"
+}
+
+install_package() {
+    local venv=$OUT/venv base
+    if [[ -n ${PYTHON:-} ]] && "$PYTHON" -c 'import fairseq_gpam' 2>/dev/null; then
+        say "using $PYTHON, which has fairseq_gpam"
+        return
+    fi
+    if [[ ! -f $venv/installed ]]; then
+        base=$(find_python)
+        "$base" -m venv "$venv" ||
+            die "$base cannot make a virtual environment (on Debian: apt install python3.11-venv)"
+        local pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+        if ! "$venv/bin/python" -c 'import torch' 2>/dev/null && ! nvidia-smi -L >/dev/null 2>&1; then
+            read -ra torch <<<"$TORCH_REQUIREMENT"
+            "${pip[@]}" install "${torch[@]}"
+        fi
+        "${pip[@]}" install -e "$REPO[fairseq,analysis]"
+        : >"$venv/installed"
+    fi
+    PYTHON=$venv/bin/python
+}
+
+pids=()
+stop_all() {
+    trap - INT TERM
+    if ((${#pids[@]})); then kill "${pids[@]}" 2>/dev/null || true; fi
+    wait
+    say "stopped; the same line goes on from here" >&2
+    exit 130
+}
+trap stop_all INT TERM
+
+# Run a stage's script for every mechanism, at most $jobs at a time.
+for_each_run() { # SCRIPT [-- flags]
+    local script=$1 name failed=0
+    shift
+    pids=()
+    for name in "${names[@]}"; do
+        if (($(jobs -rp | wc -l) >= jobs)); then wait -n || failed=1; fi
+        bash "$REPO/scripts/$script" "$task" "$name" "$seed" --out "$OUT" ${full:+"$full"} "$@" &
+        pids+=($!)
+    done
+    local pid
+    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+    pids=()
+    ((failed == 0)) || die "$script failed; see above"
+}
+
+step "install"
+install_package
+export PYTHON
+
+step "prepare $task"
+bash "$REPO/scripts/$prepare_script" --out "$OUT"
+
+step "train ${names[*]}"
+for_each_run train.sh -- "${extra[@]}"
+
+folders=()
+for name in "${names[@]}"; do folders+=("$(run_folder "$task" "$name" "$seed" "$full")"); done
+if [[ $kind == translation ]]; then
+    step "translate the test set"
+    for_each_run generate.sh
+    step "score"
+    for folder in "${folders[@]}"; do
+        say "$folder"
+        bash "$REPO/scripts/score.sh" "$folder"
+    done
+else
+    step "evaluate"
+    for_each_run eval-lm.sh
+fi
+
+step "results"
+report=$OUT/quickstart/$task${full:+-full}
+"$PYTHON" -m fairseq_gpam.experiments.results report "${folders[@]}" --out "$report"
+say ""
+say "written to $report: table.md, results.json, learning-curves.png"
