@@ -17,7 +17,8 @@ def constant(path: str, name: str):
 
 
 PINS = constant("fairseq_gpam/engine.py", "PINS")
-WHEEL_PLATFORM = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+HAS_WHEEL = "platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.13'"
+HAS_NO_WHEEL = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.13'"
 
 setup(
     name="fairseq-gpam",
@@ -31,8 +32,8 @@ setup(
     install_requires=["torch>=2.4", "numpy<2"],
     extras_require={
         "fairseq": [
-            f"ve-fairseq=={PINS['ve-fairseq']}; {WHEEL_PLATFORM}",
-            f"fairseq-fixed=={PINS['fairseq-fixed']}; not ({WHEEL_PLATFORM})",
+            f"ve-fairseq=={PINS['ve-fairseq']}; {HAS_WHEEL}",
+            f"fairseq-fixed=={PINS['fairseq-fixed']}; {HAS_NO_WHEEL}",
             "sacrebleu>=2",
             "sentencepiece",
         ],

@@ -185,7 +185,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _append_constant_keys(
         self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
     ) -> tuple[Tensor, Tensor, AttentionMask]:
-        """Appends the learned key of bias_kv and the zero key of zero_attn: every query sees them, no cache holds them."""
+        """Appends bias_kv's learned key and zero_attn's zero key: every query sees them, no cache holds them."""
         rows, _, num_keys, _ = k.shape
         keys, values = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
