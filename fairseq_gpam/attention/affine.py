@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import softmax
+from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, Coefficient, fused_attention
 from fairseq_gpam.attention.masks import AttentionMask
 
-Coefficient = Tensor | float
 BACKENDS = ("auto", "reference", "fused")
 
 
@@ -111,6 +111,48 @@ def reference_attention(
     return torch.matmul(dropped, v), weights
 
 
+def choose_backend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    terms: Affine,
+    dropout_p: float,
+    need_weights: bool,
+    backend: str,
+) -> str:
+    """Returns how to compute: `reference`, `sdpa` (PyTorch's kernel for each branch) or `fused` (the own backward)."""
+    if backend == "reference" or need_weights:
+        return "reference"
+    if terms.sink is not None or (mask.bias is not None and mask.bias.requires_grad):
+        return "reference"
+    if dropout_p > 0 and (terms.uniform is not None or terms.identity is not None):
+        return "reference"
+    if dropout_p > 0:
+        return "fused"
+    if mask.causal and not mask.is_plainly_causal:
+        return "fused"
+    if terms.negative is None:
+        return "sdpa" if q.size(-2) > 1 and q.size(-1) == v.size(-1) else "fused"
+    if q.is_cuda and max(q.size(-2), k.size(-2)) > LONGEST_AT_ONCE:
+        return "sdpa"
+    return "fused"
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns softmax(q kᵀ/√D + M) v by PyTorch's own kernel; 0 in a row that sees nothing."""
+    if mask.is_plainly_causal and q.size(-2) == k.size(-2):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask.bias is None:
+        hidden = mask.hidden_keys(q.size(-2), k.size(-2), q.device)
+        if hidden is None:
+            return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+    bias, sighted = mask.for_scores(q.size(-2), k.size(-2), q)
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return output if sighted is None else output * sighted
+
+
 def affine_attention(
     q: Tensor,
     k: Tensor,
@@ -125,8 +167,27 @@ def affine_attention(
 
     Shapes: q B × H × T × D; k, v B × H × S × D; result B × H × T × D, and P (B × H × T × S) if `need_weights`.
     """
-    output, weights = reference_attention(q, k, v, mask, terms, dropout_p)
-    return output, weights if need_weights else None
+    chosen = choose_backend(q, k, v, mask, terms, dropout_p, need_weights, backend)
+    if chosen == "reference":
+        output, weights = reference_attention(q, k, v, mask, terms, dropout_p)
+        return output, weights if need_weights else None
+    if chosen == "sdpa":
+        output = sdpa(q, k, v, mask)
+        if isinstance(terms.positive, Tensor) or terms.positive != 1:
+            output = terms.positive * output
+        if terms.negative is not None:
+            assert terms.negative_q is not None
+            negative_k = k if terms.negative_k is None else terms.negative_k
+            output = output - terms.negative * sdpa(terms.negative_q, negative_k, v, mask)
+    else:
+        output = fused_attention(
+            q, k, v, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p
+        )
+    if terms.uniform is not None:
+        output = output - terms.uniform * visible_mean(v, mask, q.size(-2))
+    if terms.identity is not None:
+        output = output + terms.identity * v[..., v.size(-2) - q.size(-2) :, :]
+    return output.type_as(q), None
 
 
 def per_head(values: Sequence[float] | Tensor) -> Tensor:
