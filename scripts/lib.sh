@@ -38,8 +38,10 @@ set_python() {
     fi
     PATH=$(dirname "$PYTHON"):$PATH
     export PYTHON PATH
-    USER_DIR=$("$PYTHON" -m fairseq_gpam path) ||
-        die "$PYTHON cannot import fairseq_gpam; run: pip install -e '.[fairseq]'"
+    # The answer of "python -m fairseq_gpam path", without the seconds that importing fairseq takes.
+    USER_DIR=$("$PYTHON" -c 'import importlib.util as u
+print(u.find_spec("fairseq_gpam").submodule_search_locations[0])' 2>/dev/null) ||
+        die "$PYTHON does not find fairseq_gpam; run: pip install -e '.[fairseq]'"
 }
 
 list_tasks() { (cd "$REPO/examples" && printf '%s\n' */recipe.sh | sed 's|/recipe.sh||'); }
@@ -51,7 +53,7 @@ load_recipe() {
     source_lang=''     # translation only, as target_lang
     target_lang=''
     prepare_script=''  # file in scripts/ that prepares the data
-    suffixes=()        # endings of the text files; they share one vocabulary
+    suffixes=()        # endings of the prepared text files
     vocabulary=''      # number of sentencepiece BPE pieces
     preprocess_flags=() # for fairseq-preprocess
     arch=''            # stock architecture; the plugin's twin has _gpam after transformer[_lm]
@@ -220,9 +222,7 @@ prepare_task() { # CORPUS SHA256
         say "reading $ARCHIVE"
         rm -rf "$data".part.*
         part=$(mktemp -d "$data.part.XXXXXX")
-        "$PYTHON" -m fairseq_gpam.experiments.corpora "$corpus" "$ARCHIVE" "$part"
-        say "learning $vocabulary subwords and encoding with them"
-        "$PYTHON" -m fairseq_gpam.experiments.corpora subwords "$part" "${suffixes[@]}" \
+        "$PYTHON" -m fairseq_gpam.experiments.corpora "$corpus" "$ARCHIVE" "$part" \
             --vocabulary "$vocabulary"
         complete "$part" "$data" "$stamp"
     fi

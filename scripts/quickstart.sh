@@ -80,7 +80,7 @@ install_package() {
             read -ra torch <<<"$TORCH_REQUIREMENT"
             "${pip[@]}" install "${torch[@]}"
         fi
-        "${pip[@]}" install -e "$REPO[fairseq,analysis]"
+        "${pip[@]}" install -e "${REPO}[fairseq,analysis]"
         : >"$venv/installed"
     fi
     PYTHON=$venv/bin/python

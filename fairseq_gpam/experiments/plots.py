@@ -20,9 +20,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
         curve = run["train"]["curve"]
         if curve["train"]:
             axes.plot(*zip(*curve["train"], strict=True), color=colour, alpha=0.4, linewidth=0.8)
-        axes.plot(
-            *zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=label
-        )
+        axes.plot(*zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=label)
     axes.set_xlabel("updates")
     axes.set_ylabel("loss (bits per subword)")
     axes.set_title(f"{runs[0]['task']}: validation loss (thin: training loss)")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import sys
@@ -78,11 +77,7 @@ def parse_training_log(log: str) -> dict[str, Any]:
     if not valid:
         raise ValueError("the training log holds no validation; was --log-format json given?")
     tokens = [float(record["wpb"]) for record in train.values()]
-    seconds = [
-        float(record["wpb"]) / float(record["wps"])
-        for record in train.values()
-        if float(record["wps"]) > 0
-    ]
+    seconds = [float(record["wpb"]) / float(record["wps"]) for record in train.values() if float(record["wps"]) > 0]
     losses = {number: float(record["valid_loss"]) for number, record in valid.items()}
     best = min(losses, key=lambda number: losses[number])
     return {
@@ -151,9 +146,7 @@ def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[
     Raises ``CountMismatchError`` if the number of evaluated tokens is not ``subwords``.
     """
     if evaluation["tokens"] != subwords:
-        raise CountMismatchError(
-            f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}"
-        )
+        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}")
     bits = evaluation["bits_per_subword"]
     return {
         **evaluation,
@@ -171,9 +164,8 @@ def read_lines(path: Path) -> list[str]:
 def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
     """Raise ``CountMismatchError`` with both counts if they differ."""
     if len(hypotheses) != len(references):
-        raise CountMismatchError(
-            f"{len(hypotheses)} hypotheses but {len(references)} references{f' ({where})' if where else ''}"
-        )
+        suffix = f" ({where})" if where else ""
+        raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
 
 
 def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
@@ -203,29 +195,24 @@ def score(folder: Path, references: Path) -> dict[str, Any]:
 def compare(first: Path, second: Path, references: Path, samples: int = 1000) -> str:
     """Return sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
     from sacrebleu.metrics import BLEU, CHRF
-    from sacrebleu.significance import PairedTest
+    from sacrebleu.metrics.base import Metric
+    from sacrebleu.significance import PairedTest, Result
 
     expected = read_lines(references)
-    systems = [(str(folder), read_lines(folder / "hypotheses.txt")) for folder in (first, second)]
+    systems: list[tuple[str, Sequence[str]]] = [
+        (str(folder), read_lines(folder / "hypotheses.txt")) for folder in (first, second)
+    ]
+    metrics: dict[str, Metric] = {"BLEU": BLEU(), "chrF2": CHRF()}
     for folder, hypotheses in systems:
         check_counts(hypotheses, expected, folder)
-    test = PairedTest(
-        systems,
-        {"BLEU": BLEU(), "chrF2": CHRF()},
-        [expected],
-        test_type="bs",
-        n_samples=samples,
-    )
-    signatures, measured = test()
+    signatures, measured = PairedTest(systems, metrics, [expected], test_type="bs", n_samples=samples)()
     lines = []
-    for metric, values in measured.items():
-        if metric == "System":
-            continue
-        for (folder, _), value in zip(systems, values, strict=True):
+    for metric in metrics:
+        for (folder, _), value in zip(systems, measured[metric], strict=True):
+            assert isinstance(value, Result)
             p_value = "baseline" if value.p_value is None else f"p = {value.p_value:.4f}"
             lines.append(
-                f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, "
-                f"{p_value})  {folder}"
+                f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, {p_value})  {folder}"
             )
     lines.extend(f"{metric}: {signature}" for metric, signature in signatures.items())
     return "\n".join(lines)
@@ -343,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, title in (("bleu", "BLEU"), ("chrf", "chrF")):
                 print(f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}")
         elif args.command == "compare":
-            print(compare(*args.runs, args.references, args.samples))
+            print(compare(args.runs[0], args.runs[1], args.references, args.samples))
         elif args.command == "table":
             print(table([read(run) for run in args.runs]))
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import os
 import platform
@@ -26,10 +25,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import fairseq_gpam
+from fairseq_gpam import engine
 from fairseq_gpam.experiments import results
 
-ENGINES = ("ve-fairseq", "fairseq-fixed", "fairseq")
-PACKAGES = ("torch", "numpy", "sacrebleu", "sentencepiece", "sacremoses", "fairseq-gpam")
 LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<message>.*)$")
 
 
@@ -39,12 +38,8 @@ class RunError(RuntimeError):
 
 def environment(repository: Path) -> dict[str, Any]:
     """Return versions, machine, thread count and the commit of ``repository``."""
-    versions = {"python": platform.python_version()}
-    for name in ENGINES + PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     return {
-        "versions": versions,
+        "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
         "machine": {
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
@@ -182,9 +177,7 @@ def execute(
             signal.signal(signal.SIGTERM, previous)
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RunError(
-            f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}"
-        )
+        raise RunError(f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}")
 
 
 class Progress:
@@ -219,6 +212,23 @@ class Progress:
 
     def _print(self, text: str) -> None:
         print(f"[{self.label}] {text}", flush=True)
+
+
+class GenerationProgress:
+    """Turn fairseq-generate's JSON log lines into short lines, at most one in ten seconds."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.printed = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Print the speed if ``line`` is a progress record."""
+        match = LOG_LINE.match(line)
+        now = time.monotonic()
+        if match and match["message"].startswith('{"wps"') and now - self.printed >= 10:
+            self.printed = now
+            speed = float(json.loads(match["message"])["wps"])
+            print(f"[{self.label}] translating: {speed:,.0f} tokens/s", flush=True)
 
 
 def last_flag(command: Sequence[str], flag: str) -> str | None:
@@ -258,7 +268,7 @@ def run_generation(folder: Path, command: Sequence[str], label: str, info: dict[
         output = folder / "generate.out"
         log = folder / "generate.log"
         log.unlink(missing_ok=True)
-        execute(command, log, lock, output=output)
+        execute(command, log, lock, output=output, report=GenerationProgress(label))
         text = output.read_text(encoding="utf-8")
         hypotheses = results.parse_hypotheses(text)
         results.write_atomically(folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))

