@@ -1,5 +1,34 @@
-"""The attention mechanisms: pure PyTorch, one mechanism a file, listed in one registry."""
+"""The attention mechanisms: pure PyTorch, one mechanism a file, listed in one registry.
 
+Importing a mechanism's file registers it: a new mechanism is one line of the first list below.
+"""
+
+from fairseq_gpam.attention import (  # noqa: F401
+    attn_scale,
+    centered,
+    coda,
+    cog,
+    dagpam,
+    differential,
+    differential_v2,
+    dnas,
+    entmax,
+    entmax15,
+    fastmax,
+    gated,
+    hnas,
+    nap,
+    neutreno,
+    non,
+    rela,
+    scaled_softmax,
+    shaped,
+    sink,
+    softmax,
+    softmax_rmsnorm,
+    sparsemax,
+    talking_heads,
+)
 from fairseq_gpam.attention.base import (
     REGISTRY,
     SITES,
@@ -10,9 +39,7 @@ from fairseq_gpam.attention.base import (
     build_mechanism,
     register_mechanism,
 )
-from fairseq_gpam.attention.dagpam import DualGPAMAttention
 from fairseq_gpam.attention.masks import FUTURE, AttentionMask, FutureMask
-from fairseq_gpam.attention.softmax import ScaledSoftmaxAttention, SoftmaxAttention
 
 __all__ = [
     "FUTURE",
@@ -20,13 +47,10 @@ __all__ = [
     "SITES",
     "AttentionMask",
     "AttentionMechanism",
-    "DualGPAMAttention",
     "FutureMask",
     "Option",
-    "ScaledSoftmaxAttention",
     "Settings",
     "Site",
-    "SoftmaxAttention",
     "build_mechanism",
     "register_mechanism",
 ]

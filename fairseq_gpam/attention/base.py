@@ -151,6 +151,8 @@ class AttentionMechanism(nn.Module):
     cost: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     sites: ClassVar[tuple[SiteName, ...]] = SITES
+    # Whether its layers hand something on, so that none may be skipped or run again.
+    needs_every_layer: bool = False
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__()
@@ -196,7 +198,14 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
 
 
 def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
-    """Builds the mechanism that `spec` names; raises ValueError if it is unknown or cannot stand at this site."""
+    """Builds the mechanism that `spec` names, or the mixture (`dagpam:4,softmax:4`) that it describes.
+
+    Raises ValueError if one is unknown or cannot stand at this site, or if a mixture does not fit the heads.
+    """
+    from fairseq_gpam.attention.mixed import MixedHeads, is_mixture
+
+    if is_mixture(spec):
+        return MixedHeads(spec, site, settings)
     try:
         mechanism = REGISTRY[spec]
     except KeyError:

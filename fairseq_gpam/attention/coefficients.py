@@ -84,3 +84,10 @@ def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambd
             flag="--gpam-" + source.replace("_", "-"),
         )
     return site.shared[key]
+
+
+def learned_numbers(values: Tensor) -> nn.Parameter:
+    """Returns a parameter that `--optimizer gpam_adam` treats as it treats a λ: without weight decay."""
+    parameter = nn.Parameter(values)
+    parameter.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
+    return parameter

@@ -1,17 +1,22 @@
-"""Softmax attention and its scaled control."""
+"""Softmax attention (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from fairseq_gpam.attention.affine import Affine, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.masks import AttentionMask
 
 
+def softmax_terms() -> Affine:
+    """Returns P = softmax(QKᵀ/√D + M), B × H × T × S, as a member of the affine family: a = 1 and nothing else."""
+    return Affine()
+
+
 @register_mechanism
-class SoftmaxAttention(AttentionMechanism):
+class SoftmaxAttention(AffineMechanism):
     """Scaled dot-product attention, through the same core as the other members of the affine family."""
 
     name = "softmax"
@@ -20,43 +25,5 @@ class SoftmaxAttention(AttentionMechanism):
     row_sum = "1"
     cost = "1×"
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        return affine_attention(q, k, v, mask, Affine(), dropout_p, need_weights, self.backend)
-
-
-@register_mechanism
-class ScaledSoftmaxAttention(AttentionMechanism):
-    """(1+λ⁺)·softmax: daGPAM without its negative branch, the control for the factor 1+λ⁺ alone."""
-
-    name = "scaled_softmax"
-    formula = "P = (1+λ⁺)·softmax(QKᵀ/√D + M)"
-    source = "a control of this project"
-    row_sum = "1+λ⁺"
-    cost = "1×"
-    options = LAMBDA_OPTIONS
-
-    def __init__(self, site: Site, settings: Settings) -> None:
-        super().__init__(site, settings)
-        self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        terms = Affine(positive=1 + self.lambda_plus())
-        return affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return softmax_terms()

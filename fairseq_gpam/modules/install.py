@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fairseq.modules import BaseLayer, MultiheadAttention
+from fairseq.modules import BaseLayer, LayerDropModuleList, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
@@ -43,7 +44,10 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                 stock = getattr(layer, attribute)
                 if stock is not None:
                     site = Site(site_name, index, len(layers), stock.embed_dim, stock.num_heads, stock.head_dim, shared)
-                    setattr(layer, attribute, _exchange(stock, site, settings, noise))
+                    attention = _exchange(stock, site, settings, noise)
+                    if attention.mechanism.needs_every_layer:
+                        _check_every_layer_runs(stack, layer, site, settings)
+                    setattr(layer, attribute, attention)
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
 
@@ -53,6 +57,17 @@ def _exchange(
 ) -> GPAMMultiheadAttention:
     mechanism = build_mechanism(settings[f"{site.name}_mechanism"], site, settings)
     return GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
+
+
+def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, settings: Settings) -> None:
+    spec = settings[f"{site.name}_mechanism"]
+    if isinstance(stack.layers, LayerDropModuleList):
+        raise ValueError(f"--{site.name}-layerdrop is not allowed with --gpam-mechanism {spec}: it needs every layer")
+    # fairseq's checkpoint_wrapper puts a partial in the place of the layer's method.
+    if isinstance(layer.forward, functools.partial):
+        raise ValueError(
+            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}: no layer of it can run again alone"
+        )
 
 
 def future_mask(tensor: Tensor) -> FutureMask:

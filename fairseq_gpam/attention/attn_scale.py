@@ -1,0 +1,44 @@
+"""AttnScale: the part of softmax attention that is not uniform is scaled up (Wang et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import Affine, Coefficient
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def attn_scale_terms(scale: Coefficient) -> Affine:
+    """Returns P = U + (1+λ)·(softmax(QKᵀ/√D + M) − U), B × H × T × S, U uniform over the keys that a row sees.
+
+    `scale` is λ, broadcastable to P; the low-pass part U keeps the weight 1. Wang et al. 2022, arXiv 2203.05962,
+    section 4.1; learned per head from 0 in VITA-Group/ViT-Anti-Oversmoothing. There every token sees every other;
+    U over the visible keys, a running mean under a causal mask, is our reading for masked attention.
+    """
+    return Affine(positive=1 + scale, uniform=scale)
+
+
+@register_mechanism
+class AttnScaleAttention(AffineMechanism):
+    """Softmax attention whose high-frequency part is scaled by 1+λ, one λ a head; λ = 0 is softmax attention."""
+
+    name = "attn_scale"
+    formula = "P = (1+λ)·softmax(QKᵀ/√D + M) − λ·U"
+    source = "Wang et al. 2022, arXiv 2203.05962; VITA-Group/ViT-Anti-Oversmoothing"
+    row_sum = "1"
+    cost = "1×, and a mean of the values"
+    options = (Option("attn_scale_start", float, 0.0, "where the λ of every head starts"),)
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.scale = learned_numbers(torch.full((site.num_heads,), settings.attn_scale_start))
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return attn_scale_terms(self.scale.view(-1, 1, 1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, λ {numbers(self.scale)}"

@@ -1,0 +1,60 @@
+"""CoDA: weights that add, subtract or drop a value, from a similarity and a dissimilarity (Tay et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, upcast, zero_hidden
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> Tensor:
+    """Returns P = tanh(E) ⊙ 2·sigmoid(N), or tanh(E) ⊙ sigmoid(N − mean(N)) if `centered`: B × H × T × S.
+
+    E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys get 0: tanh(−∞) would
+    be −1. Tay et al. 2019, Compositional De-Attention Networks, section 2 (quasi-attention). Our reading: the mean is
+    that of a row over the keys that it sees (of the whole matrix it would see the future), and both E and N are
+    divided by √D.
+    """
+    similarity = torch.tanh(dot_scores(q, k, mask))
+    distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))
+    if centered:
+        mean = zero_hidden(distance, mask).sum(dim=-1, keepdim=True) / count_visible(mask, distance)
+        gate = torch.sigmoid(distance - mean)
+    else:
+        gate = 2 * torch.sigmoid(distance)
+    return zero_hidden(similarity * gate, mask)
+
+
+@register_mechanism
+class CodaAttention(MatrixMechanism):
+    """Signed weights that are not normalised; the doubled form is nearly 0 at the usual start (N is far below 0)."""
+
+    name = "coda"
+    formula = "P = tanh(E) ⊙ sigmoid(N − mean N), or tanh(E) ⊙ 2·sigmoid(N); E = QKᵀ/√D, N = −‖q−k‖₁/√D"
+    source = "Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks; our reading"
+    row_sum = "any, between −n and n"
+    cost = "1×, and T·S·D distances"
+    options = (
+        Option(
+            "coda_gate",
+            str,
+            "centered",
+            "the gate: sigmoid(N − mean N) or 2·sigmoid(N)",
+            choices=("centered", "doubled"),
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.centered = settings.coda_gate == "centered"
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return coda_weights(q, k, mask, self.centered)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gate {'centered' if self.centered else 'doubled'}"

@@ -1,0 +1,56 @@
+"""Cog attention: softmax of the scores' sizes, with the scores' signs (Lv et al. 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P = sign(s)·softmax(|s|), s = QKᵀ/√D + the mask's finite bias: B × H × T × S.
+
+    Keys are hidden after the absolute value is taken. Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn. That a finite
+    bias is part of s is our reading.
+    """
+    scores = dot_scores(q, k, mask)
+    sizes, sighted = hide(scores.abs(), mask)
+    return zero_blind(torch.sign(scores) * softmax(sizes), sighted)
+
+
+def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M), B × H × T × S: what the first and the last layer keep."""
+    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    return zero_blind(softmax(scores), sighted)
+
+
+@register_mechanism
+class CogAttention(MatrixMechanism):
+    """Signed weights whose absolute values sum to 1; the first and the last layer of a stack keep softmax."""
+
+    name = "cog"
+    formula = "P = sign(S) ⊙ softmax(|S| + M), S = QKᵀ/√D; softmax in the first and the last layer"
+    source = "Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn"
+    row_sum = "between −1 and 1"
+    cost = "1×"
+    options = (
+        Option("cog_everywhere", bool, False, "also in the first and the last layer, which keep softmax otherwise"),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        if site.num_layers < 3 and not settings.cog_everywhere:
+            raise ValueError(
+                f"--gpam-mechanism cog keeps softmax in the first and the last layer, and {site.name} attention has "
+                f"{site.num_layers} layers: none would be left; use 3 layers or more, or --gpam-cog-everywhere"
+            )
+        self.keeps_softmax = not settings.cog_everywhere and site.layer in (0, site.num_layers - 1)
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return softmax_weights(q, k, mask) if self.keeps_softmax else cog_weights(q, k, mask)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", softmax here" if self.keeps_softmax else "")

@@ -1,0 +1,47 @@
+"""Differential attention, second version: a second set of queries, its weight chosen by each token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism, split_heads, upcast
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> Affine:
+    """Returns P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M), B × H × T × S.
+
+    Shapes: second_q (Q₂) B × H × T × D; strength_logits (X w) B × T × H. microsoft/unilm, Diff-Transformer-V2, where
+    the two query sets lie interleaved in one projection of double width and no norm follows.
+    """
+    strength = torch.sigmoid(upcast(strength_logits)).type_as(second_q)
+    return Affine(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
+
+
+@register_mechanism
+class DifferentialV2Attention(AffineMechanism):
+    """Softmax attention minus a second softmax branch over the same keys, weighted by each token for each head.
+
+    It adds a second query projection, with a bias and a start like fairseq's first, and one vector a head.
+    """
+
+    name = "differential_v2"
+    formula = "P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M)"
+    source = "Diff-Transformer V2, microsoft/unilm, January 2026"
+    row_sum = "1−sigmoid(x·w)"
+    cost = "1.5×, and a second query projection"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.second_q_proj = nn.Linear(site.embed_dim, site.num_heads * site.head_dim)
+        nn.init.xavier_uniform_(self.second_q_proj.weight, gain=1 / math.sqrt(2))
+        self.strength_proj = nn.Linear(site.embed_dim, site.num_heads, bias=False)
+        nn.init.xavier_uniform_(self.strength_proj.weight)
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return differential_v2_terms(split_heads(self.second_q_proj(x), q.size(1)), self.strength_proj(x))

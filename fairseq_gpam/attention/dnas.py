@@ -1,0 +1,53 @@
+"""DNAS: doubly normalised attention, over the queries first and then over the keys (Ding et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import register_mechanism, softmax
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P_ij = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij) over the queries i that see key j: B × H × T × T.
+
+    s = QKᵀ/√D + the mask's bias. Queries at padded positions take no part in c. Every weight depends on every query:
+    under a causal mask it would see the future. Ding et al. 2020, arXiv 2009.14308.
+    """
+    scores = dot_scores(q, k, mask)
+    if scores.size(-2) != scores.size(-1):
+        raise ValueError(f"dnas needs as many queries as keys, not {scores.size(-2)} and {scores.size(-1)}")
+    columns = AttentionMask(
+        mask.padding,
+        mask.causal,
+        hidden=_or(mask.hidden, None if mask.padding is None else mask.padding[:, None, :, None]),
+    ).hidden_keys(scores.size(-2), scores.size(-1), scores.device)
+    if columns is not None:
+        # A column that no query sees is left open: its sum is finite, and its weights are hidden below.
+        columns = columns & ~columns.all(dim=-2, keepdim=True)
+    seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
+    rows, sighted = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
+    return zero_blind(softmax(rows), sighted)
+
+
+def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first | second
+
+
+@register_mechanism
+class DnasAttention(MatrixMechanism):
+    """Softmax weights whose keys have shared out their attention among the queries before: encoders only."""
+
+    name = "dnas"
+    formula = "P = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij), s = QKᵀ/√D + M"
+    source = "Ding et al. 2020, arXiv 2009.14308"
+    row_sum = "1"
+    cost = "1×"
+    sites = ("encoder",)
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return dnas_weights(q, k, mask)

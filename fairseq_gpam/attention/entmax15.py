@@ -1,0 +1,37 @@
+"""1.5-entmax: halfway between softmax and sparsemax (Peters, Niculae & Martins 2019)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.entmax import entmax_package
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def entmax15_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P = 1.5-entmax(QKᵀ/√D + M) along the keys, B × H × T × S.
+
+    Peters, Niculae & Martins 2019, arXiv 1905.05702; computed exactly, by sorting, by the `entmax` package.
+    """
+    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    return zero_blind(entmax_package().entmax15(scores, dim=-1), sighted)
+
+
+@register_mechanism
+class Entmax15Attention(MatrixMechanism):
+    """Weights that are exactly 0 on some keys."""
+
+    name = "entmax15"
+    formula = "P = 1.5-entmax(QKᵀ/√D + M)"
+    source = "Peters, Niculae & Martins 2019, arXiv 1905.05702; the package entmax"
+    row_sum = "1"
+    cost = "1×, and a sort of P"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        entmax_package()
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return entmax15_weights(q, k, mask)

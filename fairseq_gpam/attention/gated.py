@@ -1,0 +1,53 @@
+"""Gated attention: what softmax attention gives is gated by the token that asks (Qiu et al. 2025)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism, split_heads, upcast
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
+    """Returns heads · sigmoid(gate_logits), before the output projection.
+
+    Shapes: heads B × H × T × D; gate_logits B × T × H, one number for a head, or B × T × (H·D), one for a channel.
+    Qiu et al. 2025, arXiv 2505.06708 (the gate after SDPA, position G1); qiuzh20/gated_attention.
+    """
+    gate = torch.sigmoid(upcast(split_heads(gate_logits, heads.size(1))))
+    return (heads * gate).type_as(heads)
+
+
+@register_mechanism
+class GatedAttention(AffineMechanism):
+    """Softmax attention times sigmoid(X W_g), W_g without a bias; not softmax attention at any finite W_g."""
+
+    name = "gated"
+    formula = "O = softmax(QKᵀ/√D + M)·V ⊙ sigmoid(X W_g)"
+    source = "Qiu et al. 2025, arXiv 2505.06708; qiuzh20/gated_attention"
+    row_sum = "1, before the gate"
+    cost = "1×, and the gate's projection"
+    options = (
+        Option(
+            "gated_gate",
+            str,
+            "elementwise",
+            "one gate for a head or one for each of its channels",
+            choices=("headwise", "elementwise"),
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        width = 1 if settings.gated_gate == "headwise" else site.head_dim
+        self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * width, bias=False)
+        nn.init.xavier_uniform_(self.gate_proj.weight)
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return Affine()
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        return gate_heads(output, self.gate_proj(x))

@@ -1,0 +1,56 @@
+"""HNAS: doubly normalised and softmax attention mixed by a learned share (Ding et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.dnas import dnas_weights
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, numbers, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Tensor:
+    """Returns P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M), B × H × T × T; u, `share`, in [0, 1], broadcastable to P.
+
+    Ding et al. 2020, arXiv 2009.14308. One u for each head, u = sigmoid(θ), is our reading.
+    """
+    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    return share * dnas_weights(q, k, mask) + (1 - share) * zero_blind(softmax(scores), sighted)
+
+
+@register_mechanism
+class HnasAttention(MatrixMechanism):
+    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. Encoders only, as DNAS."""
+
+    name = "hnas"
+    formula = "P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M)"
+    source = "Ding et al. 2020, arXiv 2009.14308"
+    row_sum = "1"
+    cost = "1×, and a second softmax"
+    sites = ("encoder",)
+    options = (
+        Option(
+            "hnas_share",
+            float,
+            0.5,
+            "where u, the learned share of doubly normalised attention, starts",
+            check=lambda share: 0 < share < 1,
+            allowed="a number between 0 and 1, both excluded",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        start = math.log(settings.hnas_share / (1 - settings.hnas_share))
+        self.theta = learned_numbers(torch.full((site.num_heads,), start))
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return hnas_weights(q, k, mask, torch.sigmoid(self.theta).view(-1, 1, 1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, u {numbers(torch.sigmoid(self.theta))}"

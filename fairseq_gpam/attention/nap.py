@@ -1,0 +1,88 @@
+"""NAP: normalised attention pooling, scores with mean 0 and variance 1 in place of probabilities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.families import (
+    MatrixMechanism,
+    count_visible,
+    dot_scores,
+    join_heads,
+    numbers,
+    sighted_rows,
+    split_heads,
+    zero_blind,
+    zero_hidden,
+)
+from fairseq_gpam.attention.masks import AttentionMask
+
+EPSILON = 1e-3
+
+
+def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: Tensor) -> Tensor:
+    """Returns P_ij = g·(s_ij − mean_i)/(std_i + ε) + b over the keys that row i sees, 0 elsewhere: B × H × T × S.
+
+    s = QKᵀ (not scaled) + the mask's bias; mean and standard deviation over the visible keys of the row; ε = 1e-3;
+    g and b broadcastable to P. A row with one key gets b. Richter & Wattenhofer 2020, arXiv 2005.09561;
+    OliverRichter/normalized-attention.
+    """
+    scores = dot_scores(q, k, mask, scale=1.0)
+    count = count_visible(mask, scores)
+    mean = zero_hidden(scores, mask).sum(dim=-1, keepdim=True) / count
+    deviation = zero_hidden(scores - mean, mask)
+    variance = deviation.square().sum(dim=-1, keepdim=True) / count
+    # Where all scores are equal the deviation is 0 already; the square root has no gradient there.
+    std = torch.where(variance > 0, variance, 1.0).sqrt()
+    return zero_hidden(gain * deviation / (std + EPSILON) + bias, mask)
+
+
+def pooled_output(heads: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU by tanh, ε as in the source."""
+    joined = F.layer_norm(join_heads(heads), weight.shape, weight, bias, EPSILON)
+    return split_heads(F.gelu(joined, approximate="tanh"), heads.size(1))
+
+
+@register_mechanism
+class NapAttention(MatrixMechanism):
+    """Normalised scores as weights; as the output's variance grows with the number of keys, a norm follows it."""
+
+    name = "nap"
+    formula = "P = g·(s − mean s)/std s + b, s = QKᵀ; O = GELU(LayerNorm(P·V, heads joined))"
+    source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
+    row_sum = "b·n, before the norm"
+    cost = "1×"
+    options = (
+        Option(
+            "nap_output",
+            str,
+            "layernorm-gelu",
+            "what follows the weighted sum: LayerNorm and GELU on the joined heads, or nothing",
+            choices=("layernorm-gelu", "none"),
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.gain = learned_numbers(torch.ones(site.num_heads))
+        self.bias = learned_numbers(torch.zeros(site.num_heads))
+        self.norm: nn.LayerNorm | None = None
+        if settings.nap_output == "layernorm-gelu":
+            self.norm = nn.LayerNorm(site.num_heads * site.head_dim, EPSILON)
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return nap_weights(q, k, mask, self.gain.view(-1, 1, 1), self.bias.view(-1, 1, 1))
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        if self.norm is None:
+            return output
+        # LayerNorm's bias would speak for a row that sees nothing.
+        sighted = sighted_rows(mask, output.size(-2), v.size(-2), v.device)
+        return zero_blind(pooled_output(output, self.norm.weight, self.norm.bias), sighted)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, g {numbers(self.gain)}, b {numbers(self.bias)}"

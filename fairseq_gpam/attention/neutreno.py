@@ -1,0 +1,71 @@
+"""NeuTRENO: softmax attention pulled back towards the first layer's values (Nguyen, Nguyen & Baraniuk 2023)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism, sighted_rows, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V) from the softmax heads; everything B × H × T × D, λ `strength`.
+
+    V⁰ are the values of the first layer at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; λ is 0.6
+    in tamnguyen9520/NeuTRENO_NeurIPS2024, and gradients flow through V⁰ there too.
+    """
+    return heads + strength * (first_values - values)
+
+
+@register_mechanism
+class NeutrenoAttention(AffineMechanism):
+    """Softmax self-attention plus λ(V⁰ − V); λ = 0 is softmax attention, and so is the first layer.
+
+    The first layer leaves its values in `site.shared`, the last one takes them away; while decoding these are the
+    values of the newest positions only, so nothing need be cached. Every layer must run, once and in order.
+    """
+
+    name = "neutreno"
+    formula = "O = softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V), V⁰ of the first layer"
+    source = "Nguyen et al. 2023, arXiv 2312.00751; tamnguyen9520/NeuTRENO_NeurIPS2024"
+    row_sum = "1, before V⁰ − V"
+    cost = "1×"
+    sites = ("encoder", "decoder")
+    needs_every_layer = True
+    options = (Option("neutreno_lambda", float, 0.6, "the strength λ of the pull towards the first layer's values"),)
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.strength: float = settings.neutreno_lambda
+        self.key = ("neutreno", site.name)
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return Affine()
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        num_queries, num_keys = output.size(-2), v.size(-2)
+        current = v[..., num_keys - num_queries :, :]
+        first = self._first_values(current)
+        sighted = sighted_rows(mask, num_queries, num_keys, v.device)
+        return zero_blind(pull_back(output, first, current, self.strength), sighted)
+
+    def _first_values(self, current: Tensor) -> Tensor:
+        shared, layer = self.site.shared, self.site.layer
+        if layer == 0:
+            first = current
+        else:
+            previous, first = shared.pop(self.key, (None, current))
+            if previous != layer - 1 or first.shape != current.shape:
+                raise ValueError(
+                    f"--gpam-mechanism neutreno needs all {self.site.num_layers} {self.site.name} layers to run in "
+                    f"order, but layer {layer} followed {previous}: not allowed with --encoder-layerdrop, "
+                    "--decoder-layerdrop or --checkpoint-activations, and every layer must have this mechanism"
+                )
+        if layer < self.site.num_layers - 1:
+            shared[self.key] = (layer, first)
+        return first
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, λ {self.strength:g}"

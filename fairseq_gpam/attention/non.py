@@ -1,0 +1,44 @@
+"""NON: attention without any normalisation of the scores, its output divided by the root of the number of keys."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, zero_hidden
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P_ij = s_ij/√n_i on the n_i keys that row i sees, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
+
+    Richter & Wattenhofer 2020, arXiv 2005.09561; in OliverRichter/normalized-attention n is the length of the padded
+    sequence, which would depend on the batch: the visible keys are our reading.
+    """
+    scores = dot_scores(q, k, mask)
+    return zero_hidden(scores / count_visible(mask, scores).sqrt(), mask)
+
+
+@register_mechanism
+class NonAttention(MatrixMechanism):
+    """Scores as weights, then GELU, which is what the source puts there (NAP's LayerNorm it does not)."""
+
+    name = "non"
+    formula = "P = s/√n, s = QKᵀ/√D; O = GELU(P·V)"
+    source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
+    row_sum = "any"
+    cost = "1×"
+    options = (
+        Option("non_output", str, "gelu", "what follows the weighted sum: GELU or nothing", choices=("gelu", "none")),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.output = settings.non_output
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return non_weights(q, k, mask)
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        return F.gelu(output, approximate="tanh") if self.output == "gelu" else output

@@ -1,0 +1,52 @@
+"""ReLA: rectified scores as weights, a gated RMSNorm after them (Zhang, Titov & Sennrich 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast, zero_hidden
+from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.rmsnorm import rms_norm
+
+
+def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P = ReLU(QKᵀ/√D + the mask's finite bias), 0 on hidden keys: B × H × T × S.
+
+    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. That a finite bias is part of the score is our reading.
+    """
+    return zero_hidden(torch.relu(dot_scores(q, k, mask)), mask)
+
+
+def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:
+    """Returns RMSNorm(o)·scale·sigmoid(gate·o), o the joined heads: B × H × T × D; scale and gate H·D. Same source."""
+    joined = join_heads(heads)
+    gated = rms_norm(upcast(joined), scale, eps) * torch.sigmoid(upcast(gate * joined))
+    return split_heads(gated.type_as(heads), heads.size(1))
+
+
+@register_mechanism
+class RelaAttention(MatrixMechanism):
+    """Sparse weights of any sum, and a gated RMSNorm over the joined heads, whose gate starts as in the source."""
+
+    name = "rela"
+    formula = "P = ReLU(QKᵀ/√D); O = RMSNorm(P·V)·scale ⊙ sigmoid(gate ⊙ P·V), heads joined"
+    source = "Zhang, Titov & Sennrich 2021, arXiv 2104.07012; bzhangGo/zero"
+    row_sum = "≥ 0, before the norm"
+    cost = "1×"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        width = site.num_heads * site.head_dim
+        self.norm_scale = nn.Parameter(torch.ones(width))
+        bound = math.sqrt(3 / width)
+        self.norm_gate = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return rela_weights(q, k, mask)
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        return gated_rms_norm(output, self.norm_scale, self.norm_gate)

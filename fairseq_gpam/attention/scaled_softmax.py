@@ -1,0 +1,35 @@
+"""(1+λ⁺)·softmax: the control for the factor 1+λ⁺ of daGPAM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import Affine, Coefficient
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
+from fairseq_gpam.attention.families import AffineMechanism
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def scaled_softmax_terms(lambda_plus: Coefficient) -> Affine:
+    """Returns P = (1+λ⁺)·softmax(QKᵀ/√D + M), B × H × T × S; λ⁺ broadcastable to it. A control of this project."""
+    return Affine(positive=1 + lambda_plus)
+
+
+@register_mechanism
+class ScaledSoftmaxAttention(AffineMechanism):
+    """(1+λ⁺)·softmax: daGPAM without its negative branch; λ⁺ = 0 is softmax attention."""
+
+    name = "scaled_softmax"
+    formula = "P = (1+λ⁺)·softmax(QKᵀ/√D + M)"
+    source = "a control of this project"
+    row_sum = "1+λ⁺"
+    cost = "1×"
+    options = LAMBDA_OPTIONS
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return scaled_softmax_terms(self.lambda_plus())

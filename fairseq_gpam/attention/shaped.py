@@ -1,0 +1,67 @@
+"""Shaped attention: identity plus centred softmax, each with a learned weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor | None) -> Affine:
+    """Returns P = α·I + β·softmax(QKᵀ/√D + M) − γ·U, B × H × T × S, U uniform over the keys that a row sees.
+
+    α, β, γ are broadcastable to P; `own_visible`, broadcastable to B × H × T × 1, is false where a query's own key is
+    hidden: no weight falls on it then. With T < S, query i stands at key S−T+i. Noci et al. 2023, arXiv 2306.17759,
+    with the three weights learned per head from 1 as in He & Hofmann 2023, arXiv 2311.01906; that the query projection
+    does not start at 0 here, and U over the visible keys, are our reading.
+    """
+    identity = alpha if own_visible is None else alpha * own_visible
+    return Affine(positive=beta, uniform=gamma, identity=identity)
+
+
+def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+    """Returns whether query i may see key S−T+i, broadcastable to B × H × T × 1; None if all may."""
+    hidden = replace(mask, causal=False).hidden_keys(num_queries, num_keys, device)
+    if hidden is None:
+        return None
+    square = hidden.expand(*hidden.shape[:-2], num_queries, num_keys)
+    return ~square.diagonal(num_keys - num_queries, dim1=-2, dim2=-1).unsqueeze(-1)
+
+
+@register_mechanism
+class ShapedAttention(AffineMechanism):
+    """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention."""
+
+    name = "shaped"
+    formula = "P = α·I + β·softmax(QKᵀ/√D + M) − γ·U"
+    source = "Noci et al. 2023, arXiv 2306.17759; learned α, β, γ: arXiv 2311.01906"
+    row_sum = "α+β−γ"
+    cost = "1×, and a mean of the values"
+    sites = ("encoder", "decoder")
+    options = (
+        Option("shaped_alpha", float, 1.0, "where α, the identity's weight, starts"),
+        Option("shaped_beta", float, 1.0, "where β, softmax's weight, starts"),
+        Option("shaped_gamma", float, 1.0, "where γ, the weight of the uniform part that is subtracted, starts"),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.alpha = learned_numbers(torch.full((site.num_heads,), settings.shaped_alpha))
+        self.beta = learned_numbers(torch.full((site.num_heads,), settings.shaped_beta))
+        self.gamma = learned_numbers(torch.full((site.num_heads,), settings.shaped_gamma))
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        own_visible = own_key_visible(mask, q.size(-2), k.size(-2), q.device)
+        alpha, beta, gamma = (number.view(-1, 1, 1) for number in (self.alpha, self.beta, self.gamma))
+        return shaped_terms(alpha, beta, gamma, own_visible)
+
+    def extra_repr(self) -> str:
+        learned = f"α {numbers(self.alpha)}, β {numbers(self.beta)}, γ {numbers(self.gamma)}"
+        return f"{super().extra_repr()}, {learned}"

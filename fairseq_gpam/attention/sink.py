@@ -1,0 +1,57 @@
+"""Softmax with a sink: one more logit takes its share of the weight and carries no value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def sink_terms(logits: Tensor) -> Affine:
+    """Returns P_ij = exp(S_ij) / (exp(s_h) + Σ_j exp(S_ij)), B × H × T × S, S = QKᵀ/√D + M, from the logits s, H.
+
+    A learned s is openai/gpt-oss's; s = 0 is softmax-off-by-one, which is stock attention with a zero key and a zero
+    value appended (`add_zero_attn`).
+    """
+    return Affine(sink=logits)
+
+
+@register_mechanism
+class SinkAttention(AffineMechanism):
+    """Softmax attention that need not attend: one sink logit a head, learned, or fixed at 0 (off by one)."""
+
+    name = "sink"
+    formula = "P = exp(S)/(exp(s) + Σ exp(S)), S = QKᵀ/√D + M; s learned or 0"
+    source = "openai/gpt-oss; off-by-one: Miller 2023, Attention Is Off By One"
+    row_sum = "≤ 1"
+    cost = "1×"
+    options = (
+        Option(
+            "sink_kind",
+            str,
+            "learned",
+            "the sink's logit: learned for each head, or 0 (softmax off by one)",
+            choices=("learned", "off-by-one"),
+        ),
+        Option("sink_start", float, 0.0, "where a learned sink's logit starts"),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.logits: Tensor
+        if settings.sink_kind == "learned":
+            self.logits = learned_numbers(torch.full((site.num_heads,), settings.sink_start))
+        else:
+            self.register_buffer("logits", torch.zeros(site.num_heads), persistent=False)
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return sink_terms(self.logits)
+
+    def extra_repr(self) -> str:
+        kind = f"s {numbers(self.logits)}" if isinstance(self.logits, nn.Parameter) else "off by one"
+        return f"{super().extra_repr()}, {kind}"

@@ -1,0 +1,41 @@
+"""Softmax attention followed by an RMSNorm of each head: the control for what Differential's norm does alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.affine import Affine
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism
+from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.rmsnorm import rms_norm
+
+
+def normed_heads(heads: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """Returns RMSNorm(softmax(QKᵀ/√D + M)·V) from the heads B × H × T × D that softmax attention gives.
+
+    `weight` D is shared by the heads, as in Differential V1 (arXiv 2410.05258). A control of this project.
+    """
+    return rms_norm(heads, weight, eps)
+
+
+@register_mechanism
+class SoftmaxRMSNormAttention(AffineMechanism):
+    """Softmax attention and a per-head RMSNorm with one affine weight for all heads."""
+
+    name = "softmax_rmsnorm"
+    formula = "O = RMSNorm(softmax(QKᵀ/√D + M)·V), per head"
+    source = "a control of this project for Differential (arXiv 2410.05258) and gated attention"
+    row_sum = "1, before the norm"
+    cost = "1×"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.norm_weight = nn.Parameter(torch.ones(site.head_dim))
+
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return Affine()
+
+    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+        return normed_heads(output, self.norm_weight)

@@ -1,0 +1,37 @@
+"""Sparsemax: the Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.entmax import entmax_package
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def sparsemax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P = sparsemax(QKᵀ/√D + M) along the keys, B × H × T × S.
+
+    Martins & Astudillo 2016, arXiv 1602.02068, algorithm 1; computed by the `entmax` package.
+    """
+    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    return zero_blind(entmax_package().sparsemax(scores, dim=-1), sighted)
+
+
+@register_mechanism
+class SparsemaxAttention(MatrixMechanism):
+    """Weights that are exactly 0 on many keys."""
+
+    name = "sparsemax"
+    formula = "P = sparsemax(QKᵀ/√D + M)"
+    source = "Martins & Astudillo 2016, arXiv 1602.02068; the package entmax"
+    row_sum = "1"
+    cost = "1×, and a sort of P"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        entmax_package()
+
+    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        return sparsemax_weights(q, k, mask)
