@@ -1,0 +1,1 @@
+"""Diagnostics of a trained or fresh transformer: metrics (pure functions), the probe (hooks), the report."""

@@ -1,0 +1,317 @@
+"""The diagnostics as pure functions, with the exact definition and source of each.
+
+Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
+states … × T × C; tokens bool … × T, True = not padding. None stands for all True. A result has the leading shape
+unless said otherwise. Undefined values (one token, one head, no visible key) are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.measures import (
+    composite_norm,
+    entropy,
+    hide,
+    mean_over_rows,
+    mean_token,
+    negative_mass,
+    residual_norm,
+    residual_ratio,
+    row_sum,
+    without_padding,
+)
+
+__all__ = [
+    "attention_relevance",
+    "composite_norm",
+    "effective_rank",
+    "entropy",
+    "first_token_share",
+    "head_redundancy",
+    "kurtosis",
+    "log_log_slope",
+    "massive_activations",
+    "mean_cosine",
+    "negative_mass",
+    "number_of_paths",
+    "path_residuals",
+    "qk_eigenspectrum",
+    "residual_norm",
+    "residual_ratio",
+    "residual_ratio_argmin",
+    "row_sum",
+    "sink",
+    "softmax_jacobian_frobenius",
+    "softmax_jacobian_l1",
+    "spectral_gap",
+    "stable_rank",
+    "translation_relevance",
+]
+
+
+def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: int = 60) -> Tensor:
+    """Returns min_x ‖X − 1xᵀ‖ / ‖X‖ in the composite norm (Dong et al. 2021, arXiv 2103.03404, sec. 2).
+
+    The norm is a product of two maxima and not convex in x: what is returned is the best x that a descent found from
+    the best of the mean, median and mid-range token, hence an upper bound, never above the mean-token form.
+    """
+    total = composite_norm(without_padding(states, tokens))
+    kept = torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device) if tokens is None else tokens
+    padding = ~kept.unsqueeze(-1)
+    blank = states.masked_fill(padding, float("nan"))
+    middle = (
+        states.masked_fill(padding, float("-inf")).amax(dim=-2, keepdim=True)
+        + states.masked_fill(padding, float("inf")).amin(dim=-2, keepdim=True)
+    ) / 2
+    starts = (mean_token(states, tokens), blank.nanmedian(dim=-2, keepdim=True).values, middle)
+    norms = torch.stack([composite_norm(without_padding(states - start, tokens)) for start in starts])
+    best, chosen = norms.min(dim=0)
+    point = torch.stack(starts).gather(0, chosen[None, ..., None, None].expand(1, *starts[0].shape))[0]
+    scale = (without_padding(states - point, tokens).abs().sum(dim=(-2, -1)) / kept.sum(dim=-1) / states.size(-1))[
+        ..., None, None
+    ]
+    for step in range(steps):
+        residual = without_padding(states - point, tokens)
+        magnitude = residual.abs()
+        columns, rows = magnitude.sum(dim=-2), magnitude.sum(dim=-1)
+        best = torch.minimum(best, (columns.amax(dim=-1) * rows.amax(dim=-1)).sqrt())
+        # The maxima are sharpened softly: a subgradient would move for one column and one row at a time.
+        sharpness = 10.0 * (1 + step)
+        columns_max, rows_max = columns.amax(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
+        pull = torch.softmax(sharpness * columns / columns_max, dim=-1) / columns_max
+        push = torch.softmax((sharpness * rows / rows_max).masked_fill(~kept, float("-inf")), dim=-1) / rows_max
+        direction = (residual.sign() * (pull.unsqueeze(-2) + push.unsqueeze(-1))).sum(dim=-2, keepdim=True)
+        length = direction.abs().amax(dim=-1, keepdim=True)
+        stride = 0.3 * scale / (1 + step / 4)
+        point = point + torch.where(length > 0, stride * direction / length, 0.0)
+    return torch.where(total > 0, best / total, torch.nan)
+
+
+def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns the mean cosine of all pairs of different tokens, (‖Σ x_i/|x_i|‖² − n) / (n(n−1)).
+
+    The paper's Figure 4 (arXiv 2410.15578) shows it by layer; a zero token counts as orthogonal to every other.
+    """
+    units = torch.nn.functional.normalize(without_padding(states, tokens), dim=-1, eps=1e-30)
+    own = units.pow(2).sum(dim=(-2, -1))
+    count = _count(states, tokens)
+    pairs = units.sum(dim=-2).pow(2).sum(dim=-1) - own
+    return torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
+
+
+def stable_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns ‖X‖_F² / ‖X‖₂², between 1 and the rank."""
+    values = torch.linalg.svdvals(without_padding(states, tokens))
+    return values.pow(2).sum(dim=-1) / values[..., 0].pow(2)
+
+
+def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns exp(−Σ p log p) with p = s/Σs, s the singular values of X itself, not of XXᵀ (Roy & Vetterli 2007)."""
+    return ranks(states, tokens)[1]
+
+
+def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Returns `stable_rank` and `effective_rank` from one decomposition."""
+    values = torch.linalg.svdvals(without_padding(states, tokens))
+    stable = values.pow(2).sum(dim=-1) / values[..., 0].pow(2)
+    shares = values / values.sum(dim=-1, keepdim=True)
+    return stable, torch.special.entr(shares).sum(dim=-1).exp()
+
+
+def massive_activations(states: Tensor, tokens: Tensor | None = None, count: int = 3) -> Tensor:
+    """Returns the `count` largest |h| over the median |h|, of all tokens and channels: … × count.
+
+    Sun et al. 2024, arXiv 2402.17762. The median of an even number of values is the lower one.
+    """
+    magnitude = states.abs()
+    if tokens is not None:
+        magnitude = magnitude.masked_fill(~tokens.unsqueeze(-1), float("nan"))
+    flat = magnitude.flatten(-2)
+    median = flat.nanmedian(dim=-1, keepdim=True).values
+    return flat.nan_to_num(nan=-1.0).topk(count, dim=-1).values / median
+
+
+def kurtosis(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns E(h−μ)⁴ / (E(h−μ)²)² over all tokens and channels, 3 for a normal distribution."""
+    count = (_count(states, tokens) * states.size(-1))[..., None, None]
+    mean = without_padding(states, tokens).sum(dim=(-2, -1), keepdim=True) / count
+    centred = without_padding(states - mean, tokens)
+    second = centred.pow(2).sum(dim=(-2, -1), keepdim=True) / count
+    fourth = centred.pow(4).sum(dim=(-2, -1), keepdim=True) / count
+    return (fourth / second.pow(2))[..., 0, 0]
+
+
+def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns s₁/s₂, the two largest singular values of P ("Mind the Gap", arXiv 2410.07799); infinite at rank one.
+
+    Singular values, not eigenvalues: those of a causal P are its diagonal.
+    """
+    values = torch.linalg.svdvals(hide(weights, visible))
+    if values.size(-1) < 2:
+        return torch.full_like(values[..., 0], torch.nan)
+    return values[..., 0] / values[..., 1]
+
+
+def sink(weights: Tensor, visible: Tensor | None = None, threshold: float = 0.3) -> Tensor:
+    """Returns 1 where the first visible key gets more than `threshold` on average of the rows from its own on, else 0.
+
+    The mean over layers, heads and samples is the sink rate (Gu et al. 2025, arXiv 2410.10781, eq. 6, first token).
+    """
+    share = mean_over_rows(_first_key(hide(weights, visible), visible), weights, visible)
+    return (share > threshold).to(weights.dtype)
+
+
+def first_token_share(weights: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns Σ_i |P_i1| / Σ_ij |P_ij|, the share of the weight on the first visible key."""
+    magnitude = hide(weights, visible).abs()
+    return _first_key(magnitude, visible).sum(dim=-1) / magnitude.sum(dim=(-2, -1))
+
+
+def _first_key(weights: Tensor, visible: Tensor | None) -> Tensor:
+    """Returns the column of the first key that any row sees: … × T."""
+    if visible is None:
+        return weights[..., 0]
+    seen = visible.expand(weights.shape).any(dim=-2)
+    first = seen.to(torch.uint8).argmax(dim=-1)
+    return weights.gather(-1, first[..., None, None].expand(*weights.shape[:-1], 1))[..., 0]
+
+
+def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns the mean cosine distance 1 − cos of all pairs of heads' maps, taken as vectors: 0 for equal heads.
+
+    Shapes: weights … × H × T × S; result without H.
+    """
+    maps = torch.nn.functional.normalize(hide(weights, visible).flatten(-2), dim=-1, eps=1e-30)
+    heads = maps.size(-2)
+    if heads < 2:
+        return torch.full_like(maps[..., 0, 0], torch.nan)
+    own = maps.pow(2).sum(dim=(-2, -1))
+    return 1 - (maps.sum(dim=-2).pow(2).sum(dim=-1) - own) / (heads * (heads - 1))
+
+
+def softmax_jacobian_l1(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns Σ_ij |J_ij| = 2(1 − Σ p²) of J = diag(p) − ppᵀ, the mean over the rows.
+
+    The norm of the paper's Lemma 3 (arXiv 2410.15578): greatest at the uniform row.
+    """
+    p = hide(probabilities, visible)
+    return mean_over_rows(2 * (1 - p.pow(2).sum(dim=-1)), p, visible)
+
+
+def softmax_jacobian_frobenius(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns ‖J‖_F = sqrt(Σp² − 2Σp³ + (Σp²)²) of J = diag(p) − ppᵀ, the mean over the rows."""
+    p = hide(probabilities, visible)
+    square = p.pow(2).sum(dim=-1)
+    return mean_over_rows((square - 2 * p.pow(3).sum(dim=-1) + square.pow(2)).clamp(min=0).sqrt(), p, visible)
+
+
+def qk_eigenspectrum(query_weight: Tensor, key_weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance of the eigenvalues μ of W_Q W_Kᵀ for each head, by its D × D product: H and H.
+
+    The mean is real, the variance is the mean of |μ − mean|² over the D eigenvalues (Bao et al. 2024,
+    arXiv 2402.02098). Shapes: both weights (H·D) × C. Raises ValueError if their C differ: a bilinear form of two
+    spaces has no eigenvalues.
+    """
+    if query_weight.size(1) != key_weight.size(1):
+        raise ValueError(
+            f"queries of {query_weight.size(1)} and keys of {key_weight.size(1)} channels have no spectrum"
+        )
+    queries = query_weight.view(num_heads, -1, query_weight.size(1))
+    keys = key_weight.view(num_heads, -1, key_weight.size(1))
+    values = torch.linalg.eigvals(keys @ queries.transpose(-2, -1))
+    mean = values.mean(dim=-1)
+    return mean.real, (values - mean.unsqueeze(-1)).abs().pow(2).mean(dim=-1)
+
+
+def number_of_paths(num_layers: int, length: int, num_heads: int) -> int:
+    """Returns C(L, k)·H^k: the paths that take a head in k of the L layers and the skip in the others."""
+    return math.comb(num_layers, length) * num_heads**length
+
+
+def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Returns ‖P − rank1(P)‖ / ‖P‖ of `count` random paths of one length, P = P_lk,hk … P_l1,h1.
+
+    Composite norm; rank1 is the best rank-one matrix (SVD), so that signed P's, whose rows need not sum to 1, are
+    measured alike. Paths are drawn uniformly, with replacement (Dong et al. 2021, arXiv 2103.03404, sec. 3). Shapes:
+    each of `maps` H × T × T, unpadded, in the order of the layers; result `count`.
+    """
+    products = []
+    for _ in range(count):
+        layers = torch.randperm(len(maps), generator=generator)[:length].sort().values.tolist()
+        product: Tensor | None = None
+        for layer in layers:
+            head = int(torch.randint(maps[layer].size(0), (), generator=generator))
+            step = maps[layer][head]
+            product = step if product is None else step @ product
+        assert product is not None
+        products.append(product)
+    paths = torch.stack(products)
+    left, values, right = torch.linalg.svd(paths, full_matrices=False)
+    rank_one = values[..., :1, None] * left[..., :, :1] @ right[..., :1, :]
+    return composite_norm(paths - rank_one) / composite_norm(paths)
+
+
+def log_log_slope(ratios: Sequence[float], floor: float = 1e-6) -> tuple[float, float, int]:
+    """Fits log(−log r) = slope · depth + intercept; returns slope, intercept and the number of points.
+
+    A ratio that falls doubly exponentially, r = exp(−exp(intercept + slope · depth)), has a positive slope; a constant
+    or plainly exponential one has a slope that tends to 0. The first entry is depth 0. Ratios outside (floor, 1) are
+    left out: below the floor stands rounding. NaN with fewer than two points.
+    """
+    points = [(depth, math.log(-math.log(r))) for depth, r in enumerate(ratios) if floor < r < 1]
+    if len(points) < 2:
+        return math.nan, math.nan, len(points)
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    return slope, mean_y - slope * mean_x, len(points)
+
+
+def attention_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
+    """Returns (∇A ⊙ A)⁺, the mean over the heads (Chefer et al. 2021, arXiv 2103.15679, eq. 5).
+
+    The clamp makes it non-negative also where A is signed. Shapes: both … × H × T × S; result … × T × S.
+    """
+    return (gradient * weights).clamp(min=0).mean(dim=-3)
+
+
+def translation_relevance(encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor]) -> Tensor:
+    """Rolls relevance through encoder, decoder self- and cross-attention: source relevance of every target position.
+
+    Chefer et al. 2021, arXiv 2103.15679, eqs. 6-11: self-attention adds Ā·R; cross-attention adds R̄_ttᵀ·Ā·R̄_ss, with
+    R̄ the row-normalised R less the identity, plus the identity. Shapes: the results of `attention_relevance` by layer,
+    … × S × S, … × T × T and … × T × S; result … × T × S, not negative.
+    """
+    source = _eye_like(encoder[0])
+    for layer in encoder:
+        source = source + layer @ source
+    target = _eye_like(decoder[0])
+    relevance = torch.zeros_like(cross[0])
+    for self_layer, cross_layer in zip(decoder, cross, strict=True):
+        # Both right-hand sides are of the relevance before this layer.
+        target, relevance = target + self_layer @ target, relevance + self_layer @ relevance
+        mixed = _normalise(target).transpose(-2, -1) @ cross_layer @ _normalise(source)
+        relevance = relevance + mixed
+    return relevance
+
+
+def _normalise(relevance: Tensor) -> Tensor:
+    eye = _eye_like(relevance)
+    gained = relevance - eye
+    total = gained.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, gained / total, 0.0) + eye
+
+
+def _eye_like(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.size(-1), dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+
+
+def _count(states: Tensor, tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        return torch.full(states.shape[:-2], float(states.size(-2)), dtype=states.dtype, device=states.device)
+    return tokens.sum(dim=-1).to(states.dtype)

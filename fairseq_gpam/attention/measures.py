@@ -1,0 +1,85 @@
+"""What is read off an attention matrix, and off the states it mixes, cheaply enough to be logged during training.
+
+Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
+states … × T × C; tokens bool … × T, True = not padding. None stands for all True. Every result has the leading shape.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:
+    """Averages values (… × T) over the rows that see at least `least_keys` keys; NaN if there is no such row."""
+    if visible is None:
+        keys = torch.full_like(values, weights.size(-1), dtype=torch.long)
+    else:
+        keys = visible.expand(weights.shape).sum(dim=-1)
+    counted = keys >= least_keys
+    return torch.where(counted, values, 0.0).sum(dim=-1) / counted.sum(dim=-1)
+
+
+def hide(weights: Tensor, visible: Tensor | None) -> Tensor:
+    """Returns the weights with zeros where nothing is seen."""
+    return weights if visible is None else torch.where(visible, weights, 0.0)
+
+
+def row_sum(weights: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns Σ_j P_ij, the mean over the rows; 1 + λ⁺ − λ⁻ for daGPAM (arXiv 2410.15578)."""
+    return mean_over_rows(hide(weights, visible).sum(dim=-1), weights, visible)
+
+
+def negative_mass(weights: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Returns Σ max(−P, 0) / Σ |P| over the whole matrix: 0 for probabilities, at most 1."""
+    weights = hide(weights, visible)
+    return weights.clamp(max=0).abs().sum(dim=(-2, -1)) / weights.abs().sum(dim=(-2, -1))
+
+
+def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = False) -> Tensor:
+    """Returns −Σ_j a log a in nats with a = |P| / Σ_j |P|, the mean over the rows (Zhai et al. 2023, arXiv 2303.06296).
+
+    `normalised` divides each row by log n, n the keys it sees, and leaves out the rows with one key: 0 … 1.
+    """
+    magnitude = hide(weights, visible).abs()
+    total = magnitude.sum(dim=-1, keepdim=True)
+    shares = torch.where(total > 0, magnitude / total, 0.0)
+    rows = torch.special.entr(shares).sum(dim=-1)
+    if not normalised:
+        return mean_over_rows(rows, weights, visible)
+    if visible is None:
+        keys = torch.full_like(rows, weights.size(-1))
+    else:
+        keys = visible.expand(weights.shape).sum(dim=-1).to(rows.dtype)
+    return mean_over_rows(rows / keys.clamp(min=2).log(), weights, visible, least_keys=2)
+
+
+def without_padding(states: Tensor, tokens: Tensor | None) -> Tensor:
+    """Returns the states with zero rows for padding, which no norm, sum or singular value sees."""
+    return states if tokens is None else torch.where(tokens.unsqueeze(-1), states, 0.0)
+
+
+def mean_token(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns the mean of the unpadded tokens: … × 1 × C."""
+    if tokens is None:
+        return states.mean(dim=-2, keepdim=True)
+    return without_padding(states, tokens).sum(dim=-2, keepdim=True) / tokens.sum(dim=-1)[..., None, None]
+
+
+def composite_norm(matrix: Tensor) -> Tensor:
+    """Returns sqrt(‖X‖₁ ‖X‖_∞), the largest column sum and the largest row sum of |X| (Dong et al. 2021, sec. 2)."""
+    magnitude = matrix.abs()
+    return (magnitude.sum(dim=-2).amax(dim=-1) * magnitude.sum(dim=-1).amax(dim=-1)).sqrt()
+
+
+def residual_norm(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns ‖X − 1xᵀ‖ in the composite norm, x the mean token (Dong et al. 2021, arXiv 2103.03404)."""
+    return composite_norm(without_padding(states - mean_token(states, tokens), tokens))
+
+
+def residual_ratio(states: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """Returns ‖X − 1xᵀ‖ / ‖X‖ in the composite norm, x the mean token: 0 where all tokens are equal.
+
+    Dong et al. 2021 (arXiv 2103.03404) take the best x; their code, and this, the mean token.
+    """
+    return residual_norm(states, tokens) / composite_norm(without_padding(states, tokens))
