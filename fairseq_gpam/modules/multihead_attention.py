@@ -100,7 +100,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
-            k, v, padding = self._project_keys_values(query, key, value, key_padding_mask, bsz)
+            # set_beam_size outlasts the beam search: only decoding may take neighbours for beams of one sentence.
+            decoding = incremental_state is not None
+            k, v, padding = self._project_keys_values(query, key, value, key_padding_mask, bsz, decoding)
             if "prev_key" in saved:
                 k, v, padding = self._append_to_cache(saved, k, v, padding)
         if incremental_state is not None:
@@ -156,7 +158,13 @@ class GPAMMultiheadAttention(MultiheadAttention):
         return unfolded.reshape(rows * beams, num_heads, length // beams, width)
 
     def _project_keys_values(
-        self, query: Tensor, key: Tensor | None, value: Tensor | None, padding: Tensor | None, bsz: int
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        padding: Tensor | None,
+        bsz: int,
+        decoding: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.self_attention:
             key = value = query
@@ -165,7 +173,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if key is None or value is None:
             raise ValueError("key and value are required: nothing is cached for them")
         padding = padding.bool() if padding is not None and padding.dim() > 0 else None
-        if self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
+        if decoding and self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
             key = value = key[:, :: self.beam_size]
             padding = None if padding is None else padding[:: self.beam_size]
         k, v = self.k_proj(key), self.v_proj(value)
