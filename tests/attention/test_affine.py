@@ -1,0 +1,175 @@
+"""The shared core, O = s·V + a·SDPA(Q, K, V) − b·SDPA(Q⁻, K⁻, V) − u·mean(V): every backend against float64."""
+
+import math
+
+import pytest
+import torch
+from reference import row_softmax, visibility
+
+from fairseq_gpam.attention import FUTURE, AttentionMask
+from fairseq_gpam.attention.affine import BACKENDS, Affine, affine_attention
+
+BATCH, HEADS, WIDTH = 2, 3, 8
+
+
+def test_the_backends_are_those_that_the_flag_promises():
+    assert set(BACKENDS) == {"auto", "reference", "fused"}
+
+
+def tensor(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+def coefficient(kind):
+    if kind == "number":
+        return 0.7
+    shape = {"scalar": (1,), "head": (HEADS, 1, 1), "token": (BATCH, HEADS, 1, 1)}[kind]
+    return (torch.rand(*shape) + 0.2).requires_grad_()
+
+
+def expected(q, k, v, visible, added, terms):
+    """P in float64, term by term; leaves are exchanged by their float64 twins for the gradients."""
+    twins = {}
+
+    def exact(value):
+        if not torch.is_tensor(value):
+            return value
+        return twins.setdefault(id(value), value.detach().double().requires_grad_())
+
+    q64, k64, v64 = exact(q), exact(k), exact(v)
+    scale = 1 / math.sqrt(WIDTH)
+    scores = q64 @ k64.transpose(2, 3) * scale + added
+    if terms.sink is None:
+        weights = row_softmax(scores, visible)
+    else:
+        sink = exact(terms.sink).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        seen = visible.expand(scores.shape[0], 1, *scores.shape[2:])
+        padded = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
+        weights = row_softmax(torch.cat([scores, sink], dim=-1), padded)[..., :-1]
+    weights = exact(terms.positive) * weights
+    if terms.negative is not None:
+        negative_k = k64 if terms.negative_k is None else exact(terms.negative_k)
+        negative = exact(terms.negative_q) @ negative_k.transpose(2, 3) * scale + added
+        weights = weights - exact(terms.negative) * row_softmax(negative, visible)
+    if terms.uniform is not None:
+        weights = weights - exact(terms.uniform) * row_softmax(torch.zeros_like(scores), visible)
+    if terms.identity is not None:
+        eye = torch.eye(scores.size(2), scores.size(3), dtype=torch.float64)
+        weights = weights + exact(terms.identity) * eye
+    return weights, weights @ v64, twins
+
+
+def check(backend, length, mask, visible, added, terms, inputs):
+    q, k, v = inputs
+    weights, output, twins = expected(q, k, v, visible, added, terms)
+    found, none = affine_attention(q, k, v, mask, terms, 0.0, False, backend)
+    assert none is None
+    assert torch.allclose(found.double(), output, atol=1e-5)
+    again, matrix = affine_attention(q, k, v, mask, terms, 0.0, True, backend)
+    assert torch.allclose(again.double(), output, atol=1e-5)
+    assert torch.allclose(matrix.double().expand_as(weights), weights, atol=1e-5)
+
+    direction = torch.randn_like(output)
+    leaves = {id(leaf): leaf for leaf in (q, k, v, *vars(terms).values()) if torch.is_tensor(leaf)}
+    used = [key for key in leaves if key in twins]
+    assert len(used) == len(leaves)
+    got = torch.autograd.grad((found * direction.float()).sum(), [leaves[key] for key in used])
+    want = torch.autograd.grad((output * direction).sum(), [twins[key] for key in used])
+    for mine, theirs in zip(got, want, strict=True):
+        scale = max(1.0, theirs.abs().max().item())
+        assert torch.isfinite(mine).all()
+        assert (mine.double() - theirs).abs().max() <= 1e-5 * scale
+
+
+def masks(kind, queries, keys):
+    padding = torch.zeros(BATCH, keys, dtype=torch.bool)
+    padding[1, keys - keys // 3 :] = True
+    left = torch.zeros(BATCH, keys, dtype=torch.bool)
+    left[0, : keys // 3] = True
+    blind = torch.zeros(BATCH, keys, dtype=torch.bool)
+    blind[1] = True
+    additive = torch.randn(queries, keys)
+    additive[:, keys // 2] = float("-inf")
+    arguments = {
+        "none": {},
+        "right": {"padding": padding},
+        "causal": {"causal": True},
+        "causal, left": {"padding": left, "causal": True},
+        "additive": {"additive": additive},
+        "additive, right": {"additive": additive, "padding": padding},
+        "everything of a sentence": {"padding": blind},
+        "additive for each head": {"additive": torch.randn(BATCH, HEADS, queries, keys)},
+    }[kind]
+    attn_mask = FUTURE if arguments.get("causal") else arguments.get("additive")
+    visible, added = visibility(BATCH, queries, keys, **arguments)
+    return AttentionMask.from_fairseq(arguments.get("padding"), attn_mask), visible, added
+
+
+KINDS = [
+    "none",
+    "right",
+    "causal",
+    "causal, left",
+    "additive",
+    "additive, right",
+    "everything of a sentence",
+    "additive for each head",
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [3, 63])
+def test_two_branches_under_every_mask(backend, kind, length):
+    inputs = [tensor(BATCH, HEADS, length, WIDTH) for _ in range(3)]
+    terms = Affine(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
+    check(backend, length, *masks(kind, length, length), terms, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("positive", ["number", "scalar", "head", "token"])
+@pytest.mark.parametrize("negative", ["number", "scalar", "head", "token"])
+def test_coefficients_of_every_shape(backend, positive, negative):
+    inputs = [tensor(BATCH, HEADS, 7, WIDTH) for _ in range(3)]
+    terms = Affine(coefficient(positive), coefficient(negative), tensor(BATCH, HEADS, 7, WIDTH))
+    check(backend, 7, *masks("causal", 7, 7), terms, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["none", "right", "causal", "additive, right", "everything of a sentence"])
+@pytest.mark.parametrize("extra", ["uniform", "identity", "sink", "negative_k", "all"])
+def test_the_other_terms(backend, kind, extra):
+    length = 7
+    inputs = [tensor(BATCH, HEADS, length, WIDTH) for _ in range(3)]
+    everything = {
+        "uniform": coefficient("head"),
+        "identity": coefficient("head"),
+        "sink": tensor(HEADS),
+        "negative_k": tensor(BATCH, HEADS, length, WIDTH),
+    }
+    chosen = everything if extra == "all" else {extra: everything[extra]}
+    if "negative_k" in chosen:
+        chosen = chosen | {"negative": coefficient("head"), "negative_q": tensor(BATCH, HEADS, length, WIDTH)}
+    check(backend, length, *masks(kind, length, length), Affine(coefficient("head"), **chosen), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_long_sequence_that_no_block_size_divides(backend):
+    length = 601
+    inputs = [tensor(BATCH, HEADS, length, WIDTH) for _ in range(3)]
+    terms = Affine(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
+    check(backend, length, *masks("causal, left", length, length), terms, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["none", "causal", "additive, right"])
+def test_dropout_keeps_the_expectation_and_zero_dropout_is_none(backend, kind):
+    q, k, v = (tensor(BATCH, HEADS, 5, WIDTH) for _ in range(3))
+    terms = Affine(1.5, 0.5, tensor(BATCH, HEADS, 5, WIDTH))
+    mask, _, _ = masks(kind, 5, 5)
+    whole, _ = affine_attention(q, k, v, mask, terms, 0.0, False, backend)
+    with torch.no_grad():
+        draws = torch.stack([affine_attention(q, k, v, mask, terms, 0.3, False, backend)[0] for _ in range(1500)])
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - whole).abs() <= 5 * error + 1e-6).all()
+    assert draws.std(0).max() > 0.1

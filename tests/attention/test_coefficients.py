@@ -1,0 +1,109 @@
+"""λ⁺ and λ⁻: fixed or trainable, for a model, a layer or a head, tied, bounded."""
+
+import argparse
+import itertools
+
+import pytest
+import torch
+from tiny import OURS, build
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import Site, build_mechanism
+
+
+def mechanisms(layers=2, heads=4, **settings):
+    """The daGPAM mechanisms of a whole model: encoder, decoder and cross attention in every layer."""
+    resolved = options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()}))
+    shared = {}
+    return [
+        build_mechanism("dagpam", Site(site, layer, layers, 8 * heads, heads, 8, shared), resolved)
+        for site, layer in itertools.product(("encoder", "decoder", "cross"), range(layers))
+    ]
+
+
+def trainable(modules, name):
+    found = {id(p): p for module in modules for p in getattr(module, name).parameters()}
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    ("scope", "parameters", "numbers"),
+    [("model", 1, 1), ("layer", 6, 6), ("head", 6, 24)],
+)
+def test_scope_says_who_shares_a_lambda(scope, parameters, numbers):
+    modules = mechanisms(lambda_scope=scope)
+    for name in ("lambda_plus", "lambda_minus"):
+        found = trainable(modules, name)
+        assert len(found) == parameters
+        assert sum(p.numel() for p in found) == numbers
+
+
+def test_plus_and_minus_are_two_parameters_unless_tied():
+    for module in mechanisms():
+        assert module.lambda_plus.theta is not module.lambda_minus.theta
+    for scope in ("model", "layer", "head"):
+        for module in mechanisms(lambda_tied=True, lambda_plus=0.7, lambda_minus=0.1, lambda_scope=scope):
+            assert module.lambda_plus.theta is module.lambda_minus.theta
+            assert torch.allclose(torch.as_tensor(module.lambda_minus()), torch.tensor(0.7))
+
+
+@pytest.mark.parametrize("bound", [None, 2.0])
+@pytest.mark.parametrize("kind", ["fixed", "trainable"])
+@pytest.mark.parametrize("scope", ["model", "layer", "head"])
+def test_lambda_starts_at_the_value_of_its_flag(kind, scope, bound):
+    for module in mechanisms(
+        **{"lambda": kind}, lambda_scope=scope, lambda_max=bound, lambda_plus=0.25, lambda_minus=1.5
+    ):
+        assert torch.allclose(torch.as_tensor(module.lambda_plus()), torch.tensor(0.25), atol=1e-6)
+        assert torch.allclose(torch.as_tensor(module.lambda_minus()), torch.tensor(1.5), atol=1e-6)
+
+
+def test_fixed_lambda_is_no_parameter_and_not_in_the_state():
+    for module in mechanisms(**{"lambda": "fixed"}):
+        assert not [name for name, _ in module.named_parameters() if "lambda" in name]
+        assert not [name for name in module.state_dict() if "lambda" in name]
+
+
+@pytest.mark.parametrize("theta", [-50.0, -1.0, 0.0, 1.0, 50.0])
+def test_bounded_lambda_is_max_times_sigmoid(theta):
+    (module, *_) = mechanisms(lambda_max=0.8, lambda_plus=0.4, lambda_minus=0.4)
+    with torch.no_grad():
+        module.lambda_plus.theta.fill_(theta)
+    expected = 0.8 / (1 + torch.exp(torch.tensor(-theta)))
+    assert torch.allclose(module.lambda_plus().flatten(), expected.expand(4), atol=1e-6)
+    assert module.lambda_plus().min() >= 0 and module.lambda_plus().max() <= 0.8
+
+
+@pytest.mark.parametrize("value", [-3.0, 0.0, 7.0])
+def test_free_trainable_lambda_may_take_any_value(value):
+    (module, *_) = mechanisms()
+    with torch.no_grad():
+        module.lambda_minus.theta.fill_(value)
+    assert torch.equal(module.lambda_minus().flatten(), torch.full((4,), value))
+
+
+@pytest.mark.parametrize("name", ["lambda_plus", "lambda_minus"])
+@pytest.mark.parametrize(
+    ("kind", "value"), [("trainable", 1.0), ("trainable", 1.5), ("trainable", 0.0), ("fixed", 1.5), ("fixed", -0.5)]
+)
+def test_a_lambda_outside_its_bound_is_refused_with_flag_value_and_bound(name, kind, value):
+    with pytest.raises(ValueError, match=f"--gpam-{name.replace('_', '-')}") as refusal:
+        mechanisms(**{"lambda": kind, name: value}, lambda_max=1.0)
+    assert str(value) in str(refusal.value)
+    assert "--gpam-lambda-max 1.0" in str(refusal.value)
+    assert "allowed" in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_fixed_lambda_may_stand_at_its_bound(value):
+    (module, *_) = mechanisms(**{"lambda": "fixed"}, lambda_plus=value, lambda_minus=value, lambda_max=1.0)
+    assert module.lambda_plus() == value
+
+
+def test_lambdas_are_shown_in_print_model():
+    model = build("translation", OURS["translation"], "--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.375")
+    assert "0.375" in repr(model)
+    model = build("translation", OURS["translation"], "--gpam-lambda-plus", "0.375", "--gpam-lambda-max", "3")
+    text = repr(model)
+    assert "0.375, 0.375" in text
+    assert "trainable" in text and "3" in text

@@ -1,0 +1,240 @@
+"""The daGPAM mechanism alone, B × H × T × D, against the formula in float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from reference import dagpam_weights, row_softmax, visibility
+from tiny import attention
+
+from fairseq_gpam.attention import FUTURE, AttentionMask
+
+BACKENDS = ("auto", "reference", "fused")
+HEADS, WIDTH = 2, 4
+ANYWHERE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+
+
+def mechanism(**settings):
+    return attention(embed_dim=HEADS * WIDTH, heads=HEADS, **settings).mechanism
+
+
+def heads(batch=2, queries=5, keys=None, dtype=torch.float32):
+    keys = queries if keys is None else keys
+    q = torch.randn(batch, HEADS, queries, WIDTH, dtype=dtype)
+    k = torch.randn(batch, HEADS, keys, WIDTH, dtype=dtype)
+    v = torch.randn(batch, HEADS, keys, WIDTH, dtype=dtype)
+    return q, k, v
+
+
+def attend(attend_with, q, k, v, mask=None, **kwargs):
+    x = q.new_zeros(q.size(0), q.size(2), HEADS * WIDTH)
+    return attend_with(q, k, v, AttentionMask() if mask is None else mask, x, **kwargs)
+
+
+def expected_weights(module, q, k, visible, added=0.0):
+    projection = module.negative_projection
+    bias = projection.bias
+    width = q.size(-1)
+    matrix = projection.weight.detach().double().reshape(-1, width, width).expand(q.size(1), width, width)
+    offset = torch.zeros(1, width) if bias is None else bias.detach().reshape(-1, width)
+    lambdas = []
+    for value in (module.lambda_plus(), module.lambda_minus()):
+        value = torch.as_tensor(value, dtype=torch.float64).detach()
+        lambdas.append(value.reshape(-1).expand(q.size(1)))
+    return dagpam_weights(
+        q.double(), k.double(), *lambdas, matrix, offset.double().expand(q.size(1), width), visible, added
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (7, 7), (63, 63), (1, 63), (63, 7)])
+def test_output_is_the_formulas(backend, queries, keys):
+    module = mechanism(backend=backend)
+    q, k, v = heads(queries=queries, keys=keys)
+    weights = expected_weights(module, q, k, ANYWHERE)
+    output, none = attend(module, q, k, v)
+    assert none is None
+    assert torch.allclose(output.double(), weights @ v.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_is_the_same_with_and_without_weights(backend):
+    module = mechanism(backend=backend)
+    q, k, v = heads(queries=7)
+    mask = AttentionMask.from_fairseq(torch.tensor([[0] * 7, [0] * 4 + [1] * 3]), FUTURE)
+    output, weights = attend(module, q, k, v, mask, need_weights=True)
+    assert torch.allclose(attend(module, q, k, v, mask)[0], output, atol=1e-6)
+    assert torch.allclose(weights @ v, output, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradcheck_of_every_input_and_parameter(backend, masked):
+    module = mechanism(backend=backend, negative_bias=True, lambda_max=2.0).double()
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    q, k, v = heads(queries=3, dtype=torch.float64)
+    padding = torch.tensor([[False] * 3, [False, False, True]])
+    mask = AttentionMask.from_fairseq(padding, FUTURE) if masked else AttentionMask()
+
+    def function(q, k, v, *values):
+        x = q.new_zeros(q.size(0), q.size(2), HEADS * WIDTH)
+        state = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(module, state, (q, k, v, mask, x))[0]
+
+    inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v, *parameters)]
+    assert {"lambda_plus.theta", "lambda_minus.theta", "negative_projection.weight"} <= set(names)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("plus", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("minus", [0.0, 0.3, 1.0])
+def test_rows_sum_to_1_plus_minus_and_entries_stay_in_their_range(plus, minus):
+    module = mechanism(**{"lambda": "fixed"}, lambda_plus=plus, lambda_minus=minus)
+    q, k, v = heads(queries=9)
+    _, weights = attend(module, 3 * q, k, v, AttentionMask.from_fairseq(None, FUTURE), need_weights=True)
+    assert torch.allclose(weights.sum(-1), torch.full((2, HEADS, 9), 1 + plus - minus), atol=1e-5)
+    assert weights.min() >= -minus - 1e-6
+    assert weights.max() <= 1 + plus + 1e-6
+    assert (weights.triu(1) == 0).all()
+
+
+def test_some_weights_are_negative():
+    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0.0, lambda_minus=1.0)
+    _, weights = attend(module, *heads(queries=9), need_weights=True)
+    assert weights.min() < -0.05
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_both_lambdas_zero_is_softmax_attention(backend):
+    module = mechanism(backend=backend, **{"lambda": "fixed"}, lambda_plus=0, lambda_minus=0)
+    q, k, v = heads(queries=7)
+    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH)
+    expected = torch.softmax(scores, -1) @ v.double()
+    assert torch.allclose(attend(module, q, k, v)[0].double(), expected, atol=1e-6)
+
+
+def test_zero_projection_subtracts_the_mean_of_the_visible_values():
+    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0, lambda_minus=1)
+    torch.nn.init.zeros_(module.negative_projection.weight)
+    q, k, v = heads(queries=6)
+    visible, _ = visibility(2, 6, 6, causal=True)
+    mean = torch.stack([v[:, :, : t + 1].mean(2) for t in range(6)], dim=2)
+    softmax = row_softmax(q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH), visible) @ v.double()
+    output, _ = attend(module, q, k, v, AttentionMask.from_fairseq(None, FUTURE))
+    assert torch.allclose(output.double(), softmax - mean.double(), atol=1e-6)
+
+
+def test_minus_identity_on_positive_queries_gives_the_opposite_scores():
+    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0, lambda_minus=1)
+    with torch.no_grad():
+        module.negative_projection.weight.copy_(-torch.eye(WIDTH).repeat(HEADS, 1))
+    q, k, v = heads(queries=6)
+    q = q.abs()
+    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH)
+    expected = (torch.softmax(scores, -1) - torch.softmax(-scores, -1)) @ v.double()
+    assert torch.allclose(attend(module, q, k, v)[0].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_masked_key_is_a_removed_key(backend):
+    module = mechanism(backend=backend)
+    q, k, v = heads(queries=5, keys=8)
+    padding = torch.zeros(2, 8, dtype=torch.bool)
+    padding[:, [0, 3, 7]] = True
+    kept = [1, 2, 4, 5, 6]
+    masked, _ = attend(module, q, k, v, AttentionMask.from_fairseq(padding))
+    removed, _ = attend(module, q, k[:, :, kept], v[:, :, kept])
+    assert torch.allclose(masked, removed, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_drops_the_combined_matrix(backend):
+    """Over many draws the output has mean P V and variance p/(1−p) · Σ_j P_ij² v_j²: P is dropped, not its branches."""
+    module = mechanism(backend=backend, **{"lambda": "fixed"}, lambda_plus=1.0, lambda_minus=1.0)
+    draws, probability = 20000, 0.25
+    q, k, v = (tensor[:1] for tensor in heads(queries=3, keys=4))
+    weights = expected_weights(module, q, k, ANYWHERE)
+    many = [tensor.expand(draws, -1, -1, -1) for tensor in (q, k, v)]
+    output = attend(module, *many, dropout_p=probability)[0].detach().double()
+    mean = (weights @ v.double())[0]
+    variance = probability / (1 - probability) * (weights**2 @ v.double() ** 2)[0]
+    error = (variance / draws).sqrt()
+    assert ((output.mean(0) - mean).abs() < 5 * error).all()
+    assert torch.allclose(output.var(0), variance, rtol=0.06)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_gradient_belongs_to_the_same_draw_as_the_output(backend):
+    """The output is linear in the values for one draw: the gradient dotted with the values gives the output back."""
+    module = mechanism(backend=backend)
+    q, k, v = heads(queries=7)
+    v.requires_grad_()
+    output, _ = attend(module, q, k, v, AttentionMask.from_fairseq(None, FUTURE), dropout_p=0.4)
+    direction = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad((output * direction).sum(), v)
+    assert torch.allclose((gradient * v).sum(), (output * direction).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_fp32_and_keeps_its_dtype(backend, dtype):
+    module = mechanism(backend=backend)
+    q, k, v = heads(queries=63)
+    mask = AttentionMask.from_fairseq(None, FUTURE)
+    exact, _ = attend(module, q, k, v, mask)
+    output, _ = attend(module.to(dtype), q.to(dtype), k.to(dtype), v.to(dtype), mask)
+    assert output.dtype == dtype
+    assert torch.allclose(output.float(), exact, atol=0.02 if dtype == torch.float16 else 0.12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_softmax_is_summed_in_fp32(dtype):
+    """4096 equal weights added up in half precision would stall far below 1."""
+    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0, lambda_minus=0).to(dtype)
+    q = torch.zeros(1, HEADS, 1, WIDTH, dtype=dtype)
+    k = torch.zeros(1, HEADS, 4096, WIDTH, dtype=dtype)
+    output, _ = attend(module, q, k, torch.ones_like(k))
+    assert torch.allclose(output.float(), torch.ones(1, HEADS, 1, WIDTH), atol=0.01)
+
+
+@pytest.mark.parametrize(("projection", "bias"), itertools.product(("head", "shared"), (False, True)))
+def test_projection_has_the_parameters_that_its_options_say(projection, bias):
+    module = mechanism(negative_projection=projection, negative_bias=bias)
+    blocks = HEADS if projection == "head" else 1
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.negative_projection.named_parameters()}
+    expected = {"weight": (blocks * WIDTH, WIDTH)} | ({"bias": (blocks * WIDTH,)} if bias else {})
+    assert shapes == expected
+
+
+def fresh(**settings):
+    """A mechanism with its own initial values, which `tiny.attention` replaces."""
+    import argparse
+
+    from fairseq_gpam import options
+    from fairseq_gpam.attention import Site, build_mechanism
+
+    resolved = options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()}))
+    return build_mechanism("dagpam", Site("encoder", 0, 1, 256, 4, 64), resolved)
+
+
+@pytest.mark.parametrize("projection", ["head", "shared"])
+def test_initial_projection_is_what_negative_init_names(projection):
+    xavier = fresh(negative_projection=projection, negative_init="xavier").negative_projection.weight
+    bound = math.sqrt(6 / (64 + 64))
+    assert xavier.abs().max() <= bound
+    assert abs(xavier.std().item() - bound / math.sqrt(3)) < 0.01 * bound
+    zero = fresh(negative_projection=projection, negative_init="zero").negative_projection.weight
+    assert (zero == 0).all()
+    identity = fresh(negative_projection=projection, negative_init="minus-identity").negative_projection.weight
+    for block in identity.view(-1, 64, 64):
+        assert torch.equal(block, -torch.eye(64))
+
+
+def test_initial_bias_is_zero():
+    assert (fresh(negative_bias=True).negative_projection.bias == 0).all()
+
+
+def test_heads_start_from_different_projections():
+    blocks = fresh().negative_projection.weight.view(4, 64, 64)
+    assert not torch.equal(blocks[0], blocks[1])

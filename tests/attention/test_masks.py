@@ -1,0 +1,132 @@
+"""Every kind of fairseq's masks becomes one thing."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from reference import visibility
+
+from fairseq_gpam.attention import FUTURE, AttentionMask
+
+BATCH, QUERIES, KEYS = 2, 5, 5
+FAIRSEQS_FUTURE = torch.full((QUERIES, KEYS), float("-inf")).triu(1)
+PADDING = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
+
+
+def read(mask, heads=1):
+    """What `mask` does to scores of zero: −inf where a key is hidden; and which rows see something."""
+    like = torch.zeros(BATCH, heads, QUERIES, KEYS)
+    bias, sighted = mask.for_scores(QUERIES, KEYS, like)
+    scores = like if bias is None else like + bias
+    rows = torch.ones(BATCH, heads, QUERIES, 1, dtype=torch.bool) if sighted is None else sighted
+    return scores, rows.expand(BATCH, heads, QUERIES, 1)
+
+
+def assert_hides(mask, visible):
+    hidden = mask.hidden_keys(QUERIES, KEYS, torch.device("cpu"))
+    hidden = torch.zeros(1, dtype=torch.bool) if hidden is None else hidden
+    assert torch.equal(~hidden.expand(BATCH, 1, QUERIES, KEYS), visible.expand(BATCH, 1, QUERIES, KEYS))
+    scores, rows = read(mask)
+    sees = visible.expand(BATCH, 1, QUERIES, KEYS).any(-1, keepdim=True)
+    assert torch.equal(rows, sees)
+    assert torch.equal((scores > float("-inf")) & rows, visible & sees)
+    assert torch.isfinite(torch.softmax(scores, -1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_padding_of_any_dtype_hides_its_keys(dtype):
+    visible, _ = visibility(BATCH, QUERIES, KEYS, padding=PADDING)
+    assert_hides(AttentionMask.from_fairseq(PADDING.to(dtype)), visible)
+
+
+@pytest.mark.parametrize("future", [FUTURE, FAIRSEQS_FUTURE], ids=["FUTURE", "tensor"])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["", "padding"])
+def test_the_future_is_hidden_however_it_is_given(future, padding):
+    visible, _ = visibility(BATCH, QUERIES, KEYS, padding=padding, causal=True)
+    assert_hides(AttentionMask.from_fairseq(padding, future), visible)
+
+
+@pytest.mark.parametrize(
+    ("low", "dtype"),
+    [
+        *((low, dtype) for low in (float("-inf"), -1e4) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+        *((-1e8, dtype) for dtype in (torch.float32, torch.bfloat16)),
+    ],
+)
+def test_fairseqs_low_numbers_mean_hidden_in_every_dtype(low, dtype):
+    pattern = torch.rand(QUERIES, KEYS) < 0.4
+    pattern[2] = True
+    additive = torch.zeros(QUERIES, KEYS, dtype=dtype).masked_fill(pattern, low)
+    visible = ~pattern.expand(BATCH, 1, QUERIES, KEYS)
+    assert_hides(AttentionMask.from_fairseq(None, additive), visible)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_a_boolean_attention_mask_hides_where_it_is_true(dtype):
+    pattern = torch.rand(QUERIES, KEYS) < 0.4
+    assert_hides(AttentionMask.from_fairseq(None, pattern.to(dtype)), ~pattern.expand(BATCH, 1, QUERIES, KEYS))
+
+
+def test_finite_numbers_are_added():
+    additive = torch.randn(QUERIES, KEYS) * 10
+    scores, rows = read(AttentionMask.from_fairseq(None, additive))
+    assert torch.allclose(scores, additive.expand_as(scores))
+    assert rows.all()
+
+
+def test_finite_numbers_are_added_beside_padding_and_hidden_keys():
+    additive = torch.randn(QUERIES, KEYS).masked_fill(torch.eye(QUERIES, dtype=torch.bool), float("-inf"))
+    scores, rows = read(AttentionMask.from_fairseq(PADDING, additive))
+    visible, added = visibility(BATCH, QUERIES, KEYS, padding=PADDING, additive=additive)
+    expected = torch.where(visible, added.float(), float("-inf"))
+    assert torch.equal(scores[rows.expand_as(scores)], expected[rows.expand_as(scores)])
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_mask_for_each_sentence_and_head_is_kept_apart(heads):
+    additive = torch.randn(BATCH, heads, QUERIES, KEYS)
+    scores, _ = read(AttentionMask.from_fairseq(None, additive), heads)
+    assert torch.allclose(scores, additive)
+
+
+def test_a_mask_of_three_dimensions_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 5, 5\).*allowed"):
+        AttentionMask.from_fairseq(None, torch.zeros(2, 5, 5))
+
+
+def test_no_mask_is_empty_and_a_padding_of_nothing_hides_nothing():
+    assert AttentionMask.from_fairseq().is_empty
+    assert AttentionMask.from_fairseq(torch.tensor(False)).is_empty
+    assert_hides(AttentionMask.from_fairseq(torch.zeros(BATCH, KEYS)), torch.ones(BATCH, 1, QUERIES, KEYS).bool())
+
+
+def test_the_last_queries_of_a_longer_sequence_see_their_past():
+    hidden = AttentionMask.from_fairseq(None, FUTURE).hidden_keys(2, 5, torch.device("cpu"))
+    assert torch.equal(hidden, torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]).bool())
+    assert AttentionMask.from_fairseq(None, FUTURE).hidden_keys(1, 5, torch.device("cpu")) is None
+
+
+def test_a_hidden_key_hides_nothing_else():
+    """A row without a visible key is reported, its neighbours are not touched."""
+    everything = torch.ones(BATCH, KEYS)
+    everything[1] = 0
+    _, rows = read(AttentionMask.from_fairseq(everything))
+    assert not rows[0].any() and rows[1].all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("attn_mask", [None, FUTURE, FAIRSEQS_FUTURE], ids=["none", "FUTURE", "tensor"])
+def test_appended_keys_are_seen_by_every_query(count, attn_mask):
+    mask = AttentionMask.from_fairseq(PADDING, attn_mask)
+    extended = mask.expanded(QUERIES, KEYS, torch.device("cpu")).extended(count)
+    hidden = extended.hidden_keys(QUERIES, KEYS + count, torch.device("cpu")).expand(BATCH, 1, QUERIES, KEYS + count)
+    visible, _ = visibility(BATCH, QUERIES, KEYS, padding=PADDING, causal=attn_mask is not None)
+    assert torch.equal(~hidden[..., :KEYS], visible)
+    assert not hidden[..., KEYS:].any()
+
+
+def test_future_is_one_object_that_survives_copies():
+    assert copy.deepcopy(FUTURE) is FUTURE
+    assert copy.copy(FUTURE) is FUTURE
+    assert pickle.loads(pickle.dumps(FUTURE)) is FUTURE

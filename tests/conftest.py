@@ -1,0 +1,18 @@
+"""What all tests share: one thread, one seed."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import fairseq_gpam  # noqa: F401  (registers the models before anything is parsed)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

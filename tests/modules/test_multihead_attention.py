@@ -1,0 +1,556 @@
+"""GPAMMultiheadAttention with daGPAM, T × B × C: outputs and every gradient against the formula in float64."""
+
+import itertools
+
+import pytest
+import torch
+from fairseq.modules import MultiheadAttention
+from reference import multihead, visibility
+from tiny import attention
+
+from fairseq_gpam.attention import FUTURE
+
+BACKENDS = ("auto", "reference", "fused")
+CHANNELS, HEADS, BATCH = 8, 2, 3
+
+
+def padding(keys, left=False, dtype=torch.bool):
+    """Sentences of full, two-thirds and one-third length."""
+    mask = torch.zeros(BATCH, keys, dtype=torch.bool)
+    for row, hidden in enumerate((0, keys // 3, 2 * keys // 3)):
+        if hidden:
+            mask[row, slice(0, hidden) if left else slice(keys - hidden, None)] = True
+    return mask.to(dtype)
+
+
+def additive(queries, keys):
+    """Arbitrary numbers, some keys hidden, at least one seen in every row."""
+    mask = torch.randn(queries, keys) * 2
+    hidden = torch.rand(queries, keys) < 0.3
+    hidden[:, keys // 2] = False
+    return mask.masked_fill(hidden, float("-inf"))
+
+
+def masks(kind, queries, keys):
+    """fairseq's two masks, and what the reference needs to know of them."""
+    pads = {
+        "right": {},
+        "left": {"left": True},
+        "uint8 right": {"dtype": torch.uint8},
+        "uint8 left": {"left": True, "dtype": torch.uint8},
+    }
+    pad_kind, _, attn_kind = kind.partition(" + ")
+    if pad_kind not in pads:
+        pad_kind, attn_kind = None, pad_kind
+    pad = None if pad_kind is None else padding(keys, **pads[pad_kind])
+    attn = {
+        "": None,
+        "none": None,
+        "FUTURE": FUTURE,
+        "fairseq's future": torch.full((queries, keys), float("-inf")).triu(1),
+        "additive": additive(queries, keys),
+        "encoder's low numbers": (additive(queries, keys) == float("-inf")).float() * -1e8,
+        "boolean": additive(queries, keys) == float("-inf"),
+    }[attn_kind]
+    if attn_kind == "FUTURE":
+        return pad, attn, visibility(BATCH, queries, keys, pad, causal=True)
+    return pad, attn, visibility(BATCH, queries, keys, pad, attn)
+
+
+SELF_MASKS = [
+    "none",
+    "right",
+    "left",
+    "uint8 right",
+    "uint8 left",
+    "FUTURE",
+    "fairseq's future",
+    "additive",
+    "encoder's low numbers",
+    "boolean",
+    "right + FUTURE",
+    "left + FUTURE",
+    "uint8 left + fairseq's future",
+    "right + additive",
+    "left + encoder's low numbers",
+]
+CROSS_MASKS = ["none", "right", "left", "uint8 right", "uint8 left", "right + additive"]
+
+
+def float64(module):
+    return {name: p.detach().double().requires_grad_() for name, p in module.named_parameters()}
+
+
+def close(mine, theirs, what):
+    scale = max(1.0, theirs.abs().max().item())
+    error = (mine.double() - theirs).abs().max().item() / scale
+    assert torch.isfinite(mine).all(), what
+    assert error <= 1e-5, f"{what}: {error:.1e}"
+
+
+def check(module, site, queries, keys, kind, arguments=None, appended=0, train=True):
+    """Compares output, head weights, and the gradients of every parameter and input with the reference."""
+    module.train(train)
+    pad, attn, (visible, added) = masks(kind, queries, keys)
+    if appended:
+        seen = torch.ones(*visible.shape[:-1], appended, dtype=torch.bool)
+        visible = torch.cat([visible, seen], dim=-1)
+        if torch.is_tensor(added):
+            added = torch.cat([added, added.new_zeros(*added.shape[:-1], appended)], dim=-1)
+    query = torch.randn(queries, BATCH, CHANNELS, requires_grad=True)
+    key = torch.randn(keys, BATCH, CHANNELS, requires_grad=True) if site == "cross" else query
+    inputs = [query, key] if site == "cross" else [query]
+
+    output, none = module(query, key, key, key_padding_mask=pad, attn_mask=attn, need_weights=False)
+    assert none is None
+    parameters = float64(module)
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    exact, exact_weights = multihead(
+        parameters, HEADS, exact_inputs[0], exact_inputs[-1], exact_inputs[-1], visible, added, **(arguments or {})
+    )
+    close(output, exact, "output")
+
+    # Of the size of a loss that is averaged over its tokens: sums of many terms that cancel (k_proj.bias) stay exact.
+    direction = torch.randn_like(output) / (queries * BATCH) ** 0.5
+    (output * direction).sum().backward()
+    (exact * direction.double()).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        close(parameter.grad, parameters[name].grad, name)
+    for index, (mine, theirs) in enumerate(zip(inputs, exact_inputs, strict=True)):
+        close(mine.grad, theirs.grad, f"input {index}")
+
+    again, weights = module(query, key, key, key_padding_mask=pad, attn_mask=attn, need_head_weights=True)
+    close(again, exact, "output with weights")
+    close(weights.transpose(0, 1), exact_weights, "weights")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [1, 7, 63])
+@pytest.mark.parametrize("site", ["encoder", "decoder"])
+@pytest.mark.parametrize("kind", SELF_MASKS)
+def test_self_attention_and_all_its_gradients(backend, length, site, kind):
+    module = attention(site, CHANNELS, HEADS, backend=backend, negative_bias=True)
+    check(module, site, length, length, kind)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (7, 1), (7, 63), (63, 7)])
+@pytest.mark.parametrize("kind", CROSS_MASKS)
+def test_cross_attention_and_all_its_gradients(backend, queries, keys, kind):
+    module = attention("cross", CHANNELS, HEADS, backend=backend, negative_bias=True)
+    check(module, "cross", queries, keys, kind)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "trainable"])
+@pytest.mark.parametrize("scope", ["model", "layer", "head"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bound", [None, 2.5])
+def test_every_value_of_every_option(kind, scope, tied, bound):
+    arguments = {"plus": 0.3, "minus": 0.9, "bound": bound, "tied": tied}
+    for projection, bias, init in itertools.product(
+        ("head", "shared"), (False, True), ("xavier", "zero", "minus-identity")
+    ):
+        settings = {"lambda": kind, "lambda_scope": scope, "lambda_tied": tied, "lambda_max": bound}
+        settings |= {"lambda_plus": 0.3, "lambda_minus": 0.9}
+        settings |= {"negative_projection": projection, "negative_bias": bias, "negative_init": init}
+        check(attention("decoder", CHANNELS, HEADS, **settings), "decoder", 7, 7, "right + FUTURE", arguments)
+
+
+@pytest.mark.parametrize("init", ["xavier", "zero", "minus-identity"])
+@pytest.mark.parametrize("projection", ["head", "shared"])
+def test_the_untouched_initial_projection_is_what_the_formula_uses(init, projection):
+    settings = {"negative_init": init, "negative_projection": projection}
+    module = attention("encoder", CHANNELS, HEADS, **settings)
+    width = CHANNELS // HEADS
+    if init == "zero":
+        block = torch.zeros(width, width)
+    elif init == "minus-identity":
+        block = -torch.eye(width)
+    else:
+        block = None
+    from fairseq_gpam.attention.dagpam import build_negative_projection
+
+    fresh = build_negative_projection(module.mechanism.site, _resolved(settings))
+    if block is not None:
+        assert torch.equal(fresh.weight.detach(), block.repeat(fresh.weight.size(0) // width, 1))
+    with torch.no_grad():
+        module.mechanism.negative_projection.weight.copy_(fresh.weight)
+    check(module, "encoder", 7, 7, "left")
+
+
+def _resolved(settings):
+    import argparse
+
+    from fairseq_gpam import options
+
+    return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()}))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("kwargs", "appended"),
+    [
+        ({"add_bias_kv": True}, 1),
+        ({"add_zero_attn": True}, 1),
+        ({"add_bias_kv": True, "add_zero_attn": True}, 2),
+    ],
+)
+@pytest.mark.parametrize("kind", ["none", "right", "uint8 left + FUTURE", "fairseq's future", "right + additive"])
+def test_bias_kv_and_zero_attn_and_all_their_gradients(backend, kwargs, appended, kind):
+    module = attention("encoder", CHANNELS, HEADS, backend=backend, kwargs=kwargs)
+    check(module, "encoder", 7, 7, kind, appended=appended)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_additive_mask_of_every_sentence_and_head(backend):
+    module = attention("encoder", CHANNELS, HEADS, backend=backend)
+    mask = torch.randn(BATCH, HEADS, 7, 7)
+    query = torch.randn(7, BATCH, CHANNELS)
+    visible, added = visibility(BATCH, 7, 7, additive=mask)
+    exact, _ = multihead(float64(module), HEADS, *(3 * [query.double()]), visible, added)
+    close(module(query, query, query, attn_mask=mask)[0], exact, "output")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("site", ["encoder", "decoder", "cross"])
+def test_a_fully_masked_sentence_gives_the_output_bias_and_finite_gradients(backend, site):
+    module = attention(site, CHANNELS, HEADS, backend=backend)
+    query = torch.randn(5, BATCH, CHANNELS, requires_grad=True)
+    hidden = torch.zeros(BATCH, 5, dtype=torch.bool)
+    hidden[1] = True
+    output, weights = module(query, query, query, key_padding_mask=hidden, need_head_weights=True)
+    output.sum().backward()
+    assert torch.isfinite(output).all()
+    assert torch.allclose(output[:, 1], module.out_proj.bias.expand(5, -1))
+    assert (weights[:, 1] == 0).all()
+    assert torch.isfinite(query.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_left_padding_leaves_blind_under_the_future_mask_do_not_disturb_the_others(backend):
+    module = attention("decoder", CHANNELS, HEADS, backend=backend)
+    query = torch.randn(5, 1, CHANNELS, requires_grad=True)
+    hidden = torch.tensor([[True, True, False, False, False]])
+    output, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
+    alone, _ = module(query[2:], query[2:], query[2:], attn_mask=FUTURE)
+    assert torch.allclose(output[2:], alone, atol=1e-6)
+    (gradient,) = torch.autograd.grad(output.sum(), query)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("left", [False, True])
+def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(backend, left):
+    module = attention("encoder", CHANNELS, HEADS, backend=backend)
+    query = torch.randn(6, BATCH, CHANNELS)
+    whole, _ = module(query, query, query)
+    for extra in (1, 10):
+        filler = torch.randn(extra, BATCH, CHANNELS) * 100
+        parts = (filler, query) if left else (query, filler)
+        padded = torch.cat(parts)
+        hidden = torch.zeros(BATCH, 6 + extra, dtype=torch.bool)
+        hidden[:, slice(0, extra) if left else slice(6, None)] = True
+        output, _ = module(padded, padded, padded, key_padding_mask=hidden)
+        kept = output[extra:] if left else output[:6]
+        assert torch.allclose(kept, whole, atol=1e-6)
+    single, _ = module(query[:, 1:2], query[:, 1:2], query[:, 1:2])
+    assert torch.allclose(single, whole[:, 1:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("future", ["FUTURE", "fairseq's future"])
+def test_no_gradient_comes_from_the_future(backend, future):
+    module = attention("decoder", CHANNELS, HEADS, backend=backend)
+    _, mask, _ = masks(future, 7, 7)
+    query = torch.randn(7, BATCH, CHANNELS, requires_grad=True)
+    output, _ = module(query, query, query, attn_mask=mask)
+    for step in range(7):
+        (gradient,) = torch.autograd.grad(output[step].sum(), query, retain_graph=True)
+        assert (gradient[step + 1 :] == 0).all()
+        assert (gradient[: step + 1].abs().sum(-1) > 0).all()
+
+
+def test_weights_have_stocks_shapes_and_sum_to_1_plus_minus():
+    arguments = {"lambda": "fixed", "lambda_plus": 0.75, "lambda_minus": 0.5}
+    module = attention("cross", CHANNELS, HEADS, **arguments)
+    stock = MultiheadAttention(CHANNELS, HEADS, encoder_decoder_attention=True)
+    query, key = torch.randn(4, BATCH, CHANNELS), torch.randn(6, BATCH, CHANNELS)
+    hidden = padding(6)
+    for flags in ({"need_weights": True}, {"need_head_weights": True}, {"need_weights": False}):
+        mine = module(query, key, key, hidden, static_kv=True, **flags)[1]
+        theirs = stock(query, key, key, hidden, static_kv=True, **flags)[1]
+        assert (mine is None) == (theirs is None) == (flags == {"need_weights": False})
+        if mine is not None:
+            assert mine.shape == theirs.shape
+            assert torch.allclose(mine.sum(-1), torch.full(mine.shape[:-1], 1.25), atol=1e-5)
+            columns = hidden[:, None, :].expand(BATCH, 4, 6)
+            assert (mine[..., columns] == 0).all() if mine.dim() == 4 else (mine[columns] == 0).all()
+    average = module(query, key, key, hidden, need_weights=True)[1]
+    heads = module(query, key, key, hidden, need_head_weights=True)[1]
+    assert heads.shape == (HEADS, BATCH, 4, 6)
+    assert torch.allclose(average, heads.mean(0), atol=1e-6)
+
+
+def neutral(site, dropout=0.0, **kwargs):
+    """A stock module and ours with λ⁺ = λ⁻ = 0, with the same weights."""
+    settings = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
+    module = attention(site, CHANNELS, HEADS, dropout, kwargs, **settings)
+    role = {"encoder_decoder_attention": True} if site == "cross" else {"self_attention": True}
+    stock = MultiheadAttention(CHANNELS, HEADS, dropout=dropout, **role, **kwargs)
+    stock.load_state_dict({n: p for n, p in module.state_dict().items() if not n.startswith("mechanism.")})
+    return stock, module
+
+
+@pytest.mark.parametrize("mask", [None, "right"])
+@pytest.mark.parametrize(
+    ("kwargs", "static_kv"),
+    [
+        *(({}, static_kv) for static_kv in (False, True)),
+        *(({"add_zero_attn": True}, static_kv) for static_kv in (False, True)),
+        ({"add_bias_kv": True}, False),  # stock cannot do it with static_kv
+    ],
+)
+def test_both_lambdas_zero_is_stocks_module(mask, kwargs, static_kv):
+    site = "cross" if static_kv else "encoder"
+    stock, module = neutral(site, **kwargs)
+    query = torch.randn(5, BATCH, CHANNELS)
+    key = torch.randn(7, BATCH, CHANNELS) if static_kv else query
+    hidden = None if mask is None else padding(key.size(0))
+    mine = module(query, key, key, hidden, static_kv=static_kv)
+    theirs = stock(query, key, key, hidden, static_kv=static_kv)
+    assert torch.allclose(mine[0], theirs[0], atol=1e-6)
+    assert torch.allclose(mine[1], theirs[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_dropout_has_stocks_distribution(backend):
+    """Mean and variance of the output, over many draws, with λ⁺ = λ⁻ = 0."""
+    draws = 20000
+    stock, module = neutral("encoder", dropout=0.3)
+    module.mechanism.backend = backend
+    query = torch.randn(4, 1, CHANNELS).expand(4, draws, CHANNELS)
+    samples = []
+    with torch.no_grad():
+        for attend in (stock, module):
+            attend.train()
+            samples.append(attend(query, query, query, need_weights=False)[0])
+            attend.eval()
+            assert attend(query, query, query, need_weights=False)[0].std(dim=1).max() < 1e-5
+    theirs, mine = samples
+    error = (theirs.var(1) / draws * 2).sqrt()
+    assert ((mine.mean(1) - theirs.mean(1)).abs() < 5 * error).all()
+    assert torch.allclose(mine.var(1), theirs.var(1), rtol=0.1)
+
+
+def test_dropout_that_is_kept_at_inference_is_in_force():
+    module = attention("encoder", CHANNELS, HEADS, dropout=0.5).eval()
+    query = torch.randn(5, BATCH, CHANNELS)
+    quiet = module(query, query, query)[0]
+    assert torch.equal(module(query, query, query)[0], quiet)
+    module.dropout_module.apply_during_inference = True
+    assert not torch.allclose(module(query, query, query)[0], quiet)
+
+
+def test_weights_that_are_returned_are_those_before_dropout():
+    module = attention("encoder", CHANNELS, HEADS, dropout=0.9).train()
+    query = torch.randn(5, BATCH, CHANNELS)
+    _, first = module(query, query, query)
+    _, second = module(query, query, query)
+    assert torch.equal(first, second)
+
+
+def steps(module, query, **kwargs):
+    state = {}
+    outputs = [
+        module(query[t : t + 1], query[t : t + 1], query[t : t + 1], incremental_state=state)[0]
+        for t in range(len(query))
+    ]
+    return torch.cat(outputs), state
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kwargs", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+@pytest.mark.parametrize("length", [1, 7, 63])
+def test_step_by_step_is_the_full_forward(backend, kwargs, length):
+    module = attention("decoder", CHANNELS, HEADS, backend=backend, kwargs=kwargs).eval()
+    query = torch.randn(length, BATCH, CHANNELS)
+    full, _ = module(query, query, query, attn_mask=FUTURE)
+    stepwise, _ = steps(module, query)
+    assert torch.allclose(stepwise, full, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_step_by_step_is_the_full_forward_with_padding_that_comes_and_goes(left, dtype):
+    """fairseq passes the newest column of the padding mask, and only at the steps where something is padded."""
+    module = attention("decoder", CHANNELS, HEADS).eval()
+    query = torch.randn(7, BATCH, CHANNELS)
+    hidden = padding(7, left)
+    full, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
+    state, outputs = {}, []
+    for t in range(7):
+        column = hidden[:, t : t + 1]
+        column = column.to(dtype) if column.any() else None
+        now = query[t : t + 1]
+        outputs.append(module(now, now, now, key_padding_mask=column, incremental_state=state)[0])
+    stepwise = torch.cat(outputs)
+    assert torch.isfinite(stepwise).all()
+    assert torch.allclose(stepwise, full, atol=1e-5)
+
+
+def test_several_steps_at_once_are_the_full_forward():
+    """A prefix of several tokens, then single tokens; the prefix sees no future of its own."""
+    module = attention("decoder", CHANNELS, HEADS).eval()
+    query = torch.randn(7, BATCH, CHANNELS)
+    full, _ = module(query, query, query, attn_mask=FUTURE)
+    state = {}
+    first = module(query[:4], query[:4], query[:4], incremental_state=state, attn_mask=FUTURE)[0]
+    rest = [module(query[t : t + 1], None, None, incremental_state=state)[0] for t in range(4, 7)]
+    assert torch.allclose(torch.cat([first, *rest]), full, atol=1e-5)
+
+
+def test_reordered_cache_goes_on_as_the_reordered_sentences_would():
+    module = attention("decoder", CHANNELS, HEADS).eval()
+    query = torch.randn(6, BATCH, CHANNELS)
+    order = torch.tensor([2, 0, 0, 1, 2])
+    _, state = steps(module, query[:4])
+    module.reorder_incremental_state(state, order)
+    reordered = query[:, order]
+    rest = [module(reordered[t : t + 1], None, None, incremental_state=state)[0] for t in range(4, 6)]
+    full, _ = module(reordered, reordered, reordered, attn_mask=FUTURE)
+    assert torch.allclose(torch.cat(rest), full[4:], atol=1e-5)
+
+
+def test_reordering_takes_the_padding_along():
+    module = attention("decoder", CHANNELS, HEADS).eval()
+    query, hidden = torch.randn(6, BATCH, CHANNELS), padding(6, left=True)
+    state = {}
+    for t in range(5):
+        now = query[t : t + 1]
+        module(now, now, now, key_padding_mask=hidden[:, t : t + 1], incremental_state=state)
+    order = torch.tensor([2, 1, 0])
+    module.reorder_incremental_state(state, order)
+    now = query[5:, order]
+    last, _ = module(now, now, now, key_padding_mask=hidden[order, 5:], incremental_state=state)
+    full, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
+    assert torch.allclose(last[0], full[5, order], atol=1e-5)
+
+
+def test_static_keys_are_projected_once_and_then_read_from_the_cache():
+    module = attention("cross", CHANNELS, HEADS).eval()
+    key, hidden = torch.randn(6, BATCH, CHANNELS), padding(6)
+    query = torch.randn(4, BATCH, CHANNELS)
+    full, _ = module(query, key, key, hidden, static_kv=True)
+    calls = []
+    module.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    state, outputs = {}, []
+    for t in range(4):
+        outputs.append(module(query[t : t + 1], key, key, hidden, incremental_state=state, static_kv=True)[0])
+    assert torch.allclose(torch.cat(outputs), full, atol=1e-6)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("steps_at_once", [1, 3])
+def test_beams_that_share_their_keys_are_the_beams_that_repeat_them(backend, steps_at_once):
+    beam, sentences = 4, 3
+    module = attention("cross", CHANNELS, HEADS, backend=backend).eval()
+    key, hidden = torch.randn(6, sentences, CHANNELS), padding(6)
+    query = torch.randn(steps_at_once, sentences * beam, CHANNELS)
+    repeat = torch.arange(sentences).repeat_interleave(beam)
+    long = module(query, key[:, repeat], key[:, repeat], hidden[repeat], static_kv=True, need_head_weights=True)
+    module.set_beam_size(beam)
+    for keys, pads in ((key, hidden), (key[:, repeat], hidden[repeat])):
+        state = {}
+        for _ in range(2):
+            short = module(query, keys, keys, pads, incremental_state=state, static_kv=True, need_head_weights=True)
+            assert torch.allclose(short[0], long[0], atol=1e-6)
+            assert torch.allclose(short[1], long[1], atol=1e-6)
+            assert module._get_input_buffer(state)["prev_key"].size(0) == sentences
+            module.reorder_incremental_state(state, torch.arange(sentences * beam))
+
+
+def test_finished_sentences_leave_a_shared_cache():
+    beam = 2
+    module = attention("cross", CHANNELS, HEADS).eval()
+    key, hidden = torch.randn(6, 3, CHANNELS), padding(6)
+    module.set_beam_size(beam)
+    state = {}
+    module(torch.randn(1, 6, CHANNELS), key, key, hidden, incremental_state=state, static_kv=True)
+    module.reorder_incremental_state(state, torch.tensor([5, 4, 1, 0]))
+    query = torch.randn(1, 4, CHANNELS)
+    mine, _ = module(query, None, None, incremental_state=state, static_kv=True)
+    kept = torch.tensor([2, 2, 0, 0])
+    module.set_beam_size(1)
+    theirs, _ = module(query, key[:, kept], key[:, kept], hidden[kept], static_kv=True)
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_training_after_beam_search_sees_every_sentences_own_keys():
+    """`set_beam_size` stays set; a batch that happens to be divisible by the beam must not share keys in training."""
+    module = attention("cross", CHANNELS, HEADS)
+    key = torch.randn(6, 4, CHANNELS)
+    query = torch.randn(5, 4, CHANNELS)
+    before, _ = module(query, key, key, static_kv=True)
+    module.set_beam_size(2)
+    after, _ = module(query, key, key, static_kv=True)
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["none", "right + FUTURE", "left + FUTURE", "encoder's low numbers"])
+def test_half_precision_is_finite_and_near_fp32(dtype, backend, kind):
+    module = attention("encoder", CHANNELS, HEADS, backend=backend)
+    query = torch.randn(7, BATCH, CHANNELS)
+    pad, attn, (visible, added) = masks(kind, 7, 7)
+    exact, _ = multihead(float64(module), HEADS, *(3 * [query.double()]), visible, added)
+    module.to(dtype)
+    half = query.to(dtype).requires_grad_()
+    if torch.is_tensor(attn) and attn.is_floating_point():
+        attn = torch.where(attn == 0, 0.0, -1e4).to(dtype)
+    output, _ = module(half, half, half, key_padding_mask=pad, attn_mask=attn)
+    assert output.dtype == dtype
+    output.float().sum().backward()
+    assert torch.isfinite(half.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    tolerance = (0.01 if dtype == torch.float16 else 0.08) * max(1.0, exact.abs().max().item())
+    assert (output.double() - exact).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("site", ["encoder", "cross"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_precision_is_the_reference_to_1e_12(site, backend):
+    module = attention(site, CHANNELS, HEADS, backend=backend, negative_bias=True).double()
+    query = torch.randn(7, BATCH, CHANNELS, dtype=torch.float64)
+    visible, added = visibility(BATCH, 7, 7, padding(7))
+    exact, _ = multihead(float64(module), HEADS, query, query, query, visible, added)
+    output, _ = module(query, query, query, key_padding_mask=padding(7))
+    assert (output - exact).abs().max() < 1e-12
+
+
+def test_before_softmax_and_wrong_shapes_are_refused():
+    module = attention("encoder", CHANNELS, HEADS)
+    query = torch.randn(5, BATCH, CHANNELS)
+    with pytest.raises(ValueError, match="before_softmax"):
+        module(query, query, query, before_softmax=True)
+    with pytest.raises(ValueError, match="9 channels"):
+        module(torch.randn(5, BATCH, 9), query, query)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("plus", "minus"), [(0, 0), (0.5, 0), (0, 0.5), (-1, 0.5)])
+@pytest.mark.parametrize("kind", ["fixed", "trainable"])
+def test_every_trainable_parameter_gets_a_gradient(backend, plus, minus, kind):
+    """Distributed training stops at a parameter that a mode leaves unused, also where its gradient would be zero."""
+    settings = {"lambda": kind, "lambda_plus": plus, "lambda_minus": minus, "backend": backend}
+    for site in ("encoder", "decoder", "cross"):
+        module = attention(site, CHANNELS, HEADS, negative_bias=True, **settings)
+        if kind == "trainable":
+            torch.nn.init.constant_(module.mechanism.lambda_plus.theta, plus)
+            torch.nn.init.constant_(module.mechanism.lambda_minus.theta, minus)
+        query = torch.randn(5, BATCH, CHANNELS)
+        module(query, query, query)[0].sum().backward()
+        assert not [name for name, p in module.named_parameters() if p.grad is None]

@@ -1,0 +1,136 @@
+"""Small models and batches, built by fairseq's own parsers and builders."""
+
+import argparse
+from types import SimpleNamespace
+
+import torch
+from fairseq import models
+from fairseq import options as fairseq_options
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.modules import GPAMMultiheadAttention
+
+TRANSLATION = [
+    *("--encoder-layers", "2", "--decoder-layers", "2", "--dropout", "0"),
+    *("--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
+    *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
+    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
+]
+LANGUAGE_MODEL = [
+    *("--decoder-layers", "2", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
+    *("--decoder-attention-heads", "2", "--dropout", "0"),
+]
+BASE = {"translation": TRANSLATION, "language_modeling": LANGUAGE_MODEL}
+STOCK = {"translation": "transformer", "language_modeling": "transformer_lm"}
+OURS = {"translation": "transformer_gpam", "language_modeling": "transformer_lm_gpam"}
+TASKS = ("translation", "language_modeling")
+NEUTRAL = ["--gpam-lambda-plus", "0", "--gpam-lambda-minus", "0"]
+
+
+def dictionary(words=20):
+    vocabulary = Dictionary()
+    for index in range(words):
+        vocabulary.add_symbol(f"w{index}")
+    return vocabulary
+
+
+def parse(task, arch, *flags):
+    parser = fairseq_options.get_training_parser(task)
+    return fairseq_options.parse_args_and_arch(parser, ["nowhere", "--task", task, "--arch", arch, *flags])
+
+
+def model_config(task, arch, *flags):
+    """The model's settings as fairseq-train hands them to the model: a Namespace or a DictConfig."""
+    return convert_namespace_to_omegaconf(parse(task, arch, *flags)).model
+
+
+def build_from(config, words=20):
+    vocabulary = dictionary(words)
+    task = SimpleNamespace(source_dictionary=vocabulary, target_dictionary=vocabulary)
+    return models.build_model(config, task)
+
+
+def build(task, arch, *flags, words=20):
+    return build_from(model_config(task, arch, *BASE[task], *flags), words)
+
+
+def scramble(model, scale=0.3):
+    """Gives every parameter but the λ's random values of some size, so that no term of a formula is dormant."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("theta"):
+                continue
+            noise = torch.randn_like(parameter) * scale
+            if "layer_norm.weight" in name:
+                noise = noise + 1
+            parameter.copy_(noise)
+    return model
+
+
+def pair(task, *flags, ours=NEUTRAL):
+    """A stock model and ours with the same weights."""
+    stock = scramble(build(task, STOCK[task], *flags))
+    model = build(task, OURS[task], *flags, *ours)
+    model.load_state_dict(stock.state_dict(), strict=True)
+    return stock, model
+
+
+def attention(site="encoder", embed_dim=8, heads=2, dropout=0.0, kwargs=None, layer=0, **settings):
+    """One attention layer with daGPAM; `settings` are the names of --gpam flags without the prefix."""
+    namespace = argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()})
+    resolved = options.resolve(namespace)
+    mechanism = build_mechanism(
+        resolved[f"{site}_mechanism"], Site(site, layer, 2, embed_dim, heads, embed_dim // heads), resolved
+    )
+    role = {"encoder_decoder_attention": True} if site == "cross" else {"self_attention": True}
+    module = GPAMMultiheadAttention(embed_dim, heads, mechanism, dropout=dropout, **role, **(kwargs or {}))
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if not name.endswith("theta"):
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return module
+
+
+def sentences(lengths, words=20, left=False, extra=0, pad=1, eos=2):
+    """Random sentences of the given lengths, eos last, in one padded batch."""
+    width = max(lengths) + extra
+    batch = torch.full((len(lengths), width), pad)
+    for row, length in enumerate(lengths):
+        tokens = torch.cat([torch.randint(4, 4 + words, (length - 1,)), torch.tensor([eos])])
+        where = slice(width - length, None) if left else slice(0, length)
+        batch[row, where] = tokens
+    return batch
+
+
+def shifted(target, pad=1, eos=2):
+    """The decoder's input for right-padded targets: eos first, the last token dropped."""
+    previous = target.new_full(target.shape, pad)
+    previous[:, 0] = eos
+    previous[:, 1:] = target[:, :-1]
+    previous[:, 1:][target[:, 1:] == pad] = pad
+    return previous
+
+
+def translation_input(source_lengths=(5, 3, 7), target_lengths=(4, 6, 2), left=True, extra=0):
+    source = sentences(source_lengths, left=left, extra=extra)
+    lengths = torch.tensor(source_lengths)
+    return {
+        "src_tokens": source,
+        "src_lengths": lengths,
+        "prev_output_tokens": shifted(sentences(target_lengths)),
+    }
+
+
+def model_input(task):
+    if task == "translation":
+        return translation_input()
+    return {"src_tokens": sentences((7, 4, 1))}
+
+
+def logits(model, inputs):
+    return model(**inputs)[0]
