@@ -11,10 +11,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_run_arguments "$@"
 [[ $kind == lm ]] || die "$task is a translation task; use scripts/generate.sh and score.sh"
 need_data
-need_checkpoint
 
 run_stage eval-lm --text "$OUT/data/$task/test.${suffixes[0]}" \
     --subword "$OUT/data/$task/subword/test.${suffixes[0]}" -- \
     fairseq-eval-lm "$OUT/data-bin/$task" --user-dir "$USER_DIR" \
-    --path "$checkpoint" --gen-subset test "${eval_flags[@]}" \
+    --path "$folder/checkpoints/checkpoint_best.pt" --gen-subset test "${eval_flags[@]}" \
     --required-batch-size-multiple 1 --no-progress-bar --log-format json "${extra[@]}"

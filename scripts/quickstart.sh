@@ -71,7 +71,7 @@ install_package() {
         say "using $PYTHON, which has fairseq_gpam"
         return
     fi
-    if [[ ! -f $venv/installed ]]; then
+    if ! cmp -s "$REPO/setup.py" "$venv/installed"; then
         base=$(find_python)
         "$base" -m venv "$venv" ||
             die "$base cannot make a virtual environment (on Debian: apt install python3.11-venv)"
@@ -81,7 +81,7 @@ install_package() {
             "${pip[@]}" install "${torch[@]}"
         fi
         "${pip[@]}" install -e "${REPO}[fairseq,analysis]"
-        : >"$venv/installed"
+        cp "$REPO/setup.py" "$venv/installed"
     fi
     PYTHON=$venv/bin/python
 }

@@ -285,12 +285,12 @@ def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
         for name in ("bleu", "chrf"):
             if "score" in run:
                 notes[f"{name}: {run['score'][f'{name}_signature']}"] = None
-        machine = run["environment"]["machine"]
+        environment = run["train"]["environment"]
+        machine = environment["machine"]
         device = ", ".join(machine["accelerators"]) or machine["cpu"]
         notes[f"machine: {device}, {machine['cores']} cores, {machine['threads']} thread(s)"] = None
-        versions = run["environment"]["versions"]
-        notes["versions: " + ", ".join(f"{k} {v}" for k, v in versions.items())] = None
-        notes[f"commit: {run['environment']['commit']}"] = None
+        notes["versions: " + ", ".join(f"{name} {version}" for name, version in environment["versions"].items())] = None
+        notes[f"commit: {environment['commit']}"] = None
     return list(notes)
 
 

@@ -22,6 +22,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -240,72 +241,94 @@ def last_flag(command: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def run_training(folder: Path, command: Sequence[str], label: str, info: dict[str, Any]) -> None:
-    """Train, or go on with training, in ``folder`` and record the measurements."""
-    with exclusive(folder) as lock:
-        claim(folder, "train", command)
-        if "train" in results.read(folder):
-            print(f"[{label}] trained already: {folder}", flush=True)
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, what it is called in tables, and the repository whose commit is recorded."""
+
+    folder: Path
+    task: str
+    name: str
+    seed: int
+    repository: Path = Path()
+
+    @property
+    def label(self) -> str:
+        """What the run's progress lines begin with."""
+        return f"{self.task} {self.name} {self.seed}"
+
+    def say(self, text: str) -> None:
+        """Print one progress line."""
+        print(f"[{self.label}] {text}", flush=True)
+
+    def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
+        """Record a stage as ended, with its command line, measurements and environment."""
+        entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
+        results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+
+
+def train(run: Run, command: Sequence[str]) -> None:
+    """Train, or go on with training, and record the measurements."""
+    with exclusive(run.folder) as lock:
+        claim(run.folder, "train", command)
+        if "train" in results.read(run.folder):
+            run.say(f"trained already: {run.folder}")
             return
-        repaired = repair_last_checkpoint(folder / "checkpoints")
+        repaired = repair_last_checkpoint(run.folder / "checkpoints")
         if repaired:
-            print(f"[{label}] checkpoint_last.pt was torn; going on from {repaired}", flush=True)
+            run.say(f"checkpoint_last.pt was torn; going on from {repaired}")
         max_update = last_flag(command, "--max-update")
-        progress = Progress(label, int(max_update) if max_update else None)
-        execute(command, folder / "train.log", lock, report=progress)
-        measured = results.parse_training_log((folder / "train.log").read_text(encoding="utf-8"))
-        results.update(folder, {**info, "train": {"command": shlex.join(command), **measured}})
+        log = run.folder / "train.log"
+        run.say(f"training; all messages go to {log}")
+        execute(command, log, lock, report=Progress(run.label, int(max_update) if max_update else None))
+        run.record("train", command, results.parse_training_log(log.read_text(encoding="utf-8")))
 
 
-def run_generation(folder: Path, command: Sequence[str], label: str, info: dict[str, Any]) -> None:
-    """Translate a test set into ``hypotheses.txt``, one line per sentence in the set's order."""
-    with exclusive(folder) as lock:
-        claim(folder, "generate", command)
-        if "generate" in results.read(folder):
-            print(f"[{label}] translated already: {folder}", flush=True)
+def _need_training(run: Run) -> None:
+    if "train" not in results.read(run.folder):
+        raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
+
+
+def generate(run: Run, command: Sequence[str]) -> None:
+    """Translate a test set into ``hypotheses.txt``, one line per sentence in the set's order.
+
+    Raises ``RunError`` if the run's training has not ended.
+    """
+    with exclusive(run.folder) as lock:
+        _need_training(run)
+        claim(run.folder, "generate", command)
+        if "generate" in results.read(run.folder):
+            run.say(f"translated already: {run.folder}")
             return
-        print(f"[{label}] translating", flush=True)
-        output = folder / "generate.out"
-        log = folder / "generate.log"
+        run.say("translating")
+        output, log = run.folder / "generate.out", run.folder / "generate.log"
         log.unlink(missing_ok=True)
-        execute(command, log, lock, output=output, report=GenerationProgress(label))
+        execute(command, log, lock, output=output, report=GenerationProgress(run.label))
         text = output.read_text(encoding="utf-8")
         hypotheses = results.parse_hypotheses(text)
-        results.write_atomically(folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))
+        results.write_atomically(run.folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
         measured = results.parse_generation_log(log.read_text(encoding="utf-8") + text)
-        results.update(folder, {**info, "generate": {"command": shlex.join(command), **measured}})
-        print(f"[{label}] {measured['sentences']:,} sentences translated", flush=True)
+        run.record("generate", command, measured)
+        run.say(f"{measured['sentences']:,} sentences translated")
 
 
-def run_evaluation(
-    folder: Path,
-    command: Sequence[str],
-    label: str,
-    info: dict[str, Any],
-    text: Path,
-    subword: Path,
-) -> None:
-    """Evaluate a language model on ``text``, encoded in ``subword``, and record perplexities."""
-    with exclusive(folder) as lock:
-        claim(folder, "eval-lm", command)
-        recorded = results.read(folder)
-        if "eval-lm" not in recorded:
-            print(f"[{label}] evaluating", flush=True)
-            log = folder / "eval-lm.log"
+def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path) -> None:
+    """Evaluate a language model on ``text``, encoded in ``subword``, and record perplexities.
+
+    Raises ``RunError`` if the run's training has not ended.
+    """
+    with exclusive(run.folder) as lock:
+        _need_training(run)
+        claim(run.folder, "eval-lm", command)
+        if "eval-lm" not in results.read(run.folder):
+            run.say("evaluating")
+            log = run.folder / "eval-lm.log"
             log.unlink(missing_ok=True)
             execute(command, log, lock)
-            measured = results.perplexities(
-                results.parse_evaluation_log(log.read_text(encoding="utf-8")),
-                words=results.count_tokens(text),
-                subwords=results.count_tokens(subword),
-            )
-            entry = {"command": shlex.join(command), **measured}
-            recorded = results.update(folder, {**info, "eval-lm": entry})
-        entry = recorded["eval-lm"]
-        print(
-            f"[{label}] perplexity {entry['perplexity_subword']:.2f} per subword, "
-            f"{entry['perplexity_word']:.2f} per word"
-        )
+            evaluation = results.parse_evaluation_log(log.read_text(encoding="utf-8"))
+            words, subwords = results.count_tokens(text), results.count_tokens(subword)
+            run.record("eval-lm", command, results.perplexities(evaluation, words, subwords))
+        entry = results.read(run.folder)["eval-lm"]
+        run.say(f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -321,24 +344,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--subword", type=Path, help="eval-lm: the encoded test text")
     parser.add_argument("command", nargs="+", help="the fairseq command line, after --")
     args = parser.parse_args(argv)
-    label = f"{args.task} {args.name} {args.seed}"
-    info = {
-        "task": args.task,
-        "name": args.name,
-        "seed": args.seed,
-        "environment": environment(args.repository),
-    }
+    run = Run(args.folder, args.task, args.name, args.seed, args.repository)
     try:
         if args.stage == "train":
-            run_training(args.folder, args.command, label, info)
+            train(run, args.command)
         elif args.stage == "generate":
-            run_generation(args.folder, args.command, label, info)
+            generate(run, args.command)
         elif args.text is None or args.subword is None:
             parser.error("eval-lm needs --text and --subword")
         else:
-            run_evaluation(args.folder, args.command, label, info, args.text, args.subword)
-    except RunError as error:
+            evaluate(run, args.command, args.text, args.subword)
+    except (RunError, results.CountMismatchError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

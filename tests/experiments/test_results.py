@@ -80,12 +80,14 @@ def made_run(folder, name="dagpam", hypotheses=("the cat sat", "on the mat")):
             "task": "made",
             "name": name,
             "seed": 1,
-            "environment": {
-                "versions": {"torch": "2"},
-                "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
-                "commit": "abc",
+            "train": {
+                **results.parse_training_log(training_log()),
+                "environment": {
+                    "versions": {"torch": "2"},
+                    "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
+                    "commit": "abc",
+                },
             },
-            "train": results.parse_training_log(training_log()),
         },
     )
 

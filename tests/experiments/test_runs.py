@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from fairseq_gpam.experiments import runs
+from fairseq_gpam.experiments import results, runs
 
 
 def test_a_changed_command_is_refused_with_both_lines(tmp_path):
@@ -63,6 +63,18 @@ def test_a_folder_is_locked_until_the_engine_ends(tmp_path):
     with runs.exclusive(tmp_path):
         assert time.monotonic() - begun > 0.5
     assert engine.wait() == 0
+
+
+def test_an_unfinished_training_is_not_evaluated(tmp_path):
+    run = runs.Run(tmp_path, "made", "dagpam", 1)
+    with pytest.raises(runs.RunError, match="training has not ended"):
+        runs.generate(run, ["fairseq-generate"])
+    with pytest.raises(runs.RunError, match="training has not ended"):
+        runs.evaluate(run, ["fairseq-eval-lm"], tmp_path / "text", tmp_path / "subword")
+    run.record("train", ["fairseq-train", "a b"], {"valid_loss": 1.0})
+    recorded = results.read(tmp_path)
+    assert recorded["train"]["command"] == "fairseq-train 'a b'"
+    assert set(recorded["train"]["environment"]) == {"versions", "machine", "commit"}
 
 
 def test_progress_lines(capsys):
