@@ -59,9 +59,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if stock.use_xformers:
             raise ValueError(XFORMERS_REFUSAL)
         attention = cls.__new__(cls)
-        # nn.Module keeps parameters and submodules in dictionaries: the stock module must keep its own.
+        # nn.Module keeps parameters, submodules and hooks in dictionaries: the stock module must keep its own.
         attention.__dict__.update(
-            {name: dict(value) if isinstance(value, dict) else value for name, value in vars(stock).items()}
+            {name: value.copy() if isinstance(value, dict) else value for name, value in vars(stock).items()}
         )
         attention.init_incremental_state()
         attention._set_mechanism(mechanism, q_noise, qn_block_size)
