@@ -1,0 +1,312 @@
+"""Runs samples through a model under the probe and keeps numbers, not matrices: records, and maps of a few samples."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairseq_gpam.analysis import metrics
+from fairseq_gpam.analysis.probe import Attended, Probe, States, find_attentions, iterate_parameters
+from fairseq_gpam.analysis.sources import Samples, Subject, labels
+from fairseq_gpam.attention.coefficients import Lambda
+
+Key = tuple[str, str, int, int | None]
+
+
+@dataclass
+class Portrait:
+    """One sample in full: its maps H × T × S by (site, layer from 1), their token labels, its relevance map or None."""
+
+    number: int
+    source: list[str]
+    target: list[str]
+    predicted: list[str]
+    maps: dict[tuple[str, int], Tensor]
+    relevance: Tensor | None = None
+
+    def axes(self, site: str) -> tuple[list[str], list[str]]:
+        """Returns the labels of the queries and of the keys."""
+        queries = self.source if site == "encoder" else self.target
+        return queries, self.target if site == "decoder" else self.source
+
+
+@dataclass
+class Findings:
+    """What one model gave under one setting of the probe's switches."""
+
+    subject: Subject
+    without: tuple[str, ...]
+    loss: float = float("nan")
+    sample_size: float = 0.0
+    num_samples: int = 0
+    values: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+    portraits: list[Portrait] = field(default_factory=list)
+    paths: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def variant(self) -> str:
+        return "without " + ", ".join(self.without) if self.without else "full"
+
+    def add(self, metric: str, site: str, layer: int, values: Tensor, head: int | None = None) -> None:
+        self.values[metric, site, layer, head].extend(values.detach().double().flatten().tolist())
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
+
+        Undefined values are left out of all of them, infinite ones (the spectral gap of a rank-one map) of mean and
+        deviation; `count` is the number of values that are defined.
+        """
+        rows = []
+        for (metric, site, layer, head), values in self.values.items():
+            defined = np.asarray([value for value in values if not np.isnan(value)])
+            finite = defined[np.isfinite(defined)]
+            # Quantiles that are values, so that an infinite one does not spread.
+            low, middle, high = (
+                np.quantile(defined, (0.1, 0.5, 0.9), method="nearest") if defined.size else (np.nan,) * 3
+            )
+            rows.append(
+                {
+                    "checkpoint": self.subject.name,
+                    "variant": self.variant,
+                    "metric": metric,
+                    "site": site,
+                    "layer": layer,
+                    "head": head,
+                    "mean": float(finite.mean()) if finite.size else float("nan"),
+                    "std": float(finite.std()) if finite.size else float("nan"),
+                    "low": float(low),
+                    "median": float(middle),
+                    "high": float(high),
+                    "count": int(defined.size),
+                }
+            )
+        return rows
+
+
+def collect(
+    subject: Subject,
+    samples: Samples,
+    without: Sequence[str] = (),
+    batch_size: int = 8,
+    portraits: Sequence[int] = (),
+    relevance: bool = True,
+    paths: int = 24,
+    seed: int = 1,
+) -> Findings:
+    """Measures one model on `samples`, dropout off; `portraits` are the numbers of the samples kept in full."""
+    findings = Findings(subject, tuple(without))
+    model = subject.model.eval()
+    subject.criterion.eval()
+    measure_parameters(findings)
+    measure_samples(findings, samples.batches(batch_size))
+    for number in portraits:
+        findings.portraits.append(draw_portrait(findings, samples, number))
+    if subject.is_translation and relevance and getattr(model.decoder, "adaptive_softmax", None) is None:
+        for portrait in findings.portraits:
+            portrait.relevance = relevance_map(findings, samples.batch([portrait.number]))
+    if paths:
+        findings.paths = measure_paths(findings, paths, seed)
+    return findings
+
+
+def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> None:
+    """Adds the metrics of states and weights, for each sample, and the gradients of the summed loss."""
+    subject = findings.subject
+    weights = [(place, name, weight) for place, name, weight in iterate_parameters(subject.model)]
+    gradients = [torch.zeros_like(weight, dtype=torch.float64) for _, _, weight in weights]
+    total_loss = 0.0
+    for batch in batches:
+        with Probe(
+            subject.model,
+            findings.without,
+            on_attention=lambda attended: measure_attention(findings, attended),
+            on_states=lambda states: measure_states(findings, states),
+        ):
+            loss, sample_size, _ = subject.criterion(subject.model, batch)
+        for total, part in zip(
+            gradients, torch.autograd.grad(loss, [weight for _, _, weight in weights], allow_unused=True), strict=True
+        ):
+            if part is not None:
+                total += part
+        total_loss += float(loss.detach())
+        findings.sample_size += float(sample_size)
+        findings.num_samples += len(batch["id"])
+    findings.loss = total_loss / findings.sample_size
+    for (place, name, weight), gradient in zip(weights, gradients, strict=True):
+        norm = gradient.norm() / findings.sample_size
+        findings.add(f"{name}_gradient", place.site, place.layer, norm)
+        findings.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
+
+
+@torch.no_grad()
+def measure_states(findings: Findings, event: States) -> None:
+    states, tokens = event.states.double(), event.tokens
+    _measure_tokens(findings, event.site, event.layer, states, tokens, "")
+    massive = metrics.massive_activations(states, tokens)
+    for rank in range(massive.size(-1)):
+        findings.add(f"massive_activation_{rank + 1}", event.site, event.layer, massive[..., rank])
+    findings.add("kurtosis", event.site, event.layer, metrics.kurtosis(states, tokens))
+
+
+def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, tokens: Tensor, prefix: str) -> None:
+    stable, effective = metrics.ranks(states, tokens)
+    for name, value in (
+        ("residual_norm", metrics.residual_norm(states, tokens)),
+        ("residual_ratio", metrics.residual_ratio(states, tokens)),
+        ("residual_ratio_argmin", metrics.residual_ratio_argmin(states.float(), tokens)),
+        ("mean_cosine", metrics.mean_cosine(states, tokens)),
+        ("stable_rank", stable),
+        ("effective_rank", effective),
+    ):
+        findings.add(prefix + name, site, layer, value)
+
+
+@torch.no_grad()
+def measure_attention(findings: Findings, event: Attended) -> None:
+    weights, visible = event.weights.detach().double(), event.visible
+    by_head = {
+        "spectral_gap": metrics.spectral_gap(weights, visible),
+        "entropy": metrics.entropy(weights, visible),
+        "entropy_normalised": metrics.entropy(weights, visible, normalised=True),
+        "row_sum": metrics.row_sum(weights, visible),
+        "negative_mass": metrics.negative_mass(weights, visible),
+        "sink_rate": metrics.sink(weights, visible),
+        "first_token_share": metrics.first_token_share(weights, visible),
+    }
+    if event.probabilities is not None:
+        probabilities = event.probabilities.double()
+        by_head["softmax_jacobian_l1"] = metrics.softmax_jacobian_l1(probabilities, visible)
+        by_head["softmax_jacobian_frobenius"] = metrics.softmax_jacobian_frobenius(probabilities, visible)
+    for name, values in by_head.items():
+        findings.add(name, event.site, event.layer, values.mean(dim=1))
+        for head in range(values.size(1)):
+            findings.add(name, event.site, event.layer, values[:, head], head + 1)
+    redundancy = metrics.head_redundancy(weights, visible)
+    findings.add("head_redundancy", event.site, event.layer, redundancy)
+    _measure_tokens(findings, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
+
+
+@torch.no_grad()
+def measure_parameters(findings: Findings) -> None:
+    """Adds what needs no data: the QK eigenspectrum and the λ's."""
+    for place in find_attentions(findings.subject.model):
+        module = place.module
+        queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()
+        if queries.shape == keys.shape:
+            mean, variance = metrics.qk_eigenspectrum(queries, keys, module.num_heads)
+            for name, values in (("qk_eigenvalue_mean", mean), ("qk_eigenvalue_variance", variance)):
+                findings.add(name, place.site, place.layer, values.mean())
+                for head, value in enumerate(values):
+                    findings.add(name, place.site, place.layer, value, head + 1)
+        for name, values in lambdas(module).items():
+            findings.add(name, place.site, place.layer, values.mean())
+            for head, value in enumerate(values if values.numel() > 1 else ()):
+                findings.add(name, place.site, place.layer, value, head + 1)
+
+
+def lambdas(attention: torch.nn.Module) -> dict[str, Tensor]:
+    """Returns the values of every λ of an attention under its name (`lambda_plus`, …), one or one for each head."""
+    found = {}
+    # A tied λ stands under both names.
+    for name, module in attention.named_modules(remove_duplicate=False):
+        if isinstance(module, Lambda):
+            found[re.sub(r"^mechanism\.", "", name)] = torch.as_tensor(module(), dtype=torch.float64).flatten()
+    return found
+
+
+def draw_portrait(findings: Findings, samples: Samples, number: int) -> Portrait:
+    """Runs one sample alone, without padding, and keeps its attention maps."""
+    subject = findings.subject
+    batch = samples.batch([number])
+    maps: dict[tuple[str, int], Tensor] = {}
+
+    def keep(event: Attended) -> None:
+        maps[event.site, event.layer] = event.weights.detach()[0].float()
+
+    with torch.no_grad(), Probe(subject.model, findings.without, on_attention=keep):
+        subject.model(**batch["net_input"])
+    inputs = batch["net_input"]
+    target_dictionary = subject.task.target_dictionary
+    predicted = labels(target_dictionary, batch["target"][0])
+    if not subject.is_translation:
+        tokens = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
+        return Portrait(number, tokens, tokens, predicted, maps)
+    source = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
+    return Portrait(number, source, labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
+
+
+def relevance_map(findings: Findings, batch: dict[str, Any], copies: int = 16) -> Tensor:
+    """Returns the relevance of every source token for the logit of every target token: T × S.
+
+    Chefer et al. 2021 (arXiv 2103.15679). The sentence is repeated, once for each target position, so that one
+    backward pass gives the gradients of many logits.
+    """
+    subject = findings.subject
+    target = batch["target"][0]
+    rows = []
+    for start in range(0, len(target), copies):
+        positions = torch.arange(start, min(start + copies, len(target)))
+        inputs = {
+            name: value.expand(len(positions), *value.shape[1:]) if torch.is_tensor(value) else value
+            for name, value in batch["net_input"].items()
+        }
+        seen: dict[tuple[str, int], Tensor] = {}
+
+        def keep(event: Attended, seen: dict[tuple[str, int], Tensor] = seen) -> None:
+            seen[event.site, event.layer] = event.weights
+
+        with torch.enable_grad(), Probe(subject.model, findings.without, on_attention=keep):
+            logits = subject.model(**inputs)[0]
+        chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
+        # A mechanism without a map in the graph, or a layer that the output does not use, has no relevance.
+        gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
+        maps = {
+            key: metrics.attention_relevance(
+                weights.detach(), torch.zeros_like(weights) if gradient is None else gradient
+            )
+            for (key, weights), gradient in zip(seen.items(), gradients, strict=True)
+        }
+        by_site = {
+            site: [maps[key] for key in sorted(maps) if key[0] == site] for site in ("encoder", "decoder", "cross")
+        }
+        relevance = metrics.translation_relevance(by_site["encoder"], by_site["decoder"], by_site["cross"])
+        rows.append(relevance[torch.arange(len(positions)), positions])
+    return torch.cat(rows)
+
+
+def measure_paths(findings: Findings, count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns, for every length of path through a stack's self-attentions, the residuals of sampled paths."""
+    rows = []
+    for site in ("encoder", "decoder"):
+        depth = max((layer for portrait in findings.portraits for s, layer in portrait.maps if s == site), default=0)
+        for length in range(1, depth + 1):
+            generator = torch.Generator().manual_seed(seed)
+            residuals = []
+            for portrait in findings.portraits:
+                maps = [portrait.maps[site, layer].double() for layer in range(1, depth + 1)]
+                residuals.append(metrics.path_residuals(maps, length, count, generator))
+            values = torch.cat(residuals)
+            quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
+            rows.append(
+                {
+                    "checkpoint": findings.subject.name,
+                    "variant": findings.variant,
+                    "site": site,
+                    "length": length,
+                    # A string: JSON readers lose digits of large whole numbers.
+                    "number_of_paths": str(metrics.number_of_paths(depth, length, maps[0].size(0))),
+                    "sampled": values.numel(),
+                    "mean": float(values.mean()),
+                    "low": quantiles[0],
+                    "median": quantiles[1],
+                    "high": quantiles[2],
+                }
+            )
+    return rows

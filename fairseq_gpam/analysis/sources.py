@@ -1,0 +1,121 @@
+"""What is looked at: models from checkpoints or fresh ones, and samples of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils, tasks, utils
+from fairseq import options as fairseq_options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from torch import Tensor, nn
+
+import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
+
+
+@dataclass
+class Subject:
+    """A model with all that is needed to run data through it; `updates` is None at initialisation."""
+
+    name: str
+    origin: str
+    group: str
+    arch: str
+    updates: int | None
+    model: nn.Module
+    task: Any
+    criterion: nn.Module
+
+    @property
+    def is_translation(self) -> bool:
+        return hasattr(self.model, "encoder")
+
+
+@dataclass
+class Samples:
+    """Chosen examples of one data set, by their numbers in it, in the order of the data set."""
+
+    dataset: Any
+    numbers: list[int]
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        return self.dataset.collater([self.dataset[number] for number in numbers])
+
+    def batches(self, size: int) -> list[dict[str, Any]]:
+        """Returns all examples in batches of `size`, those of like length together."""
+        ordered = sorted(self.numbers, key=lambda number: (self.length(number), number))
+        return [self.batch(ordered[start : start + size]) for start in range(0, len(ordered), size)]
+
+    def length(self, number: int) -> int:
+        return int(np.max(self.dataset.size(number)))
+
+
+def from_checkpoint(path: str, data: str, name: str) -> Subject:
+    """Loads a checkpoint of any fairseq transformer, safely, and points its task at the binarised `data`."""
+    state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
+    history = state.get("optimizer_history") or [{}]
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
+    return Subject(
+        name=name,
+        origin=Path(path).name,
+        group=str(Path(path).resolve().parent),
+        arch=_arch(cfg.model),
+        updates=history[-1].get("num_updates"),
+        model=models[0],
+        task=task,
+        criterion=task.build_criterion(cfg.criterion),
+    )
+
+
+def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> Subject:
+    """Builds a fresh model from fairseq-train's own flags, `--arch NAME …`, with the random seed `seed`."""
+    # fairseq's parser is told the task beforehand, as a flag of fairseq-train would.
+    parser = fairseq_options.get_training_parser()
+    cfg = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [data, *flags]))
+    task = tasks.setup_task(cfg.task)
+    torch.manual_seed(seed)
+    model = task.build_model(cfg.model)
+    return Subject(
+        name, " ".join(flags), name, _arch(cfg.model), None, model, task, task.build_criterion(cfg.criterion)
+    )
+
+
+def _arch(model_config: Any) -> str:
+    return str(getattr(model_config, "arch", None) or getattr(model_config, "_name", None) or "unknown")
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """Returns short, different names for paths: their last part, with as many folders before it as that needs."""
+    parts = [Path(path).resolve().parts for path in paths]
+    depth = 1
+    while depth < max((len(part) for part in parts), default=1):
+        if len({part[-depth:] for part in parts}) == len(set(parts)):
+            break
+        depth += 1
+    found = ["/".join(part[-depth:]).removesuffix(".pt") for part in parts]
+    if len(set(found)) == 1 and len(found) > 1:
+        found = [f"{name} ({number})" for number, name in enumerate(found, start=1)]
+    return found
+
+
+def choose(subject: Subject, subset: str, count: int) -> Samples:
+    """Returns `count` examples spread evenly over a subset, without those that are too long for the model.
+
+    Raises ValueError if there is no example.
+    """
+    subject.task.load_dataset(subset)
+    dataset = subject.task.dataset(subset)
+    limits = utils.resolve_max_positions(subject.task.max_positions(), subject.model.max_positions())
+    fitting = subject.task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, ignore_invalid_inputs=True)
+    if len(fitting) == 0:
+        raise ValueError(f"--subset {subset} has no example that the model {subject.name} can take")
+    chosen = np.unique(np.linspace(0, len(fitting) - 1, min(count, len(fitting))).round().astype(int))
+    return Samples(dataset, [int(fitting[index]) for index in chosen])
+
+
+def labels(dictionary: Any, tokens: Tensor) -> list[str]:
+    return [str(dictionary.symbols[int(token)]) for token in tokens]
