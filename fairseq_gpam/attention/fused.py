@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -77,61 +77,14 @@ def _batch_part(mask: AttentionMask, block: Block) -> AttentionMask:
     return AttentionMask(padding, mask.causal, cut(mask.bias), cut(mask.hidden)).heads(block.h.start, block.h.stop)
 
 
-class _Weights:
-    """The weights of one block: of each branch, combined, and dropped."""
-
-    def __init__(
-        self,
-        block: Block,
-        q: Tensor,
-        k: Tensor,
-        negative_q: Tensor | None,
-        negative_k: Tensor | None,
-        a: Coefficient,
-        b: Coefficient | None,
-        mask: AttentionMask,
-    ) -> None:
-        num_queries, num_keys = q.size(2), k.size(2)
-        self.block = block
-        at = (block.b, block.h, slice(block.r0, block.r1))
-        keys = (block.b, block.h, slice(0, block.seen))
-        own, _ = _batch_part(mask, block).rows(block.r0, block.r1, num_queries, num_keys)
-        bias, self.sighted = own.for_scores(block.r1 - block.r0, block.seen, q)
-        self.positive = _branch(q[at], k[keys], bias)
-        self.a, self.b = _part(a, block), None if b is None else _part(b, block)
-        self.negative = None
-        if negative_q is not None:
-            self.negative = _branch(negative_q[at], (k if negative_k is None else negative_k)[keys], bias)
-
-    def combined(self) -> Tensor:
-        weights = self.positive * self.a
-        if self.negative is not None:
-            assert self.b is not None
-            if isinstance(self.b, float):
-                weights.sub_(self.negative, alpha=self.b)
-            else:
-                weights.addcmul_(self.negative, self.b.to(weights.dtype), value=-1)
-        if self.sighted is not None:
-            weights.mul_(self.sighted)
-        return weights
-
-
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.size(-2), tensor.size(-1))
 
 
-def _branch(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns softmax(q kᵀ/√D + bias), B × H × T × S."""
-    scores = _product(_flat(q), _flat(k).transpose(1, 2), 1 / math.sqrt(q.size(-1)))
-    scores = scores.view(*q.shape[:-1], k.size(-2))
-    if bias is not None:
-        scores.add_(bias)
-    return torch.softmax(scores, dim=-1, out=scores)
-
-
 def _product(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Returns scale · left @ right for stacks of matrices."""
-    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale)
+    """Returns scale · left @ right, … × n × m, for stacks of matrices."""
+    product = torch.baddbmm(left.new_empty(1, 1, 1), _flat(left), _flat(right), beta=0, alpha=scale)
+    return product.view(*left.shape[:-1], right.size(-1))
 
 
 def _keep(weights: Tensor, dropout_p: float, seed: int, block: Block) -> Tensor:
@@ -141,10 +94,104 @@ def _keep(weights: Tensor, dropout_p: float, seed: int, block: Block) -> Tensor:
     return torch.empty_like(weights).bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)
 
 
-def _rows_first(like: Tensor) -> Tensor:
-    """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
-    bsz, heads, length, width = like.shape
-    return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
+def _nonzero(coefficient: Coefficient, dtype: torch.dtype) -> Coefficient:
+    """Returns a divisor: `coefficient`, or where it is nearly 0 a number too small to matter."""
+    smallest = torch.finfo(dtype).eps
+    if isinstance(coefficient, Tensor):
+        return torch.where(coefficient.abs() < smallest, smallest, coefficient)
+    return coefficient if abs(coefficient) >= smallest else smallest
+
+
+@dataclass
+class _Call:
+    """The tensors of one call, and what its blocks share."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    negative_q: Tensor | None
+    negative_k: Tensor | None
+    a: Coefficient
+    b: Coefficient | None
+    mask: AttentionMask
+    dropout_p: float
+    seed: int
+    log_sums: dict[str, Tensor] = field(default_factory=dict)
+    futures: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scale = 1 / math.sqrt(self.q.size(-1))
+        self.blocks = plan_blocks(self.q, self.k, self.mask)
+        self.at_once = len(self.blocks) == 1
+        # Half precision would lose digits in an unnormalised or recomputed exponential.
+        self.by_exponential = not self.at_once and self.q.dtype in (torch.float32, torch.float64)
+
+    def branches(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yields name, queries and keys of each branch."""
+        yield "positive", self.q, self.k
+        if self.negative_q is not None:
+            yield "negative", self.negative_q, self.k if self.negative_k is None else self.negative_k
+
+    def future(self, count: int) -> Tensor:
+        if count not in self.futures:
+            self.futures[count] = self.q.new_full((count, count), float("-inf")).triu_(1)
+        return self.futures[count]
+
+
+class _Weights:
+    """The weights of one block, each branch for itself, b × h × r × s; normalised once divided by `sums`."""
+
+    def __init__(self, block: Block, call: _Call) -> None:
+        self.block = block
+        self.count = block.r1 - block.r0
+        self.rows = (block.b, block.h, slice(block.r0, block.r1))
+        self.keys = (block.b, block.h, slice(0, block.seen))
+        self.a = _part(call.a, block)
+        self.b = None if call.b is None else _part(call.b, block)
+        self.divisor = _nonzero(self.a, call.q.dtype)
+        self.bias, self.sighted = None, None
+        if not call.mask.is_empty and not call.mask.is_plainly_causal:
+            mask, _ = _batch_part(call.mask, block).rows(block.r0, block.r1, call.q.size(2), call.k.size(2))
+            self.bias, self.sighted = mask.for_scores(self.count, block.seen, call.q)
+        self.weights: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.log_sums: dict[str, Tensor] = {}
+        for name, queries, keys in call.branches():
+            scores = _product(queries[self.rows], keys[self.keys].transpose(-2, -1), call.scale)
+            if self.bias is not None:
+                scores.add_(self.bias)
+            elif call.mask.causal and self.count > 1:
+                # Only the last `count` of the keys that this block sees can lie in some row's future.
+                scores[..., block.seen - self.count :].add_(call.future(self.count))
+            if not call.by_exponential:
+                self.weights[name] = torch.softmax(scores, dim=-1, out=scores)
+            elif name in call.log_sums:
+                self.weights[name] = scores.sub_(call.log_sums[name][self.rows]).exp_()
+            else:
+                largest = scores.amax(dim=-1, keepdim=True)
+                self.weights[name] = scores.sub_(largest).exp_()
+                self.sums[name] = scores.sum(dim=-1, keepdim=True)
+                self.log_sums[name] = self.sums[name].log().add_(largest)
+
+    def combined(self, overwrite: bool) -> tuple[Tensor, Coefficient]:
+        """Returns a matrix and the factor of its rows whose product is P."""
+        matrix, factor = self.weights["positive"], self.divisor
+        if self.sums:
+            factor = factor / self.sums["positive"]
+        if self.b is not None:
+            ratio = self.b / self.divisor
+            if self.sums:
+                ratio = ratio * (self.sums["positive"] / self.sums["negative"])
+            negative = self.weights["negative"]
+            if isinstance(ratio, float):
+                matrix = matrix.sub_(negative, alpha=ratio) if overwrite else torch.sub(matrix, negative, alpha=ratio)
+            elif overwrite:
+                matrix.addcmul_(negative, ratio, value=-1)
+            else:
+                matrix = torch.addcmul(matrix, negative, ratio, value=-1)
+        if self.sighted is not None:
+            factor = factor * self.sighted
+        return matrix, factor
 
 
 class FusedAffine(torch.autograd.Function):
@@ -163,175 +210,145 @@ class FusedAffine(torch.autograd.Function):
         mask: AttentionMask,
         dropout_p: float,
     ) -> Tensor:
-        blocks = plan_blocks(q, k, mask)
         seed = int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
-        at_once = len(blocks) == 1
-        output = None if at_once else _rows_first(q)
-        kept: _Weights | None = None
+        call = _Call(q, k, v, negative_q, negative_k, a, b, mask, dropout_p, seed)
+        keeps_weights = call.at_once and any(ctx.needs_input_grad)
+        log_sums = {}
+        if call.by_exponential and any(ctx.needs_input_grad):
+            log_sums = {name: q.new_empty(*q.shape[:-1], 1) for name, _, _ in call.branches()}
+        output = None if call.at_once else _rows_first(q, v.size(-1))
+        weights: _Weights | None = None
         keep: Tensor | None = None
-        for block in blocks:
-            weights = _Weights(block, q, k, negative_q, negative_k, a, b, mask)
-            combined = weights.combined()
+        for block in call.blocks:
+            weights = _Weights(block, call)
+            matrix, factor = weights.combined(overwrite=not keeps_weights)
             if dropout_p > 0:
-                keep = _keep(combined, dropout_p, seed, block)
-                combined.mul_(keep)
-            values = v[block.b, block.h, : block.seen]
-            product = torch.bmm(_flat(combined), _flat(values))
-            product = product.view(*combined.shape[:-1], v.size(-1))
+                keep = _keep(matrix, dropout_p, seed, block)
+                matrix = matrix * keep if matrix is weights.weights["positive"] and keeps_weights else matrix.mul_(keep)
+            product = _product(matrix, v[weights.keys]).mul_(factor)
+            for name in log_sums:
+                log_sums[name][weights.rows] = weights.log_sums[name]
             if output is None:
                 output = product
-                kept = weights
             else:
-                output[block.b, block.h, block.r0 : block.r1] = product
+                output[weights.rows] = product
         assert output is not None
-        ctx.save_for_backward(q, k, v, negative_q, negative_k, *(c for c in (a, b) if isinstance(c, Tensor)))
-        ctx.coefficients = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
-        ctx.tensors = tuple(isinstance(c, Tensor) for c in (a, b))
-        ctx.mask, ctx.dropout_p, ctx.seed, ctx.blocks = mask, dropout_p, seed, blocks
+        tensors = [c for c in (a, b) if isinstance(c, Tensor)]
+        ctx.save_for_backward(q, k, v, negative_q, negative_k, *log_sums.values(), *tensors)
+        ctx.log_sums = tuple(log_sums)
+        ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
+        ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
+        ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
         # What a single block computed is small, and kept.
-        ctx.kept, ctx.keep = (kept, keep) if at_once and any(ctx.needs_input_grad) else (None, None)
+        ctx.kept = (weights, keep) if keeps_weights else None
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, negative_q, negative_k, *tensors = ctx.saved_tensors
-        a, b = (tensors.pop(0) if given else c for given, c in zip(ctx.tensors, ctx.coefficients, strict=True))
-        scale = 1 / math.sqrt(q.size(-1))
-        at_once = len(ctx.blocks) == 1
-        grads = _Gradients(q, k, v, negative_q, negative_k, a, b, ctx.needs_input_grad, at_once)
-        for block in ctx.blocks:
-            weights = ctx.kept or _Weights(block, q, k, negative_q, negative_k, a, b, ctx.mask)
-            combined = weights.combined()
-            keep = ctx.keep
+        q, k, v, negative_q, negative_k, *rest = ctx.saved_tensors
+        log_sums = {name: rest.pop(0) for name in ctx.log_sums}
+        a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+        call = _Call(q, k, v, negative_q, negative_k, a, b, ctx.mask, ctx.dropout_p, ctx.seed, log_sums)
+        grads = _Gradients(call, ctx.needs_input_grad)
+        kept, keep = ctx.kept if ctx.kept is not None else (None, None)
+        for block in call.blocks:
+            weights = kept or _Weights(block, call)
+            matrix, factor = weights.combined(overwrite=False)
             if ctx.dropout_p > 0:
-                if keep is None:
-                    keep = _keep(combined, ctx.dropout_p, ctx.seed, block)
-                combined.mul_(keep)
-            rows = (block.b, block.h, slice(block.r0, block.r1))
-            keys = (block.b, block.h, slice(0, block.seen))
-            grad_rows = _flat(grad_output[rows])
-            grads.add_value(keys, torch.bmm(_flat(combined).transpose(1, 2), grad_rows))
-            grad_weights = torch.bmm(grad_rows, _flat(v[keys]).transpose(1, 2)).view(combined.shape)
+                if kept is None:
+                    keep = _keep(matrix, ctx.dropout_p, ctx.seed, block)
+                matrix = matrix * keep
+            grad_rows = grad_output[weights.rows]
+            grads.add_keys("v", weights.keys, _product((grad_rows * factor).transpose(-2, -1), matrix))
+            if weights.sighted is not None:
+                grad_rows = grad_rows * weights.sighted
+            grad_weights = _product(grad_rows, v[weights.keys].transpose(-2, -1))
             if keep is not None:
                 grad_weights.mul_(keep)
-            if weights.sighted is not None:
-                grad_weights.mul_(weights.sighted)
-            grads.add_branch("positive", rows, keys, weights.positive, grad_weights, weights.a, 1.0, scale)
-            if weights.negative is not None:
-                grads.add_branch("negative", rows, keys, weights.negative, grad_weights, weights.b, -1.0, scale)
-        ctx.kept = ctx.keep = None
+            grads.add_branch("positive", "q", "k", weights, grad_weights, weights.a)
+            if weights.b is not None:
+                own_keys = "k" if negative_k is None else "negative_k"
+                grads.add_branch("negative", "negative_q", own_keys, weights, grad_weights, -weights.b)
+        ctx.kept = None
         return (*grads.finish(), None, None)
 
 
 class _Gradients:
-    """Collects the gradients of the inputs over the blocks."""
+    """Collects the gradients of the inputs over the blocks; those of keys and values as B × H × D × S."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        negative_q: Tensor | None,
-        negative_k: Tensor | None,
-        a: Coefficient,
-        b: Coefficient | None,
-        needed: tuple[bool, ...],
-        at_once: bool,
-    ) -> None:
-        self.at_once = at_once
-        self.inputs: dict[str, Tensor | None] = {
-            "q": q, "k": k, "v": v, "negative_q": negative_q, "negative_k": negative_k,
-        }  # fmt: skip
-        self.coefficients: dict[str, Any] = {"positive": a, "negative": b}
-        self.needed = dict(zip((*self.inputs, *self.coefficients), needed, strict=False))
-        self.grads: dict[str, Tensor | None] = dict.fromkeys(self.inputs)
-        self.sums: dict[str, Tensor | None] = {
-            name: torch.zeros_like(c, dtype=torch.float64 if c.dtype == torch.float64 else torch.float32)
-            if isinstance(c, Tensor) and self.needed[name]
-            else None
-            for name, c in self.coefficients.items()
-        }
-
-    def _add(self, name: str, at: tuple[slice, ...], product: Tensor, accumulate: bool) -> None:
-        """Adds to the gradient of an input: keys and values are met by many blocks, queries by one."""
-        reference = self.inputs[name]
-        assert reference is not None
-        if self.at_once:
-            product = product.view(reference.shape)
-            known = self.grads[name]
-            self.grads[name] = product if known is None else known.add_(product)
-            return
-        grad = self.grads[name]
-        if grad is None:
-            grad = _rows_first(reference)
-            if accumulate:
-                grad.zero_()
-            self.grads[name] = grad
-        target = grad[at]
-        if accumulate:
-            target.add_(product.view(target.shape))
-        else:
-            target.copy_(product.view(target.shape))
-
-    def add_value(self, keys: tuple[slice, ...], product: Tensor) -> None:
-        if self.needed["v"]:
-            self._add("v", keys, product, accumulate=True)
+    def __init__(self, call: _Call, needed: tuple[bool, ...]) -> None:
+        self.call = call
+        self.needed = dict(zip(("q", "k", "v", "negative_q", "negative_k", "a", "b"), needed, strict=False))
+        self.grads: dict[str, Tensor] = {}
+        for name in ("a", "b"):
+            if self.needed[name]:
+                coefficient = getattr(call, name)
+                exact = torch.float64 if coefficient.dtype == torch.float64 else torch.float32
+                self.grads[name] = torch.zeros_like(coefficient, dtype=exact)
 
     def add_branch(
-        self,
-        name: str,
-        rows: tuple[slice, ...],
-        keys: tuple[slice, ...],
-        weights: Tensor,
-        grad_weights: Tensor,
-        coefficient: Coefficient,
-        sign: float,
-        scale: float,
+        self, name: str, queries: str, keys: str, weights: _Weights, grad_weights: Tensor, coefficient: Coefficient
     ) -> None:
-        query_name = "q" if name == "positive" else "negative_q"
-        key_name = "negative_k" if name == "negative" and self.inputs["negative_k"] is not None else "k"
-        if self.sums[name] is None:
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-        else:
-            grad_scores = weights * grad_weights
-            row_sums = grad_scores.sum(dim=-1, keepdim=True)
-            self._add_coefficient(name, rows, row_sums, sign)
-            grad_scores.addcmul_(weights, row_sums, value=-1)
-        if isinstance(coefficient, float):
-            scale *= sign * coefficient
-        else:
-            grad_scores.mul_(coefficient)
-            scale *= sign
-        flat = _flat(grad_scores)
-        query, key = self.inputs[query_name], self.inputs[key_name]
-        assert query is not None and key is not None
-        if self.needed[query_name]:
-            self._add(query_name, rows, _product(flat, _flat(key[keys]), scale), accumulate=False)
-        if self.needed[key_name]:
-            self._add(key_name, keys, _product(flat.transpose(1, 2), _flat(query[rows]), scale), accumulate=True)
+        """Takes the gradient of P back to one branch's queries, keys and coefficient."""
+        own = weights.weights[name]
+        self._add_coefficient(name, weights, own, grad_weights)
+        grad_scores = torch._softmax_backward_data(grad_weights, own, -1, own.dtype)
+        scaled = coefficient * self.call.scale
+        if self.needed[keys]:
+            query = getattr(self.call, queries)[weights.rows] * scaled
+            self.add_keys(keys, weights.keys, _product(query.transpose(-2, -1), grad_scores))
+        if self.needed[queries]:
+            product = _product(grad_scores, getattr(self.call, keys)[weights.keys]).mul_(scaled)
+            if self.call.at_once:
+                self.grads[queries] = product
+            else:
+                if queries not in self.grads:
+                    like = getattr(self.call, queries)
+                    self.grads[queries] = _rows_first(like, like.size(-1))
+                self.grads[queries][weights.rows] = product
 
-    def _add_coefficient(self, name: str, rows: tuple[slice, ...], row_sums: Tensor, sign: float) -> None:
-        total = self.sums[name]
-        assert total is not None
-        row_sums = row_sums.to(total.dtype)
-        if total.numel() == 1:
-            total.add_(row_sums.sum(), alpha=sign)
+    def add_keys(self, name: str, keys: tuple[slice, slice, slice], product: Tensor) -> None:
+        """Adds to the gradient of keys or values, which many blocks and both branches meet."""
+        if not self.needed[name]:
             return
-        full = total[(None,) * (4 - total.dim())]
-        part = full[
-            rows[0] if full.size(0) > 1 else slice(None),
-            rows[1] if full.size(1) > 1 else slice(None),
-            rows[2] if full.size(2) > 1 else slice(None),
-        ]
-        part.add_(row_sums.sum_to_size(part.shape), alpha=sign)
+        if name not in self.grads:
+            if self.call.at_once:
+                self.grads[name] = product
+                return
+            like = getattr(self.call, name)
+            self.grads[name] = like.new_zeros(*like.shape[:2], like.size(-1), like.size(-2))
+        b, h, seen = keys
+        self.grads[name][b, h, :, seen].add_(product)
+
+    def _add_coefficient(self, branch: str, weights: _Weights, own: Tensor, grad_weights: Tensor) -> None:
+        name, sign = ("a", 1) if branch == "positive" else ("b", -1)
+        if name not in self.grads:
+            return
+        total = self.grads[name]
+        part = total if total.numel() == 1 else _part(total, weights.block)
+        assert isinstance(part, Tensor)
+        if part.dim() < 4 or part.size(2) == 1:
+            # One number for each matrix: a dot product, which needs no memory.
+            flat = own.size(0) * own.size(1), 1, own.size(2) * own.size(3)
+            dots = torch.bmm(own.reshape(flat), grad_weights.reshape(flat).transpose(1, 2))
+            sums = dots.view(own.size(0), own.size(1), 1, 1)
+        else:
+            sums = (own * grad_weights).sum(dim=-1, keepdim=True)
+        part.add_(sums.to(total.dtype).sum_to_size(part.shape), alpha=sign)
 
     def finish(self) -> Iterator[Tensor | None]:
-        for name in self.inputs:
-            yield self.grads[name]
-        for name, coefficient in self.coefficients.items():
-            total = self.sums[name]
-            yield None if total is None else total.to(coefficient.dtype)
+        for name in ("q", "k", "v", "negative_q", "negative_k"):
+            grad = self.grads.get(name)
+            yield grad.transpose(-2, -1) if grad is not None and name in ("k", "v", "negative_k") else grad
+        for name in ("a", "b"):
+            yield self.grads[name].to(getattr(self.call, name).dtype) if name in self.grads else None
+
+
+def _rows_first(like: Tensor, width: int) -> Tensor:
+    """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
+    bsz, heads, length, _ = like.shape
+    return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
 
 
 def fused_attention(
