@@ -16,7 +16,7 @@ def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> T
     """Returns P = tanh(E) ⊙ 2·sigmoid(N), or tanh(E) ⊙ sigmoid(N − mean(N)) if `centered`: B × H × T × S.
 
     E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys get 0: tanh(−∞) would
-    be −1. Tay et al. 2019, Compositional De-Attention Networks, section 2 (quasi-attention). Our reading: the mean is
+    be −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. Our reading: the mean is
     that of a row over the keys that it sees (of the whole matrix it would see the future), and both E and N are
     divided by √D.
     """

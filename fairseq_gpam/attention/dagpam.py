@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine, affine_attention
+from fairseq_gpam.attention.affine import Affine, Coefficient, affine_attention
 from fairseq_gpam.attention.base import AttentionMechanism, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.masks import AttentionMask
@@ -22,6 +22,15 @@ DAGPAM_OPTIONS = (
     Option("negative_bias", bool, False, "W_Q⁻ has a bias"),
     Option("negative_init", str, "xavier", "how W_Q⁻ starts", choices=("xavier", "zero", "minus-identity")),
 )
+
+
+def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
+    """Returns the terms of P = (1+λ⁺)·softmax(QKᵀ/√D + M) − λ⁻·softmax(Q⁻Kᵀ/√D + M), B × H × T × S.
+
+    Shapes: negative_q (Q⁻ = ReLU(Q)W_Q⁻) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi 2024, arXiv
+    2410.15578.
+    """
+    return Affine(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
 
 
 class PerHeadLinear(nn.Linear):
@@ -93,9 +102,5 @@ class DualGPAMAttention(AttentionMechanism):
         dropout_p: float = 0.0,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        terms = Affine(
-            positive=1 + self.lambda_plus(),
-            negative=self.lambda_minus(),
-            negative_q=self.negative_projection(torch.relu(q)),
-        )
+        terms = dagpam_terms(self.negative_projection(torch.relu(q)), self.lambda_plus(), self.lambda_minus())
         return affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)

@@ -11,7 +11,10 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 
 def softmax_terms() -> Affine:
-    """Returns P = softmax(QKᵀ/√D + M), B × H × T × S, as a member of the affine family: a = 1 and nothing else."""
+    """Returns the terms of P = softmax(QKᵀ/√D + M), B × H × T × S: a = 1 and nothing else.
+
+    Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
+    """
     return Affine()
 
 

@@ -1,0 +1,375 @@
+"""What every mechanism must keep, as tests that a mechanism's test file inherits with a plain reference of its own.
+
+Shapes: B batch, H heads, T queries, S keys, D head dimension, C = H·D.
+"""
+
+import argparse
+import copy
+import functools
+
+import pytest
+import torch
+from reference import visibility
+from tiny import BASE, OURS, build_from, model_config, sentences, translation_input
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionMask, Site, build_mechanism
+from fairseq_gpam.modules import GPAMMultiheadAttention
+
+BATCH, HEADS, LENGTH, WIDTH = 3, 2, 5, 3
+CROSS_QUERIES = 3
+
+PADDING = {
+    "right": [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]],
+    "left": [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]],
+    "a sentence of padding": [[0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]],
+}
+MASKS = {
+    "nothing": {},
+    "right": {"padding": "right"},
+    "left": {"padding": "left"},
+    "a sentence of padding": {"padding": "a sentence of padding"},
+    "causal": {"causal": True},
+    "causal, right": {"causal": True, "padding": "right"},
+    "causal, left": {"causal": True, "padding": "left"},
+    "bias": {"additive": "bias"},
+    "bias for each head": {"additive": "heads"},
+    "bias, hiding, right": {"additive": "hiding", "padding": "right"},
+    "boolean": {"additive": "boolean"},
+}
+
+
+def settings(**chosen):
+    """The settings as the models get them; `chosen` are the names of --gpam flags without the prefix."""
+    return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in chosen.items()}))
+
+
+def masks(kind, queries, keys=LENGTH, heads=HEADS, batch=BATCH):
+    """The mask for the code under test, and for the reference a bias and what is visible: B × H × T × S."""
+    wanted = MASKS[kind]
+    padding = torch.tensor(PADDING[wanted["padding"]])[:batch] if "padding" in wanted else None
+    additive = None
+    if wanted.get("additive") in ("bias", "hiding"):
+        additive = torch.randn(queries, keys, dtype=torch.float64)
+    elif wanted.get("additive") == "heads":
+        additive = torch.randn(batch, heads, queries, keys, dtype=torch.float64)
+    elif wanted.get("additive") == "boolean":
+        additive = torch.rand(queries, keys) < 0.3
+        additive.fill_diagonal_(False)
+        additive[0] = True
+    if wanted.get("additive") == "hiding":
+        additive[0, 1], additive[1, 2], additive[2, 0] = float("-inf"), -1e8, -1e4
+    causal = wanted.get("causal", False)
+    visible, added = visibility(batch, queries, keys, padding, additive, causal)
+    shape = (batch, heads, queries, keys)
+    bias = torch.as_tensor(added, dtype=torch.float64).expand(shape)
+    mask = AttentionMask.from_fairseq(padding, FUTURE if causal else additive)
+    return mask, bias, visible.expand(shape)
+
+
+def row_by_row(queries, keys, visible, weigh):
+    """Weights B × H × T × S, one row at a time: `weigh(b, h, i, seen)` gives those of row i on the keys `seen`."""
+    batch, heads = visible.shape[:2]
+    maps = []
+    for b in range(batch):
+        for h in range(heads):
+            for i in range(queries):
+                seen = [j for j in range(keys) if visible[b, h, i, j]]
+                row = torch.zeros(keys, dtype=torch.float64)
+                if seen:
+                    row = row.index_put((torch.tensor(seen),), weigh(b, h, i, seen))
+                maps.append(row)
+    return torch.stack(maps).view(batch, heads, queries, keys)
+
+
+def plain_softmax(scores):
+    powers = torch.exp(scores - scores.max().detach())
+    return powers / powers.sum()
+
+
+def softmax_map(q, k, bias, visible):
+    """softmax(QKᵀ/√D + M), row by row."""
+    scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+    return row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))
+
+
+def uniform_map(visible):
+    """1/n on the n visible keys of a row."""
+    counts = visible.sum(-1, keepdim=True)
+    return visible.double() / torch.where(counts > 0, counts, 1)
+
+
+def joined(heads):
+    """B × H × T × D to B × T × (H·D)."""
+    return torch.cat(heads.unbind(1), dim=-1)
+
+
+def future_gradients(call, length=LENGTH, heads=HEADS):
+    """The largest gradient of any row's output with respect to a later position of q, k, v or x.
+
+    `call(q, k, v, x)` attends under a causal mask.
+    """
+    x = torch.randn(1, length, heads * WIDTH, dtype=torch.float64, requires_grad=True)
+    places = [torch.randn(1, heads, length, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3)] + [x]
+    output = call(*places)
+    worst = 0.0
+    for i in range(length - 1):
+        gradients = torch.autograd.grad(output[:, :, i].square().sum(), places, retain_graph=True, allow_unused=True)
+        for gradient in gradients:
+            if gradient is not None:
+                worst = max(worst, gradient[..., i + 1 :, :].abs().max().item())
+    return worst
+
+
+class Contract:
+    """Inherit as `class TestCoda(Contract)`; give `name` and `reference`, and `variants` of the options."""
+
+    name = ""
+    heads = HEADS
+    variants = ({},)
+    needs_positions = False  # queries are positions among the keys: self-attention only
+    mixes_queries = False
+    knows_heads = True  # a bias for each head is allowed
+    has_weights = True
+    model_options = {}  # noqa: RUF012
+
+    def pytest_generate_tests(self, metafunc):
+        if "variant" in metafunc.fixturenames:
+            ids = [",".join(f"{key}={value}" for key, value in one.items()) or "default" for one in self.variants]
+            metafunc.parametrize("variant", self.variants, ids=ids)
+        if "kind" in metafunc.fixturenames:
+            kinds = [kind for kind in MASKS if self.knows_heads or kind != "bias for each head"]
+            metafunc.parametrize("kind", kinds)
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        """Output B × H × T × D and weights B × H × T × S, or None, in plain float64."""
+        raise NotImplementedError
+
+    def build(self, variant, site=None, dtype=torch.float64, layer=1):
+        """The mechanism in the middle of three layers, its parameters moved away from their neutral start."""
+        site = site or REGISTRY[self.name].sites[-1 if self.needs_positions else 0]
+        mechanism = build_mechanism(
+            self.name, Site(site, layer, 3, self.heads * WIDTH, self.heads, WIDTH), settings(**variant)
+        ).to(dtype)
+        with torch.no_grad():
+            for parameter in mechanism.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+        return mechanism
+
+    def call(self, mechanism, q, k, v, mask, x, dropout_p=0.0, need_weights=False):
+        return mechanism(q, k, v, mask, x, dropout_p, need_weights)
+
+    def inputs(self, queries, keys=LENGTH, dtype=torch.float64):
+        def draw(*shape):
+            return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+        q = draw(BATCH, self.heads, queries, WIDTH)
+        return (
+            q,
+            draw(BATCH, self.heads, keys, WIDTH),
+            draw(BATCH, self.heads, keys, WIDTH),
+            draw(BATCH, queries, self.heads * WIDTH),
+        )
+
+    def lengths(self):
+        return (LENGTH,) if self.mixes_queries else (LENGTH, CROSS_QUERIES)
+
+    def test_output_weights_and_gradients(self, variant, kind):
+        for queries in self.lengths():
+            mechanism = self.build(variant)
+            q, k, v, x = self.inputs(queries)
+            mask, bias, visible = masks(kind, queries, heads=self.heads)
+            output, weights = self.call(mechanism, q, k, v, mask, x, 0.0, True)
+            expected, expected_weights = self.reference(mechanism, q, k, v, x, bias, visible)
+            torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-10)
+            if self.has_weights:
+                torch.testing.assert_close(weights, expected_weights, rtol=1e-9, atol=1e-10)
+            without, nothing = self.call(mechanism, q, k, v, mask, x)
+            assert nothing is None
+            torch.testing.assert_close(without, expected, rtol=1e-9, atol=1e-10)
+            wanted = [q, k, v, x, *mechanism.parameters()]
+            direction = torch.randn_like(expected)
+            for result in (output, without):
+                ours = torch.autograd.grad(result, wanted, direction, retain_graph=True, allow_unused=True)
+                theirs = torch.autograd.grad(expected, wanted, direction, retain_graph=True, allow_unused=True)
+                for one, other, place in zip(ours, theirs, wanted, strict=True):
+                    one = torch.zeros_like(place) if one is None else one
+                    other = torch.zeros_like(place) if other is None else other
+                    torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)
+
+    @pytest.mark.parametrize("kind_of_check", ["causal, left", "bias, hiding, right"])
+    def test_gradcheck(self, variant, kind_of_check):
+        mechanism = self.build(variant)
+        mask, _, _ = masks(kind_of_check, LENGTH, heads=self.heads, batch=1)
+        q, k, v = (torch.randn(1, self.heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
+        x = torch.randn(1, LENGTH, self.heads * WIDTH, dtype=torch.float64, requires_grad=True)
+
+        def output(q, k, v, x, *_):
+            return self.call(mechanism, q, k, v, mask, x)[0]
+
+        assert torch.autograd.gradcheck(output, (q, k, v, x, *mechanism.parameters()), fast_mode=True)
+
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("removed", [[0], [4], [0, 2, 4]])
+    def test_a_masked_key_is_a_removed_key(self, variant, causal, removed):
+        mechanism = self.build(variant)
+        q, k, v, x = self.inputs(LENGTH)
+        kept = [j for j in range(LENGTH) if j not in removed]
+        with torch.no_grad():
+            k[:, :, removed] *= 40
+            v[:, :, removed] *= 40
+        padding = torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+        padding[:, removed] = True
+        mask = AttentionMask(padding, causal)
+        output, weights = self.call(mechanism, q, k, v, mask, x, 0.0, True)
+        output = output[:, :, kept]
+        short = self.call(
+            mechanism, q[:, :, kept], k[:, :, kept], v[:, :, kept], AttentionMask(None, causal), x[:, kept]
+        )[0]
+        torch.testing.assert_close(output, short, rtol=1e-9, atol=1e-10)
+        assert weights[..., removed].abs().max() == 0
+        for gradient in torch.autograd.grad(output.square().sum(), [k, v]):
+            assert gradient[:, :, removed].abs().max() == 0
+
+    def test_a_row_that_sees_nothing_is_zero(self, variant):
+        mechanism = self.build(variant)
+        for kind, rows in (("a sentence of padding", (1, slice(None))), ("boolean", (slice(None), 0))):
+            q, k, v, x = self.inputs(LENGTH)
+            output, weights = self.call(mechanism, q, k, v, masks(kind, LENGTH)[0], x, 0.0, True)
+            assert output.isfinite().all() and weights.isfinite().all()
+            assert output.transpose(1, 2)[rows].abs().max() == 0
+            assert weights.transpose(1, 2)[rows].abs().max() == 0
+            output.square().sum().backward()
+            for place in (q, k, v, x, *mechanism.parameters()):
+                assert place.grad is None or place.grad.isfinite().all()
+
+    def test_no_gradient_from_the_future(self, variant):
+        if "decoder" not in REGISTRY[self.name].sites:
+            pytest.skip("no decoder mechanism")
+        mechanism = self.build(variant, "decoder")
+
+        def call(q, k, v, x):
+            return self.call(mechanism, q, k, v, AttentionMask(causal=True), x)[0]
+
+        assert future_gradients(call, heads=self.heads) == 0
+
+    def test_half_precision(self, variant):
+        mechanism = self.build(variant)
+        q, k, v, x = self.inputs(LENGTH)
+        mask, _, _ = masks("causal, left", LENGTH)
+        expected = self.call(mechanism, q, k, v, mask, x)[0]
+        halves = (tensor.detach().bfloat16() for tensor in (q, k, v))
+        output, weights = self.call(mechanism.bfloat16(), *halves, mask, x.detach().bfloat16(), 0.0, True)
+        assert output.dtype == torch.bfloat16 and weights.dtype == torch.bfloat16
+        torch.testing.assert_close(output.double(), expected, rtol=0.1, atol=0.1)
+
+    @pytest.mark.parametrize("left", [False, True])
+    def test_decoding_step_by_step_is_the_full_forward(self, variant, left):
+        if "decoder" not in REGISTRY[self.name].sites:
+            pytest.skip("no decoder mechanism")
+        attention = self.module(variant, "decoder", self_attention=True)
+        x = torch.randn(LENGTH, BATCH, self.heads * WIDTH, dtype=torch.float64)
+        padding = torch.tensor(PADDING["left"]).bool() if left else None
+        full, _ = self.attend(attention, x, padding, attn_mask=FUTURE)
+        state = {}
+        for i in range(LENGTH):
+            seen = None if padding is None else padding[:, i : i + 1]
+            step, _ = self.attend(attention, x[i : i + 1], seen, incremental_state=state)
+            torch.testing.assert_close(step[0], full[i], rtol=1e-9, atol=1e-10)
+
+    def test_decoding_at_cross_attention(self, variant):
+        if "cross" not in REGISTRY[self.name].sites:
+            pytest.skip("no cross-attention mechanism")
+        attention = self.module(variant, "cross", encoder_decoder_attention=True)
+        beams = 2
+        x = torch.randn(CROSS_QUERIES, BATCH * beams, self.heads * WIDTH, dtype=torch.float64)
+        source = torch.randn(LENGTH, BATCH, self.heads * WIDTH, dtype=torch.float64)
+        padding = torch.tensor(PADDING["right"]).bool()
+        twice, padding_twice = source.repeat_interleave(beams, dim=1), padding.repeat_interleave(beams, dim=0)
+        full, _ = attention(x, twice, twice, key_padding_mask=padding_twice)
+        for set_beams, keys, hidden in ((1, twice, padding_twice), (beams, source, padding)):
+            attention.beam_size = set_beams
+            state = {}
+            for i in range(CROSS_QUERIES):
+                step, _ = attention(x[i : i + 1], keys, keys, hidden, state, static_kv=True)
+                torch.testing.assert_close(step[0], full[i], rtol=1e-9, atol=1e-10)
+
+    def module(self, variant, site, **role):
+        mechanism = self.build(variant, site)
+        return GPAMMultiheadAttention(self.heads * WIDTH, self.heads, mechanism, **role).double().eval()
+
+    def attend(self, attention, x, padding, **arguments):
+        return attention(x, x, x, key_padding_mask=padding, **arguments)
+
+    @pytest.mark.parametrize("task", ["translation", "language_modeling"])
+    def test_learns_and_decodes(self, task):
+        model = build_model(task, self.name, **self.model_options)
+        if model is None:
+            pytest.skip("no encoder in a language model")
+        first, last = train(model, task)
+        assert last < 0.8 * first, f"the loss went from {first:.3f} to {last:.3f}"
+        check_stepwise(model, task)
+
+
+@functools.cache
+def plain_config(task):
+    """The tiny model's parsed settings; parsing takes longer than 50 updates do."""
+    return model_config(task, OURS[task], *BASE[task])
+
+
+def build_model(task, name, **chosen):
+    """A tiny model with the mechanism wherever it is allowed, softmax elsewhere; None if it is allowed nowhere."""
+    sites = ("encoder", "decoder", "cross") if task == "translation" else ("decoder",)
+    allowed = [site for site in sites if site in REGISTRY[name].sites]
+    if not allowed:
+        return None
+    config = copy.deepcopy(plain_config(task))
+    wanted = {"mechanism": "softmax", **{f"{site}_mechanism": name for site in allowed}, **chosen}
+    for option, value in wanted.items():
+        setattr(config, f"gpam_{option}", value)
+    return build_from(config, words=12)
+
+
+def train(model, task, updates=50):
+    """Trains on one batch that can be learnt (copying, or a repeated phrase); the mean of the first and last losses."""
+    if task == "translation":
+        source = torch.randint(4, 16, (8, 6))
+        source[::2, 0] = 1
+        lengths = torch.full((8,), 6)
+        target = torch.where(source == 1, torch.full_like(source, 5), source)
+        inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": target.roll(1, 1)}
+    else:
+        phrase = torch.randint(4, 16, (8, 3))
+        tokens = phrase.repeat(1, 3)
+        inputs, target = {"src_tokens": tokens[:, :-1]}, tokens[:, 1:]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(updates):
+        logits = model(**inputs)[0]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        optimizer.step()
+        losses.append(loss.item())
+    return sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+
+
+def check_stepwise(model, task):
+    """The decoder's full forward equals its steps with cached keys."""
+    model.double().eval()
+    with torch.no_grad():
+        if task == "translation":
+            inputs = translation_input()
+            previous = inputs["prev_output_tokens"]
+            encoded = model.encoder(inputs["src_tokens"] % 16, inputs["src_lengths"])
+        else:
+            previous, encoded = sentences((7, 7, 7), words=12), None
+        previous = torch.where(previous >= 4, previous % 12 + 4, torch.full_like(previous, 4))
+        full = model.decoder(previous, encoder_out=encoded)[0]
+        state = {}
+        for i in range(previous.size(1)):
+            step = model.decoder(previous[:, : i + 1], encoder_out=encoded, incremental_state=state)[0]
+            torch.testing.assert_close(step[:, 0], full[:, i], rtol=1e-8, atol=1e-9)

@@ -1,0 +1,39 @@
+"""Cog attention."""
+
+import pytest
+import torch
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings, softmax_map
+
+from fairseq_gpam.attention import Site, build_mechanism
+
+
+class TestCog(Contract):
+    name = "cog"
+    variants = ({}, {"cog_everywhere": True})
+    model_options = {"cog_everywhere": True}  # noqa: RUF012
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+
+        def weigh(b, h, i, seen):
+            row = scores[b, h, i, seen]
+            return torch.where(row < 0, -1.0, 1.0) * plain_softmax(torch.where(row < 0, -row, row))
+
+        weights = row_by_row(q.size(2), k.size(2), visible, weigh)
+        return weights @ v, weights
+
+
+def test_the_first_and_the_last_layer_keep_softmax():
+    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    mask, bias, visible = masks("bias, hiding, right", LENGTH)
+    expected = softmax_map(q, k, bias, visible) @ v
+    for layer in range(4):
+        mechanism = build_mechanism("cog", Site("decoder", layer, 4, HEADS * WIDTH, HEADS, WIDTH), settings())
+        output = mechanism(q, k, v, mask, q)[0]
+        assert torch.allclose(output, expected, rtol=0, atol=1e-12) == (layer in (0, 3))
+        assert ("softmax here" in repr(mechanism)) == (layer in (0, 3))
+
+
+def test_two_layers_leave_none():
+    with pytest.raises(ValueError, match=r"2 layers.*--gpam-cog-everywhere"):
+        build_mechanism("cog", Site("decoder", 0, 2, 4, 2, 2), settings())

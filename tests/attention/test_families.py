@@ -1,0 +1,180 @@
+"""What the mechanisms share: dropout of the weights, the rule of one line, the registry."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from contract import HEADS, settings
+from tiny import OURS, build, sentences
+
+import fairseq_gpam.attention as room
+from fairseq_gpam import options
+from fairseq_gpam.attention import REGISTRY, AttentionMask, AttentionMechanism, Option, Site, base, build_mechanism
+from fairseq_gpam.attention.affine import Affine, affine_attention
+from fairseq_gpam.attention.families import AffineMechanism, MatrixMechanism
+
+LENGTH = 6
+ROOM = Path(room.__file__).parent
+TESTS = Path(__file__).parent
+
+
+def in_a_stack(name, **chosen):
+    """A mechanism of width LENGTH in the middle of three layers, after a first layer that has run."""
+    shared = {}
+    site = REGISTRY[name].sites[0]
+    stack = [
+        build_mechanism(
+            name, Site(site, layer, 3, HEADS * LENGTH, HEADS, LENGTH, shared), settings(cog_everywhere=True, **chosen)
+        ).double()
+        for layer in (0, 1)
+    ]
+    return stack
+
+
+PLAIN = {"nap": {"nap_output": "none"}, "non": {"non_output": "none"}}
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_dropout_drops_the_weights_themselves(name):
+    """With the unit matrix as values the output is the dropped matrix: each weight is 0 or P/(1−p)."""
+    q, k = torch.randn(2, 4, HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    x = torch.randn(4, LENGTH, HEADS * LENGTH, dtype=torch.float64)
+    eye = torch.eye(LENGTH, dtype=torch.float64).expand(4, HEADS, LENGTH, LENGTH)
+    first, mechanism = in_a_stack(name, **PLAIN.get(name, {}))
+    if name in ("softmax_rmsnorm", "differential", "gated", "rela"):
+        pytest.skip("what follows the weighted sum hides the matrix; the sum is the family's")
+    first(q, k, eye, AttentionMask(), x)
+    output, weights = mechanism(q, k, eye, AttentionMask(), x, 0.5, True)
+    dropped = output == 0
+    where = weights.abs() > 1e-9
+    assert 0.3 < (dropped & where).sum() / where.sum() < 0.7
+    torch.testing.assert_close(output[~dropped], 2 * weights[~dropped], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_mechanism_shows_itself_and_its_facts(name):
+    mechanism = in_a_stack(name)[1]
+    assert f"{name}, {mechanism.site.name} layer 1" in repr(mechanism)
+    for fact in ("formula", "source", "row_sum", "cost"):
+        assert getattr(REGISTRY[name], fact)
+    assert REGISTRY[name].__doc__
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_one_mechanism_is_one_file_one_test_and_one_line(name):
+    module = importlib.import_module(REGISTRY[name].__module__)
+    assert Path(module.__file__) == ROOM / f"{name}.py"
+    assert (TESTS / f"test_{name}.py").exists()
+    lines = (ROOM / "__init__.py").read_text(encoding="utf-8").splitlines()
+    assert [line.strip() for line in lines].count(f"{name},") == 1
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_the_pure_function_comes_first(name):
+    module = importlib.import_module(REGISTRY[name].__module__)
+    source = inspect.getsource(module)
+    first = re.search(r"^(def|class) (\w+)", source, re.MULTILINE)
+    assert first.group(1) == "def"
+    functions = [member for _, member in inspect.getmembers(module, inspect.isfunction)]
+    documented = [one.__doc__ or "" for one in functions if one.__module__ == module.__name__]
+    assert any("B × H" in text and re.search("arXiv|NeurIPS|unilm|gpt-oss|this project", text) for text in documented)
+
+
+AFFINE_FAMILY = (
+    *("softmax", "scaled_softmax", "dagpam", "differential", "differential_v2", "attn_scale", "centered"),
+    *("shaped", "neutreno", "sink", "gated", "softmax_rmsnorm"),
+)
+
+
+@pytest.mark.parametrize("name", AFFINE_FAMILY)
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_the_family_goes_through_the_shared_core(name, backend, monkeypatch):
+    """Every member hands its terms and the chosen backend to `affine_attention`, and to nothing else."""
+    seen = []
+
+    def core(*arguments, **named):
+        seen.append(arguments[-1] if arguments[-1] in ("reference", "fused") else named["backend"])
+        return affine_attention(*arguments, **named)
+
+    for module in {inspect.getmodule(one) for one in REGISTRY[name].__mro__}:
+        if hasattr(module, "affine_attention"):
+            monkeypatch.setattr(module, "affine_attention", core)
+    q = torch.randn(2, HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    x = torch.randn(2, LENGTH, HEADS * LENGTH, dtype=torch.float64)
+    for mechanism in in_a_stack(name, backend=backend):
+        mechanism(q, q, q, AttentionMask(), x)
+    assert seen == [backend] * 2
+
+
+@pytest.mark.parametrize("name", AFFINE_FAMILY)
+def test_the_fused_backend_gives_the_same_numbers(name):
+    q, k, v = (torch.randn(3, HEADS, LENGTH, LENGTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    x = torch.randn(3, LENGTH, HEADS * LENGTH, dtype=torch.float64)
+    padding = torch.tensor([[0] * 6, [0, 0, 0, 1, 1, 1], [1] * 6]).bool()
+    mask = AttentionMask(padding, REGISTRY[name].sites != ("encoder",))
+    results = []
+    for backend in ("reference", "fused"):
+        torch.manual_seed(5)
+        first, second = in_a_stack(name, backend=backend)
+        first(q, k, v.flip(-1), mask, x)
+        output = second(q, k, v, mask, x)[0]
+        results.append((output, *torch.autograd.grad(output.square().sum(), [q, k, v, *second.parameters()])))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+@pytest.fixture
+def toy():
+    """A mechanism as a newcomer would write it; unlisted again afterwards."""
+
+    class Toy(AffineMechanism):
+        """Half of softmax attention."""
+
+        name = "toy"
+        formula = "P = size·softmax(QKᵀ/√D + M)"
+        source = "this test"
+        row_sum = "size"
+        cost = "1×"
+        options = (Option("toy_size", float, 0.5, "how much of softmax attention"),)
+
+        def __init__(self, site, settings):
+            super().__init__(site, settings)
+            self.size = settings.toy_size
+
+        def terms(self, q, k, mask, x):
+            return Affine(positive=self.size)
+
+    base.register_mechanism(Toy)
+    base.register_mechanism(Toy)
+    yield Toy
+    del REGISTRY["toy"]
+
+
+def test_registering_makes_the_flags(toy):
+    assert any(option.flag == "--gpam-toy-size" for option in options.all_options())
+    model = build(
+        "translation",
+        OURS["translation"],
+        "--gpam-mechanism",
+        "toy",
+        "--gpam-toy-size",
+        "0.25",
+        "--gpam-cross-mechanism",
+        "softmax",
+    )
+    sizes = [getattr(module, "size", None) for module in model.modules() if isinstance(module, AttentionMechanism)]
+    assert sorted(sizes, key=str) == [0.25] * 4 + [None] * 2
+    with pytest.raises(ValueError, match="two mechanisms are named 'toy'"):
+        base.register_mechanism(type("Other", (MatrixMechanism,), {"name": "toy"}))
+
+
+def test_a_mechanism_is_chosen_for_each_site():
+    names = {"encoder": "dnas", "decoder": "shaped", "cross": "gated"}
+    flags = [word for site, name in names.items() for word in (f"--gpam-{site}-mechanism", name)]
+    model = build("translation", OURS["translation"], "--gpam-mechanism", "softmax", *flags)
+    found = {(one.site.name, one.name) for one in model.modules() if isinstance(one, AttentionMechanism)}
+    assert found == set(names.items())
+    assert sentences((3,)).shape == (1, 3)

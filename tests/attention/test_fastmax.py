@@ -1,0 +1,84 @@
+"""Fastmax, as a matrix and in linear time."""
+
+import pytest
+import torch
+from contract import HEADS, LENGTH, WIDTH, Contract, future_gradients, masks, row_by_row, settings
+
+from fairseq_gpam.attention import AttentionMask, Site, build_mechanism, fastmax
+
+LINEAR_KINDS = ("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left")
+
+
+def normalised(vectors, size):
+    centred = vectors - vectors.sum(-1, keepdim=True) / vectors.size(-1)
+    return size * centred / (centred**2).sum(-1, keepdim=True) ** 0.5
+
+
+def polynomial_map(q, k, bias, visible, size):
+    scores = normalised(q, size) @ normalised(k, size).transpose(-1, -2) + bias
+
+    def weigh(b, h, i, seen):
+        values = 1 + scores[b, h, i, seen] + scores[b, h, i, seen] ** 2 / 2
+        return values / values.sum()
+
+    return row_by_row(q.size(2), k.size(2), visible, weigh)
+
+
+class TestFastmax(Contract):
+    name = "fastmax"
+    variants = ({}, {"fastmax_norm": 2.0})
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        weights = polynomial_map(q, k, bias, visible, mechanism.norm)
+        return weights @ v, weights
+
+
+def build(**options):
+    site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
+    return build_mechanism("fastmax", site, settings(fastmax_norm=1.5, **options)).double()
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+@pytest.mark.parametrize("queries", [LENGTH, 3])
+@pytest.mark.parametrize("kind", LINEAR_KINDS)
+def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, monkeypatch):
+    monkeypatch.setattr(fastmax, "CHUNK", chunk)
+    q = torch.randn(3, HEADS, queries, WIDTH, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mask, bias, visible = masks(kind, queries)
+    output, weights = build(fastmax_form="linear")(q, k, v, mask, q)
+    assert weights is None
+    expected = polynomial_map(q, k, bias, visible, 1.5) @ v
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(output, [q, k, v], direction),
+        torch.autograd.grad(expected, [q, k, v], direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+def test_the_linear_form_sees_no_future_and_survives_empty_rows():
+    linear = build(fastmax_form="linear")
+    assert future_gradients(lambda q, k, v, x: linear(q, k, v, AttentionMask(causal=True), x)[0]) == 0
+    q = torch.randn(1, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    output = linear(q, q, q, AttentionMask(torch.ones(1, LENGTH, dtype=torch.bool), True), q)[0]
+    output.sum().backward()
+    assert output.abs().max() == 0 and q.grad.isfinite().all()
+
+
+def test_no_matrix_is_made_where_the_sequence_is_long(monkeypatch):
+    """More than 2·D² keys: auto takes the sums."""
+    monkeypatch.setattr(fastmax, "fastmax_weights", lambda *_: pytest.fail("a matrix was made"))
+    q = torch.randn(1, HEADS, 2 * WIDTH**2 + 1, WIDTH, dtype=torch.float64)
+    build()(q, q, q, AttentionMask(causal=True), q)
+
+
+def test_the_linear_form_refuses_what_needs_a_matrix():
+    q = torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    linear = build(fastmax_form="linear")
+    with pytest.raises(ValueError, match=r"--attention-dropout 0.1 .*--gpam-fastmax-form linear"):
+        linear(q, q, q, AttentionMask(), q, 0.1)
+    with pytest.raises(ValueError, match="attn_mask as a matrix"):
+        linear(q, q, q, masks("bias", LENGTH)[0], q)

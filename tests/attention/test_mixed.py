@@ -1,0 +1,94 @@
+"""Mixed heads."""
+
+import pytest
+import torch
+from contract import HEADS, LENGTH, WIDTH, check_stepwise, masks, settings, train
+from tiny import OURS, build
+
+from fairseq_gpam.attention import REGISTRY, SITES, Site, build_mechanism
+
+
+def site(name="encoder", heads=HEADS, layer=1):
+    return Site(name, layer, 3, heads * WIDTH, heads, WIDTH)
+
+
+def inputs(heads=HEADS):
+    q, k, v = torch.randn(3, 3, heads, LENGTH, WIDTH, dtype=torch.float64)
+    return q, k, v, torch.randn(3, LENGTH, heads * WIDTH, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if name != "neutreno"])
+def test_a_mixture_of_one_group_is_that_mechanism(name):
+    torch.manual_seed(3)
+    alone = build_mechanism(name, site(), settings()).double()
+    torch.manual_seed(3)
+    mixed = build_mechanism(f"{name}:{HEADS}", site(), settings()).double()
+    q, k, v, x = inputs()
+    mask = masks("a sentence of padding", LENGTH)[0]
+    for one, other in zip(alone(q, k, v, mask, x, 0.0, True), mixed(q, k, v, mask, x, 0.0, True), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "causal, left", "bias for each head"])
+def test_each_group_attends_by_itself(kind):
+    mixed = build_mechanism("dagpam:1,sink:2,softmax:1", site(heads=4), settings()).double()
+    q, k, v, x = inputs(4)
+    mask = masks(kind, LENGTH, heads=4)[0]
+    output, weights = mixed(q, k, v, mask, x, 0.0, True)
+    for name, start, stop in (("dagpam", 0, 1), ("sink", 1, 3), ("softmax", 3, 4)):
+        part = slice(start, stop)
+        expected, expected_weights = mixed.groups[name](
+            q[:, part], k[:, part], v[:, part], mask.heads(start, stop), x, 0.0, True
+        )
+        torch.testing.assert_close(output[:, part], expected)
+        torch.testing.assert_close(weights[:, part], expected_weights)
+    assert mixed(q, k, v, mask, x)[1] is None
+
+
+@pytest.mark.parametrize("site_name", SITES)
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("dagpam:4,softmax:3", r"4\+3 = 7 heads, but \w+ attention has 8; the numbers must add up to 8"),
+        ("dagpam:8,softmax:8", "= 16 heads"),
+        ("dagpam,softmax", "'dagpam' is not of the form mechanism:heads"),
+        ("dagpam:x,softmax:4", "'dagpam:x' is not of the form"),
+        ("dagpam:0,softmax:8", "'dagpam:0' is not of the form"),
+        ("dagpam:4,", "'' is not of the form"),
+        ("dagpam:4,dagpam:4", "a mechanism comes twice"),
+        ("dagpam:4,nothing:4", "'nothing' is not allowed; allowed: .*softmax"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spec, why, site_name):
+    with pytest.raises(ValueError, match=why) as refusal:
+        build_mechanism(spec, site(site_name, heads=8), settings())
+    assert "--gpam-mechanism" in str(refusal.value)
+
+
+def test_a_group_keeps_its_own_refusals():
+    with pytest.raises(ValueError, match="'dnas' cannot be used for decoder"):
+        build_mechanism("dnas:4,softmax:4", site("decoder", heads=8), settings())
+
+
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_learns_and_decodes_at_every_site(task):
+    heads = ("--encoder-attention-heads", "4") if task == "translation" else ()
+    model = build(
+        task, OURS[task], *heads, "--decoder-attention-heads", "4", "--gpam-mechanism", "dagpam:2,softmax:2", words=12
+    )
+    first, last = train(model, task)
+    assert last < 0.8 * first
+    check_stepwise(model, task)
+
+
+def test_neutreno_in_a_mixture():
+    model = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "neutreno:1,softmax:1", words=12)
+    first, last = train(model, "language_modeling")
+    assert last < 0.8 * first
+    check_stepwise(model, "language_modeling")
+    with pytest.raises(ValueError, match="--decoder-layerdrop"):
+        build(
+            "language_modeling",
+            OURS["language_modeling"],
+            *("--gpam-mechanism", "neutreno:1,softmax:1", "--decoder-layerdrop", "0.1"),
+        )

@@ -1,0 +1,36 @@
+"""Sparsemax."""
+
+import sys
+
+import pytest
+import torch
+from contract import Contract, row_by_row, settings
+
+from fairseq_gpam.attention import Site, build_mechanism
+
+
+def project(row):
+    """The projection on the simplex: the largest support whose smallest score is above the threshold."""
+    ordered = sorted(row, key=lambda score: -score.item())
+    threshold = ordered[0] - 1
+    for size in range(1, len(ordered) + 1):
+        total = sum(ordered[:size])
+        if 1 + size * ordered[size - 1] > total:
+            threshold = (total - 1) / size
+    return torch.stack([torch.clamp(score - threshold, min=0) for score in row])
+
+
+class TestSparsemax(Contract):
+    name = "sparsemax"
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+        weights = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: project(scores[b, h, i, seen]))
+        return weights @ v, weights
+
+
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax"])
+def test_a_missing_package_names_the_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "entmax", None)
+    with pytest.raises(ImportError, match=r"pip install 'fairseq-gpam\[entmax\]'"):
+        build_mechanism(name, Site("encoder", 0, 1, 4, 2, 2), settings())

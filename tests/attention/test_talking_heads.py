@@ -1,0 +1,33 @@
+"""Talking heads."""
+
+import torch
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings
+
+from fairseq_gpam.attention import Site, build_mechanism
+
+
+class TestTalkingHeads(Contract):
+    name = "talking_heads"
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5
+        mixed = torch.stack(
+            [sum(mechanism.mix_scores[g, f] * scores[:, f] for f in range(self.heads)) for g in range(self.heads)],
+            dim=1,
+        )
+        mixed = mixed + bias
+        maps = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(mixed[b, h, i, seen]))
+        weights = torch.stack(
+            [sum(mechanism.mix_weights[h, g] * maps[:, g] for g in range(self.heads)) for h in range(self.heads)], dim=1
+        )
+        return weights @ v, weights
+
+
+def test_the_identity_is_softmax():
+    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
+    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    talking = build_mechanism("talking_heads", site, settings()).double()
+    softmax = build_mechanism("softmax", site, settings())
+    for kind in ("nothing", "causal, left", "a sentence of padding", "bias, hiding, right"):
+        mask = masks(kind, LENGTH)[0]
+        torch.testing.assert_close(talking(q, k, v, mask, q)[0], softmax(q, k, v, mask, q)[0], rtol=0, atol=1e-14)
