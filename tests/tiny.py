@@ -1,6 +1,8 @@
 """Small models and batches, built by fairseq's own parsers and builders."""
 
 import argparse
+import copy
+import functools
 from types import SimpleNamespace
 
 import torch
@@ -21,6 +23,7 @@ TRANSLATION = [
 ]
 LANGUAGE_MODEL = [
     *("--decoder-layers", "2", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
+    *("--decoder-input-dim", "16", "--decoder-output-dim", "16"),
     *("--decoder-attention-heads", "2", "--dropout", "0"),
 ]
 BASE = {"translation": TRANSLATION, "language_modeling": LANGUAGE_MODEL}
@@ -42,9 +45,14 @@ def parse(task, arch, *flags):
     return fairseq_options.parse_args_and_arch(parser, ["nowhere", "--task", task, "--arch", arch, *flags])
 
 
+@functools.cache
+def _converted(task, arch, flags):
+    return convert_namespace_to_omegaconf(parse(task, arch, *flags)).model
+
+
 def model_config(task, arch, *flags):
     """The model's settings as fairseq-train hands them to the model: a Namespace or a DictConfig."""
-    return convert_namespace_to_omegaconf(parse(task, arch, *flags)).model
+    return copy.deepcopy(_converted(task, arch, flags))
 
 
 def build_from(config, words=20):
@@ -54,6 +62,8 @@ def build_from(config, words=20):
 
 
 def build(task, arch, *flags, words=20):
+    if task == "translation":  # fairseq hands its legacy models the parsed namespace; hydra takes a third of a second
+        return build_from(parse(task, arch, *BASE[task], *flags), words)
     return build_from(model_config(task, arch, *BASE[task], *flags), words)
 
 

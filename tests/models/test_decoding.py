@@ -1,0 +1,218 @@
+"""Step-by-step decoding, caches and beam search of whole models."""
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator
+from tiny import OURS, TASKS, build, dictionary, logits, model_input, scramble, sentences, shifted, translation_input
+
+VARIANTS = {
+    "translation": [
+        [],
+        ["--encoder-normalize-before", "--decoder-normalize-before"],
+        ["--no-cross-attention", "--cross-self-attention"],
+        ["--gpam-cross-mechanism", "softmax"],
+        ["--gpam-lambda-scope", "model", "--gpam-negative-projection", "shared"],
+        ["--gpam-backend", "reference"],
+        ["--gpam-backend", "fused"],
+    ],
+    "language_modeling": [
+        [],
+        ["--gpam-negative-bias", "--gpam-lambda-max", "2"],
+        ["--gpam-backend", "reference"],
+        ["--gpam-backend", "fused"],
+    ],
+}
+
+
+def model_of(task, *flags, scale=0.3):
+    return scramble(build(task, OURS[task], *flags), scale).eval()
+
+
+def encoded(model, inputs):
+    if "prev_output_tokens" in inputs:
+        return model.encoder(inputs["src_tokens"], inputs["src_lengths"]), inputs["prev_output_tokens"]
+    return None, inputs["src_tokens"]
+
+
+def stepwise(model, encoder_out, tokens, state=None, start=1):
+    state = {} if state is None else state
+    steps = [
+        model.decoder(tokens[:, :step], encoder_out=encoder_out, incremental_state=state)[0]
+        for step in range(start, tokens.size(1) + 1)
+    ]
+    return torch.cat(steps, dim=1), state
+
+
+@pytest.mark.parametrize(("task", "flags"), [(task, flags) for task in TASKS for flags in VARIANTS[task]])
+def test_full_forward_is_step_by_step_in_a_padded_batch(task, flags):
+    model = model_of(task, *flags)
+    inputs = model_input(task)
+    encoder_out, tokens = encoded(model, inputs)
+    full = logits(model, inputs)
+    steps, _ = stepwise(model, encoder_out, tokens)
+    assert torch.isfinite(steps).all()
+    kept = tokens != 1
+    assert torch.allclose(steps[kept], full[kept], atol=1e-5)
+
+
+def test_full_forward_is_step_by_step_with_left_padded_prefixes():
+    # fairseq's stepwise positions count the padding: stock differs there too.
+    model = model_of("language_modeling", "--no-token-positional-embeddings")
+    tokens = sentences((7, 4, 1), left=True)
+    full = logits(model, {"src_tokens": tokens})
+    steps, _ = stepwise(model, None, tokens)
+    assert torch.isfinite(steps).all() and torch.isfinite(full).all()
+    kept = tokens != 1
+    assert torch.allclose(steps[kept], full[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reordered_beams_go_on_as_their_own_sentences_would(task):
+    model = model_of(task)
+    inputs = translation_input((5, 3, 7), (6, 6, 6)) if task == "translation" else {"src_tokens": sentences((6, 6, 6))}
+    encoder_out, tokens = encoded(model, inputs)
+    _, state = stepwise(model, encoder_out, tokens[:, :3])
+    order = torch.tensor([2, 2, 0, 1])
+    model.decoder.reorder_incremental_state_scripting(state, order)
+    if encoder_out is not None:
+        encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
+    rest, _ = stepwise(model, encoder_out, tokens[order], state, start=4)
+    full = model.decoder(tokens[order], encoder_out=encoder_out)[0]
+    assert torch.allclose(rest, full[:, 3:], atol=1e-5)
+
+
+SOURCES = [sentences((length,))[0] for length in torch.randint(2, 12, (100,), generator=torch.manual_seed(5)).tolist()]
+
+
+def source_batch(chosen, left=True):
+    width = max(len(source) for source in chosen)
+    batch = torch.full((len(chosen), width), 1)
+    for row, source in enumerate(chosen):
+        batch[row, slice(width - len(source), None) if left else slice(0, len(source))] = source
+    return {"net_input": {"src_tokens": batch, "src_lengths": torch.tensor([len(source) for source in chosen])}}
+
+
+def hypotheses(model, batch_size, beam=4, count=100, caching=True, left=True, **options):
+    vocabulary = dictionary()
+    generator = SequenceGenerator([model], vocabulary, beam_size=beam, max_len_b=10, **options)
+    generator.model.has_incremental = caching
+    found = []
+    for start in range(0, count, batch_size):
+        sample = source_batch(SOURCES[start : min(start + batch_size, count)], left)
+        for beams in generator.generate([model], sample):
+            found.append([(hypothesis["tokens"].tolist(), hypothesis["score"].item()) for hypothesis in beams])
+    return found
+
+
+def assert_same(mine, theirs):
+    assert len(mine) == len(theirs)
+    for one, other in zip(mine, theirs, strict=True):
+        assert [tokens for tokens, _ in one] == [tokens for tokens, _ in other]
+        assert torch.allclose(
+            torch.tensor([score for _, score in one]), torch.tensor([score for _, score in other]), atol=1e-4
+        )
+
+
+@pytest.fixture(scope="module")
+def translator():
+    """A model that has begun to learn to reverse its source; float64, so that rounding cannot change a choice."""
+    torch.manual_seed(1)
+    learned = ["--encoder-learned-pos", "--decoder-learned-pos", "--max-source-positions", "32"]
+    flags = ["--encoder-normalize-before", "--decoder-normalize-before", "--max-target-positions", "32", *learned]
+    model = build("translation", OURS["translation"], *flags).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        words = torch.randint(4, 24, (32, int(torch.randint(1, 11, (1,)))))
+        eos = torch.full((32, 1), 2)
+        scores, _ = model(torch.cat([words, eos], 1), None, torch.cat([eos, words.flip(1)], 1))
+        target = torch.cat([words.flip(1), eos], 1)
+        loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval().double()
+
+
+def test_the_tested_hypotheses_depend_on_their_sources(translator):
+    best = [beams[0][0] for beams in hypotheses(translator, 100)]
+    assert len({tuple(tokens) for tokens in best}) > 50
+    assert len({len(tokens) for tokens in best}) > 3
+
+
+def test_beam_search_gives_the_same_hypotheses_at_every_batch_size(translator):
+    everything = hypotheses(translator, 100)
+    assert_same(hypotheses(translator, 10), everything)
+    assert_same(hypotheses(translator, 1, count=30), everything[:30])
+
+
+def test_beam_search_gives_the_same_hypotheses_without_caching(translator):
+    assert_same(hypotheses(translator, 100, caching=False), hypotheses(translator, 100))
+
+
+def test_beam_search_gives_the_same_hypotheses_however_sources_are_padded(translator):
+    assert_same(hypotheses(translator, 25, left=False), hypotheses(translator, 25))
+
+
+@pytest.mark.parametrize("repeat_encoder_output", [False, True])
+def test_beams_with_one_copy_of_the_encoders_keys_find_the_same_hypotheses(translator, repeat_encoder_output):
+    expected = hypotheses(translator, 10)
+    kept = translator.encoder.reorder_encoder_out
+    translator.decoder.set_beam_size(4)
+    if not repeat_encoder_output:
+        translator.encoder.reorder_encoder_out = lambda encoder_out, order: encoder_out
+    try:
+        found = hypotheses(translator, 10)
+    finally:
+        translator.decoder.set_beam_size(1)
+        translator.encoder.reorder_encoder_out = kept
+    assert_same(found, expected)
+
+
+def test_an_ensemble_of_a_model_with_itself_is_the_model(translator):
+    vocabulary = dictionary()
+    generator = SequenceGenerator([translator, translator], vocabulary, beam_size=4, max_len_b=10)
+    beams = generator.generate([translator, translator], source_batch(SOURCES[:10]))
+    found = [[(h["tokens"].tolist(), h["score"].item()) for h in sentence] for sentence in beams]
+    assert_same(found, hypotheses(translator, 10, count=10))
+
+
+def test_sampling_a_language_model_with_a_prefix_uses_the_prefix():
+    """fairseq feeds the prefix through the cache; the continuation is the full forward's greedy choice."""
+    model = model_of("language_modeling", scale=0.5)
+    vocabulary = dictionary()
+    generator = SequenceGenerator([model], vocabulary, beam_size=1, max_len_b=8, eos=2)
+    prefix = torch.randint(4, 24, (3, 4))
+    sample = {"net_input": {"src_tokens": prefix, "src_lengths": torch.tensor([4, 4, 4])}}
+    found = generator.generate([model], sample, prefix_tokens=prefix)
+    for row in range(3):
+        tokens = found[row][0]["tokens"].tolist()
+        assert tokens[:4] == prefix[row].tolist()
+        history = [2, *prefix[row].tolist()]
+        for token in tokens[4:-1]:
+            scores = model(torch.tensor([history]))[0][0, -1]
+            scores[[1]] = float("-inf")
+            assert scores.argmax().item() == token
+            history.append(token)
+
+
+def test_a_beam_size_that_is_left_set_does_not_change_scores_in_training(translator):
+    inputs = translation_input((5, 3, 7, 4), (4, 6, 2, 3))
+    before = logits(translator, inputs)
+    translator.decoder.set_beam_size(2)
+    try:
+        assert torch.allclose(logits(translator, inputs), before, atol=1e-6)
+    finally:
+        translator.decoder.set_beam_size(1)
+
+
+def test_prefix_of_several_tokens_in_one_call_is_the_stepwise_prefix():
+    """`shifted` targets cut at any point give the same continuation: nothing but the cache carries the past."""
+    model = model_of("translation")
+    inputs = translation_input((5, 3), (6, 6))
+    tokens = shifted(sentences((6, 6)))
+    encoder_out = model.encoder(inputs["src_tokens"], inputs["src_lengths"])
+    full = model.decoder(tokens, encoder_out=encoder_out)[0]
+    for cut in range(1, 6):
+        _, state = stepwise(model, encoder_out, tokens[:, :cut])
+        rest, _ = stepwise(model, encoder_out, tokens, state, start=cut + 1)
+        assert torch.allclose(rest, full[:, cut:], atol=1e-5)

@@ -1,0 +1,309 @@
+"""What fairseq's transformers can do besides: the mechanism stands it all."""
+
+import pytest
+import torch
+from fairseq.models.transformer import TransformerConfig
+from tiny import (
+    BASE,
+    NEUTRAL,
+    OURS,
+    TASKS,
+    build,
+    build_from,
+    logits,
+    model_config,
+    model_input,
+    pair,
+    scramble,
+    sentences,
+    shifted,
+    translation_input,
+)
+
+from fairseq_gpam.attention import FUTURE
+from fairseq_gpam.modules import GPAMMultiheadAttention, attention_modules, register_attention_hook
+
+BACKENDS = ("auto", "reference", "fused")
+
+
+def model_of(task, *flags):
+    return scramble(build(task, OURS[task], *flags))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("left", [False, True])
+def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(backend, left):
+    model = model_of("translation", "--gpam-backend", backend).eval()
+    lengths = (5, 3, 7)
+    sources = [sentences((length,))[0] for length in lengths]
+    previous = shifted(sentences((4, 6, 2)))
+
+    def source(rows, extra):
+        width = max(len(sources[row]) for row in rows) + extra
+        batch = torch.full((len(rows), width), 1)
+        for index, row in enumerate(rows):
+            size = len(sources[row])
+            batch[index, slice(width - size, None) if left else slice(0, size)] = sources[row]
+        return {"src_tokens": batch, "src_lengths": torch.tensor([lengths[row] for row in rows])}
+
+    whole = logits(model, {**source((0, 1, 2), 0), "prev_output_tokens": previous})
+    for extra in (1, 9):
+        padded = logits(model, {**source((0, 1, 2), extra), "prev_output_tokens": previous})
+        assert torch.allclose(padded[previous != 1], whole[previous != 1], atol=1e-5)
+    for row in range(3):
+        kept = previous[row] != 1
+        alone = logits(model, {**source((row,), 0), "prev_output_tokens": previous[row : row + 1, kept]})
+        assert torch.allclose(alone[0], whole[row, kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", TASKS)
+def test_no_gradient_comes_from_the_future(task, backend):
+    model = model_of(task, "--gpam-backend", backend)
+    embedded = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        embedded.append(output)
+
+    inputs = translation_input((5,), (7,)) if task == "translation" else {"src_tokens": sentences((7,))}
+    model.decoder.embed_tokens.register_forward_hook(keep)
+    scores = logits(model, inputs)
+    for step in range(7):
+        embedded[0].grad = None
+        scores[0, step].sum().backward(retain_graph=True)
+        gradient = embedded[0].grad[0]
+        assert (gradient[step + 1 :] == 0).all()
+        assert (gradient[: step + 1].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_that_is_all_padding_in_one_row_gives_no_nan(task):
+    model = model_of(task)
+    inputs = model_input(task)
+    for name in ("src_tokens", "prev_output_tokens"):
+        if name in inputs:
+            inputs[name][1] = 1
+    scores = logits(model, inputs)
+    scores.sum().backward()
+    assert torch.isfinite(scores).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+COMBINATIONS = [
+    [],
+    ["--gpam-lambda", "fixed"],
+    ["--gpam-lambda", "fixed", *NEUTRAL],
+    ["--gpam-lambda-scope", "model", "--gpam-negative-projection", "shared", "--gpam-negative-bias"],
+    ["--gpam-lambda-scope", "layer", "--gpam-lambda-tied", "--gpam-lambda-max", "1"],
+    ["--gpam-negative-init", "zero", *NEUTRAL],
+    ["--gpam-negative-init", "minus-identity", "--gpam-encoder-mechanism", "softmax"],
+    ["--checkpoint-activations"],
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("flags", COMBINATIONS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_trainable_parameter_gets_a_gradient(task, flags, backend):
+    """Else distributed training ends with "Expected to have finished reduction"."""
+    model = model_of(task, *flags, "--gpam-backend", backend).train()
+    logits(model, model_input(task)).pow(2).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_checkpointed_activations_give_the_same_gradients(task):
+    plain = model_of(task)
+    checkpointed = build(task, OURS[task], "--checkpoint-activations")
+    checkpointed.load_state_dict(plain.state_dict())
+    for model in (plain, checkpointed):
+        logits(model.train(), _fixed_input(task)).pow(2).mean().backward()
+    for (name, one), (_, other) in zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-7), name
+
+
+def _fixed_input(task):
+    torch.manual_seed(11)
+    return model_input(task)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_layerdrop_trains_and_installs_in_every_layer(task):
+    flags = ["--decoder-layerdrop", "0.5"]
+    flags += ["--encoder-layerdrop", "0.5"] if task == "translation" else []
+    model = model_of(task, *flags)
+    assert len(list(attention_modules(model))) == (6 if task == "translation" else 2)
+    for stack in (getattr(model, "encoder", None), model.decoder):
+        for layer in [] if stack is None else stack.layers.children():
+            assert isinstance(layer.self_attn, GPAMMultiheadAttention)
+    model.train()
+    inputs = model_input(task)
+    outputs = torch.stack([logits(model, inputs).detach() for _ in range(8)])
+    assert torch.isfinite(outputs).all()
+    assert len({output.sum().item() for output in outputs}) > 1
+    model.eval()
+    assert torch.equal(logits(model, inputs), logits(model, inputs))
+
+
+def test_layers_to_keep_takes_each_layers_own_mechanism():
+    model = model_of("translation", "--encoder-layers", "3", "--decoder-layers", "3")
+    config = model_config("translation", OURS["translation"], *BASE["translation"])
+    config.encoder_layers_to_keep, config.decoder_layers_to_keep = "0,2", "0,2"
+    config.encoder_layers = config.decoder_layers = 3
+    pruned = build_from(config)
+    pruned.load_state_dict(model.state_dict(), strict=True, model_cfg=config)
+    for stack in ("encoder", "decoder"):
+        kept = getattr(pruned, stack).layers
+        assert len(kept) == 2
+        for new, old in ((0, 0), (1, 2)):
+            mine = kept[new].self_attn.state_dict()
+            theirs = getattr(model, stack).layers[old].self_attn.state_dict()
+            assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("projection", ["head", "shared"])
+@pytest.mark.parametrize("task", TASKS)
+def test_quant_noise_reaches_the_negative_projection_as_it_reaches_the_stock_ones(task, projection):
+    model = model_of(
+        task,
+        *("--quant-noise-pq", "0.5", "--quant-noise-pq-block-size", "4"),
+        *("--gpam-negative-projection", projection),
+    )
+
+    def dropped(module):
+        blocks = module.weight.detach().view(module.weight.size(0), -1, 4)
+        return ((blocks == 0).all(-1)).float().mean().item()
+
+    modules = list(attention_modules(model))
+    assert all(dropped(m.mechanism.negative_projection) == 0 for m in modules)
+    model.eval()
+    logits(model, model_input(task))
+    assert all(dropped(m.mechanism.negative_projection) == 0 for m in modules)
+    model.train()
+    logits(model, model_input(task))
+    for module in modules:
+        for projected in (module.q_proj, module.mechanism.negative_projection):
+            assert 0.1 < dropped(projected) < 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("task", TASKS)
+def test_half_precision_is_finite_and_near_fp32(task, backend, dtype):
+    model = model_of(task, "--gpam-backend", backend).train()
+    inputs = model_input(task)
+    exact = logits(model, inputs).detach()
+    output = logits(model.to(dtype), inputs)
+    output.float().pow(2).mean().backward()
+    assert torch.isfinite(output).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    scale = max(1.0, exact.abs().max().item())
+    assert (output.float() - exact).abs().max() < (0.02 if dtype == torch.float16 else 0.15) * scale
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_attention_hook_sees_signed_weights_of_every_layer_and_can_be_removed(task):
+    model = model_of(task, "--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.5").eval()
+    inputs = model_input(task)
+    before = logits(model, inputs)
+    seen = {}
+    handle = register_attention_hook(model, lambda layer, site, weights: seen.setdefault((site, layer), weights))
+    assert torch.allclose(logits(model, inputs), before, atol=1e-6)
+    sites = ("encoder", "decoder", "cross") if task == "translation" else ("decoder",)
+    assert set(seen) == {(site, layer) for site in sites for layer in range(2)}
+    for (site, _), weights in seen.items():
+        assert weights.shape[:2] == (3, 2)
+        sums = weights.sum(-1)
+        # A query that is padding may see nothing; every other row has the mechanism's total.
+        assert (torch.isclose(sums, torch.tensor(0.75), atol=1e-5) | (sums == 0)).all()
+        if site == "decoder":
+            assert (weights.triu(1) == 0).all()
+    handle.remove()
+    seen.clear()
+    logits(model, inputs)
+    assert not seen
+
+
+def test_hooking_a_model_of_stock_attention_is_refused():
+    with pytest.raises(ValueError, match="no attention of fairseq_gpam"):
+        register_attention_hook(torch.nn.Linear(2, 2), lambda *_: None)
+
+
+@pytest.mark.parametrize("site", ["encoder", "decoder", "cross"])
+def test_each_site_is_switched_by_its_own_flag(site):
+    model = build("translation", OURS["translation"], f"--gpam-{site}-mechanism", "softmax")
+    for module in attention_modules(model):
+        assert module.mechanism.name == ("softmax" if module.mechanism.site.name == site else "dagpam")
+
+
+def test_the_model_scope_shares_one_lambda_of_the_whole_model():
+    model = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
+    for name in ("lambda_plus", "lambda_minus"):
+        thetas = {id(getattr(m.mechanism, name).theta) for m in attention_modules(model)}
+        assert len(thetas) == 1
+    assert sum("theta" in name for name, _ in model.named_parameters()) == 2
+    other = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
+    first, second = (next(attention_modules(m)).mechanism.lambda_plus.theta for m in (model, other))
+    assert first is not second
+
+
+def test_the_model_scope_is_saved_loaded_and_warm_started_as_one():
+    from tiny import STOCK
+
+    model = model_of("translation", "--gpam-lambda-scope", "model")
+    with torch.no_grad():
+        next(attention_modules(model)).mechanism.lambda_plus.theta.fill_(0.875)
+    again = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
+    again.load_state_dict(model.state_dict(), strict=True)
+    assert all(m.mechanism.lambda_plus.theta.item() == 0.875 for m in attention_modules(again))
+    again.load_state_dict(build("translation", STOCK["translation"]).state_dict(), strict=True)
+
+
+def test_head_pruning_is_refused_and_says_why():
+    model = build("translation", OURS["translation"])
+    attention = model.encoder.layers[0].self_attn
+    for prune in (lambda: attention._get_reserve_head_index(1), lambda: attention._adaptive_prune_heads([(0, 8)])):
+        with pytest.raises(ValueError, match=r"pruned.*dagpam.*--gpam-mechanism"):
+            prune()
+
+
+def test_xformers_attention_is_refused_and_names_the_flags():
+    from fairseq.modules import MultiheadAttention
+    from tiny import attention
+
+    mechanism = attention().mechanism
+    refusal = r"--encoder-xformers-att-config.*--decoder-xformers-att-config.*not allowed"
+    with pytest.raises(ValueError, match=refusal):
+        GPAMMultiheadAttention(8, 2, mechanism, self_attention=True, xformers_att_config="{'name': 'linformer'}")
+    stock = MultiheadAttention(8, 2, self_attention=True)
+    stock.use_xformers = True
+    with pytest.raises(ValueError, match=refusal):
+        GPAMMultiheadAttention.from_stock(stock, mechanism)
+
+
+def test_building_a_model_leaves_the_processwide_default_configuration_alone():
+    """The engines' dataclass defaults are shared objects: a model that writes to them changes every later model."""
+    before = (TransformerConfig().encoder.layers, TransformerConfig().decoder.attention_heads)
+    for task in TASKS:
+        build(task, OURS[task], "--decoder-layers", "1", "--decoder-attention-heads", "4")
+    assert (TransformerConfig().encoder.layers, TransformerConfig().decoder.attention_heads) == before
+    assert not any(name.startswith("gpam") for name in vars(TransformerConfig()))
+
+
+def test_the_decoder_keeps_no_matrix_of_the_future():
+    model = model_of("language_modeling")
+    logits(model, model_input("language_modeling"))
+    assert model.decoder._future_mask.numel() == 0
+    assert model.decoder.buffered_future_mask(torch.zeros(5, 1)) is FUTURE
+
+
+def test_full_context_alignment_lets_the_decoder_see_everything():
+    stock, ours = (model.eval() for model in pair("translation"))
+    inputs = translation_input()
+    encoder_out = stock.encoder(inputs["src_tokens"], inputs["src_lengths"])
+    arguments = {"encoder_out": encoder_out, "full_context_alignment": True, "alignment_layer": 0}
+    theirs, their_extra = stock.decoder(inputs["prev_output_tokens"], **arguments)
+    mine, my_extra = ours.decoder(inputs["prev_output_tokens"], **arguments)
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.allclose(my_extra["attn"][0], their_extra["attn"][0], atol=1e-6)
