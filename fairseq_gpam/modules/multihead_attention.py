@@ -184,11 +184,30 @@ class GPAMMultiheadAttention(MultiheadAttention):
         saved: dict[str, Tensor | None], k: Tensor, v: Tensor, padding: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         prev_k, prev_v, prev_padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
+        order = saved.get("beam_order")
         assert prev_k is not None and prev_v is not None
         if prev_padding is not None or padding is not None:
-            parts = ((prev_padding, prev_k), (padding, k))
-            padding = torch.cat([_no_padding(keys) if mask is None else mask.bool() for mask, keys in parts], dim=1)
-        return torch.cat([prev_k, k], dim=2), torch.cat([prev_v, v], dim=2), padding
+            parts = [_no_padding(prev_k) if prev_padding is None else prev_padding.bool()]
+            if order is not None:
+                parts[0] = parts[0].index_select(0, order)
+            parts.append(_no_padding(k) if padding is None else padding)
+            padding = torch.cat(parts, dim=1)
+        return _reordered_with(prev_k, order, k), _reordered_with(prev_v, order, v), padding
+
+    def reorder_incremental_state(
+        self, incremental_state: IncrementalState | None, new_order: Tensor
+    ) -> IncrementalState | None:
+        """Reorders the cache to the beams that survived.
+
+        Self-attention keeps the order and follows it where the next key is appended: one copy of the cache, not two.
+        """
+        if self.encoder_decoder_attention:
+            return super().reorder_incremental_state(incremental_state, new_order)
+        saved = self._get_input_buffer(incremental_state)
+        if "prev_key" in saved:
+            pending = saved.get("beam_order")
+            saved["beam_order"] = new_order if pending is None else pending.index_select(0, new_order)
+        return incremental_state
 
     def _append_constant_keys(
         self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
@@ -227,6 +246,17 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if own:
             logger.warning(f"not in the checkpoint, left at their initial values: {', '.join(own)}")
             state_dict.update(own)
+
+
+def _reordered_with(cached: Tensor, order: Tensor | None, new: Tensor) -> Tensor:
+    """Returns the rows of `cached` (B × H × S × D) in `order`, with `new` (B′ × H × n × D) appended to their keys."""
+    if order is None or torch.is_grad_enabled():
+        return torch.cat([cached if order is None else cached.index_select(0, order), new], dim=2)
+    rows, heads, count, width = new.shape
+    joined = cached.new_empty(rows, heads, cached.size(2) + count, width)
+    torch.index_select(cached, 0, order, out=joined[:, :, : cached.size(2)])
+    joined[:, :, cached.size(2) :] = new
+    return joined
 
 
 def _no_padding(keys: Tensor) -> Tensor:
