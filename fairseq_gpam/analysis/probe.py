@@ -78,7 +78,7 @@ def find_attentions(model: nn.Module) -> list[AttentionPlace]:
     """Returns the attentions with their site (`encoder`, `decoder`, `cross`) in the order of computation."""
     places = []
     for stack, layer, module in find_layers(model):
-        places.append(AttentionPlace(stack, layer, module.self_attn))  # type: ignore[arg-type]
+        places.append(AttentionPlace(stack, layer, module.self_attn))
         cross = getattr(module, "encoder_attn", None)
         if cross is not None:
             places.append(AttentionPlace("cross", layer, cross))

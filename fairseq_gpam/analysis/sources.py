@@ -12,7 +12,7 @@ import torch
 from fairseq import checkpoint_utils, tasks, utils
 from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from torch import Tensor, nn
+from torch import Tensor
 
 import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
 
@@ -26,9 +26,9 @@ class Subject:
     group: str
     arch: str
     updates: int | None
-    model: nn.Module
+    model: Any
     task: Any
-    criterion: nn.Module
+    criterion: Any
 
     @property
     def is_translation(self) -> bool:

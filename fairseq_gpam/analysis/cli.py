@@ -1,0 +1,165 @@
+"""Measure and draw what attention does in checkpoints of any fairseq transformer: rank collapse, gradients, maps.
+
+Runs samples of a binarised data set through each checkpoint, dropout off, and writes report.html (one file, works
+offline), its pictures as PNG, and all numbers as JSON and CSV. Everything after --arch is fairseq-train's own: fresh
+models in place of, or beside, checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.analysis.probe import SWITCHES
+
+LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "pandas": "pandas"}
+
+logger = logging.getLogger("fairseq_gpam.analyze")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help="checkpoints, stock fairseq's or ours")
+    parser.add_argument("--data", required=True, metavar="BIN", help="folder that fairseq-preprocess made")
+    parser.add_argument("--subset", default="test", help="which split of the data (default: test)")
+    parser.add_argument("--samples", type=_positive, default=32, metavar="N", help="examples to measure (default: 32)")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="examples at a time (default: 8)")
+    parser.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        action="append",
+        choices=SWITCHES,
+        default=[],
+        metavar="PART",
+        help=f"measure also without {', '.join(SWITCHES)} (any of them); may be given several times",
+    )
+    parser.add_argument("--only-without", action="store_true", help="skip the measurement of the full model")
+    parser.add_argument(
+        "--maps", type=_whole, default=1, metavar="N", help="examples whose maps are drawn (default: 1)"
+    )
+    parser.add_argument(
+        "--paths", type=_whole, default=24, metavar="N", help="sampled paths of each length and map (default: 24)"
+    )
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models, in order, in the report")
+    parser.add_argument("--seed", type=int, default=1, help="of fresh models and sampled paths (default: 1)")
+    parser.add_argument(
+        "--arch",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="NAME FLAGS",
+        help="a fresh model: an architecture and fairseq-train's flags; last on the line; --arch again for another one",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a whole number above 0")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: 0 or a whole number above")
+    return value
+
+
+def check_libraries() -> None:
+    """Raises SystemExit, with what to install, unless the libraries of the extra `analysis` are there."""
+    missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        sys.exit(f"analyze needs {', '.join(missing)}: pip install 'fairseq-gpam[analysis]'")
+
+
+def fresh_models(remainder: list[str]) -> list[list[str]]:
+    """Splits what follows --arch into the flags of each fresh model: [['--arch', NAME, …], …]."""
+    models: list[list[str]] = []
+    for word in ["--arch", *remainder] if remainder else []:
+        if word == "--arch":
+            models.append([])
+        models[-1].append(word)
+    return models
+
+
+def run(arguments: argparse.Namespace) -> int:
+    check_libraries()
+    from fairseq_gpam.analysis import report, sources
+    from fairseq_gpam.analysis.collect import Findings, collect
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("fairseq").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    start = time.time()
+    architectures = fresh_models(arguments.arch)
+    count = len(arguments.checkpoints) + len(architectures)
+    if count == 0:
+        sys.exit("nothing to analyze: name a CHECKPOINT, or a fresh model with --arch")
+    if arguments.only_without and not arguments.without:
+        sys.exit("--only-without is not allowed without --without")
+    if arguments.names and len(arguments.names) != count:
+        sys.exit(f"--names has {len(arguments.names)} names, but there are {count} models")
+    given = arguments.names or [*sources.names(arguments.checkpoints), *architecture_names(architectures)]
+
+    variants: list[tuple[str, ...]] = [] if arguments.only_without else [()]
+    variants += [tuple(part for part in SWITCHES if part in chosen) for chosen in arguments.without]
+    findings: list[Findings] = []
+    for number, name in enumerate(given):
+        if number < len(arguments.checkpoints):
+            subject = sources.from_checkpoint(arguments.checkpoints[number], arguments.data, name)
+        else:
+            flags = architectures[number - len(arguments.checkpoints)]
+            subject = sources.from_architecture(flags, arguments.data, name, arguments.seed)
+        samples = sources.choose(subject, arguments.subset, arguments.samples)
+        portraits = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
+        for variant in dict.fromkeys(variants):
+            found = collect(
+                subject, samples, variant, arguments.batch_size, portraits, paths=arguments.paths, seed=arguments.seed
+            )
+            findings.append(found)
+            logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")
+
+    settings: dict[str, Any] = {
+        "data": Path(arguments.data).name,
+        "subset": arguments.subset,
+        "samples": findings[0].num_samples,
+        "seed": arguments.seed,
+        "batch_size": arguments.batch_size,
+        "without": [list(variant) for variant in variants],
+        "versions": versions(),
+    }
+    import pandas as pd
+
+    history = pd.DataFrame(report.lambda_rows(findings))
+    page = report.write_report(findings, arguments.out, settings, history)
+    logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
+    return 0
+
+
+def architecture_names(architectures: list[list[str]]) -> list[str]:
+    """Returns a short, different name for every fresh model: its architecture and what sets it apart."""
+    bases = [words[1] if len(words) > 1 else "" for words in architectures]
+    names = []
+    for words, base in zip(architectures, bases, strict=True):
+        name = base
+        if bases.count(base) > 1:
+            # Flags that all of that architecture share say nothing.
+            others = [set(other) for other in architectures if other is not words and other[1] == base]
+            own = [word.removeprefix("--gpam-") for word in words[2:] if not all(word in other for other in others)]
+            name = " ".join([base, *own])
+        while name in names:
+            name += "'"
+        names.append(name)
+    return names
+
+
+def versions() -> dict[str, str]:
+    import fairseq_gpam
+    from fairseq_gpam import engine
+
+    return {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()}

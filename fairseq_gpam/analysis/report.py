@@ -1,0 +1,377 @@
+"""Writes what was found: results.json, CSV tables, PNG pictures, and one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from fairseq_gpam.analysis import metrics, pictures
+from fairseq_gpam.analysis.collect import Findings, Portrait
+from fairseq_gpam.analysis.definitions import GROUPS, describe
+
+SLOPE_FLOOR = 1e-6
+MAP_TOKENS = 24
+"""How many tokens of a sequence a map shows; the data file holds all."""
+
+
+def write_report(
+    findings: Sequence[Findings], out: Path, settings: dict[str, Any], history: pd.DataFrame | None = None
+) -> Path:
+    """Writes the whole report into the folder `out` and returns the path of report.html.
+
+    `settings` are shown and saved as they are; `history` has λ by update (columns of `lambda_rows`).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folder = out / "pictures"
+    folder.mkdir(exist_ok=True)
+    results = gather(findings, settings)
+    records = pd.DataFrame(results["records"])
+    with open(out / "results.json", "w", encoding="utf-8") as file:
+        json.dump(results, file, ensure_ascii=False, indent=1, allow_nan=False)
+    records.to_csv(out / "records.csv", index=False)
+    if results["paths"]:
+        pd.DataFrame(results["paths"]).to_csv(out / "paths.csv", index=False)
+    write_maps(findings, out / "maps.npz")
+
+    # JSON has no infinite numbers: what is null there is not drawn.
+    drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
+    page = {
+        "title": "Attention report: " + ", ".join(dict.fromkeys(finding.subject.name for finding in findings)),
+        "results": results,
+        "floor": f"{SLOPE_FLOOR:g}",
+        "figure4": figure_4(drawn, folder),
+        "curves": all_curves(drawn, folder),
+        "log_log": collapse(results["slopes"], folder),
+        "path_picture": path_picture(results["paths"], folder),
+        "relevance": relevance_pictures(findings, folder),
+        "maps": map_pictures(findings, folder),
+        "histories": history_picture(history, folder, out),
+        "tables": tables(results["records"]),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fairseq_gpam.analysis", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    target = out / "report.html"
+    target.write_text(environment.get_template("report.html.j2").render(page), encoding="utf-8")
+    return target
+
+
+def shown(value: float | int | None) -> str:
+    """Returns a number as the page shows it: whole numbers in full, others with four significant digits."""
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns everything that results.json holds; undefined and infinite numbers are None."""
+    records = [record for finding in findings for record in finding.records()]
+    used = dict.fromkeys(record["metric"] for record in records)
+    return _finite(
+        {
+            "settings": settings,
+            "runs": [
+                {
+                    "checkpoint": finding.subject.name,
+                    "variant": finding.variant,
+                    "origin": finding.subject.origin,
+                    "arch": finding.subject.arch,
+                    "updates": finding.subject.updates,
+                    "parameters": sum(parameter.numel() for parameter in finding.subject.model.parameters()),
+                    "loss": finding.loss,
+                    "samples": finding.num_samples,
+                }
+                for finding in findings
+            ],
+            "definitions": {name: dataclasses.asdict(describe(name)) for name in used},
+            "records": records,
+            "slopes": [entry for finding in findings for entry in slopes(finding)],
+            "paths": [row for finding in findings for row in finding.paths],
+        }
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def slopes(finding: Findings) -> list[dict[str, Any]]:
+    """Returns the fit of log(−log r) against depth of every stack, for a setting without skips."""
+    if "skips" not in finding.without:
+        return []
+    rows = []
+    for site in ("encoder", "decoder"):
+        layers = sorted(key[2] for key in finding.values if key[:2] == ("residual_ratio", site))
+        if layers:
+            ratios = [float(np.mean(finding.values["residual_ratio", site, layer, None])) for layer in layers]
+            slope, intercept, points = metrics.log_log_slope(ratios, SLOPE_FLOOR)
+            rows.append(
+                {
+                    "checkpoint": finding.subject.name,
+                    "variant": finding.variant,
+                    "site": site,
+                    "slope": slope,
+                    "intercept": intercept,
+                    "points": points,
+                    "floor": SLOPE_FLOOR,
+                    "ratios": ratios,
+                }
+            )
+    return rows
+
+
+def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns, for every checkpoint and setting and group of metrics, rows by site and layer of record numbers."""
+    index: dict[tuple[Any, ...], int] = {}
+    for number, record in enumerate(records):
+        if record["head"] is None:
+            index[tuple(record[key] for key in ("checkpoint", "variant", "metric", "site", "layer"))] = number
+    grouped = {metric for chosen in GROUPS.values() for metric in chosen}
+    metrics_found = dict.fromkeys(key[2] for key in index)
+    groups = {**GROUPS, "Others": tuple(name for name in metrics_found if name not in grouped)}
+    found = []
+    for checkpoint, variant in dict.fromkeys(key[:2] for key in index):
+        for title, chosen in groups.items():
+            columns = [name for name in chosen if any(key[:3] == (checkpoint, variant, name) for key in index)]
+            places = sorted(
+                {key[3:] for key in index if key[:2] == (checkpoint, variant) and key[2] in columns},
+                key=lambda place: (list(pictures.SITES).index(place[0]), place[1]),
+            )
+            if columns:
+                found.append(
+                    {
+                        "title": f"{checkpoint}, {variant}: {title}",
+                        "columns": [describe(name).label for name in columns],
+                        "rows": [
+                            {
+                                "site": site,
+                                "layer": layer,
+                                "records": [index.get((checkpoint, variant, name, site, layer)) for name in columns],
+                            }
+                            for site, layer in places
+                        ],
+                    }
+                )
+    return found
+
+
+def _image(path: Path, alt: str, caption: str) -> dict[str, Any]:
+    with Image.open(path) as image:
+        width, height = image.size
+    data = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"data": data, "alt": alt, "caption": caption, "width": width, "height": height}
+
+
+def _in_words(records: pd.DataFrame, chosen: Sequence[str]) -> str:
+    """Says what a picture of curves shows: for each metric and site its first and last value of every line."""
+    sentences = []
+    lines = records[records.metric.isin(chosen) & records["head"].isna()]
+    for (metric, site), group in lines.groupby(["metric", "site"], sort=False):
+        ends = []
+        for (checkpoint, variant), line in group.groupby(["checkpoint", "variant"], sort=False):
+            line = line.sort_values("layer")
+            first, last = line.iloc[0], line.iloc[-1]
+            ends.append(f"{checkpoint} ({variant}) {first['mean']:.3g} to {last['mean']:.3g}")
+        sentences.append(f"{describe(str(metric)).label}, {site}, first to last layer: " + "; ".join(ends) + ".")
+    return " ".join(sentences)
+
+
+def figure_4(records: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    path = folder / "figure4.png"
+    pictures.curves(records, pictures.FIGURE_4, path)
+    caption = (
+        "The residual norm and the gradient are on logarithmic axes; gradients are of the whole sample, unclipped."
+    )
+    return _image(path, _in_words(records, pictures.FIGURE_4), caption)
+
+
+def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    known = set(records.metric)
+    extra = tuple(sorted(name for name in known if name.startswith("mechanism_") or "lambda" in name))
+    for title, group in {**GROUPS, "λ by layer": extra}.items():
+        chosen = [name for name in group if name in known]
+        if chosen:
+            path = folder / (_slug(title) + ".png")
+            pictures.curves(records, chosen, path)
+            caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in chosen)
+            found.append((title, _image(path, _in_words(records, chosen), caption)))
+    return found
+
+
+def collapse(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    path = folder / "collapse.png"
+    pictures.log_log(rows, path)
+    words = "; ".join(
+        f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
+        f"{row['ratios'][-1]:.3g}, slope {shown(row['slope'])}"
+        for row in rows
+    )
+    return _image(path, f"Residual ratio and its log-log against depth. {words}.", "Left: mean over the samples.")
+
+
+def path_picture(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    path = folder / "paths.png"
+    pictures.paths(rows, path)
+    words = "; ".join(
+        f"{row['checkpoint']}, {row['variant']}, {row['site']}, length {row['length']}: {row['median']:.3g}"
+        for row in rows
+        if row["length"] == 1 or row["length"] == max(r["length"] for r in rows)
+    )
+    return _image(
+        path, f"Median residual of sampled paths. {words}.", "Lines: median; bands: 10 % to 90 % of the paths."
+    )
+
+
+def relevance_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+    images = []
+    for run, finding in enumerate(findings, start=1):
+        for portrait in finding.portraits:
+            if portrait.relevance is not None:
+                path = folder / f"relevance-{run}-{portrait.number}.png"
+                values = portrait.relevance.numpy()
+                title = f"{finding.subject.name}, {finding.variant}, sample {portrait.number}"
+                pictures.relevance(values, portrait.predicted, portrait.source, title, path)
+                strongest = "; ".join(
+                    f"{target} ← {portrait.source[int(row.argmax())]}"
+                    for target, row in zip(portrait.predicted, values, strict=True)
+                )
+                images.append(
+                    _image(path, f"Relevance map of {title}. Most relevant source token: {strongest}.", title)
+                )
+    return images
+
+
+def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+    """Draws the maps of the first setting of every checkpoint, one picture for each layer and site."""
+    first: dict[str, tuple[int, Findings]] = {}
+    for run, finding in enumerate(findings, start=1):
+        first.setdefault(finding.subject.name, (run, finding))
+    total = sum(len(portrait.maps) for _, finding in first.values() for portrait in finding.portraits)
+    # The page stays under 20 MB: a picture of eight heads is about 60 kB at 90 dots per inch.
+    dpi = 110 if total <= 24 else 90 if total <= 90 else 72
+    blocks = []
+    for run, finding in first.values():
+        for portrait in finding.portraits:
+            layers: dict[int, list[dict[str, Any]]] = {}
+            for (site, layer), weights in sorted(portrait.maps.items(), key=lambda item: (item[0][1], item[0][0])):
+                layers.setdefault(layer, []).append(
+                    _map_picture(finding, portrait, site, layer, weights, run, dpi, folder)
+                )
+            blocks.append(
+                {
+                    "title": f"{finding.subject.name}, {finding.variant}, sample {portrait.number}",
+                    "layers": [{"number": number, "images": images} for number, images in sorted(layers.items())],
+                }
+            )
+    return blocks
+
+
+def _map_picture(
+    finding: Findings, portrait: Portrait, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
+) -> dict[str, Any]:
+    queries, keys = portrait.axes(site)
+    cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
+    path = folder / f"maps-{run}-{portrait.number}-{site}-{layer}.png"
+    title = f"{pictures.SITES[site]}, layer {layer}"
+    # Keys that no token stands for (bias_kv, zero_attn) come last.
+    keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
+    pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], title, path, dpi)
+    negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
+    alt = (
+        f"Attention maps of {len(cropped)} heads of {finding.subject.name}, {title}, sample {portrait.number}; "
+        f"weights from {cropped.min():.3g} to {cropped.max():.3g}, {negative:.1%} of their mass negative."
+    )
+    caption = title
+    if len(queries) > MAP_TOKENS or len(keys) > MAP_TOKENS:
+        caption += f": the first {min(MAP_TOKENS, len(queries))} of {len(queries)} queries"
+        caption += f" and {min(MAP_TOKENS, len(keys))} of {len(keys)} keys"
+    return _image(path, alt, caption)
+
+
+def history_picture(history: pd.DataFrame | None, folder: Path, out: Path) -> dict[str, Any] | None:
+    if history is None or history.empty:
+        return None
+    history.to_csv(out / "lambda.csv", index=False)
+    path = folder / "lambda.png"
+    pictures.lambda_history(history, path)
+    ends = history.sort_values("updates").groupby(["group", "metric", "site", "layer"], sort=False)["mean"]
+    words = "; ".join(
+        f"{' '.join(map(str, key))}: {values.iloc[0]:.3g} to {values.iloc[-1]:.3g}" for key, values in ends
+    )
+    return _image(path, f"λ over training. {words}.", "Mean over the heads; bands: least to greatest head.")
+
+
+def lambda_rows(findings: Sequence[Findings]) -> list[dict[str, Any]]:
+    """Returns λ by update for checkpoints of one training: those that share a folder, if they are two or more."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for finding in findings:
+        if finding.subject.updates is None:
+            continue
+        for (metric, site, layer, head), values in finding.values.items():
+            if "lambda" in metric and head is None:
+                heads = [
+                    value[0]
+                    for (name, place, number, single), value in finding.values.items()
+                    if (name, place, number) == (metric, site, layer) and single is not None
+                ]
+                key = (finding.subject.group, metric, site, layer, finding.subject.updates)
+                rows[key] = {
+                    "group": finding.subject.group,
+                    "metric": metric,
+                    "site": site,
+                    "layer": layer,
+                    "updates": finding.subject.updates,
+                    "mean": values[0],
+                    "least": min(heads or values),
+                    "greatest": max(heads or values),
+                }
+    updates: dict[str, set[int]] = {}
+    for row in rows.values():
+        updates.setdefault(row["group"], set()).add(row["updates"])
+    kept = [row for row in rows.values() if len(updates[row["group"]]) > 1]
+    for row in kept:
+        row["group"] = "/".join(Path(row["group"]).parts[-2:])
+    return kept
+
+
+def write_maps(findings: Sequence[Findings], path: Path) -> None:
+    """Saves every drawn map in full, by the name `run/sample/site/layer`; relevance as `run/sample/relevance`."""
+    arrays = {}
+    for run, finding in enumerate(findings, start=1):
+        for portrait in finding.portraits:
+            for (site, layer), weights in portrait.maps.items():
+                arrays[f"{run}/{portrait.number}/{site}/{layer}"] = weights.numpy()
+            if portrait.relevance is not None:
+                arrays[f"{run}/{portrait.number}/relevance"] = portrait.relevance.numpy()
+    if arrays:
+        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("λ", "lambda")).strip("-")
