@@ -13,12 +13,26 @@ from typing import Any, Optional
 
 from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
 from fairseq_gpam.attention.affine import BACKENDS
+from fairseq_gpam.attention.mixed import is_mixture
+
+
+def _mechanism(name: str, default: str | None, help: str) -> Option:
+    """An option whose value is a mechanism; a mixture is checked where it is built, against the number of heads."""
+    return Option(
+        name,
+        str,
+        default,
+        help,
+        check=lambda spec: is_mixture(spec) or spec in REGISTRY,
+        allowed=", ".join(sorted(REGISTRY)) + ", or groups of heads as in dagpam:4,softmax:4",
+    )
+
 
 GENERAL_OPTIONS = (
-    Option("mechanism", str, "dagpam", "the mechanism that is used everywhere, or `a:4,b:4` for groups of heads"),
-    Option("encoder_mechanism", str, None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
-    Option("decoder_mechanism", str, None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
-    Option("cross_mechanism", str, None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
+    _mechanism("mechanism", "dagpam", "the mechanism that is used everywhere"),
+    _mechanism("encoder_mechanism", None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
+    _mechanism("decoder_mechanism", None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
+    _mechanism("cross_mechanism", None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
     Option("backend", str, "auto", "how attention is computed; all backends give the same numbers", choices=BACKENDS),
 )
 
