@@ -142,7 +142,7 @@ def test_the_tested_hypotheses_depend_on_their_sources(translator):
 def test_beam_search_gives_the_same_hypotheses_at_every_batch_size(translator):
     everything = hypotheses(translator, 100)
     assert_same(hypotheses(translator, 10), everything)
-    assert_same(hypotheses(translator, 1, count=30), everything[:30])
+    assert_same(hypotheses(translator, 1), everything)
 
 
 def test_beam_search_gives_the_same_hypotheses_without_caching(translator):

@@ -1,0 +1,261 @@
+"""The --gpam flags: the same for both models, defaults below presets below explicit flags, wrong values refused."""
+
+from argparse import Namespace
+
+import pytest
+from fairseq import options as fairseq_options
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+    register_model_architecture,
+)
+from omegaconf import DictConfig
+from tiny import BASE, OURS, TASKS, build_from, model_config
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import Settings
+from fairseq_gpam.modules import attention_modules
+
+PROMISED = {
+    "--gpam-mechanism": "dagpam",
+    "--gpam-encoder-mechanism": None,
+    "--gpam-decoder-mechanism": None,
+    "--gpam-cross-mechanism": None,
+    "--gpam-lambda": "trainable",
+    "--gpam-lambda-plus": 0.5,
+    "--gpam-lambda-minus": 0.5,
+    "--gpam-lambda-scope": "head",
+    "--gpam-lambda-tied": False,
+    "--gpam-lambda-max": None,
+    "--gpam-negative-projection": "head",
+    "--gpam-negative-bias": False,
+    "--gpam-negative-init": "xavier",
+    "--gpam-backend": "auto",
+}
+
+
+def dest(flag):
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def parser_of(task):
+    parser = fairseq_options.get_training_parser(task)
+    group = parser.add_argument_group("model")
+    ARCH_MODEL_REGISTRY[OURS[task]].add_args(group)
+    return parser
+
+
+def built(task, *flags):
+    """The model that fairseq-train would build, its settings taken through fairseq's own conversion."""
+    return build_from(model_config(task, OURS[task], *BASE[task], *flags))
+
+
+def mechanisms(model):
+    return [attention.mechanism for attention in attention_modules(model)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("flag", [*PROMISED, "--gpam-log-attention"])
+def test_every_promised_flag_exists_and_says_what_it_does(task, flag):
+    actions = {name: action for action in parser_of(task)._actions for name in action.option_strings}
+    assert flag in actions
+    assert len(actions[flag].help) > 15
+    if PROMISED.get(flag):
+        assert str(PROMISED[flag]) in actions[flag].help
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_help_text_can_be_printed(task):
+    assert "--gpam-lambda-plus" in parser_of(task).format_help()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("flag", "default"), PROMISED.items())
+def test_defaults_are_the_promised_ones(task, flag, default):
+    config = model_config(task, OURS[task], *BASE[task])
+    assert getattr(config, dest(flag)) == default
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_two_models_take_their_settings_in_the_forms_that_the_engine_gives_them(task):
+    config = model_config(task, OURS[task], *BASE[task])
+    assert isinstance(config, Namespace if task == "translation" else DictConfig)
+
+
+def kind_of_lambda(mechanism):
+    return "fixed" if mechanism.lambda_plus.theta is None else "trainable"
+
+
+REACHES = [
+    (["--gpam-mechanism", "softmax"], lambda m: m.name == "softmax"),
+    (["--gpam-decoder-mechanism", "softmax"], lambda m: (m.name == "softmax") == (m.site.name == "decoder")),
+    (["--gpam-lambda", "fixed"], lambda m: kind_of_lambda(m) == "fixed"),
+    (["--gpam-lambda-plus", "0.125"], lambda m: m.lambda_plus().mean() == 0.125),
+    (["--gpam-lambda-plus", "-0.25"], lambda m: m.lambda_plus().mean() == -0.25),
+    (["--gpam-lambda-minus", "0.125"], lambda m: m.lambda_minus().mean() == 0.125),
+    (["--gpam-lambda-scope", "head"], lambda m: m.lambda_plus.theta.numel() == 2),
+    (["--gpam-lambda-scope", "layer"], lambda m: m.lambda_plus.theta.numel() == 1),
+    (["--gpam-lambda-scope", "model"], lambda m: m.lambda_plus.theta.numel() == 1),
+    (["--gpam-lambda-tied"], lambda m: m.lambda_plus.theta is m.lambda_minus.theta),
+    (["--gpam-lambda-max", "4"], lambda m: m.lambda_plus.bound == 4),
+    (["--gpam-negative-projection", "shared"], lambda m: m.negative_projection.weight.shape == (8, 8)),
+    (["--gpam-negative-projection", "head"], lambda m: m.negative_projection.weight.shape == (16, 8)),
+    (["--gpam-negative-bias"], lambda m: m.negative_projection.bias is not None),
+    (["--gpam-negative-init", "zero"], lambda m: (m.negative_projection.weight == 0).all()),
+    (["--gpam-backend", "reference"], lambda m: m.backend == "reference"),
+    (["--gpam-backend", "fused"], lambda m: m.backend == "fused"),
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("flags", "holds"), REACHES, ids=[" ".join(flags) for flags, _ in REACHES])
+def test_the_flag_reaches_every_attention_of_both_models(task, flags, holds):
+    found = mechanisms(built(task, *flags))
+    assert len(found) == (6 if task == "translation" else 2)
+    assert all(holds(mechanism) for mechanism in found)
+    name = flags[0]
+    default = mechanisms(built(task))
+    if flags[1:] not in (["head"],) and name != "--gpam-mechanism":
+        assert not all(holds(mechanism) for mechanism in default)
+
+
+@pytest.fixture(params=TASKS)
+def preset(request):
+    """An architecture of someone else that sets one of our flags, as fairseq's own presets set theirs."""
+    task, name = request.param, OURS[request.param] + "_of_a_test"
+    base = ARCH_CONFIG_REGISTRY[OURS[task]]
+
+    @register_model_architecture(OURS[task], name)
+    def architecture(args):
+        args.gpam_lambda_plus = getattr(args, "gpam_lambda_plus", 0.25)
+        args.gpam_negative_projection = getattr(args, "gpam_negative_projection", "shared")
+        base(args)
+
+    yield task, name
+    for registry in (ARCH_MODEL_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_CONFIG_REGISTRY):
+        registry.pop(name, None)
+    ARCH_MODEL_INV_REGISTRY[OURS[task]].remove(name)
+
+
+def test_a_preset_beats_the_default_and_an_explicit_flag_beats_the_preset(preset):
+    task, name = preset
+    by_preset = mechanisms(build_from(model_config(task, name, *BASE[task])))
+    assert all(m.lambda_plus().mean() == 0.25 for m in by_preset)
+    assert all(m.lambda_minus().mean() == 0.5 for m in by_preset)
+    assert all(m.negative_projection.weight.shape == (8, 8) for m in by_preset)
+    explicit = ["--gpam-lambda-plus", "0.75", "--gpam-negative-projection", "head"]
+    by_flag = mechanisms(build_from(model_config(task, name, *BASE[task], *explicit)))
+    assert all(m.lambda_plus().mean() == 0.75 for m in by_flag)
+    assert all(m.negative_projection.weight.shape == (16, 8) for m in by_flag)
+
+
+def test_an_explicit_flag_that_equals_the_default_beats_a_preset(preset):
+    task, name = preset
+    found = mechanisms(build_from(model_config(task, name, *BASE[task], "--gpam-lambda-plus", "0.5")))
+    assert all(m.lambda_plus().mean() == 0.5 for m in found)
+
+
+REFUSED = [
+    ("--gpam-mechanism", "sotfmax", "dagpam"),
+    ("--gpam-cross-mechanism", "sotfmax", "dagpam"),
+    ("--gpam-lambda", "free", "fixed, trainable"),
+    ("--gpam-lambda-plus", "much", "float"),
+    ("--gpam-lambda-plus", "nan", "float"),
+    ("--gpam-lambda-minus", "inf", "float"),
+    ("--gpam-lambda-scope", "heads", "model, layer, head"),
+    ("--gpam-lambda-max", "0", "a number > 0"),
+    ("--gpam-lambda-max", "-1", "a number > 0"),
+    ("--gpam-negative-projection", "full", "head, shared"),
+    ("--gpam-negative-init", "identity", "xavier, zero, minus-identity"),
+    ("--gpam-backend", "flash", "reference"),
+]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("flag", "value", "allowed"), REFUSED)
+def test_a_wrong_value_on_the_command_line_is_refused_with_flag_value_and_what_is_allowed(
+    task, flag, value, allowed, capsys
+):
+    with pytest.raises((SystemExit, ValueError)) as refusal:
+        built(task, f"{flag}={value}")
+    message = str(refusal.value) if isinstance(refusal.value, ValueError) else capsys.readouterr().err.splitlines()[-1]
+    assert flag in message
+    assert value in message
+    assert "allowed: " in message and allowed in message
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("flag", "value", "allowed"), REFUSED)
+def test_a_wrong_value_in_a_checkpoint_or_override_is_refused_likewise(task, flag, value, allowed):
+    config = model_config(task, OURS[task], *BASE[task])
+    with pytest.raises(Exception, match=r"allowed|could not be converted") as refusal:
+        setattr(config, dest(flag), value)
+        build_from(config)
+    if isinstance(refusal.value, ValueError) and "allowed" in str(refusal.value):
+        assert flag in str(refusal.value) and value in str(refusal.value) and allowed in str(refusal.value)
+    else:
+        assert dest(flag) in str(refusal.value) and value in str(refusal.value)
+
+
+@pytest.mark.parametrize("flag", ["--gpam-lambda-tied", "--gpam-negative-bias"])
+def test_a_switch_takes_booleans_and_their_names_and_refuses_the_rest(flag):
+    name = dest(flag).removeprefix("gpam_")
+    for value, expected in ((True, True), ("true", True), ("False", False), (0, False), (None, False)):
+        assert options.resolve(Namespace(**{dest(flag): value}))[name] is expected
+    with pytest.raises(ValueError, match=f"{flag} 'maybe' is not allowed"):
+        options.resolve(Namespace(**{dest(flag): "maybe"}))
+
+
+def test_a_misspelt_setting_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(ValueError, match=r"gpam_lamda_plus.*gpam_lambda_plus"):
+        options.resolve(Namespace(gpam_lamda_plus=0.5))
+
+
+def test_a_namespace_without_our_settings_has_the_defaults():
+    """A checkpoint that is older than a flag."""
+    settings = options.resolve(Namespace())
+    assert isinstance(settings, Settings)
+    for flag, default in PROMISED.items():
+        name = dest(flag).removeprefix("gpam_")
+        if not name.endswith("_mechanism"):
+            assert settings[name] == default, flag
+
+
+def test_settings_cannot_be_changed_and_name_what_is_missing():
+    settings = options.resolve(Namespace())
+    with pytest.raises(TypeError):
+        settings["backend"] = "fused"
+    with pytest.raises(AttributeError, match="no_such_option"):
+        _ = settings.no_such_option
+
+
+def test_site_mechanisms_default_to_the_general_one():
+    settings = options.resolve(Namespace(gpam_mechanism="softmax", gpam_cross_mechanism="dagpam"))
+    assert (settings.encoder_mechanism, settings.decoder_mechanism) == ("softmax", "softmax")
+    assert settings.cross_mechanism == "dagpam"
+
+
+def test_hydras_fields_have_the_flags_names_and_defaults():
+    config = MODEL_DATACLASS_REGISTRY[OURS["language_modeling"]]()
+    for flag, default in PROMISED.items():
+        assert getattr(config, dest(flag)) == default
+
+
+def test_model_overrides_change_both_forms_of_settings():
+    from fairseq.dataclass.utils import overwrite_args_by_name
+    from omegaconf import OmegaConf, open_dict
+
+    for task in TASKS:
+        model = model_config(task, OURS[task], *BASE[task])
+        config = OmegaConf.create({}, flags={"allow_objects": True})
+        with open_dict(config):
+            config.model = model
+        overwrite_args_by_name(config, {"gpam_lambda_plus": 0.125, "gpam_cross_mechanism": "softmax"})
+        for mechanism in mechanisms(build_from(config.model)):
+            if mechanism.site.name == "cross":
+                assert mechanism.name == "softmax"
+            else:
+                assert mechanism.lambda_plus().mean() == 0.125
