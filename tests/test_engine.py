@@ -1,0 +1,154 @@
+"""The engine is checked at import; checkpoints load safely: what fairseq writes, and no foreign pickle."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+import fairseq_gpam
+from fairseq_gpam import engine
+
+REPOSITORY = Path(fairseq_gpam.__path__[0]).parent
+
+FAST_PATH = """
+import torch
+class TransformerEncoderLayerBase:
+    def forward(self, x):
+        return torch._transformer_encoder_layer_fwd(x)
+"""
+FAKES = {
+    "missing": {"fairseq/__init__.py": "raise ModuleNotFoundError(\"No module named 'fairseq'\")"},
+    "broken": {"fairseq/__init__.py": "raise ImportError('undefined symbol')"},
+    "0.12.2": {
+        "torch/__init__.py": "",
+        "fairseq/__init__.py": "",
+        "fairseq/modules/__init__.py": "",
+        "fairseq/modules/transformer_layer.py": FAST_PATH,
+    },
+}
+
+
+def import_beside(fake, folder):
+    for path, text in FAKES[fake].items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
+    command = [sys.executable, "-c", "import fairseq_gpam"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_an_unusable_fairseq_is_refused_in_one_sentence_that_says_what_to_install(fake, tmp_path):
+    result = import_beside(fake, tmp_path)
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("fairseq_gpam.engine.EngineError: ")
+    assert message.count(". ") <= 1 and message.endswith(".")
+    assert "pip install 've-fairseq==0.12.3'" in message
+    assert "pip install 'fairseq-fixed==0.12.3.1'" in message
+    if fake == "0.12.2":
+        assert "pip uninstall fairseq" in message and "bypasses custom attention" in message
+    else:
+        assert "fairseq_gpam needs" in message
+
+
+def test_engine_error_is_an_import_error():
+    assert issubclass(engine.EngineError, ImportError)
+
+
+def test_the_fast_path_is_recognised_by_what_it_calls_and_not_by_a_version():
+    class Fast:
+        def forward(self, x):
+            return torch._transformer_encoder_layer_fwd(x)
+
+    class Plain:
+        def forward(self, x):
+            return x
+
+    assert engine.skips_custom_attention(Fast)
+    assert not engine.skips_custom_attention(Plain)
+
+
+def test_the_installed_engine_calls_our_attention_at_inference():
+    from tiny import OURS, build, logits, translation_input
+
+    from fairseq_gpam.modules import attention_modules
+
+    model = build("translation", OURS["translation"]).eval()
+    called = set()
+    for index, attention in enumerate(attention_modules(model)):
+        attention.register_forward_hook(lambda *_, index=index: called.add(index))
+    with torch.no_grad():
+        logits(model, translation_input())
+    assert called == set(range(6))
+
+
+def test_installed_names_distribution_and_version():
+    name, version = engine.installed().split()
+    assert name in ("ve-fairseq", "fairseq-fixed", "fairseq")
+    assert version[0].isdigit()
+
+
+def checkpoint(folder, **extra):
+    path = folder / "checkpoint.pt"
+    torch.save({"args": argparse.Namespace(arch="transformer_gpam"), "model": {}, "cfg": None, **extra}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i4", "i8", "u1", "?"])
+def test_namespaces_and_numpy_numbers_load(kind, tmp_path):
+    """What translation checkpoints hold, with --eval-bleu too."""
+    scalar = np.dtype(kind).type(1)
+    path = checkpoint(tmp_path, extra_state={"score": scalar, "counts": np.array([1, 0, 1], dtype=kind)})
+    state = torch.load(path, weights_only=True)
+    assert state["args"].arch == "transformer_gpam"
+    assert state["extra_state"]["score"] == scalar
+    assert state["extra_state"]["counts"].dtype == np.dtype(kind)
+
+
+class Foreign:
+    """A pickle that would create a file while it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+class ForeignThroughOs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("foreign", [Foreign, ForeignThroughOs])
+def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
+    marker = tmp_path / "executed"
+    path = checkpoint(tmp_path, extra_state=foreign(str(marker)))
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the pickle of this test must be a live one"
+
+
+def test_torchs_safe_loading_is_not_switched_off():
+    assert "weights_only=False" not in "".join(
+        path.read_text(encoding="utf-8") for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
+    )
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_nothing_that_can_run_code_is_allowed_by_name():
+    allowed = {getattr(kind, "__name__", str(kind)) for kind in torch.serialization.get_safe_globals()}
+    assert "Namespace" in allowed
+    assert not allowed & {"system", "eval", "exec", "Popen", "getattr", "import_module", "partial"}

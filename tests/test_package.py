@@ -1,0 +1,132 @@
+"""What is installed, what `python -m fairseq_gpam` prints, what the repository holds."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+from fairseq.models import ARCH_MODEL_INV_REGISTRY
+
+import fairseq_gpam
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.attention import REGISTRY
+
+PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
+REPOSITORY = PACKAGE.parent
+
+
+def test_bare_call_prints_exactly_the_user_dir_from_anywhere(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "fairseq_gpam"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert result.stdout == f"{PACKAGE}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["path"]])
+def test_path_command_prints_exactly_the_user_dir(argv, capsys):
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"{PACKAGE}\n"
+
+
+def test_info_prints_versions_engine_models_architectures_and_mechanisms(capsys):
+    import numpy
+    import torch
+
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(rf"fairseq_gpam\s+{re.escape(fairseq_gpam.__version__)}", text)
+    for name, version in (("torch", torch.__version__), ("numpy", numpy.__version__)):
+        assert re.search(rf"{name}\s+{re.escape(version)}", text), name
+    assert re.search(r"engine\s+(ve-fairseq 0\.12\.3|fairseq-fixed 0\.12\.3\.1)", text)
+    for model in ("transformer_gpam", "transformer_lm_gpam"):
+        assert model in text
+        for architecture in ARCH_MODEL_INV_REGISTRY[model]:
+            assert re.search(rf"\b{architecture}\b", text), architecture
+    for mechanism in REGISTRY.values():
+        assert mechanism.name in text and mechanism.formula in text
+
+
+def test_an_unknown_command_is_refused_and_the_known_ones_are_named(capsys):
+    with pytest.raises(SystemExit) as refusal:
+        main(["nothing"])
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err
+    assert "nothing" in message and "info" in message and "path" in message
+
+
+@pytest.fixture(scope="module")
+def setup_arguments():
+    found = {}
+    kept, setuptools.setup = setuptools.setup, lambda **arguments: found.update(arguments)
+    here = os.getcwd()
+    try:
+        os.chdir(REPOSITORY)
+        runpy.run_path("setup.py", run_name="__main__")
+    finally:
+        setuptools.setup = kept
+        os.chdir(here)
+    return found
+
+
+def test_setup_pins_the_engines_by_platform_and_never_names_bare_fairseq(setup_arguments):
+    extra = setup_arguments["extras_require"]["fairseq"]
+    (wheel,) = [r for r in extra if r.startswith("ve-fairseq==0.12.3;")]
+    (source,) = [r for r in extra if r.startswith("fairseq-fixed==0.12.3.1;")]
+    from packaging.requirements import Requirement
+
+    for system, machine, version, has_wheel in (
+        ("Linux", "x86_64", "3.11", True),
+        ("Linux", "x86_64", "3.12", True),
+        ("Linux", "aarch64", "3.11", False),
+        ("Darwin", "arm64", "3.12", False),
+        ("Windows", "AMD64", "3.11", False),
+    ):
+        place = {"platform_system": system, "platform_machine": machine, "python_version": version}
+        assert Requirement(wheel).marker.evaluate(place) == has_wheel
+        assert Requirement(source).marker.evaluate(place) != has_wheel
+    extras = [text for texts in setup_arguments["extras_require"].values() for text in texts]
+    everything = [*setup_arguments["install_requires"], *extras]
+    names = {Requirement(text).name for text in everything}
+    assert "fairseq" not in names
+    assert "numpy<2" in everything
+    assert any(text.startswith("torch>=2.4") for text in everything)
+    assert any(text.startswith("sacrebleu>=2") for text in extra)
+    assert any(text.startswith("sentencepiece") for text in extra)
+
+
+def test_setup_supports_python_3_11_and_3_12_and_agrees_with_the_package(setup_arguments):
+    from packaging.specifiers import SpecifierSet
+
+    pythons = SpecifierSet(setup_arguments["python_requires"])
+    assert "3.11" in pythons and "3.12" in pythons and "3.10" not in pythons
+    assert setup_arguments["version"] == fairseq_gpam.__version__
+    assert setup_arguments["name"] == "fairseq-gpam"
+    folders = {
+        ".".join(path.parent.relative_to(REPOSITORY).parts) for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
+    }
+    assert set(setup_arguments["packages"]) == folders
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run"),
+        *("fairseq_gpam", "examples", "scripts", "tests", "scripts/test.sh", "scripts/quickstart.sh"),
+    ],
+)
+def test_the_repository_holds(name):
+    assert (REPOSITORY / name).exists()
+
+
+def test_the_attention_room_imports_nothing_of_fairseq_and_nothing_of_ours_outside_it():
+    for path in (PACKAGE / "attention").glob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            imported = re.match(r"\s*(?:from|import)\s+([\w.]+)", line)
+            if imported:
+                assert not re.match(r"fairseq(\.|$)", imported.group(1)), path.name
+                if imported.group(1).startswith("fairseq_gpam"):
+                    assert imported.group(1).startswith("fairseq_gpam.attention"), path.name
