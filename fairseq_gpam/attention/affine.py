@@ -128,6 +128,9 @@ def choose_backend(
         return "reference"
     if dropout_p > 0 and (terms.uniform is not None or terms.identity is not None):
         return "reference"
+    if torch.compiler.is_compiling():
+        # The compiler makes its own backward and cannot look into ours.
+        return "reference" if dropout_p > 0 else "sdpa"
     if dropout_p > 0:
         return "fused"
     if mask.causal and not mask.is_plainly_causal:

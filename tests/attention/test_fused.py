@@ -1,0 +1,174 @@
+"""The fused backend: when it is chosen, that it is the reference, and that no T × S matrix is ever held."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention.affine import Affine, affine_attention, choose_backend, reference_attention
+from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, fused_attention
+
+HEADS = 2
+WIDTH = 8
+LONG = 1000
+
+
+def heads(length, dtype=torch.float32, batch=1):
+    return torch.randn(length, batch, HEADS, WIDTH, dtype=dtype).permute(1, 2, 0, 3).requires_grad_()
+
+
+def inputs(length, dtype=torch.float32, batch=1):
+    q, k, v, negative_q = (heads(length, dtype, batch) for _ in range(4))
+    a = torch.rand(HEADS, 1, 1, dtype=dtype).add_(1).requires_grad_()
+    b = torch.rand(HEADS, 1, 1, dtype=dtype).requires_grad_()
+    return q, k, v, negative_q, a, b
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            # An expanded tensor holds one number for many elements.
+            if isinstance(tensor, torch.Tensor) and 0 not in tensor.stride():
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("mask", [AttentionMask(causal=True), AttentionMask()], ids=["causal", "none"])
+def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
+    length = 4000
+    q, k, v, negative_q, a, b = inputs(length)
+    with LargestTensor() as seen:
+        output = fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=dropout_p)
+        output.backward(torch.ones_like(output))
+    assert seen.largest <= length * 128 * HEADS < length**2 / 10
+
+
+def test_the_recorder_sees_the_matrix_that_the_reference_holds():
+    q, k, v, negative_q, a, b = inputs(300)
+    with LargestTensor() as seen:
+        reference_attention(q, k, v, AttentionMask(causal=True), Affine(a, b, negative_q))
+    assert seen.largest >= 300 * 300
+
+
+@pytest.mark.parametrize("length", [LONGEST_AT_ONCE, LONGEST_AT_ONCE + 1, 385])
+def test_dropout_drops_the_combined_weights_and_the_backward_drops_the_same_ones(length):
+    """With the identity as values the output is the dropped matrix itself: its gradient follows from what was kept."""
+    q, k, _, negative_q, a, b = inputs(length, torch.float64)
+    v = torch.eye(length, dtype=torch.float64).expand(1, HEADS, length, length).contiguous().requires_grad_()
+    mask = AttentionMask(causal=True)
+    leaves = [q, k, negative_q, a, b]
+    dropped = fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+    plain, weights = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    kept = dropped != 0
+    visible = weights != 0
+    assert 0.65 < kept[visible].double().mean() < 0.75
+    torch.testing.assert_close(dropped, torch.where(kept, plain / 0.7, 0.0))
+    upstream = torch.randn_like(dropped)
+    found = torch.autograd.grad(dropped, leaves, upstream)
+    expected = torch.autograd.grad(torch.where(kept, plain / 0.7, 0.0), leaves, upstream)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_dropout_differs_from_call_to_call_and_follows_the_seed():
+    q, k, v, negative_q, a, b = inputs(250)
+    mask = AttentionMask(causal=True)
+
+    def call():
+        return fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+
+    torch.manual_seed(1)
+    first, second = call(), call()
+    torch.manual_seed(1)
+    again = call()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("a", [0.0, 1e-30, -0.5])
+@pytest.mark.parametrize("length", [5, 250])
+def test_a_positive_branch_of_any_factor_also_zero(a, length):
+    q, k, v, negative_q, _, b = inputs(length, torch.float64)
+    factor = torch.tensor(a, dtype=torch.float64, requires_grad=True)
+    mask = AttentionMask(causal=True)
+    found = fused_attention(q, k, v, mask, factor, b, negative_q)
+    expected, _ = reference_attention(q, k, v, mask, Affine(factor, b, negative_q))
+    torch.testing.assert_close(found, expected)
+    leaves = [q, k, v, negative_q, factor, b]
+    upstream = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_bfloat16_is_within_two_hundredths_of_float32(length):
+    exact = inputs(length)
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    mask = AttentionMask(causal=True)
+    results = []
+    for q, k, v, negative_q, a, b in (exact, half):
+        output = fused_attention(q, k, v, mask, a, b, negative_q)
+        gradients = torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))
+        results.append([output, *gradients])
+    for one, other in zip(*results, strict=True):
+        assert (one - other.float()).norm() <= 2e-2 * one.norm()
+
+
+def test_scores_that_would_overflow_an_exponential_stay_finite():
+    q, k, v, negative_q, a, b = inputs(LONG // 2)
+    with torch.no_grad():
+        q.mul_(300)
+    mask = AttentionMask(causal=True)
+    output = fused_attention(q, k, v, mask, a, b, negative_q)
+    output.backward(torch.ones_like(output))
+    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+    assert torch.isfinite(q.grad).all()
+
+
+def choice(terms=None, dropout_p=0.0, need_weights=False, backend="auto", mask=None, length=10):
+    q = torch.zeros(1, HEADS, length, WIDTH)
+    negative = Affine(1.5, 0.5, q) if terms is None else terms
+    return choose_backend(q, q, q, mask or AttentionMask(), negative, dropout_p, need_weights, backend)
+
+
+def test_the_choice_of_the_backend():
+    padding = torch.zeros(1, 10, dtype=torch.bool)
+    assert choice() == "fused"
+    assert choice(length=1000) == "fused"
+    assert choice(dropout_p=0.1) == "fused"
+    assert choice(Affine()) == "sdpa"
+    assert choice(Affine(), dropout_p=0.1) == "fused"
+    assert choice(Affine(), length=1) == "fused"
+    assert choice(Affine(), mask=AttentionMask(padding, causal=True)) == "fused"
+    assert choice(Affine(uniform=1.0), dropout_p=0.1) == "reference"
+    assert choice(need_weights=True) == "reference"
+    assert choice(backend="reference") == "reference"
+    assert choice(Affine(sink=torch.zeros(HEADS))) == "reference"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("length", [30, 300])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_on_a_gpu_as_on_the_cpu(length, dropout_p):
+    on_cpu = inputs(length, batch=2)
+    on_gpu = [tensor.detach().cuda().requires_grad_() for tensor in on_cpu]
+    mask = AttentionMask(causal=True)
+    results = []
+    for q, k, v, negative_q, a, b in (on_cpu, on_gpu):
+        output, _ = affine_attention(q, k, v, mask, Affine(a, b, negative_q), dropout_p)
+        results.append([output, *torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))])
+    if dropout_p == 0:
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
+    else:
+        assert all(torch.isfinite(tensor).all() for tensor in results[1])
