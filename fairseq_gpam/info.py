@@ -1,28 +1,64 @@
-"""What is installed and registered, and where."""
+"""What is installed and registered; with --arch, how many parameters a model has and how many more than stock."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 
 from fairseq.models import ARCH_MODEL_INV_REGISTRY
 
 import fairseq_gpam
-from fairseq_gpam import engine
+from fairseq_gpam import engine, parameters
 from fairseq_gpam.attention import REGISTRY
 
 MODELS = ("transformer_gpam", "transformer_lm_gpam")
+VOCABULARY = 10_000
+
+# `--arch` brings the flags of fairseq's models and of the mechanisms with it.
+TAKES_FURTHER_FLAGS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`path` and `info` take no arguments."""
+    parser.add_argument(
+        "--arch",
+        metavar="ARCH",
+        help="count the parameters of this architecture; its flags (--encoder-layers, --gpam-mechanism, …) may follow",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=int,
+        default=VOCABULARY,
+        metavar="N",
+        help="entries of the dictionary, special symbols included, the same one for source and target; "
+        f"default: {VOCABULARY}",
+    )
+    parser.add_argument(
+        "--match",
+        action="store_true",
+        help="print the flags of the controls: stock models with as many parameters (a wider FFN; more heads), and the "
+        "mechanism's model with as many as stock",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "path":
-        print(Path(__file__).resolve().parent)
-    else:
+    flags = tuple(getattr(arguments, "further_flags", ()))
+    if arguments.arch is None:
+        if flags or arguments.match:
+            print(f"--arch is required with {' '.join(flags) or '--match'}", file=sys.stderr)
+            return 2
         print_info()
+        return 0
+    try:
+        if arguments.vocabulary < 5:
+            raise ValueError(f"--vocabulary {arguments.vocabulary} is not allowed; allowed: 5 or more")
+        parameters.check_arch(arguments.arch)
+        model = parameters.Model(arguments.arch, flags, arguments.vocabulary)
+        print_parameters(model)
+        if arguments.match:
+            print_controls(model)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
@@ -38,3 +74,28 @@ def print_info() -> None:
     print("\nmechanisms:")
     for name, mechanism in sorted(REGISTRY.items()):
         print(f"  {name:20} {mechanism.formula}")
+
+
+def print_parameters(model: parameters.Model) -> None:
+    """Prints the exact number of parameters, what each site adds, and the overhead against the stock model."""
+    ours, stock = parameters.build(model), parameters.build(model.stock())
+    total, stock_total = parameters.count(ours), parameters.count(stock)
+    extra = total - stock_total
+    print(f"model           {model.command()}")
+    print(f"vocabulary      {model.vocabulary} entries, the same for source and target (--vocabulary)")
+    print(f"parameters      {total:,}")
+    print(f"stock           {stock_total:,}  {model.stock().arch}")
+    print(f"overhead        {extra:+,}  {extra / stock_total:+.4%} of stock")
+    layers = parameters.count_layers(stock)
+    print(f"                {extra / layers:+.4%} of the {layers:,} in stock's layers (no embeddings, no output)")
+    for site, name, number, added in parameters.count_sites(ours):
+        print(f"  {site:8} {name:20} {number:3} attentions  {added:+,}")
+
+
+def print_controls(model: parameters.Model) -> None:
+    """Prints the flags of the parameter-matched controls and what they still differ by."""
+    print("\ncontrols")
+    for arm in parameters.match(model):
+        print(f"{arm.name:15} {arm.model.command()}")
+        share = arm.difference / arm.wanted
+        print(f"                {arm.parameters:,} parameters, {arm.difference:+,} ({share:+.5%}) from {arm.wanted:,}")

@@ -49,7 +49,7 @@ class DifferentialAttention(AttentionMechanism):
     formula = "O = (1−λ_init)·RMSNorm((softmax(Q₁K₁ᵀ/√D + M) − λ·softmax(Q₂K₂ᵀ/√D + M))·V), H/2 heads"
     source = "Ye et al. 2024, arXiv 2410.05258; microsoft/unilm Diff-Transformer"
     row_sum = "1−λ, before the norm"
-    cost = "1.5×"
+    cost = "1×: twice the maps, half the heads"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

@@ -50,6 +50,7 @@ class MixedHeads(AttentionMechanism):
 
     def __init__(self, spec: str, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
+        self.spec = spec
         self.counts: list[int] = []
         self.groups = torch.nn.ModuleDict()
         for name, count in parse_mixture(spec, site.name, site.num_heads):

@@ -1,0 +1,187 @@
+"""Writes the page of the mechanisms, and a drawing of each one's weights, from the registry."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import REGISTRY, SITES, AttentionMask, AttentionMechanism, Site, build_mechanism
+
+SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
+# The base transformer's attention: what the page counts parameters for.
+EMBED_DIM, NUM_HEADS = 512, 8
+CELL = 14
+PICTURES = "mechanisms"
+
+HEADER = """# The mechanisms
+
+Made by `python -m fairseq_gpam mechanisms` from the registry: do not edit it here.
+
+Every name goes with `--gpam-mechanism NAME`, or with `--gpam-encoder-mechanism`, `--gpam-decoder-mechanism` and
+`--gpam-cross-mechanism` for one site. `NAME:4,OTHER:4` gives each group of heads its own mechanism; the numbers must
+add up to the heads.
+
+Shapes: Q, K, V hold D numbers for each of a head's T queries or S keys; M is the mask; U is uniform over the n keys
+that a row sees. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
+softmax attention, which has {stock:,}. *Cost* is the work with T × S matrices relative to softmax attention, as the
+formula has it; it is not a timing.
+
+The drawings show the weights of head 1 in the second of three layers, before any norm or gate, for one sentence:
+
+> {sentence}
+
+Its words as queries (the rows) look at its words as keys (the columns). Blue is above 0, red below, white 0; the
+deepest colour is the largest absolute weight, the number beside the drawing. Queries and keys are random, the same for
+all mechanisms, and equal words have equal keys. The mechanisms are as they are before training: a drawing shows what a
+formula can do, not what a model learns, and what starts as softmax attention looks like it.
+"""
+
+CONTROLS = """## Controls with as many parameters
+
+```
+python -m fairseq_gpam info --arch transformer_gpam_iwslt_de_en --gpam-mechanism dagpam --match
+```
+
+prints the exact number of parameters, the overhead against stock, and the flags of three controls: a stock model whose
+FFNs are wider by as much, a stock model with more heads too, and the mechanism's model with FFNs narrower by as much.
+What they still differ by stands beside them. `--vocabulary N` sets the size of the dictionary.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("examples"),
+        metavar="FOLDER",
+        help=f"where mechanisms.md and the folder {PICTURES} go; default: examples",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    pictures = arguments.output / PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in sorted(REGISTRY):
+        (pictures / f"{name}.svg").write_text(drawing(example_weights(name)), encoding="utf-8")
+    page = arguments.output / "mechanisms.md"
+    page.write_text(page_text(), encoding="utf-8")
+    print(f"{page}: {len(REGISTRY)} mechanisms")
+    return 0
+
+
+def page_text() -> str:
+    """Returns the whole page as Markdown."""
+    stock = 4 * (EMBED_DIM * EMBED_DIM + EMBED_DIM)
+    lines = [
+        HEADER.format(embed_dim=EMBED_DIM, num_heads=NUM_HEADS, stock=stock, sentence=" ".join(SENTENCE)),
+        "| name | row sum | parameters | cost | where | weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, mechanism in sorted(REGISTRY.items()):
+        largest = example_weights(name).abs().max().item()
+        picture = f"![weights of {name}]({PICTURES}/{name}.svg) {largest:.2f}"
+        cells = [
+            f"[`{name}`](#{name})",
+            mechanism.row_sum,
+            f"{extra_parameters(name):,}",
+            mechanism.cost,
+            where(mechanism),
+            picture,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for name, mechanism in sorted(REGISTRY.items()):
+        lines += [f"## {name}", "", " ".join((mechanism.__doc__ or "").split()), ""]
+        lines += [f"- {mechanism.formula}", f"- source: {mechanism.source}"]
+        for option in mechanism.options:
+            lines.append(f"- `{option.flag}`: {option_text(option)}")
+        lines.append("")
+    lines.append(CONTROLS)
+    return "\n".join(lines)
+
+
+def option_text(option: options.Option) -> str:
+    words = [option.help]
+    if option.choices:
+        words.append("one of " + ", ".join(f"`{choice}`" for choice in option.choices))
+    elif option.allowed:
+        words.append(option.allowed)
+    if option.default is not None and option.type is not bool:
+        words.append(f"default {option.default}")
+    return "; ".join(words)
+
+
+def where(mechanism: type[AttentionMechanism]) -> str:
+    return "everywhere" if mechanism.sites == SITES else ", ".join(mechanism.sites)
+
+
+def extra_parameters(name: str) -> int:
+    """Returns how many parameters one attention of the base transformer gets, in the second of six layers."""
+    site = Site(REGISTRY[name].sites[0], 1, 6, EMBED_DIM, NUM_HEADS, EMBED_DIM // NUM_HEADS)
+    with torch.device("meta"):
+        mechanism = build_mechanism(name, site, options.resolve(argparse.Namespace()))
+    return sum(parameter.numel() for parameter in mechanism.parameters())
+
+
+def example_weights(name: str) -> Tensor:
+    """Returns the weights of the first head on the example sentence, T × T, in the second of three layers."""
+    numbers = random.Random(1)
+    heads, width, length = 2, 8, len(SENTENCE)
+
+    def gauss(*shape: int) -> Tensor:
+        return torch.tensor([numbers.gauss(0, 1) for _ in range(torch.Size(shape).numel())], dtype=torch.float64).view(
+            shape
+        )
+
+    vectors = {word: gauss(heads, width) for word in dict.fromkeys(SENTENCE)}
+    k = torch.stack([vectors[word] for word in SENTENCE], dim=1)[None]
+    # A query resembles its own word's key, and carries something of its place.
+    q = 0.8 * k + gauss(1, heads, length, width)
+    v, x = gauss(1, heads, length, width), gauss(1, length, heads * width)
+    settings = options.resolve(argparse.Namespace())
+    shared: dict[tuple[object, ...], object] = {}
+    weights: Tensor | None = None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for layer in (0, 1):
+            site = Site(REGISTRY[name].sites[0], layer, 3, heads * width, heads, width, shared)
+            mechanism = build_mechanism(name, site, settings).double()
+            weights = mechanism(q, k, v, AttentionMask(), x, 0.0, True)[1]
+    assert weights is not None
+    return weights[0, 0]
+
+
+def drawing(weights: Tensor) -> str:
+    """Returns an SVG picture of T × S weights, blue above 0 and red below, the deepest colour at the largest."""
+    rows, columns = weights.shape
+    largest = weights.abs().max().clamp(min=1e-12).item()
+    width, height = columns * CELL, rows * CELL
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {columns} {rows}">',
+        f'<rect width="{columns}" height="{rows}" fill="#fff"/>',
+    ]
+    for row in range(rows):
+        for column in range(columns):
+            weight = weights[row, column].item() / largest
+            if abs(weight) >= 0.005:
+                title = f"{SENTENCE[row]} → {SENTENCE[column]}: {weight * largest:.3f}"
+                lines.append(
+                    f'<rect x="{column}" y="{row}" width="1" height="1" fill="{colour(weight)}">'
+                    f"<title>{title}</title></rect>"
+                )
+    lines.append(
+        f'<rect width="{columns}" height="{rows}" fill="none" stroke="#888" stroke-width="0.1"/>',
+    )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def colour(weight: float) -> str:
+    """Returns the colour of a weight in [−1, 1]: red, white, blue."""
+    deep = (178, 24, 43) if weight < 0 else (33, 102, 172)
+    mixed = (round(255 + abs(weight) * (channel - 255)) for channel in deep)
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)

@@ -1,0 +1,208 @@
+"""How many parameters a model has, and which stock models have as many: counted on models built without memory."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from fairseq import options as fairseq_options
+from fairseq.data import Dictionary
+from fairseq.models import (
+    ARCH_MODEL_INV_REGISTRY,
+    ARCH_MODEL_NAME_REGISTRY,
+    ARCH_MODEL_REGISTRY,
+    MODEL_DATACLASS_REGISTRY,
+)
+from torch import nn
+
+from fairseq_gpam.attention.mixed import MixedHeads
+from fairseq_gpam.modules import attention_modules
+
+TASKS = {"transformer_gpam": "translation", "transformer_lm_gpam": "language_modeling"}
+STOCK = {"transformer_gpam": "transformer", "transformer_lm_gpam": "transformer_lm"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model as its command line describes it: the architecture and fairseq's flags, without those of training."""
+
+    arch: str
+    flags: tuple[str, ...]
+    vocabulary: int
+
+    def command(self) -> str:
+        return shlex.join(["--arch", self.arch, *self.flags])
+
+    def with_flags(self, *flags: str) -> Model:
+        """Returns the model with further flags; the last of two equal flags counts."""
+        return Model(self.arch, (*self.flags, *flags), self.vocabulary)
+
+    def stock(self) -> Model:
+        """Returns fairseq's own architecture of the same preset, without the --gpam flags."""
+        our_model = ARCH_MODEL_NAME_REGISTRY[self.arch]
+        arch = STOCK[our_model] + self.arch.removeprefix(our_model)
+        return Model(arch, without_gpam(self.flags), self.vocabulary)
+
+
+def without_gpam(flags: Sequence[str]) -> tuple[str, ...]:
+    """Returns the flags that do not start with --gpam-, nor are the value of one that does."""
+    kept: list[str] = []
+    skipping = False
+    for word in flags:
+        if word.startswith("--"):
+            skipping = word.startswith("--gpam-")
+        if not skipping:
+            kept.append(word)
+    return tuple(kept)
+
+
+def check_arch(arch: str) -> None:
+    """Raises ValueError if `arch` is not one of this package's architectures."""
+    allowed = [name for model in TASKS for name in ARCH_MODEL_INV_REGISTRY[model]]
+    if arch not in allowed:
+        raise ValueError(f"--arch {arch!r} is not allowed; allowed: {', '.join(allowed)}")
+
+
+def parse(model: Model) -> argparse.Namespace:
+    """Returns every setting of the model, the preset's filled in; an unknown flag ends the program, as in training."""
+    name = ARCH_MODEL_NAME_REGISTRY[model.arch]
+    task = TASKS.get(name) or TASKS[f"{name}_gpam"]
+    parser = fairseq_options.get_training_parser(task)
+    parser.usage = "python -m fairseq_gpam info --arch ARCH [flags of the model] [--gpam-…]"
+    words = ["the-data", "--task", task, "--arch", model.arch, *model.flags]
+    settings = fairseq_options.parse_args_and_arch(parser, words)
+    if model.arch in MODEL_DATACLASS_REGISTRY:
+        # An architecture that is named as its model has the defaults of the model's dataclass.
+        settings = argparse.Namespace(**vars(MODEL_DATACLASS_REGISTRY[model.arch].from_namespace(settings)))
+    return settings
+
+
+def build(model: Model) -> nn.Module:
+    """Builds the model on PyTorch's meta device, where tensors have shapes only.
+
+    Source and target share one dictionary of `vocabulary` entries, special symbols included. Raises ValueError if
+    fairseq cannot build the model with it.
+    """
+    dictionary = Dictionary()
+    for index in range(model.vocabulary - len(dictionary)):
+        dictionary.add_symbol(f"word{index}")
+    settings = parse(model)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    try:
+        with torch.device("meta"):
+            return ARCH_MODEL_REGISTRY[model.arch].build_model(settings, task)
+    except AssertionError as error:
+        raise ValueError(
+            f"{model.command()} cannot be built with --vocabulary {model.vocabulary}; an adaptive softmax or adaptive "
+            "input needs at least as many entries as its last cutoff"
+        ) from error
+
+
+def count(module: nn.Module) -> int:
+    """Returns the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_layers(model: nn.Module) -> int:
+    """Returns the number of parameters in the layers of the encoder and the decoder: without embeddings and output."""
+    parts = [getattr(model, name) for name in ("encoder", "decoder") if hasattr(model, name)]
+    return sum(count(part.layers) for part in parts)
+
+
+def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
+    """Returns site, mechanism, number of attentions, and what the mechanism adds there; shared parameters once."""
+    rows: dict[tuple[str, str], tuple[int, int]] = {}
+    counted: set[int] = set()
+    for attention in attention_modules(model):
+        mechanism = attention.mechanism
+        new = [parameter for parameter in mechanism.parameters() if id(parameter) not in counted]
+        counted.update(id(parameter) for parameter in new)
+        key = (mechanism.site.name, mechanism.spec if isinstance(mechanism, MixedHeads) else mechanism.name)
+        number, extra = rows.get(key, (0, 0))
+        rows[key] = (number + 1, extra + sum(one.numel() for one in new))
+    return [(site, name, number, extra) for (site, name), (number, extra) in rows.items()]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model to compare with, how many parameters it has, and how many it was to have."""
+
+    name: str
+    model: Model
+    parameters: int
+    wanted: int
+
+    @property
+    def difference(self) -> int:
+        return self.parameters - self.wanted
+
+
+def match(model: Model) -> list[Arm]:
+    """Returns the controls of a mechanism, each with nearly the parameters that it should have.
+
+    `wider FFN` and `more heads` are stock models as large as the mechanism's model, the second with more heads of less
+    width as well; `same parameters` is the mechanism's model with its FFN made narrower, as large as the stock model.
+    The FFNs of the encoder and the decoder change by numbers that differ by 2 at most. Raises ValueError where the FFN
+    would vanish.
+    """
+    stock = model.stock()
+    ours, theirs = count(build(model)), count(build(stock))
+    wider = resize(stock, theirs, ours)
+    arms = [Arm("wider FFN", wider, count(build(wider)), ours)]
+    heads = more_heads(stock)
+    if heads is not None:
+        narrow = wider.with_flags(*heads)
+        arms.append(Arm("more heads", narrow, count(build(narrow)), ours))
+    smaller = resize(model, ours, theirs)
+    arms.append(Arm("same parameters", smaller, count(build(smaller)), theirs))
+    return arms
+
+
+def resize(model: Model, parameters: int, wanted: int) -> Model:
+    """Returns the model with FFNs of such widths that it has nearly `wanted` parameters instead of `parameters`."""
+    settings = parse(model)
+    widths = {stack: getattr(settings, f"{stack}_ffn_embed_dim") for stack in stacks(settings)}
+    units = {
+        stack: count(build(model.with_flags(f"--{stack}-ffn-embed-dim", str(width + 1)))) - parameters
+        for stack, width in widths.items()
+    }
+    middle = round((wanted - parameters) / sum(units.values()))
+    candidates: list[dict[str, int]] = [{}]
+    for stack in units:
+        candidates = [{**one, stack: step} for one in candidates for step in range(middle - 1, middle + 2)]
+
+    def distance(steps: dict[str, int]) -> tuple[int, int]:
+        missing = wanted - parameters - sum(units[stack] * step for stack, step in steps.items())
+        return abs(missing), max(steps.values()) - min(steps.values())
+
+    best = min(candidates, key=distance)
+    flags: list[str] = []
+    for stack, step in best.items():
+        width = widths[stack] + step
+        if width < 1:
+            raise ValueError(f"no --{stack}-ffn-embed-dim makes {model.command()} as small as {wanted:,} parameters")
+        flags += [f"--{stack}-ffn-embed-dim", str(width)]
+    return model.with_flags(*flags)
+
+
+def stacks(settings: argparse.Namespace) -> list[str]:
+    """Returns the stacks of layers that a model of these settings has: a language model has no encoder."""
+    return [stack for stack in ("encoder", "decoder") if getattr(settings, f"{stack}_layers", None)]
+
+
+def more_heads(stock: Model) -> tuple[str, ...] | None:
+    """Returns flags for twice the heads, or the next number that divides the width; None if there is none."""
+    settings = parse(stock)
+    flags: list[str] = []
+    for stack in stacks(settings):
+        width, heads = getattr(settings, f"{stack}_embed_dim"), getattr(settings, f"{stack}_attention_heads")
+        larger = [number for number in range(heads + 1, width + 1) if width % number == 0]
+        if not larger:
+            return None
+        chosen = 2 * heads if 2 * heads in larger else larger[0]
+        flags += [f"--{stack}-attention-heads", str(chosen)]
+    return tuple(flags)

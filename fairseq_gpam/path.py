@@ -1,0 +1,15 @@
+"""The folder to give to --user-dir."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`path` takes no arguments."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    print(Path(__file__).resolve().parent)
+    return 0

@@ -1,0 +1,55 @@
+"""The page of the mechanisms and its drawings."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+from fairseq_gpam import mechanism_page
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.attention import REGISTRY
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_the_committed_page_is_what_the_command_writes(tmp_path):
+    assert main(["mechanisms", "--output", str(tmp_path)]) == 0
+    written = (tmp_path / "mechanisms.md").read_text(encoding="utf-8")
+    committed = (EXAMPLES / "mechanisms.md").read_text(encoding="utf-8")
+    assert written == committed, "run: python -m fairseq_gpam mechanisms"
+    names = {f"{name}.svg" for name in REGISTRY}
+    assert {path.name for path in (tmp_path / "mechanisms").iterdir()} == names
+    assert {path.name for path in (EXAMPLES / "mechanisms").iterdir()} == names
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_mechanism_has_its_facts_and_a_small_drawing(name):
+    page = (EXAMPLES / "mechanisms.md").read_text(encoding="utf-8")
+    mechanism = REGISTRY[name]
+    for fact in (mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.cost):
+        assert fact in page
+    for option in mechanism.options:
+        assert f"`{option.flag}`" in page
+    picture = EXAMPLES / "mechanisms" / f"{name}.svg"
+    assert f"(mechanisms/{name}.svg)" in page
+    assert picture.stat().st_size < 30_000
+    assert ET.parse(picture).getroot().tag.endswith("svg")
+
+
+def test_the_numbers_of_parameters():
+    expected = {"softmax": 0, "dagpam": 8 * 64**2 + 16, "differential": 6 * 64, "gated": 512**2, "sink": 8}
+    assert {name: mechanism_page.extra_parameters(name) for name in expected} == expected
+
+
+def test_a_drawing_shows_sign_and_size():
+    picture = mechanism_page.drawing(torch.tensor([[1.0, -0.5], [0.0, 0.25]]))
+    assert picture.count("<title>") == 3
+    assert mechanism_page.colour(1.0) in picture and mechanism_page.colour(-0.5) in picture
+    assert mechanism_page.colour(0.0) == "#ffffff"
+
+
+def test_the_sums_of_the_drawn_rows():
+    for name, total in (("softmax", 1), ("centered", 0), ("attn_scale", 1), ("sparsemax", 1), ("dnas", 1)):
+        rows = mechanism_page.example_weights(name).sum(-1)
+        torch.testing.assert_close(rows, torch.full_like(rows, total))
