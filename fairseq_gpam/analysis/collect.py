@@ -96,7 +96,6 @@ def collect(
     without: Sequence[str] = (),
     batch_size: int = 8,
     portraits: Sequence[int] = (),
-    relevance: bool = True,
     paths: int = 24,
     seed: int = 1,
 ) -> Findings:
@@ -108,7 +107,8 @@ def collect(
     measure_samples(findings, samples.batches(batch_size))
     for number in portraits:
         findings.portraits.append(draw_portrait(findings, samples, number))
-    if subject.is_translation and relevance and getattr(model.decoder, "adaptive_softmax", None) is None:
+    # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
+    if subject.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
         for portrait in findings.portraits:
             portrait.relevance = relevance_map(findings, samples.batch([portrait.number]))
     if paths:

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -34,21 +34,60 @@ COLOURS = ("#1b6ca8", "#d1495b", "#3a8f5c", "#b5842b", "#6f4e9c", "#3c3c3c", "#0
 LINES = ("-", "--", ":", "-.")
 SITES = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
 MAPS_IN_A_ROW = 4
+SIGNED = LinearSegmentedColormap.from_list(
+    "signed", ["#08306b", "#2171b5", "#8fc1de", "#ffffff", "#f7a889", "#cb2a2f", "#67000d"]
+)
+"""Blue below, red above, and zero exactly white."""
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _grid(rows: int, columns: int, lines: int, width: float = 3.0, height: float = 1.9) -> tuple[Figure, Any]:
+    """Returns a figure with panels of one size, in inches, and room above for `lines` lines of legend.
+
+    matplotlib's own layout measures every label, which takes seconds for a page of panels.
+    """
+    left, right, beside, above, below, between = 0.65, 0.15, 0.7, 0.5, 0.5, 0.95
+    legend = 0.2 * lines + 0.05
+    total_width = left + columns * width + (columns - 1) * beside + right
+    total_height = legend + above + rows * height + (rows - 1) * between + below
+    figure = Figure(figsize=(total_width, total_height))
+    panels = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / total_width,
+            "right": 1 - right / total_width,
+            "top": 1 - (legend + above) / total_height,
+            "bottom": below / total_height,
+            "wspace": beside / width,
+            "hspace": between / height,
+        },
+    )
+    return figure, panels
+
+
+def _legend(figure: Figure, panels: Any, columns: int) -> None:
+    handles: dict[str, Any] = {}
+    for axes in np.ravel(panels):
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="upper center", ncols=columns, borderaxespad=0.2)
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> None:
-    figure.savefig(path, format="png", dpi=dpi, facecolor="white")
-    # A palette of 256 colours is enough for these pictures and a third of the size.
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # A palette of 256 colours is enough for these pictures and a third of the size; its white stays white.
+    small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = small.getpalette()
+    assert palette is not None
+    white = small.getpixel((0, 0))
+    assert isinstance(white, int)
+    palette[3 * white : 3 * white + 3] = [255, 255, 255]
+    small.putpalette(palette)
+    small.save(path, optimize=True)
 
 
 def _series(records: pd.DataFrame) -> list[tuple[str, str]]:
@@ -94,25 +133,16 @@ def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path) -> None:
     sites = [site for site in SITES if (records.site == site).any()]
     series = _series(records)
     with mpl.rc_context(STYLE):
-        legend = 0.22 * math.ceil(len(series) / 3) + 0.1
-        figure = _figure(3.6 * len(chosen) + 0.2, 2.7 * len(sites) + legend)
-        panels = figure.subplots(len(sites), len(chosen), squeeze=False)
+        columns = min(len(series), len(chosen) + 1)
+        figure, panels = _grid(len(sites), len(chosen), math.ceil(len(series) / columns))
         for row, site in enumerate(sites):
             for column, metric in enumerate(chosen):
                 _draw_panel(panels[row, column], records, metric, site, series)
                 if not panels[row, column].lines:
                     panels[row, column].axis("off")
                     panels[row, column].set_title("")
-        _legend(figure, panels, series)
+        _legend(figure, panels, columns)
         _save(figure, path, 110)
-
-
-def _legend(figure: Figure, panels: Any, series: list[tuple[str, str]]) -> None:
-    handles: dict[str, Any] = {}
-    for axes in np.ravel(panels):
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(3, max(1, len(series))))
 
 
 FIGURE_4 = ("residual_norm", "mean_cosine", "query_gradient")
@@ -121,8 +151,8 @@ FIGURE_4 = ("residual_norm", "mean_cosine", "query_gradient")
 def log_log(slopes: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the residual ratio, and log(−log r) with its fitted line, against depth."""
     with mpl.rc_context(STYLE):
-        figure = _figure(9.4, 3.6 + 0.2 * len(slopes) / 2)
-        left, right = figure.subplots(1, 2)
+        figure, panels = _grid(1, 2, math.ceil(len(slopes) / 2), 4.5, 2.8)
+        left, right = panels[0]
         series = [(entry["checkpoint"], f"{entry['variant']}, {entry['site']}") for entry in slopes]
         for entry, (checkpoint, variant) in zip(slopes, series, strict=True):
             style = _style_of(series, checkpoint, variant)
@@ -130,14 +160,13 @@ def log_log(slopes: Sequence[dict[str, Any]], path: Path) -> None:
             left.plot(range(len(ratios)), ratios, marker="o", markersize=3, **style)
             with np.errstate(invalid="ignore", divide="ignore"):
                 heights = np.where((ratios > entry["floor"]) & (ratios < 1), np.log(-np.log(ratios)), np.nan)
-            fit = "too few points" if entry["slope"] is None else f"slope {entry['slope']:.4g}"
             right.plot(range(len(ratios)), heights, marker="o", linestyle="none", markersize=4, color=style["color"])
             if entry["slope"] is not None:
                 depths = np.flatnonzero(np.isfinite(heights))
                 right.plot(
                     depths,
                     entry["intercept"] + entry["slope"] * depths,
-                    **{**style, "label": f"{style['label']}: {fit}"},
+                    **{**style, "label": f"{style['label']}: slope {entry['slope']:.4g}"},
                 )
         left.set_yscale("log")
         left.set_title("residual ratio (mean token)")
@@ -145,8 +174,7 @@ def log_log(slopes: Sequence[dict[str, Any]], path: Path) -> None:
         for axes in (left, right):
             axes.set_xlabel("layer")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-            if axes.lines:
-                axes.legend(fontsize=7, loc="best")
+        _legend(figure, right, 2)
         _save(figure, path, 110)
 
 
@@ -160,8 +188,8 @@ def paths(rows: Sequence[dict[str, Any]], path: Path) -> None:
         .itertuples(index=False)
     ]
     with mpl.rc_context(STYLE):
-        figure = _figure(9.4, 3.6 + 0.2 * len(series) / 2)
-        left, right = figure.subplots(1, 2)
+        figure, panels = _grid(1, 2, math.ceil(len(series) / 2), 4.5, 2.8)
+        left, right = panels[0]
         for (checkpoint, variant, site), line in frame.groupby(["checkpoint", "variant", "site"], sort=False):
             style = _style_of(series, checkpoint, f"{variant}, {site}")
             left.plot(line.length, line["median"], marker="o", markersize=3, **style)
@@ -175,42 +203,47 @@ def paths(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for axes in (left, right):
             axes.set_xlabel("path length k")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        left.legend(fontsize=7, loc="best")
+        _legend(figure, left, 2)
         _save(figure, path, 110)
 
 
-def attention_maps(
-    weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], title: str, path: Path, dpi: int
-) -> None:
+def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], path: Path, dpi: int) -> None:
     """Draws the signed maps of a layer's heads, H × T × S: red positive, blue negative, white zero, one scale."""
     heads = len(weights)
     columns = min(MAPS_IN_A_ROW, heads)
     rows = math.ceil(heads / columns)
     bound = float(np.abs(weights).max()) or 1.0
-    ratio = max(0.35, min(1.6, len(queries) / max(1, len(keys))))
-    style = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
-    with mpl.rc_context(style):
-        figure = _figure(2.75 * columns + 1.4, (2.3 * ratio + 0.75) * rows + 0.45)
-        panels = figure.subplots(rows, columns, squeeze=False)
-        size = 6.5 if max(len(queries), len(keys)) <= 20 else 5.5
-        picture = None
-        for number, axes in enumerate(panels.flat):
-            if number >= heads:
-                axes.axis("off")
-                continue
-            picture = axes.imshow(weights[number], cmap="RdBu_r", norm=Normalize(-bound, bound), aspect="auto")
+    size = 6.5
+    # Placed by hand, in inches: finding room for hundreds of labels takes matplotlib seconds.
+    side, gap, top, bar = 2.6, 0.12, 0.22, 0.75
+    tall = side * max(0.4, min(1.5, len(queries) / max(1, len(keys))))
+    left, bottom = (0.1 + 0.075 * max(map(len, labels)) * size / 6.5 for labels in (queries, keys))
+    width = left + columns * (side + gap) + bar
+    height = bottom + rows * (tall + top) + 0.05
+    with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(width, height))
+        for number in range(heads):
+            row, column = divmod(number, columns)
+            from_top = (rows - row) * (tall + top) - top - tall
+            axes = figure.add_axes(
+                (
+                    (left + column * (side + gap)) / width,
+                    (bottom + from_top) / height,
+                    side / width,
+                    tall / height,
+                )
+            )
+            picture = axes.imshow(weights[number], cmap=SIGNED, norm=Normalize(-bound, bound), aspect="auto")
             axes.set_title(f"head {number + 1}", fontsize=8, pad=3)
-            axes.set_xticks(range(len(keys)), keys, rotation=90, fontsize=size)
-            if number % columns == 0:
-                axes.set_yticks(range(len(queries)), queries, fontsize=size)
-            else:
-                axes.set_yticks([])
+            below = number + columns >= heads
+            axes.set_xticks(range(len(keys)) if below else [], keys if below else [], rotation=90, fontsize=size)
+            first = column == 0
+            axes.set_yticks(range(len(queries)) if first else [], queries if first else [], fontsize=size)
             axes.tick_params(length=0, pad=1.5)
             for spine in axes.spines.values():
                 spine.set_linewidth(0.4)
-        assert picture is not None
-        figure.colorbar(picture, ax=panels, shrink=0.7, aspect=30, pad=0.01, label="weight")
-        figure.suptitle(title, fontsize=9)
+        beside = (left + columns * (side + gap) + 0.06) / width
+        figure.colorbar(picture, cax=figure.add_axes((beside, bottom / height, 0.12 / width, tall / height)))
         _save(figure, path, dpi)
 
 
@@ -220,7 +253,7 @@ def relevance(values: np.ndarray, target: Sequence[str], source: Sequence[str], 
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     style = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
     with mpl.rc_context(style):
-        figure = _figure(0.26 * len(source) + 2.6, 0.24 * len(target) + 1.6)
+        figure = Figure(figsize=(0.26 * len(source) + 2.6, 0.24 * len(target) + 1.6), layout="constrained")
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(source)), source, rotation=90)
@@ -239,8 +272,7 @@ def lambda_history(rows: pd.DataFrame, path: Path) -> None:
     sites = [site for site in SITES if (rows.site == site).any()]
     dashes = {group: LINES[index % len(LINES)] for index, group in enumerate(dict.fromkeys(rows.group))}
     with mpl.rc_context(STYLE):
-        figure = _figure(4.4 * len(names) + 0.6, 2.7 * len(sites) + 0.3)
-        panels = figure.subplots(len(sites), len(names), squeeze=False)
+        figure, panels = _grid(len(sites), len(names), len(dashes) > 1, 4.0)
         depth = int(rows.layer.max())
         colours = mpl.colormaps["viridis"].resampled(max(2, depth + 1))
         for row, site in enumerate(sites):
@@ -260,5 +292,5 @@ def lambda_history(rows: pd.DataFrame, path: Path) -> None:
                 axes.set_xlabel("updates")
         if len(dashes) > 1:
             handles = [mpl.lines.Line2D([], [], color="black", linestyle=dash) for dash in dashes.values()]
-            figure.legend(handles, dashes.keys(), loc="outside upper center", ncols=3)
+            figure.legend(handles, dashes.keys(), loc="upper center", ncols=3)
         _save(figure, path, 110)

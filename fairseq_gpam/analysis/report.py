@@ -21,6 +21,7 @@ from fairseq_gpam.analysis.collect import Findings, Portrait
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
 SLOPE_FLOOR = 1e-6
+OF_PARAMETERS = ("QK eigenspectrum", "λ by layer")
 MAP_TOKENS = 24
 """How many tokens of a sequence a map shows; the data file holds all."""
 
@@ -50,7 +51,7 @@ def write_report(
         "title": "Attention report: " + ", ".join(dict.fromkeys(finding.subject.name for finding in findings)),
         "results": results,
         "floor": f"{SLOPE_FLOOR:g}",
-        "figure4": figure_4(drawn, folder),
+        "figures_4": figures_4(drawn, folder),
         "curves": all_curves(drawn, folder),
         "log_log": collapse(results["slopes"], folder),
         "path_picture": path_picture(results["paths"], folder),
@@ -197,26 +198,32 @@ def _in_words(records: pd.DataFrame, chosen: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def figure_4(records: pd.DataFrame, folder: Path) -> dict[str, Any]:
-    path = folder / "figure4.png"
-    pictures.curves(records, pictures.FIGURE_4, path)
-    caption = (
-        "The residual norm and the gradient are on logarithmic axes; gradients are of the whole sample, unclipped."
-    )
-    return _image(path, _in_words(records, pictures.FIGURE_4), caption)
-
-
-def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+def figures_4(records: pd.DataFrame, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Draws residual norm, cosine and query gradient of the self-attention stacks, once for each setting."""
     found = []
-    known = set(records.metric)
-    extra = tuple(sorted(name for name in known if name.startswith("mechanism_") or "lambda" in name))
-    for title, group in {**GROUPS, "λ by layer": extra}.items():
-        chosen = [name for name in group if name in known]
-        if chosen:
-            path = folder / (_slug(title) + ".png")
-            pictures.curves(records, chosen, path)
-            caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in chosen)
-            found.append((title, _image(path, _in_words(records, chosen), caption)))
+    caption = "Residual norm and gradient on logarithmic axes; gradients are those of the whole sample, unclipped."
+    for number, (variant, chosen) in enumerate(records[records.site != "cross"].groupby("variant", sort=False)):
+        path = folder / f"figure4-{number + 1}.png"
+        pictures.curves(chosen, pictures.FIGURE_4, path)
+        found.append((str(variant), _image(path, _in_words(chosen, pictures.FIGURE_4), caption)))
+    return found
+
+
+def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Draws every group of metrics, for each setting; what needs no data is drawn for the first setting only."""
+    found = []
+    for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
+        known = dict.fromkeys(chosen.metric)
+        groups = {**GROUPS, "λ by layer": tuple(name for name in known if "lambda" in name)}
+        drawn = []
+        for title, group in groups.items():
+            names = [name for name in group if name in known]
+            if names and not (number and title in OF_PARAMETERS):
+                path = folder / f"{_slug(title)}-{number + 1}.png"
+                pictures.curves(chosen, names, path)
+                caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)
+                drawn.append((title, _image(path, _in_words(chosen, names), caption)))
+        found.append((str(variant), drawn))
     return found
 
 
@@ -279,7 +286,7 @@ def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, A
     for run, finding in first.values():
         for portrait in finding.portraits:
             layers: dict[int, list[dict[str, Any]]] = {}
-            for (site, layer), weights in sorted(portrait.maps.items(), key=lambda item: (item[0][1], item[0][0])):
+            for (site, layer), weights in portrait.maps.items():
                 layers.setdefault(layer, []).append(
                     _map_picture(finding, portrait, site, layer, weights, run, dpi, folder)
                 )
@@ -301,7 +308,7 @@ def _map_picture(
     title = f"{pictures.SITES[site]}, layer {layer}"
     # Keys that no token stands for (bias_kv, zero_attn) come last.
     keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
-    pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], title, path, dpi)
+    pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
     negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
     alt = (
         f"Attention maps of {len(cropped)} heads of {finding.subject.name}, {title}, sample {portrait.number}; "

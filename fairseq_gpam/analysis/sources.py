@@ -89,15 +89,18 @@ def _arch(model_config: Any) -> str:
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """Returns short, different names for paths: their last part, with as many folders before it as that needs."""
-    parts = [Path(path).resolve().parts for path in paths]
-    depth = 1
-    while depth < max((len(part) for part in parts), default=1):
-        if len({part[-depth:] for part in parts}) == len(set(parts)):
-            break
-        depth += 1
-    found = ["/".join(part[-depth:]).removesuffix(".pt") for part in parts]
-    if len(set(found)) == 1 and len(found) > 1:
+    """Returns short, different names for checkpoints: the parts of their paths in which they differ."""
+    parts = [Path(path).resolve().with_suffix("").parts for path in paths]
+    if len(parts) < 2:
+        return ["/".join(part[-1:]) for part in parts]
+    start = end = 0
+    shortest = min(map(len, parts))
+    while start < shortest and len({part[start] for part in parts}) == 1:
+        start += 1
+    while end < shortest - start and len({part[-1 - end] for part in parts}) == 1:
+        end += 1
+    found = ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]
+    if len(set(found)) < len(found):
         found = [f"{name} ({number})" for number, name in enumerate(found, start=1)]
     return found
 
