@@ -16,9 +16,9 @@ def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> T
     """Returns P = tanh(E) ⊙ 2·sigmoid(N), or tanh(E) ⊙ sigmoid(N − mean(N)) if `centered`: B × H × T × S.
 
     E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys get 0: tanh(−∞) would
-    be −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. Our reading: the mean is
-    that of a row over the keys that it sees (of the whole matrix it would see the future), and both E and N are
-    divided by √D.
+    be −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. The scaling by √D of both E and N,
+    and that the mean is that of a row over the keys that it sees (of the whole matrix it would see the future), are
+    our reading.
     """
     similarity = torch.tanh(dot_scores(q, k, mask))
     distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))

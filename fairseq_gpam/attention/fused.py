@@ -190,7 +190,8 @@ class _Weights:
             else:
                 matrix = torch.addcmul(matrix, negative, ratio, value=-1)
         if self.sighted is not None:
-            factor = factor * self.sighted
+            # A number times a bool would be fp32, whatever the matrix is.
+            factor = factor * self.sighted.to(matrix.dtype)
         return matrix, factor
 
 
