@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.affine import Affine, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism
+from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site
 from fairseq_gpam.attention.masks import AttentionMask
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -43,6 +43,14 @@ class AffineMechanism(AttentionMechanism):
 
 class MatrixMechanism(AttentionMechanism):
     """A mechanism whose weights are a matrix that is held as a whole: B × H × T × S."""
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        if settings.backend == "fused":
+            raise ValueError(
+                f"--gpam-backend 'fused' is not allowed with mechanism {self.name!r}, which has only one way to be "
+                "computed; allowed: auto, reference"
+            )
 
     def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         """Returns the weights, exactly 0 on hidden keys; in fp32 for half precision."""
@@ -78,8 +86,11 @@ def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = 
 
     `scale` is 1/√D unless given.
     """
-    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
-    scores = upcast(torch.matmul(q * scale, k.transpose(-2, -1)))
+    root = math.sqrt(q.size(-1))
+    scores = upcast(torch.matmul(q / root, k.transpose(-2, -1)))
+    if scale is not None:
+        # fp16 could not hold the product of all D channels.
+        scores = scores * (scale * root)
     return scores if mask.bias is None else scores + mask.bias.to(scores.dtype)
 
 

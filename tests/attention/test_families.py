@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import HEADS, settings
+from contract import HEADS, WIDTH, build_model, check_stepwise, future_gradients, settings, train
 from tiny import OURS, build, sentences
 
 import fairseq_gpam.attention as room
@@ -109,6 +109,19 @@ def test_the_family_goes_through_the_shared_core(name, backend, monkeypatch):
     assert seen == [backend] * 2
 
 
+@pytest.mark.parametrize("name", sorted(set(REGISTRY) - set(AFFINE_FAMILY)))
+def test_no_silent_fall_back_from_the_fused_backend(name):
+    with pytest.raises(ValueError, match=f"--gpam-backend 'fused' is not allowed with mechanism '{name}'"):
+        in_a_stack(name, backend="fused")
+
+
+def test_unscaled_scores_fit_fp16():
+    q = torch.full((1, 1, 2, 64), 60.0, dtype=torch.float16)
+    mechanism = build_mechanism("nap", Site("encoder", 0, 1, 64, 1, 64), settings(nap_output="none")).half()
+    output, weights = mechanism(q, q, q, AttentionMask(), q[:, 0], 0.0, True)
+    assert output.isfinite().all() and weights.isfinite().all()
+
+
 @pytest.mark.parametrize("name", AFFINE_FAMILY)
 def test_the_fused_backend_gives_the_same_numbers(name):
     q, k, v = (torch.randn(3, HEADS, LENGTH, LENGTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -124,6 +137,19 @@ def test_the_fused_backend_gives_the_same_numbers(name):
         results.append((output, *torch.autograd.grad(output.square().sum(), [q, k, v, *second.parameters()])))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_dagpam_learns_and_decodes(task):
+    model = build_model(task, "dagpam")
+    first, last = train(model, task)
+    assert last < 0.8 * first
+    check_stepwise(model, task)
+
+
+def test_no_gradient_from_the_future_in_dagpam():
+    dagpam = build_mechanism("dagpam", Site("decoder", 1, 3, HEADS * WIDTH, HEADS, WIDTH), settings()).double()
+    assert future_gradients(lambda q, k, v, x: dagpam(q, k, v, AttentionMask(causal=True), x)[0]) == 0
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, future_gradients, masks, row_by_row, settings
+from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, future_gradients, masks, row_by_row, settings
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism, fastmax
+from fairseq_gpam.attention import FUTURE, AttentionMask, Site, build_mechanism, fastmax
+from fairseq_gpam.modules import GPAMMultiheadAttention
 
 LINEAR_KINDS = ("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left")
 
@@ -66,6 +67,19 @@ def test_the_linear_form_sees_no_future_and_survives_empty_rows():
     output = linear(q, q, q, AttentionMask(torch.ones(1, LENGTH, dtype=torch.bool), True), q)[0]
     output.sum().backward()
     assert output.abs().max() == 0 and q.grad.isfinite().all()
+
+
+def test_decoding_with_the_linear_form():
+    attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, build(fastmax_form="linear"), self_attention=True)
+    attention = attention.double().eval()
+    x = torch.randn(LENGTH, 3, HEADS * WIDTH, dtype=torch.float64)
+    padding = torch.tensor(PADDING["left"]).bool()
+    full, _ = attention(x, x, x, padding, need_weights=False, attn_mask=FUTURE)
+    state = {}
+    for i in range(LENGTH):
+        one = x[i : i + 1]
+        step, _ = attention(one, one, one, padding[:, i : i + 1], state, need_weights=False)
+        torch.testing.assert_close(step[0], full[i], rtol=1e-9, atol=1e-10)
 
 
 def test_no_matrix_is_made_where_the_sequence_is_long(monkeypatch):
