@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
@@ -324,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("runs", type=Path, nargs="+")
     command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
+    # Some of fairseq's modules set the root logger to DEBUG when imported.
+    logging.getLogger().setLevel(logging.WARNING)
     try:
         if args.command == "score":
             scores = score(args.run, args.references)
