@@ -14,6 +14,7 @@ COMMANDS = {
     "path": ("fairseq_gpam.path", "print the folder to give to --user-dir (the default)"),
     "info": ("fairseq_gpam.info", "print versions, engine, models, architectures, mechanisms; parameters of a model"),
     "mechanisms": ("fairseq_gpam.mechanism_page", "write the page of the mechanisms and its drawings"),
+    "benchmark": ("fairseq_gpam.benchmark.cli", "compare time and memory with the unmodified fairseq"),
 }
 
 

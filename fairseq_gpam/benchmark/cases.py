@@ -1,0 +1,310 @@
+"""What is timed: the same work done by stock fairseq and by this package, at one size."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import TransformerConfig
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor, nn
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import FUTURE, AttentionMask, Site, build_mechanism
+from fairseq_gpam.benchmark.timing import Step
+from fairseq_gpam.modules import install_attention
+
+VOCABULARY = 10_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Length and number of the sequences of a batch, and the layer's sizes."""
+
+    length: int
+    batch: int
+    width: int
+    feed_forward: int
+    heads: int
+    kinds: tuple[str, ...]
+
+
+SHAPES = {
+    "iwslt": Shape(30, 64, 512, 1024, 4, ("encoder", "decoder")),
+    "wmt": Shape(64, 32, 512, 2048, 8, ("encoder", "decoder")),
+    "lm512": Shape(512, 4, 512, 2048, 8, ("lm",)),
+    "lm2048": Shape(2048, 1, 512, 2048, 8, ("lm",)),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compared with stock: a mechanism by a backend."""
+
+    mechanism: str
+    backend: str
+
+    def settings(self, **others: Any) -> argparse.Namespace:
+        return argparse.Namespace(gpam_mechanism=self.mechanism, gpam_backend=self.backend, **others)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: `build(subject)` gives the step of stock fairseq and ours."""
+
+    level: str
+    shape: str
+    kind: str
+    mode: str
+    dropout: float
+    build: Callable[[Subject], tuple[Step, Step]]
+
+    @property
+    def name(self) -> str:
+        dropout = f", attention dropout {self.dropout:g}" if self.dropout else ""
+        return f"{self.level} {self.shape} {self.kind}, {self.mode}{dropout}"
+
+
+def _backward(output: Tensor) -> None:
+    output.backward(torch.ones_like(output))
+
+
+def _clear(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        tensor.grad = None
+
+
+def future_matrix(length: int) -> Tensor:
+    """Returns the additive T × T mask that the stock decoder makes."""
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
+def core_pair(
+    subject: Subject, length: int, batch: int, heads: int, width: int, dropout: float, with_stock: bool = True
+) -> tuple[Step, Step]:
+    """Causal self-attention without its projections: what stock calls (SDPA with a T × T mask), and our mechanism.
+
+    Stock makes its mask once and keeps it, so making it is no part of its step. `with_stock=False` makes none.
+    """
+
+    def leaf() -> Tensor:
+        return torch.randn(length, batch, heads, width).permute(1, 2, 0, 3).requires_grad_()
+
+    q, k, v = leaf(), leaf(), leaf()
+    x = torch.randn(batch, length, heads * width)
+    mechanism = _mechanism(subject, heads, width)
+    matrix = future_matrix(length) if with_stock else None
+
+    def stock() -> None:
+        _clear(q, k, v)
+        _backward(F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout))
+
+    def ours() -> None:
+        _clear(q, k, v, *mechanism.parameters())
+        _backward(mechanism(q, k, v, AttentionMask(causal=True), x, dropout)[0])
+
+    return stock, ours
+
+
+def _mechanism(subject: Subject, heads: int, width: int) -> nn.Module:
+    site = Site("decoder", 0, 1, heads * width, heads, width)
+    return build_mechanism(subject.mechanism, site, options.resolve(subject.settings()))
+
+
+def _layer(kind: str, shape: Shape, attention_dropout: float, subject: Subject | None) -> nn.Module:
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("embed_dim", shape.width),
+            ("ffn_embed_dim", shape.feed_forward),
+            ("attention_heads", shape.heads),
+        )
+    }
+    config = TransformerConfig.from_namespace(
+        argparse.Namespace(attention_dropout=attention_dropout, dropout=0.1, **sizes)
+    )
+    torch.manual_seed(1)
+    if kind == "encoder":
+        layer = TransformerEncoderLayerBase(config)
+    else:
+        layer = TransformerDecoderLayerBase(config, no_encoder_attn=kind == "lm")
+    if subject is not None:
+        stack = nn.Module()
+        stack.layers = nn.ModuleList([layer])
+        stack.cross_self_attention = False  # type: ignore[assignment]
+        model = nn.Module()
+        setattr(model, "encoder" if kind == "encoder" else "decoder", stack)
+        install_attention(model, options.resolve(subject.settings()))
+    return layer
+
+
+def layer_pair(subject: Subject, shape: Shape, kind: str, dropout: float, training: bool) -> tuple[Step, Step]:
+    """One whole transformer layer, with dropout, feed-forward network and norms."""
+    stock_layer, our_layer = (_layer(kind, shape, dropout, each).train(training) for each in (None, subject))
+    x, encoded = (torch.randn(shape.length, shape.batch, shape.width, requires_grad=training) for _ in range(2))
+    padding = torch.zeros(shape.batch, shape.length, dtype=torch.bool)
+    padding[::2, -3:] = True
+
+    def step(layer: nn.Module, mask: Any) -> Step:
+        def run() -> None:
+            _clear(x, encoded, *layer.parameters())
+            with torch.set_grad_enabled(training):
+                if kind == "encoder":
+                    output = layer(x, padding)
+                elif kind == "decoder":
+                    output = layer(x, encoded, padding, self_attn_mask=mask)[0]
+                else:
+                    output = layer(x, self_attn_mask=mask)[0]
+                if training:
+                    _backward(output)
+
+        return run
+
+    return step(stock_layer, future_matrix(shape.length)), step(our_layer, FUTURE)
+
+
+def decoding_pair(subject: Subject, shape: Shape, kind: str, rows: int = 160, steps: int = 100) -> tuple[Step, Step]:
+    """`steps` decoding steps of one layer for `rows` hypotheses, the cache reordered before each."""
+    x = torch.randn(1, rows, shape.width)
+    encoded = torch.randn(shape.length, rows, shape.width)
+    orders = [torch.randint(rows, (rows,)) for _ in range(steps)]
+
+    def step(layer: Any) -> Step:
+        layer.eval()
+
+        @torch.no_grad()
+        def run() -> None:
+            state: dict[str, Any] = {}
+            for order in orders:
+                if state:
+                    layer.self_attn.reorder_incremental_state(state, order)
+                layer(x, encoded if kind == "decoder" else None, None, incremental_state=state)
+
+        return run
+
+    return step(_layer(kind, shape, 0.0, None)), step(_layer(kind, shape, 0.0, subject))
+
+
+def _dictionary() -> Dictionary:
+    dictionary = Dictionary()
+    for index in range(VOCABULARY - len(dictionary)):
+        dictionary.add_symbol(f"w{index}")
+    return dictionary
+
+
+def _model(architecture: str, subject: Subject | None, **flags: Any) -> Any:
+    dictionary = _dictionary()
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    prefix = "transformer_lm" if architecture.startswith("transformer_lm") else "transformer"
+    args = argparse.Namespace(**flags)
+    if subject is not None:
+        architecture = prefix + "_gpam" + architecture.removeprefix(prefix)
+        args = subject.settings(**flags)
+    ARCH_CONFIG_REGISTRY[architecture](args)
+    torch.manual_seed(1)
+    return ARCH_MODEL_REGISTRY[architecture].build_model(args, task)
+
+
+def _language_model(subject: Subject | None) -> Any:
+    # The plain `transformer_lm` takes its settings from a parsed command line; this preset fills in what is not named.
+    return _model(
+        "transformer_lm_gpt2_tiny", subject, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_layers=6,
+        decoder_attention_heads=8, activation_fn="relu", attention_dropout=0.0, max_target_positions=1024,
+        share_decoder_input_output_embed=True,
+    )  # fmt: skip
+
+
+def model_pair(subject: Subject, shape: Shape, kind: str) -> tuple[Step, Step]:
+    """A training step without the optimiser of `transformer_iwslt_de_en`, or of 6 layers of language model."""
+    tokens = torch.randint(10, VOCABULARY, (shape.batch, shape.length))
+
+    def step(model: Any) -> Step:
+        model.train()
+
+        def run() -> None:
+            _clear(*model.parameters())
+            if kind == "lm":
+                logits = model(tokens)[0]
+            else:
+                logits = model(tokens, torch.full((shape.batch,), shape.length), tokens)[0]
+            F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+
+        return run
+
+    if kind == "lm":
+        return step(_language_model(None)), step(_language_model(subject))
+    flags = {"share_all_embeddings": True}
+    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
+        _model("transformer_iwslt_de_en", subject, **flags)
+    )
+
+
+def generation_pair(subject: Subject, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
+    """Beam search of a whole `transformer_iwslt_de_en`, every hypothesis as long as the source."""
+    tokens = torch.randint(10, VOCABULARY, (sentences, shape.length))
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.full((sentences,), shape.length)}}
+
+    def step(model: Any) -> Step:
+        model.eval()
+        model.make_generation_fast_(beamable_mm_beam_size=beam)
+        generator = SequenceGenerator(
+            [model], _dictionary(), beam_size=beam, max_len_a=0, max_len_b=shape.length, min_len=shape.length
+        )
+
+        @torch.no_grad()
+        def run() -> None:
+            generator.generate([model], sample)
+
+        return run
+
+    flags = {"share_all_embeddings": True}
+    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
+        _model("transformer_iwslt_de_en", subject, **flags)
+    )
+
+
+def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
+    """Returns every comparison at these shapes and levels."""
+    cases: list[Case] = []
+
+    def add(level: str, shape: str, kind: str, mode: str, dropout: float, build: Any) -> None:
+        if level in levels:
+            cases.append(Case(level, shape, kind, mode, dropout, build))
+
+    for name in shape_names:
+        shape = SHAPES[name]
+        for kind in shape.kinds:
+            for dropout in (0.0, 0.1):
+                if kind != "encoder":
+                    add("core", name, kind, "training", dropout, _core(shape, dropout))
+                add("layer", name, kind, "training", dropout, _bind(layer_pair, shape, kind, dropout, True))
+            add("layer", name, kind, "inference", 0.0, _bind(layer_pair, shape, kind, 0.0, False))
+            if kind != "encoder" and name in ("iwslt", "lm512"):
+                add("decoding", name, kind, "100 steps", 0.0, _bind(decoding_pair, shape, kind))
+                add("model", name, kind, "training", 0.0, _bind(model_pair, shape, kind))
+            if kind == "decoder" and name == "iwslt":
+                add("generation", name, kind, "beam 5", 0.0, _bind(generation_pair, shape))
+    return cases
+
+
+LEVELS = ("core", "layer", "decoding", "model", "generation")
+
+
+def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Subject], tuple[Step, Step]]:
+    return lambda subject: pair(subject, *arguments)
+
+
+def _core(shape: Shape, dropout: float) -> Callable[[Subject], tuple[Step, Step]]:
+    def build(subject: Subject) -> tuple[Step, Step]:
+        return core_pair(subject, shape.length, shape.batch, shape.heads, shape.width // shape.heads, dropout)
+
+    return build

@@ -1,0 +1,166 @@
+"""Compares time and memory with the unmodified fairseq.
+
+Steps run in pairs in one process, A B A B …; medians of their ratios are printed, with quartiles. A ratio below 1 means that this package is faster than stock. Levels: core (attention without projections), layer,
+decoding (one layer with its cache reordered), model (a training step without the optimiser), generation (beam search),
+memory and scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fairseq_gpam import engine
+from fairseq_gpam.attention import REGISTRY
+from fairseq_gpam.attention.affine import BACKENDS
+from fairseq_gpam.benchmark import memory
+from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Subject, all_cases, core_pair
+from fairseq_gpam.benchmark.timing import paired
+
+ALL_LEVELS = (*LEVELS, "memory", "scaling")
+SCALING_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+def _list_of(allowed: tuple[str, ...]) -> Any:
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is not allowed; allowed: {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    mechanisms = tuple(sorted(REGISTRY))
+    for flag, allowed, default in (
+        ("--shapes", tuple(SHAPES), list(SHAPES)),
+        ("--levels", ALL_LEVELS, list(ALL_LEVELS)),
+        ("--mechanisms", mechanisms, ["softmax", "dagpam"]),
+        ("--backends", BACKENDS, ["auto"]),
+    ):
+        words = f"comma-separated, of {', '.join(allowed)} (default: {','.join(default)})"
+        parser.add_argument(flag, type=_list_of(allowed), default=default, metavar="NAMES", help=words)
+    parser.add_argument("--pairs", type=int, default=15, help="counted pairs of each comparison (default: 15)")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios, memory and scaling to FILE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {"machine": machine(arguments.threads), "ratios": [], "memory": [], "scaling": []}
+    subjects = [Subject(m, b) for m in arguments.mechanisms for b in arguments.backends]
+    print(json.dumps(results["machine"]))
+    print(f"{'comparison':66} {'ratio':>6}  quartiles      stock", flush=True)
+    for case in all_cases(arguments.shapes, arguments.levels):
+        for subject in subjects:
+            torch.manual_seed(1)
+            ratio = paired(*case.build(subject), arguments.pairs)
+            name = f"{subject.mechanism}:{subject.backend} {case.name}"
+            quartiles = f"{ratio.lower:.3f}–{ratio.upper:.3f}"
+            print(f"{name:66} {ratio.median:6.3f}  {quartiles}  {ratio.stock_seconds * 1e3:8.1f} ms", flush=True)
+            results["ratios"].append(
+                {"mechanism": subject.mechanism, "backend": subject.backend, "level": case.level, "shape": case.shape,
+                 "kind": case.kind, "mode": case.mode, "dropout": case.dropout, **ratio.as_dict()}
+            )  # fmt: skip
+    if "memory" in arguments.levels:
+        results["memory"] = measure_memory(subjects)
+    if "scaling" in arguments.levels:
+        results["scaling"] = measure_scaling(subjects, arguments.pairs)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {arguments.json}")
+    if arguments.picture:
+        from fairseq_gpam.benchmark.picture import draw
+
+        draw(results, arguments.picture)
+        print(f"written: {arguments.picture}")
+    return 0
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Returns what the numbers depend on: processor, threads, versions, commit and time."""
+    processor = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpu_info.read_text().splitlines() if "model name" in line]
+        processor = models[0] if models else processor
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "processor": processor,
+        "threads": threads,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "commit": git.stdout.strip() or "unknown",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **engine.versions(),
+    }
+
+
+def exponent(lengths: list[int], amounts: list[float]) -> float:
+    """Returns the slope of log amount against log length, fitted by least squares."""
+    return float(np.polyfit(np.log(lengths), np.log(amounts), 1)[0])
+
+
+def measure_memory(subjects: list[Subject]) -> list[dict[str, Any]]:
+    """Prints and returns the core's peak memory at each length, without and with attention dropout."""
+    title = "peak memory of the core in training, MiB, masks included"
+    print(f"\n{title:64}" + "".join(f"{n:>8}" for n in memory.LENGTHS) + "  exponent", flush=True)
+    rows = []
+    for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in subjects)):
+        for dropout in (0.0, 0.1):
+            # Stock with dropout, and the reference, hold T × T matrices: 8192 tokens of them are gigabytes.
+            square = (what == "stock" and dropout > 0) or what.endswith(":reference")
+            lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
+            found = [memory.measure(what, length, dropout)["mebibytes"] for length in lengths]
+            slope = exponent(lengths[1:], [max(amount, 0.1) for amount in found[1:]])
+            label = f"{what}, attention dropout {dropout:g}"
+            print(f"{label:64}" + "".join(f"{amount:8.0f}" for amount in found) + f"  {slope:.2f}", flush=True)
+            rows.append({"what": what, "dropout": dropout, "lengths": lengths, "mebibytes": found, "exponent": slope})
+    return rows
+
+
+def measure_scaling(subjects: list[Subject], pairs: int) -> list[dict[str, Any]]:
+    """Prints and returns the core's training time at each length, ours and stock's, with the fitted exponents."""
+    rows = []
+    for subject in subjects:
+        print(f"\nscaling of the core, {subject.mechanism}:{subject.backend}, milliseconds (stock, ours, ratio)")
+        stock_times, our_times, ratios = [], [], []
+        for length in SCALING_LENGTHS:
+            stock, ours = core_pair(subject, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
+            ratio = paired(stock, ours, pairs if length <= 2048 else max(3, pairs // 5), warmup=1)
+            stock_times.append(ratio.stock_seconds)
+            our_times.append(ratio.our_seconds)
+            ratios.append(ratio.median)
+            print(
+                f"{length:6} {stock_times[-1] * 1e3:10.2f} {our_times[-1] * 1e3:10.2f} {ratio.median:7.3f}", flush=True
+            )
+        long = [index for index, length in enumerate(SCALING_LENGTHS) if length >= 512]
+        fitted = [exponent([SCALING_LENGTHS[i] for i in long], [t[i] for i in long]) for t in (stock_times, our_times)]
+        print(f"exponent from 512 tokens on: stock {fitted[0]:.2f}, ours {fitted[1]:.2f}")
+        rows.append(
+            {"mechanism": subject.mechanism, "backend": subject.backend, "lengths": list(SCALING_LENGTHS),
+             "stock_seconds": stock_times, "our_seconds": our_times, "ratios": ratios,
+             "stock_exponent": fitted[0], "our_exponent": fitted[1]}
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit("run: python -m fairseq_gpam benchmark")

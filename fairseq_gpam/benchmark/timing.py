@@ -1,0 +1,63 @@
+"""Paired timing: A and B in turn in one process, so that a machine whose speed drifts still gives a fair ratio."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratios time(ours) / time(stock) of all pairs: their quartiles; and both medians in seconds."""
+
+    lower: float
+    median: float
+    upper: float
+    stock_seconds: float
+    our_seconds: float
+    pairs: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def timed(step: Step) -> float:
+    """Returns the seconds that one call takes, waiting for a GPU to finish."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def paired(stock: Step, ours: Step, pairs: int, warmup: int = 2) -> Ratio:
+    """Times `stock` and `ours` alternately, after `warmup` uncounted pairs; which goes first alternates too."""
+    if pairs < 2:
+        raise ValueError(f"--pairs {pairs} is not allowed; allowed: 2 or more")
+    ratios, stock_times, our_times = [], [], []
+    gc.collect()
+    gc.disable()
+    try:
+        for pair in range(-warmup, pairs):
+            if pair % 2:
+                stock_time, our_time = timed(stock), timed(ours)
+            else:
+                our_time, stock_time = timed(ours), timed(stock)
+            if pair >= 0:
+                ratios.append(our_time / stock_time)
+                stock_times.append(stock_time)
+                our_times.append(our_time)
+    finally:
+        gc.enable()
+    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(lower, median, upper, statistics.median(stock_times), statistics.median(our_times), pairs)
