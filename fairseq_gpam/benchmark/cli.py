@@ -1,8 +1,9 @@
 """Compares time and memory with the unmodified fairseq.
 
-Steps run in pairs in one process, A B A B …; medians of their ratios are printed, with quartiles. A ratio below 1 means that this package is faster than stock. Levels: core (attention without projections), layer,
-decoding (one layer with its cache reordered), model (a training step without the optimiser), generation (beam search),
-memory and scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64).
+Steps run in pairs in one process, A B A B …; medians of their ratios are printed, with quartiles. A ratio below 1 means
+that this package is faster than stock. Levels: core (attention without projections), layer, decoding (one layer with
+its cache reordered), model (a training step without the optimiser), generation (beam search), memory and scaling (the
+core from 32 to 8192 tokens, one sentence, 2 heads of 64).
 """
 
 from __future__ import annotations
