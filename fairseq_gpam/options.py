@@ -34,6 +34,14 @@ GENERAL_OPTIONS = (
     _mechanism("decoder_mechanism", None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
     _mechanism("cross_mechanism", None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
     Option("backend", str, "auto", "how attention is computed; all backends give the same numbers", choices=BACKENDS),
+    Option(
+        "log_attention",
+        int,
+        0,
+        "log what attention does every so many updates; 0 = off",
+        check=lambda updates: updates >= 0,
+        allowed="0 (off) or a whole number of updates",
+    ),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import Tensor
 from fairseq_gpam.analysis import metrics
 from fairseq_gpam.analysis.probe import Attended, Probe, States, find_attentions, iterate_parameters
 from fairseq_gpam.analysis.sources import Samples, Subject, labels
-from fairseq_gpam.attention.coefficients import Lambda
+from fairseq_gpam.attention.measures import lambdas
 
 Key = tuple[str, str, int, int | None]
 
@@ -209,16 +208,6 @@ def measure_parameters(findings: Findings) -> None:
             findings.add(name, place.site, place.layer, values.mean())
             for head, value in enumerate(values if values.numel() > 1 else ()):
                 findings.add(name, place.site, place.layer, value, head + 1)
-
-
-def lambdas(attention: torch.nn.Module) -> dict[str, Tensor]:
-    """Returns the values of every λ of an attention under its name (`lambda_plus`, …), one or one for each head."""
-    found = {}
-    # A tied λ stands under both names.
-    for name, module in attention.named_modules(remove_duplicate=False):
-        if isinstance(module, Lambda):
-            found[re.sub(r"^mechanism\.", "", name)] = torch.as_tensor(module(), dtype=torch.float64).flatten()
-    return found
 
 
 def draw_portrait(findings: Findings, samples: Samples, number: int) -> Portrait:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fairseq_gpam.analysis.definitions import describe
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -31,7 +31,7 @@ STYLE = {
     "image.interpolation": "nearest",
 }
 COLOURS = ("#1b6ca8", "#d1495b", "#3a8f5c", "#b5842b", "#6f4e9c", "#3c3c3c", "#00a0b0", "#c46fa8")
-LINES = ("-", "--", ":", "-.")
+LINES: Any = ("-", "--", ":", "-.")
 SITES = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
 MAPS_IN_A_ROW = 4
 SIGNED = LinearSegmentedColormap.from_list(
@@ -191,7 +191,7 @@ def paths(rows: Sequence[dict[str, Any]], path: Path) -> None:
         figure, panels = _grid(1, 2, math.ceil(len(series) / 2), 4.5, 2.8)
         left, right = panels[0]
         for (checkpoint, variant, site), line in frame.groupby(["checkpoint", "variant", "site"], sort=False):
-            style = _style_of(series, checkpoint, f"{variant}, {site}")
+            style = _style_of(series, str(checkpoint), f"{variant}, {site}")
             left.plot(line.length, line["median"], marker="o", markersize=3, **style)
             left.fill_between(line.length, line.low, line.high, color=style["color"], alpha=0.13, linewidth=0)
             right.plot(line.length, line.number_of_paths.astype(float), marker="o", markersize=3, **style)
@@ -251,7 +251,7 @@ def relevance(values: np.ndarray, target: Sequence[str], source: Sequence[str], 
     """Draws a relevance map, target tokens by source tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
-    style = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
+    style: Any = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
     with mpl.rc_context(style):
         figure = Figure(figsize=(0.26 * len(source) + 2.6, 0.24 * len(target) + 1.6), layout="constrained")
         axes = figure.subplots()

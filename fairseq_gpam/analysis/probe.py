@@ -18,6 +18,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention.measures import visible_to_tokens
 from fairseq_gpam.modules import GPAMMultiheadAttention, register_attention_hook
 
 SWITCHES = ("skips", "mlps", "layer-norms")
@@ -199,14 +200,12 @@ class Probe:
         given = self._inputs.pop((place.site, place.layer))
         weights = self._weights.pop((place.site, place.layer))
         tokens = self._tokens["decoder" if place.site == "cross" else place.site]
-        num_queries, num_keys = weights.shape[-2:]
         key = given["query"] if place.module.self_attention else given["key"]
         mask = AttentionMask.from_fairseq(given.get("key_padding_mask"), given.get("attn_mask"))
-        hidden = mask.hidden_keys(num_queries, key.size(0), weights.device)
-        visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
-        if hidden is not None:
-            # Learned and zero keys (bias_kv, zero_attn) come last, and all queries see them.
-            visible = visible & ~nn.functional.pad(hidden, (0, num_keys - key.size(0)))
+        visible = visible_to_tokens(mask, tokens, key.size(0))
+        # Learned and zero keys (bias_kv, zero_attn) come last, and all tokens see them.
+        extra = weights.size(-1) - visible.size(-1)
+        visible = torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
         probabilities: Tensor | None = weights.detach()
         if isinstance(place.module, GPAMMultiheadAttention):
             probabilities = _softmax_branch(place.module, given["query"], key, visible, weights.shape)

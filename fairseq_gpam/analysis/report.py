@@ -377,7 +377,7 @@ def write_maps(findings: Sequence[Findings], path: Path) -> None:
             if portrait.relevance is not None:
                 arrays[f"{run}/{portrait.number}/relevance"] = portrait.relevance.numpy()
     if arrays:
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(path, **arrays)
 
 
 def _slug(title: str) -> str:

@@ -7,7 +7,33 @@ states … × T × C; tokens bool … × T, True = not padding. None stands for 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.coefficients import Lambda
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def lambdas(attention: nn.Module) -> dict[str, Tensor]:
+    """Returns the values of every λ in a module, one or one for each head, under its name, such as `lambda_plus`.
+
+    In a group of mixed heads the name begins with that of the mechanism; a tied λ stands under both its names.
+    """
+    found = {}
+    for path, module in attention.named_modules(remove_duplicate=False):
+        if isinstance(module, Lambda):
+            name = path.removeprefix("mechanism.").removeprefix("groups.").replace(".", "_")
+            found[name] = torch.as_tensor(module(), dtype=torch.float64).detach().flatten()
+    return found
+
+
+def visible_to_tokens(mask: AttentionMask, tokens: Tensor, num_keys: int) -> Tensor:
+    """Returns which keys each query that is a token sees, none for padding: bool B × 1 × T × S, or B × H × T × S.
+
+    tokens is bool B × T.
+    """
+    hidden = mask.hidden_keys(tokens.size(1), num_keys, tokens.device)
+    visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
+    return visible if hidden is None else visible & ~hidden
 
 
 def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:

@@ -1,0 +1,125 @@
+import argparse
+import copy
+
+import pytest
+import tiny
+import torch
+from fairseq.logging import metrics
+
+from fairseq_gpam import options
+from fairseq_gpam.analysis import probe
+from fairseq_gpam.attention import measures
+from fairseq_gpam.modules.training_log import AttentionLog
+
+SITES = {"translation": ("encoder", "decoder", "cross"), "language_modeling": ("decoder",)}
+
+
+def model_of(task, *flags):
+    return tiny.scramble(tiny.build(task, tiny.OURS[task], *flags))
+
+
+def logged(aggregate):
+    return {key: value for key, value in aggregate.get_smoothed_values().items() if key.startswith("gpam_")}
+
+
+def update(model, inputs, number, clip=None):
+    """One update as fairseq's trainer makes it: train(), zero_grad, set_num_updates, batch, scaling, clipping."""
+    with metrics.aggregate(new_root=True) as aggregate:
+        model.train()
+        model.zero_grad()
+        model.set_num_updates(number)
+        model(**inputs)[0].float().square().sum().backward()
+        for parameter in model.parameters():
+            parameter.grad /= 8
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
+        gradients = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    metrics.log_scalar("gnorm", norm)
+    return logged(aggregate), gradients, norm.item()
+
+
+def test_off_nothing_is_attached():
+    model = model_of("translation")
+    assert not any(isinstance(module, AttentionLog) for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_flag():
+    with pytest.raises(ValueError, match="--gpam-log-attention -1 is not allowed"):
+        options.resolve(argparse.Namespace(gpam_log_attention=-1))
+    model = model_of("language_modeling", "--gpam-log-attention", "7")
+    assert "every 7 updates" in repr(model)
+    assert model.state_dict().keys() == model_of("language_modeling").state_dict().keys()
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_it_speaks_every_n_updates_and_hooks_are_gone_in_between(task):
+    model, inputs = model_of(task, "--gpam-log-attention", "3"), tiny.model_input(task)
+    spoke = []
+    for number in range(7):
+        values, _, _ = update(model, inputs, number)
+        spoke.append(any(key.endswith("row_sum") for key in values))
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+        assert hooked == (number % 3 == 0)
+    assert spoke == [True, False, False, True, False, False, True]
+    model.eval()
+    model.set_num_updates(9)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any(attention.weights_hooks for _, attention in model.attention_log._attentions)
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_the_numbers_are_those_of_the_probe(task):
+    model, inputs = model_of(task, "--gpam-log-attention", "1"), tiny.model_input(task)
+    values, _, _ = update(model, inputs, 1)
+    found = []
+    with torch.no_grad(), probe.Probe(model.eval(), on_attention=found.append, on_states=found.append):
+        model(**inputs)
+    expected = {}
+    for event in found:
+        place = f"gpam_{event.site}{event.layer}"
+        if isinstance(event, probe.Attended):
+            for what in ("row_sum", "negative_mass", "entropy"):
+                expected[f"{place}_{what}"] = getattr(measures, what)(event.weights, event.visible).mean().item()
+            expected[f"{place}_lambda_plus"] = expected[f"{place}_lambda_minus"] = 0.5
+        elif event.layer:
+            ratio = measures.residual_ratio(event.states, event.tokens)
+            expected[f"{place}_residual_ratio"] = ratio.nanmean().item()
+    assert values == pytest.approx(expected, abs=1e-4)
+    assert {key.split("_")[1].rstrip("12") for key in values} == set(SITES[task])
+
+
+def test_query_gradients_are_before_clipping_and_divided_by_the_sample_size():
+    model, inputs = model_of("translation", "--gpam-log-attention", "2"), tiny.model_input("translation")
+    _, gradients, norm = update(model, inputs, 2, clip=0.01)
+    assert norm > 1
+    values, _, _ = update(model, inputs, 3)
+    unclipped = norm / 0.01
+    for stack, site, attribute in (
+        ("encoder", "encoder", "self_attn"),
+        ("decoder", "decoder", "self_attn"),
+        ("decoder", "cross", "encoder_attn"),
+    ):
+        for layer in (1, 2):
+            expected = gradients[f"{stack}.layers.{layer - 1}.{attribute}.q_proj.weight"] * unclipped
+            assert values[f"gpam_{site}{layer}_query_gradient"] == pytest.approx(expected, rel=1e-3)
+    assert len(values) == 6
+
+
+def test_only_the_first_batch_of_an_update_is_heard():
+    model, inputs = model_of("language_modeling", "--gpam-log-attention", "1"), tiny.model_input("language_modeling")
+    model.train()
+    model.set_num_updates(4)
+    with metrics.aggregate(new_root=True) as first:
+        model(**inputs)
+    model.set_num_updates(4)
+    with metrics.aggregate(new_root=True) as second:
+        model(**inputs)
+    assert logged(first) and not logged(second)
+
+
+@pytest.mark.parametrize("flags", [("--gpam-mechanism", "dagpam:1,softmax:1"), ("--gpam-lambda", "fixed")])
+def test_other_settings(flags):
+    model = model_of("translation", "--gpam-log-attention", "1", *flags)
+    values, _, _ = update(model, tiny.model_input("translation"), 1)
+    assert any("lambda_minus" in key for key in values)
