@@ -87,6 +87,16 @@ def _product(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
     return product.view(*left.shape[:-1], right.size(-1))
 
 
+def _is_one(factor: Coefficient) -> bool:
+    return isinstance(factor, float) and factor == 1
+
+
+def _scaled(tensor: Tensor, factor: Coefficient, in_place: bool = False) -> Tensor:
+    if _is_one(factor):
+        return tensor
+    return tensor.mul_(factor) if in_place else tensor * factor
+
+
 def _keep(weights: Tensor, dropout_p: float, seed: int, block: Block) -> Tensor:
     """Returns the factors of a block's dropout: 0 or 1/(1 − p); the same ones for the same seed."""
     generator = torch.Generator(device=weights.device)
@@ -123,6 +133,8 @@ class _Call:
         self.scale = 1 / math.sqrt(self.q.size(-1))
         self.blocks = plan_blocks(self.q, self.k, self.mask)
         self.at_once = len(self.blocks) == 1
+        # Coefficients are constant along a row: whichever is smaller is scaled by them, weights or channels.
+        self.scales_weights = self.at_once and self.k.size(-2) <= self.q.size(-1)
         # Half precision would lose digits in an unnormalised or recomputed exponential.
         self.by_exponential = not self.at_once and self.q.dtype in (torch.float32, torch.float64)
 
@@ -148,7 +160,8 @@ class _Weights:
         self.keys = (block.b, block.h, slice(0, block.seen))
         self.a = _part(call.a, block)
         self.b = None if call.b is None else _part(call.b, block)
-        self.divisor = _nonzero(self.a, call.q.dtype)
+        self.scales_weights = call.scales_weights
+        self.divisor = 1.0 if self.scales_weights else _nonzero(self.a, call.q.dtype)
         self.bias, self.sighted = None, None
         if not call.mask.is_empty and not call.mask.is_plainly_causal:
             mask, _ = _batch_part(call.mask, block).rows(block.r0, block.r1, call.q.size(2), call.k.size(2))
@@ -174,8 +187,13 @@ class _Weights:
                 self.log_sums[name] = self.sums[name].log().add_(largest)
 
     def combined(self, overwrite: bool) -> tuple[Tensor, Coefficient]:
-        """Returns a matrix and the factor of its rows whose product is P."""
-        matrix, factor = self.weights["positive"], self.divisor
+        """Returns a matrix and the factor of its rows whose product is P; `overwrite` gives up the positive weights."""
+        matrix = self.weights["positive"]
+        factor: Coefficient = self.divisor
+        owned = overwrite
+        if self.scales_weights and not _is_one(self.a):
+            matrix = _scaled(matrix, self.a, owned)
+            owned = True
         if self.sums:
             factor = factor / self.sums["positive"]
         if self.b is not None:
@@ -184,14 +202,19 @@ class _Weights:
                 ratio = ratio * (self.sums["positive"] / self.sums["negative"])
             negative = self.weights["negative"]
             if isinstance(ratio, float):
-                matrix = matrix.sub_(negative, alpha=ratio) if overwrite else torch.sub(matrix, negative, alpha=ratio)
-            elif overwrite:
+                matrix = matrix.sub_(negative, alpha=ratio) if owned else torch.sub(matrix, negative, alpha=ratio)
+            elif owned:
                 matrix.addcmul_(negative, ratio, value=-1)
             else:
                 matrix = torch.addcmul(matrix, negative, ratio, value=-1)
+            owned = True
         if self.sighted is not None:
             # A number times a bool would be fp32, whatever the matrix is.
-            factor = factor * self.sighted.to(matrix.dtype)
+            sighted = self.sighted.to(matrix.dtype)
+            if self.scales_weights:
+                matrix = _scaled(matrix, sighted, owned)
+            else:
+                factor = factor * sighted
         return matrix, factor
 
 
@@ -226,7 +249,7 @@ class FusedAffine(torch.autograd.Function):
             if dropout_p > 0:
                 keep = _keep(matrix, dropout_p, seed, block)
                 matrix = matrix * keep if matrix is weights.weights["positive"] and keeps_weights else matrix.mul_(keep)
-            product = _product(matrix, v[weights.keys]).mul_(factor)
+            product = _scaled(_product(matrix, v[weights.keys]), factor, in_place=True)
             for name in log_sums:
                 log_sums[name][weights.rows] = weights.log_sums[name]
             if output is None:
@@ -261,12 +284,12 @@ class FusedAffine(torch.autograd.Function):
                     keep = _keep(matrix, ctx.dropout_p, ctx.seed, block)
                 matrix = matrix * keep
             grad_rows = grad_output[weights.rows]
-            grads.add_keys("v", weights.keys, _product((grad_rows * factor).transpose(-2, -1), matrix))
-            if weights.sighted is not None:
-                grad_rows = grad_rows * weights.sighted
+            grads.add_keys("v", weights.keys, _product(_scaled(grad_rows, factor).transpose(-2, -1), matrix))
             grad_weights = _product(grad_rows, v[weights.keys].transpose(-2, -1))
             if keep is not None:
                 grad_weights.mul_(keep)
+            if weights.sighted is not None:
+                grad_weights.mul_(weights.sighted)
             grads.add_branch("positive", "q", "k", weights, grad_weights, weights.a)
             if weights.b is not None:
                 own_keys = "k" if negative_k is None else "negative_k"
@@ -295,12 +318,15 @@ class _Gradients:
         own = weights.weights[name]
         self._add_coefficient(name, weights, own, grad_weights)
         grad_scores = torch._softmax_backward_data(grad_weights, own, -1, own.dtype)
-        scaled = coefficient * self.call.scale
+        if self.call.scales_weights:
+            grad_scores = _scaled(grad_scores, coefficient, in_place=True)
+            coefficient = 1.0
         if self.needed[keys]:
-            query = getattr(self.call, queries)[weights.rows] * scaled
-            self.add_keys(keys, weights.keys, _product(query.transpose(-2, -1), grad_scores))
+            query = _scaled(getattr(self.call, queries)[weights.rows], coefficient)
+            self.add_keys(keys, weights.keys, _product(query.transpose(-2, -1), grad_scores, self.call.scale))
         if self.needed[queries]:
-            product = _product(grad_scores, getattr(self.call, keys)[weights.keys]).mul_(scaled)
+            product = _product(grad_scores, getattr(self.call, keys)[weights.keys], self.call.scale)
+            product = _scaled(product, coefficient, in_place=True)
             if self.call.at_once:
                 self.grads[queries] = product
             else:
