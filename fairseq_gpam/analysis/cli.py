@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -142,16 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def architecture_names(architectures: list[list[str]]) -> list[str]:
-    """Returns a short, different name for every fresh model: its architecture and what sets it apart."""
-    bases = [words[1] if len(words) > 1 else "" for words in architectures]
-    names = []
-    for words, base in zip(architectures, bases, strict=True):
-        name = base
-        if bases.count(base) > 1:
-            # Flags that all of that architecture share say nothing.
-            others = [set(other) for other in architectures if other is not words and other[1] == base]
-            own = [word.removeprefix("--gpam-") for word in words[2:] if not all(word in other for other in others)]
-            name = " ".join([base, *own])
+    """Returns a short, different name for every fresh model: its architecture and the flags that set it apart."""
+    flags = [re.split(r" (?=--[a-z])", " ".join(words)) for words in architectures]
+    names: list[str] = []
+    for own in flags:
+        others = [other for other in flags if other is not own and other[0] == own[0]]
+        apart = [flag for flag in own[1:] if not all(flag in other for other in others)] if others else []
+        name = " ".join([own[0], *apart]).replace("--arch ", "").replace("--gpam-", "").replace("--", "")
         while name in names:
             name += "'"
         names.append(name)

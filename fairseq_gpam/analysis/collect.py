@@ -47,6 +47,8 @@ class Findings:
     num_samples: int = 0
     values: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
     portraits: list[Portrait] = field(default_factory=list)
+    floor: float = 0.0
+    """The residual ratio that rounding alone leaves."""
     paths: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -102,16 +104,23 @@ def collect(
     findings = Findings(subject, tuple(without))
     model = subject.model.eval()
     subject.criterion.eval()
-    measure_parameters(findings)
-    measure_samples(findings, samples.batches(batch_size))
-    for number in portraits:
-        findings.portraits.append(draw_portrait(findings, samples, number))
-    # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
-    if subject.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
-        for portrait in findings.portraits:
-            portrait.relevance = relevance_map(findings, samples.batch([portrait.number]))
-    if paths:
-        findings.paths = measure_paths(findings, paths, seed)
+    if "skips" in without:
+        # Without skips the residual ratio falls below float32's rounding within three layers.
+        model.double()
+    findings.floor = 10 * torch.finfo(next(model.parameters()).dtype).eps
+    try:
+        measure_parameters(findings)
+        measure_samples(findings, samples.batches(batch_size))
+        for number in portraits:
+            findings.portraits.append(draw_portrait(findings, samples, number))
+        # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
+        if subject.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
+            for portrait in findings.portraits:
+                portrait.relevance = relevance_map(findings, samples.batch([portrait.number]))
+        if paths:
+            findings.paths = measure_paths(findings, paths, seed)
+    finally:
+        model.float()
     return findings
 
 
@@ -159,7 +168,7 @@ def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, t
     for name, value in (
         ("residual_norm", metrics.residual_norm(states, tokens)),
         ("residual_ratio", metrics.residual_ratio(states, tokens)),
-        ("residual_ratio_argmin", metrics.residual_ratio_argmin(states.float(), tokens)),
+        ("residual_ratio_argmin", metrics.residual_ratio_argmin(states, tokens)),
         ("mean_cosine", metrics.mean_cosine(states, tokens)),
         ("stable_rank", stable),
         ("effective_rank", effective),

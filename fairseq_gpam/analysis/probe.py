@@ -18,6 +18,7 @@ from fairseq.modules import MultiheadAttention
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention.affine import branch_weights
 from fairseq_gpam.attention.measures import visible_to_tokens
 from fairseq_gpam.modules import GPAMMultiheadAttention, register_attention_hook
 
@@ -191,6 +192,10 @@ class Probe:
             # The product with V is taken of this view, so that it has a gradient.
             weights = inputs[0]
             heads = weights.view(-1, module.num_heads, *weights.shape[-2:])
+            if weights.dtype == torch.float64:
+                # fairseq's softmax rounds to float32.
+                exact = _softmax_branch(module, self._inputs[place.site, place.layer])
+                heads = exact if exact.shape == heads.shape else heads
             self._weights[place.site, place.layer] = heads
             return (heads.view(weights.shape),)
 
@@ -208,7 +213,9 @@ class Probe:
         visible = torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
         probabilities: Tensor | None = weights.detach()
         if isinstance(place.module, GPAMMultiheadAttention):
-            probabilities = _softmax_branch(place.module, given["query"], key, visible, weights.shape)
+            with torch.no_grad():
+                branch = _softmax_branch(place.module, given)
+            probabilities = branch if branch.shape == weights.shape else None
         return Attended(
             place.site, place.layer, weights, probabilities, visible, output.detach().transpose(0, 1), tokens
         )
@@ -260,20 +267,17 @@ def _patch_residuals(layer: Any, no_skips: bool, no_mlps: bool, stack: ExitStack
     stack.callback(delattr, layer, "residual_connection")
 
 
-@torch.no_grad()
-def _softmax_branch(
-    module: MultiheadAttention, query: Tensor, key: Tensor, visible: Tensor, shape: torch.Size
-) -> Tensor | None:
-    """Returns softmax(QKᵀ/√D + M) of the module's own projections, None where that is no B × H × T × S of `shape`."""
-    q, k = module.q_proj(query), module.k_proj(key)
-    if q.size(-1) != k.size(-1) or q.size(-1) % module.num_heads:
-        return None
-    heads = [x.view(x.size(0), x.size(1), module.num_heads, -1).permute(1, 2, 0, 3) for x in (q, k)]
-    scores = heads[0] @ heads[1].transpose(-2, -1) / heads[0].size(-1) ** 0.5
-    if scores.shape != shape:
-        return None
-    # Rows of padding see nothing: their softmax is NaN, and no metric looks at them.
-    return torch.softmax(scores.float().masked_fill(~visible, float("-inf")), dim=-1)
+def _softmax_branch(module: MultiheadAttention, given: dict[str, Any]) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M) of the module's own projections, B × H × T × S, without learned or zero keys."""
+    query = given["query"]
+    key = query if module.self_attention else given["key"]
+    q, k = (
+        projected.view(projected.size(0), projected.size(1), module.num_heads, -1).permute(1, 2, 0, 3)
+        for projected in (module.q_proj(query), module.k_proj(key))
+    )
+    mask = AttentionMask.from_fairseq(given.get("key_padding_mask"), given.get("attn_mask"))
+    bias, _ = mask.for_scores(query.size(0), key.size(0), q)
+    return branch_weights(q, k, bias)
 
 
 def iterate_parameters(model: nn.Module) -> Iterator[tuple[AttentionPlace, str, nn.Parameter]]:

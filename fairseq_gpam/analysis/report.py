@@ -20,7 +20,6 @@ from fairseq_gpam.analysis import metrics, pictures
 from fairseq_gpam.analysis.collect import Findings, Portrait
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
-SLOPE_FLOOR = 1e-6
 OF_PARAMETERS = ("QK eigenspectrum", "λ by layer")
 MAP_TOKENS = 24
 """How many tokens of a sequence a map shows; the data file holds all."""
@@ -50,7 +49,6 @@ def write_report(
     page = {
         "title": "Attention report: " + ", ".join(dict.fromkeys(finding.subject.name for finding in findings)),
         "results": results,
-        "floor": f"{SLOPE_FLOOR:g}",
         "figures_4": figures_4(drawn, folder),
         "curves": all_curves(drawn, folder),
         "log_log": collapse(results["slopes"], folder),
@@ -126,7 +124,7 @@ def slopes(finding: Findings) -> list[dict[str, Any]]:
         layers = sorted(key[2] for key in finding.values if key[:2] == ("residual_ratio", site))
         if layers:
             ratios = [float(np.mean(finding.values["residual_ratio", site, layer, None])) for layer in layers]
-            slope, intercept, points = metrics.log_log_slope(ratios, SLOPE_FLOOR)
+            slope, intercept, points = metrics.log_log_slope(ratios, finding.floor)
             rows.append(
                 {
                     "checkpoint": finding.subject.name,
@@ -135,7 +133,7 @@ def slopes(finding: Findings) -> list[dict[str, Any]]:
                     "slope": slope,
                     "intercept": intercept,
                     "points": points,
-                    "floor": SLOPE_FLOOR,
+                    "floor": finding.floor,
                     "ratios": ratios,
                 }
             )
