@@ -1,0 +1,176 @@
+"""Small made corpora, and models trained on them by the real commands; made once for all CLI tests."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import fairseq_gpam
+
+USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("HYDRA")},
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(USER_DIR.parent),
+    "CUDA_VISIBLE_DEVICES": "",
+}
+SMALL = [
+    *("--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
+    *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
+    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
+]
+SMALL_LM = [
+    *("--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-input-dim", "16", "--decoder-output-dim", "16"),
+    *("--decoder-ffn-embed-dim", "16", "--decoder-attention-heads", "2", "--tokens-per-sample", "16"),
+    *("--sample-break-mode", "eos"),
+]
+TRAIN = ["--lr", "0.01", "--cpu", "--no-progress-bar", "--required-batch-size-multiple", "1", "--seed", "1"]
+
+
+def hypotheses(text):
+    """The best hypothesis of each sentence, by its number, from the output of fairseq-generate or -interactive."""
+    return {int(number): words for number, words in re.findall(r"^D-(\d+)\t[^\t]*\t(.*)$", text, flags=re.M)}
+
+
+def scores(text):
+    return {int(number): float(score) for number, score in re.findall(r"^H-(\d+)\t(\S+)\t", text, flags=re.M)}
+
+
+class Foreign:
+    """A pickle that would create a file while it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+class Command:
+    """Runs a command of the environment's bin; `ok` says whether it must succeed.
+
+    `fresh` starts a process of its own, as a user's shell does; the others share one import of fairseq (server.py).
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.calls = 0
+        self.server = None
+
+    def __call__(self, name, *arguments, cwd=None, stdin="", ok=True, user_dir=True, fresh=False):
+        argv = [str(BIN / name), *map(str, arguments)]
+        if user_dir:
+            argv += ["--user-dir", str(USER_DIR)]
+        status, stdout, stderr = (self.run if fresh else self.ask)(argv, str(cwd or self.folder), stdin)
+        result = SimpleNamespace(stdout=stdout, stderr=stderr, text=stdout + stderr)
+        assert (status == 0) == ok, f"{name} ended with {status}: {result.text[-3000:]}"
+        return result
+
+    def run(self, argv, cwd, stdin):
+        done = subprocess.run(argv, cwd=cwd, input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    def ask(self, argv, cwd, stdin):
+        if self.server is None:
+            self.server = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("server.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=ENVIRONMENT,
+            )
+        self.calls += 1
+        paths = {name: self.folder / f"call{self.calls}.{name}" for name in ("stdin", "stdout", "stderr")}
+        paths["stdin"].write_text(stdin)
+        request = {"argv": argv, "cwd": cwd} | {name: str(path) for name, path in paths.items()}
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        status = int(self.server.stdout.readline())
+        return status, paths["stdout"].read_text(), paths["stderr"].read_text()
+
+    def close(self):
+        if self.server is not None:
+            self.server.stdin.close()
+            self.server.wait()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Source sentences of made words, and their translation into the same words in capitals."""
+    folder = tmp_path_factory.mktemp("cli")
+    made = random.Random(1)
+    for split, count in (("train", 300), ("valid", 20), ("test", 41)):
+        lines = [[f"w{made.randrange(20)}" for _ in range(made.randint(2, 9))] for _ in range(count)]
+        (folder / f"{split}.a").write_text("".join(" ".join(line) + "\n" for line in lines))
+        (folder / f"{split}.b").write_text("".join(" ".join(line).upper() + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command(folder):
+    command = Command(folder)
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="session")
+def parallel(command, folder):
+    splits = [argument for split in ("train", "valid", "test") for argument in (f"--{split}pref", split)]
+    command("fairseq-preprocess", "-s", "a", "-t", "b", *splits, "--destdir", "parallel", user_dir=False)
+    return folder / "parallel"
+
+
+@pytest.fixture(scope="session")
+def monolingual(command, folder):
+    splits = [argument for split in ("train", "valid", "test") for argument in (f"--{split}pref", f"{split}.a")]
+    command("fairseq-preprocess", "--only-source", *splits, "--destdir", "monolingual", user_dir=False)
+    return folder / "monolingual"
+
+
+def train_translation(command, parallel, save_dir, *arguments, **kwargs):
+    bleu = ["--eval-bleu", "--eval-bleu-detok", "space", "--eval-bleu-args", '{"beam": 2}']
+    best = ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+    return command(
+        "fairseq-train",
+        *(parallel, "--arch", "transformer_gpam", *SMALL, *TRAIN, *bleu, *best),
+        *("--optimizer", "adam", "--max-tokens", "400", "--save-dir", save_dir),
+        *arguments,
+        **kwargs,
+    )
+
+
+LAMBDAS = ["--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75"]
+
+
+@pytest.fixture(scope="session")
+def translation(command, parallel, folder):
+    """A translation model, trained for two epochs, then resumed for a third."""
+    save_dir = folder / "translation"
+    first = train_translation(command, parallel, save_dir, "--max-epoch", "2", *LAMBDAS, fresh=True)
+    second = train_translation(command, parallel, save_dir, "--max-epoch", "3", *LAMBDAS, fresh=True)
+    return save_dir, first.text, second.text
+
+
+def train_language_model(command, monolingual, save_dir, *arguments):
+    return command(
+        "fairseq-train",
+        *(monolingual, "--task", "language_modeling", "--arch", "transformer_lm_gpam", *SMALL_LM, *TRAIN),
+        *("--optimizer", "gpam_adam", "--weight-decay", "0.01", "--max-tokens", "256", "--save-dir", save_dir),
+        *arguments,
+    )
+
+
+@pytest.fixture(scope="session")
+def language_model(command, monolingual, folder):
+    """A language model, trained for five updates, then resumed for five more."""
+    save_dir = folder / "language_model"
+    first = train_language_model(command, monolingual, save_dir, "--max-update", "5")
+    second = train_language_model(command, monolingual, save_dir, "--max-update", "10")
+    return save_dir, first.text, second.text
