@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import logging
 import platform
 import sys
 from typing import Any
@@ -28,6 +29,8 @@ def skips_custom_attention(encoder_layer: type) -> bool:
 
 def check() -> None:
     """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
+    # It would ask, at every start, for a library that only speech needs.
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
     except ImportError as error:

@@ -18,9 +18,6 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# Taken where there is no NVIDIA GPU.
-TORCH_REQUIREMENT=${GPAM_TORCH:-torch==2.13.0}
-
 task=bible-de-en out=out seed=1 jobs='' runs='stock dagpam' full='' extra=()
 while (($#)); do
     case $1 in
@@ -53,39 +50,6 @@ load_recipe "$task"
 
 step() { printf '\n== %s (%d min %d s)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
-        if [[ -n $candidate ]] && "$candidate" -c \
-            'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
-            command -v "$candidate"
-            return
-        fi
-    done
-    die "Python 3.11 or 3.12 is needed; name it with PYTHON=/path/to/python3.11"
-}
-
-install_package() {
-    local venv=$OUT/venv base
-    if [[ -n ${PYTHON:-} ]] && "$PYTHON" -c 'import fairseq_gpam' 2>/dev/null; then
-        say "using $PYTHON, which has fairseq_gpam"
-        return
-    fi
-    if ! cmp -s "$REPO/setup.py" "$venv/installed"; then
-        base=$(find_python)
-        "$base" -m venv "$venv" ||
-            die "$base cannot make a virtual environment (on Debian: apt install python3.11-venv)"
-        local pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-        if ! "$venv/bin/python" -c 'import torch' 2>/dev/null && ! nvidia-smi -L >/dev/null 2>&1; then
-            read -ra torch <<<"$TORCH_REQUIREMENT"
-            "${pip[@]}" install "${torch[@]}"
-        fi
-        "${pip[@]}" install -e "${REPO}[fairseq,analysis]"
-        cp "$REPO/setup.py" "$venv/installed"
-    fi
-    PYTHON=$venv/bin/python
-}
-
 pids=()
 stop_all() {
     trap - INT TERM
@@ -113,7 +77,11 @@ for_each_run() { # SCRIPT [-- flags]
 }
 
 step "install"
-install_package
+if [[ -n ${PYTHON:-} ]] && "$PYTHON" -c 'import fairseq_gpam' 2>/dev/null; then
+    say "using $PYTHON, which has fairseq_gpam"
+else
+    make_venv "$OUT/venv" fairseq,analysis
+fi
 export PYTHON
 
 step "prepare $task"
