@@ -112,6 +112,22 @@ def test_every_trainable_parameter_gets_a_gradient(task, flags, backend):
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory):
+    rendezvous = tmp_path_factory.mktemp("ddp") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("flags", [[], ["--gpam-lambda-scope", "model"], ["--gpam-lambda", "fixed", *NEUTRAL]])
+@pytest.mark.parametrize("task", TASKS)
+def test_torchs_distributed_wrapper_finishes_its_reduction(task, flags, process_group):
+    model = torch.nn.parallel.DistributedDataParallel(model_of(task, *flags))
+    for _ in range(3):
+        logits(model, model_input(task)).pow(2).mean().backward()
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_checkpointed_activations_give_the_same_gradients(task):
     plain = model_of(task)
