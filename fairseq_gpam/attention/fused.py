@@ -280,7 +280,7 @@ class FusedAffine(torch.autograd.Function):
             weights = kept or _Weights(block, call)
             matrix, factor = weights.combined(overwrite=False)
             if ctx.dropout_p > 0:
-                if kept is None:
+                if kept is None or keep is None:
                     keep = _keep(matrix, ctx.dropout_p, ctx.seed, block)
                 matrix = matrix * keep
             grad_rows = grad_output[weights.rows]
