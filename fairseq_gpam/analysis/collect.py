@@ -157,6 +157,8 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
 def measure_states(findings: Findings, event: States) -> None:
     states, tokens = event.states.double(), event.tokens
     _measure_tokens(findings, event.site, event.layer, states, tokens, "")
+    argmin = metrics.residual_ratio_argmin(event.states, tokens)
+    findings.add("residual_ratio_argmin", event.site, event.layer, argmin)
     massive = metrics.massive_activations(states, tokens)
     for rank in range(massive.size(-1)):
         findings.add(f"massive_activation_{rank + 1}", event.site, event.layer, massive[..., rank])
@@ -168,7 +170,6 @@ def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, t
     for name, value in (
         ("residual_norm", metrics.residual_norm(states, tokens)),
         ("residual_ratio", metrics.residual_ratio(states, tokens)),
-        ("residual_ratio_argmin", metrics.residual_ratio_argmin(states, tokens)),
         ("mean_cosine", metrics.mean_cosine(states, tokens)),
         ("stable_rank", stable),
         ("effective_rank", effective),

@@ -45,6 +45,7 @@ DEFINITIONS: dict[str, Definition] = {
             entry.logarithmic,
         )
         for name, entry in _TOKENS.items()
+        if name != "residual_ratio_argmin"
     },
     "spectral_gap": Definition(
         "spectral gap", "s₁/s₂, the two largest singular values of P", "arXiv 2410.07799", logarithmic=True

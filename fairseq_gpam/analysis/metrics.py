@@ -72,20 +72,22 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
     norms = torch.stack([composite_norm(without_padding(states - start, tokens)) for start in starts])
     best, chosen = norms.min(dim=0)
     point = torch.stack(starts).gather(0, chosen[None, ..., None, None].expand(1, *starts[0].shape))[0]
-    scale = (without_padding(states - point, tokens).abs().sum(dim=(-2, -1)) / kept.sum(dim=-1) / states.size(-1))[
-        ..., None, None
-    ]
+    states = without_padding(states, tokens)
+    counted = kept.to(states.dtype).unsqueeze(-2)
+    magnitude = (states - point).abs()
+    scale = (counted @ magnitude).sum(dim=-1, keepdim=True) / (counted.sum(dim=-1, keepdim=True) * states.size(-1))
     for step in range(steps):
-        residual = without_padding(states - point, tokens)
+        residual = states - point
         magnitude = residual.abs()
-        columns, rows = magnitude.sum(dim=-2), magnitude.sum(dim=-1)
-        best = torch.minimum(best, (columns.amax(dim=-1) * rows.amax(dim=-1)).sqrt())
+        columns, rows = counted @ magnitude, magnitude.sum(dim=-1).unsqueeze(-2) * counted
+        columns_max, rows_max = columns.amax(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
+        best = torch.minimum(best, (columns_max * rows_max).sqrt()[..., 0, 0])
         # The maxima are sharpened softly: a subgradient would move for one column and one row at a time.
         sharpness = 10.0 * (1 + step)
-        columns_max, rows_max = columns.amax(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
         pull = torch.softmax(sharpness * columns / columns_max, dim=-1) / columns_max
-        push = torch.softmax((sharpness * rows / rows_max).masked_fill(~kept, float("-inf")), dim=-1) / rows_max
-        direction = (residual.sign() * (pull.unsqueeze(-2) + push.unsqueeze(-1))).sum(dim=-2, keepdim=True)
+        push = torch.softmax((sharpness * rows / rows_max).masked_fill(counted == 0, float("-inf")), dim=-1) / rows_max
+        signs = residual.sign()
+        direction = (counted @ signs) * pull + push @ signs
         length = direction.abs().amax(dim=-1, keepdim=True)
         stride = 0.3 * scale / (1 + step / 4)
         point = point + torch.where(length > 0, stride * direction / length, 0.0)
@@ -106,8 +108,7 @@ def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
 
 def stable_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Returns ‖X‖_F² / ‖X‖₂², between 1 and the rank."""
-    values = torch.linalg.svdvals(without_padding(states, tokens))
-    return values.pow(2).sum(dim=-1) / values[..., 0].pow(2)
+    return ranks(states, tokens)[0]
 
 
 def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
@@ -117,7 +118,11 @@ def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
 
 def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns `stable_rank` and `effective_rank` from one decomposition."""
-    values = torch.linalg.svdvals(without_padding(states, tokens))
+    matrix = without_padding(states, tokens)
+    if matrix.size(-2) < matrix.size(-1):
+        matrix = matrix.transpose(-2, -1)
+    # The triangular factor has the singular values of the whole, and is small.
+    values = torch.linalg.svdvals(torch.linalg.qr(matrix, mode="r").R)
     stable = values.pow(2).sum(dim=-1) / values[..., 0].pow(2)
     shares = values / values.sum(dim=-1, keepdim=True)
     return stable, torch.special.entr(shares).sum(dim=-1).exp()
