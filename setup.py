@@ -28,6 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_gpam", "fairseq_gpam.*"]),
+    package_data={"fairseq_gpam": ["**/*.j2"]},
     python_requires=">=3.11",
     install_requires=["torch>=2.4", "numpy<2"],
     extras_require={
