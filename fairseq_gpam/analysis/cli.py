@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paths", type=_whole, default=24, metavar="N", help="sampled paths of each length and map (default: 24)"
     )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="of torch; the work is many small steps, which gain little from more (default: 1)",
+    )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models, in order, in the report")
     parser.add_argument("--seed", type=int, default=1, help="of fresh models and sampled paths (default: 1)")
     parser.add_argument(
@@ -90,12 +97,15 @@ def fresh_models(remainder: list[str]) -> list[list[str]]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_libraries()
+    import torch
+
     from fairseq_gpam.analysis import report, sources
     from fairseq_gpam.analysis.collect import Findings, collect
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    torch.set_num_threads(arguments.threads)
     start = time.time()
     architectures = fresh_models(arguments.arch)
     count = len(arguments.checkpoints) + len(architectures)
