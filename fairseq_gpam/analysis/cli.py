@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="BIN", help="folder that fairseq-preprocess made")
     parser.add_argument("--subset", default="test", help="which split of the data (default: test)")
     parser.add_argument("--samples", type=_positive, default=32, metavar="N", help="examples to measure (default: 32)")
-    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="examples at a time (default: 8)")
+    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="examples at a time (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
     parser.add_argument(
         "--without",

@@ -95,7 +95,7 @@ def collect(
     subject: Subject,
     samples: Samples,
     without: Sequence[str] = (),
-    batch_size: int = 8,
+    batch_size: int = 4,
     portraits: Sequence[int] = (),
     paths: int = 24,
     seed: int = 1,
@@ -128,7 +128,7 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
     """Adds the metrics of states and weights, for each sample, and the gradients of the summed loss."""
     subject = findings.subject
     weights = [(place, name, weight) for place, name, weight in iterate_parameters(subject.model)]
-    gradients = [torch.zeros_like(weight, dtype=torch.float64) for _, _, weight in weights]
+    gradients = [torch.zeros_like(weight) for _, _, weight in weights]
     total_loss = 0.0
     for batch in batches:
         with Probe(
@@ -148,7 +148,7 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
         findings.num_samples += len(batch["id"])
     findings.loss = total_loss / findings.sample_size
     for (place, name, weight), gradient in zip(weights, gradients, strict=True):
-        norm = gradient.norm() / findings.sample_size
+        norm = gradient.double().norm() / findings.sample_size
         findings.add(f"{name}_gradient", place.site, place.layer, norm)
         findings.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
 

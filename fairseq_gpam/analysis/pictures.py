@@ -35,7 +35,7 @@ LINES: Any = ("-", "--", ":", "-.")
 SITES = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
 MAPS_IN_A_ROW = 4
 SIGNED = LinearSegmentedColormap.from_list(
-    "signed", ["#08306b", "#2171b5", "#8fc1de", "#ffffff", "#f7a889", "#cb2a2f", "#67000d"]
+    "signed", ["#08306b", "#2171b5", "#8fc1de", "#ffffff", "#f7a889", "#cb2a2f", "#67000d"], N=257
 )
 """Blue below, red above, and zero exactly white."""
 

@@ -20,7 +20,13 @@ from fairseq_gpam.analysis import metrics, pictures
 from fairseq_gpam.analysis.collect import Findings, Portrait
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
-OF_PARAMETERS = ("QK eigenspectrum", "λ by layer")
+OF_EVERY_SETTING = (
+    "Rank of the hidden states",
+    "Rank of the attention's output",
+    "Shape of the attention weights",
+    "Softmax Jacobian",
+    "Gradients",
+)
 MAP_TOKENS = 24
 """How many tokens of a sequence a map shows; the data file holds all."""
 
@@ -208,7 +214,7 @@ def figures_4(records: pd.DataFrame, folder: Path) -> list[tuple[str, dict[str, 
 
 
 def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Draws every group of metrics, for each setting; what needs no data is drawn for the first setting only."""
+    """Draws every group of metrics for the first setting, and the ones that switches change most for the others."""
     found = []
     for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
         known = dict.fromkeys(chosen.metric)
@@ -216,7 +222,7 @@ def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, list[tupl
         drawn = []
         for title, group in groups.items():
             names = [name for name in group if name in known]
-            if names and not (number and title in OF_PARAMETERS):
+            if names and (number == 0 or title in OF_EVERY_SETTING):
                 path = folder / f"{_slug(title)}-{number + 1}.png"
                 pictures.curves(chosen, names, path)
                 caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)

@@ -1,0 +1,76 @@
+"""Data and checkpoints made by fairseq's own commands; the stock ones without this package."""
+
+import importlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fairseq_gpam
+
+SMALL = {
+    "translation": [
+        *("--source-lang", "de", "--target-lang", "en", "--encoder-layers", "2", "--decoder-layers", "2"),
+        *("--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
+        *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
+        *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
+    ],
+    "language_modeling": [
+        *("--task", "language_modeling", "--tokens-per-sample", "12", "--decoder-layers", "2"),
+        *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--decoder-attention-heads", "2"),
+    ],
+}
+TRAINING = [
+    *("--optimizer", "adam", "--lr", "0.001", "--max-tokens", "200", "--max-update", "2", "--log-format", "none"),
+    *("--disable-validation", "--cpu", "--save-interval-updates", "1", "--num-workers", "0", "--dropout", "0.1"),
+]
+
+
+def start(name, *arguments):
+    code = f"from fairseq_cli.{name} import cli_main; cli_main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run_here(name, *arguments):
+    """Runs a fairseq command in this process: starting another takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"fairseq-{name}", *map(str, arguments)])
+        importlib.import_module(f"fairseq_cli.{name}").cli_main()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folders: `translation` and `language_modeling` (binarised data), stock_…/ and ours/ (checkpoints)."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = random.Random(0)
+    for split, count in (("train", 60), ("valid", 5), ("test", 10)):
+        for language in ("de", "en"):
+            lines = [
+                " ".join(f"{language}{words.randrange(8)}" for _ in range(words.randint(2, 9))) for _ in range(count)
+            ]
+            Path(folder, f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prefixes = [[f"--{split}pref", folder / split] for split in ("train", "valid", "test")]
+    flat = [word for pair in prefixes for word in pair]
+    single = [word if str(word).startswith("--") else f"{word}.en" for word in flat]
+    translation, language_modeling = folder / "translation", folder / "language_modeling"
+    run_here("preprocess", *flat, "--source-lang", "de", "--target-lang", "en", "--destdir", translation)
+    run_here("preprocess", *single, "--only-source", "--destdir", language_modeling)
+    stock = [
+        start(
+            *("train", folder / task, "--arch", arch, "--save-dir", folder / f"stock_{task}"),
+            *(*SMALL[task], *TRAINING),
+        )
+        for task, arch in (("translation", "transformer"), ("language_modeling", "transformer_lm"))
+    ]
+    run_here(
+        *("train", translation, "--arch", "transformer_gpam", "--save-dir", folder / "ours"),
+        *("--user-dir", Path(fairseq_gpam.__file__).parent, *SMALL["translation"], *TRAINING),
+    )
+    for process in stock:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    return folder

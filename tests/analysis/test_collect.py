@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+from conftest import SMALL
+
+from fairseq_gpam.analysis import sources
+from fairseq_gpam.analysis.collect import Findings, collect, measure_samples, relevance_map
+from fairseq_gpam.analysis.definitions import DEFINITIONS
+from fairseq_gpam.analysis.metrics import log_log_slope
+
+
+@pytest.fixture(scope="module")
+def stock(trained):
+    path = trained / "stock_translation" / "checkpoint_last.pt"
+    return sources.from_checkpoint(str(path), str(trained / "translation"), "stock")
+
+
+def fresh(trained, *flags, task="translation", arch="transformer", name="fresh"):
+    return sources.from_architecture(["--arch", arch, *SMALL[task], *flags], str(trained / task), name, seed=1)
+
+
+def test_a_stock_checkpoint_gives_every_metric_of_every_site(stock):
+    samples = sources.choose(stock, "test", 6)
+    assert stock.updates == 2 and stock.arch == "transformer"
+    found = collect(stock, samples, portraits=samples.numbers[:1], paths=2)
+    places = {
+        (record["metric"], record["site"], record["layer"]) for record in found.records() if record["head"] is None
+    }
+    for metric in DEFINITIONS:
+        if "lambda" in metric:
+            continue
+        sites = ("encoder", "decoder", "cross")
+        layers = (1, 2)
+        if metric in ("kurtosis", "mean_cosine") or metric.startswith(("residual", "stable", "effective", "massive")):
+            sites, layers = ("encoder", "decoder"), (0, 1, 2)
+        for site in sites:
+            for layer in layers:
+                assert (metric, site, layer) in places, (metric, site, layer)
+    for record in found.records():
+        if record["metric"] == "row_sum":
+            assert record["mean"] == pytest.approx(1, abs=1e-5)
+        if record["metric"] == "negative_mass":
+            assert record["mean"] == 0
+    assert found.num_samples == 6
+
+
+def test_gradients_do_not_depend_on_the_batches_and_are_per_sample_size(stock):
+    samples = sources.choose(stock, "test", 7)
+    found = []
+    for size in (1, 3, 7):
+        findings = Findings(stock, ())
+        measure_samples(findings, samples.batches(size))
+        found.append(findings)
+    stock.model.zero_grad()
+    loss, sample_size, _ = stock.criterion(stock.model, samples.batch(samples.numbers))
+    loss.backward()
+    attention = stock.model.decoder.layers[1].encoder_attn
+    expected = attention.q_proj.weight.grad.norm().item() / sample_size
+    for findings in found:
+        assert findings.values["query_gradient", "cross", 2, None] == [pytest.approx(expected, rel=1e-4)]
+        relative = expected / attention.q_proj.weight.norm().item()
+        assert findings.values["query_gradient_relative", "cross", 2, None] == [pytest.approx(relative, rel=1e-4)]
+        assert findings.loss == pytest.approx(loss.item() / sample_size, rel=1e-4)
+        assert findings.sample_size == sample_size
+    # padding in a batch changes no sample's numbers
+    for key, values in found[0].values.items():
+        assert sorted(values) == pytest.approx(sorted(found[2].values[key]), rel=2e-2, abs=1e-4), key
+
+
+def test_relevance_does_not_depend_on_how_positions_are_grouped(stock):
+    samples = sources.choose(stock, "test", 3)
+    batch = samples.batch(samples.numbers[:1])
+    whole = relevance_map(Findings(stock, ()), batch)
+    assert whole.shape == (batch["target"].size(1), batch["net_input"]["src_tokens"].size(1))
+    assert (whole >= 0).all() and whole.sum() > 0
+    assert torch.allclose(whole, relevance_map(Findings(stock, ()), batch, copies=2), atol=1e-5)
+
+
+def test_relevance_of_signed_weights_is_not_negative(trained):
+    subject = fresh(trained, arch="transformer_gpam")
+    subject.model.eval()
+    batch = sources.choose(subject, "test", 1).batches(1)[0]
+    assert (relevance_map(Findings(subject, ()), batch) >= 0).all()
+
+
+def test_the_model_is_left_as_it_was(stock):
+    before = {name: value.clone() for name, value in stock.model.state_dict().items()}
+    samples = sources.choose(stock, "test", 2)
+    collect(stock, samples, ("skips", "mlps"), portraits=samples.numbers[:1], paths=2)
+    for name, value in stock.model.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name])
+
+
+def test_published_shape_without_skips_at_random_initialisation(trained):
+    """Softmax falls doubly exponentially; daGPAM stays above it at every depth that float64 can tell from collapse."""
+    deep = ("--encoder-layers", "5", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64")
+    ratios = {}
+    for arch in ("transformer", "transformer_gpam"):
+        subject = fresh(trained, *deep, arch=arch)
+        found = collect(subject, sources.choose(subject, "test", 8), ("skips", "mlps"), paths=0)
+        means = [
+            sum(found.values["residual_ratio", "encoder", layer, None])
+            / len(found.values["residual_ratio", "encoder", layer, None])
+            for layer in range(6)
+        ]
+        ratios[arch] = [ratio for ratio in means if ratio > found.floor]
+    softmax, dagpam = ratios["transformer"], ratios["transformer_gpam"]
+    slope, _, points = log_log_slope(softmax, floor=1e-14)
+    assert points >= 4
+    assert slope == pytest.approx(math.log(3), abs=0.6) and slope > 0.9
+    assert len(dagpam) >= len(softmax)
+    assert all(above > below for above, below in zip(dagpam[1:], softmax[1:], strict=False))
+
+
+def test_lambdas_by_layer_and_head(trained):
+    subject = fresh(trained, "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75", arch="transformer_gpam")
+    found = collect(subject, sources.choose(subject, "test", 2), paths=0)
+    assert found.values["lambda_plus", "cross", 2, None] == [0.25]
+    assert found.values["lambda_minus", "encoder", 1, 2] == [0.75]
+    row_sum = found.values["row_sum", "encoder", 1, None]
+    assert row_sum == pytest.approx([0.5] * 2, abs=1e-5)
+    assert min(found.values["negative_mass", "encoder", 1, None]) >= 0
+
+
+@pytest.mark.parametrize("mechanism", ["dagpam:1,softmax:1", "gated", "coda", "differential"])
+def test_other_mechanisms(trained, mechanism):
+    flags = ("--gpam-mechanism", mechanism)
+    subject = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
+    found = collect(subject, sources.choose(subject, "test", 2), paths=0)
+    assert ("negative_mass", "decoder", 2, None) in found.values
+
+
+def test_a_stock_language_model(trained):
+    path = trained / "stock_language_modeling" / "checkpoint_last.pt"
+    subject = sources.from_checkpoint(str(path), str(trained / "language_modeling"), "lm")
+    samples = sources.choose(subject, "test", 4)
+    found = collect(subject, samples, portraits=samples.numbers[:1], paths=2)
+    assert {key[1] for key in found.values} == {"decoder"}
+    assert found.portraits[0].relevance is None
+    assert found.portraits[0].maps["decoder", 1].shape[1:] == (len(found.portraits[0].target),) * 2
+
+
+def test_names_are_the_parts_that_differ():
+    assert sources.names(["/a/runs/stock/1/c.pt"]) == ["c"]
+    assert sources.names(["/a/runs/stock/1/c.pt", "/a/runs/dagpam/1/c.pt"]) == ["stock", "dagpam"]
+    assert sources.names(["/a/c1.pt", "/a/c2.pt"]) == ["c1", "c2"]
+    assert sources.names(["/a/c1.pt", "/a/c1.pt"]) == ["c1 (1)", "c1 (2)"]

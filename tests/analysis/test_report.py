@@ -1,0 +1,197 @@
+import base64
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SMALL
+from PIL import Image
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.analysis import cli, pictures
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.numbers, self.links, self.scripts, self.ids = [], {}, [], 0, set()
+        self._number = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.ids.add(attributes.get("id"))
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "script":
+            self.scripts += 1
+        self.links += [attributes[name] for name in ("src", "href") if name in attributes]
+        if "data-json" in attributes:
+            self._number = attributes["data-json"]
+
+    def handle_data(self, data):
+        if self._number:
+            self.numbers[self._number] = data
+            self._number = None
+
+
+@pytest.fixture(scope="module")
+def report(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    checkpoints = [
+        trained / "stock_translation" / "checkpoint_last.pt",
+        *sorted((trained / "ours").glob("checkpoint_*_*.pt")),
+    ]
+    assert len(checkpoints) == 3
+    arguments = ["analyze", *map(str, checkpoints), "--data", str(trained / "translation"), "--samples", "5"]
+    arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3"]
+    arguments += ["--names", "stock", "ours 1", "ours 2"]
+    assert main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page((report / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_image_is_inside_and_has_an_alternative_text(page):
+    assert len(page.images) > 20
+    for image in page.images:
+        assert len(image["alt"]) > 20
+        with Image.open(BytesIO(base64.b64decode(image["src"].removeprefix("data:image/png;base64,")))) as picture:
+            assert picture.size == (int(image["width"]), int(image["height"]))
+
+
+def test_nothing_is_fetched_and_links_lead_somewhere(page):
+    assert page.scripts == 0
+    for link in page.links:
+        assert link.startswith("data:") or link[1:] in page.ids
+
+
+def test_the_numbers_shown_are_those_of_the_json(report, page):
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    assert len(page.numbers) > 500
+    for path, text in page.numbers.items():
+        value = results
+        for part in path.split("/"):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if value is None:
+            assert text == "–"
+        else:
+            assert text == (str(value) if isinstance(value, int) else f"{value:.4g}"), path
+    shown = {path for path in page.numbers if path.startswith("records/")}
+    assert len(shown) == sum(record["head"] is None for record in results["records"])
+
+
+def test_json_and_csv_agree(report):
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    table = pd.read_csv(report / "records.csv")
+    assert len(table) == len(results["records"])
+    for row, record in zip(table.itertuples(), results["records"], strict=True):
+        assert (row.metric, row.site, row.layer) == (record["metric"], record["site"], record["layer"])
+        assert (record["mean"] is None and math.isnan(row.mean)) or row.mean == pytest.approx(record["mean"])
+    assert {record["metric"] for record in results["records"]} == results["definitions"].keys()
+    assert all(entry["definition"] and entry["source"] for entry in results["definitions"].values())
+
+
+def test_what_the_report_holds(report, page):
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    assert [(run["checkpoint"], run["variant"]) for run in results["runs"]] == [
+        (name, variant) for name in ("stock", "ours 1", "ours 2") for variant in ("full", "without skips, mlps")
+    ]
+    assert [run["updates"] for run in results["runs"][::2]] == [2, 1, 2]
+    assert {"figure4", "collapse", "relevance", "lambda", "curves", "maps", "paths", "numbers"} <= page.ids
+    history = pd.read_csv(report / "lambda.csv")
+    assert set(history.updates) == {1, 2} and set(history.site) == {"encoder", "decoder", "cross"}
+    lengths = {(row["site"], row["length"], row["number_of_paths"]) for row in results["paths"]}
+    assert lengths == {(site, k, n) for site in ("encoder", "decoder") for k, n in ((1, "4"), (2, "4"))}
+    with np.load(report / "maps.npz") as maps:
+        assert sum(name.endswith("relevance") for name in maps) == 3
+        assert sum(name.count("/") == 3 for name in maps) == 6 * 6
+    assert (report / "report.html").stat().st_size < 20e6
+
+
+def test_zero_is_white_and_signs_have_their_colours(tmp_path):
+    assert pictures.SIGNED(0.5) == (1.0, 1.0, 1.0, 1.0)
+    red, blue = pictures.SIGNED(0.9), pictures.SIGNED(0.1)
+    assert red[0] > red[2] and blue[2] > blue[0]
+    weights = np.zeros((1, 4, 4))
+    weights[0, 0, 0], weights[0, 3, 3] = 1, -1
+    pictures.attention_maps(weights, ["a"] * 4, ["b"] * 4, tmp_path / "maps.png", 100)
+    with Image.open(tmp_path / "maps.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    white = (pixels == 255).all(axis=1).mean()
+    assert white > 0.5
+    assert ((pixels[:, 0] > 150 - 60) & (pixels[:, 2] < 60)).any() and ((pixels[:, 2] > 90) & (pixels[:, 0] < 60)).any()
+
+
+def test_a_page_of_15_layers_and_8_heads_stays_small(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(8, 24, 24))
+    words = [f"▁token{number}" for number in range(24)]
+    pictures.attention_maps(weights, words, words, tmp_path / "maps.png", 90)
+    with Image.open(tmp_path / "maps.png") as image:
+        assert image.width < 1300
+    # three sites, and base64
+    assert (tmp_path / "maps.png").stat().st_size * 45 * 4 / 3 < 10e6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_a_browser_opens_it_without_an_error(report, tmp_path):
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
+    run = subprocess.run(
+        [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path}", (report / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0
+    assert "CONSOLE" not in run.stderr
+    assert Page(run.stdout).numbers
+
+
+# The command
+
+
+def test_a_fresh_language_model(trained, tmp_path):
+    arguments = ["analyze", "--data", str(trained / "language_modeling"), "--samples", "2", "--out", str(tmp_path)]
+    assert main([*arguments, "--paths", "0", "--arch", "transformer_lm_gpam", *SMALL["language_modeling"]]) == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["runs"][0]["updates"] is None and results["slopes"] == results["paths"] == []
+    assert "relevance" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(cli.LIBRARIES, "jinja2", "no_such_library")
+    with pytest.raises(SystemExit, match=r"needs jinja2: pip install 'fairseq-gpam\[analysis\]'"):
+        main(["analyze", "model.pt", "--data", "data"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to analyze"),
+        (["model.pt", "--only-without"], "--only-without is not allowed"),
+        (["model.pt", "--names", "a", "b"], "--names has 2 names, but there are 1 models"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["analyze", "--data", "data", *arguments])
+
+
+def test_fresh_models_are_told_apart():
+    words = "transformer --layers 2 --arch transformer_gpam --layers 2 --arch transformer_gpam --gpam-lambda-plus 1"
+    models = cli.fresh_models([*words.split(), "--layers", "2"])
+    assert [model[1] for model in models] == ["transformer", "transformer_gpam", "transformer_gpam"]
+    assert cli.architecture_names(models) == ["transformer", "transformer_gpam", "transformer_gpam lambda-plus 1"]
