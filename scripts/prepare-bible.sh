@@ -14,7 +14,7 @@ BIBLE_VERSION=3.9.4
 BIBLE_FILE=$BIBLE_PACKAGE-$BIBLE_VERSION-py3-none-any.whl
 BIBLE_SHA256=${BIBLE_SHA256:-d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e}
 
-parse_prepare_arguments "$@"
+parse_prepare_arguments '' "$@"
 load_recipe bible-de-en
 fetch_package "$BIBLE_PACKAGE" "$BIBLE_VERSION" "$BIBLE_FILE" "$BIBLE_SHA256" "$archive"
-prepare_task bible "$BIBLE_SHA256"
+prepare_task bible "$BIBLE_SHA256" "$ARCHIVE"

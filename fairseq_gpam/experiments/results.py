@@ -2,8 +2,9 @@
 
 ``python -m fairseq_gpam.experiments.results score RUN --references FILE`` scores one run, ``...
 compare RUN RUN --references FILE`` tests two for a significant difference, ``... table RUN...``
-prints runs as a Markdown table, and ``... report RUN... --out FOLDER`` writes that table, the JSON
-and the learning curves.
+prints runs as a Markdown table, ``... report RUN... --out FOLDER`` writes that table, the JSON and the
+learning curves, ``... keep RUN...`` copies results to ``examples/results``, and ``... tables``
+rebuilds the tables of README.md and examples/ from there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fairseq_gpam.experiments.subwords import MosesDetokenize, split_compounds, write_lines
+from fairseq_gpam.experiments.subwords import read_lines as iterate_lines
 
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
@@ -26,6 +31,7 @@ TRANSLATED = re.compile(
 )
 EVALUATED = re.compile(r"Evaluated ([\d,]+) tokens in ([\d.]+)s \(([\d.]+) tokens/s\)")
 LOSS_BASE_2 = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
+SACREBLEU = (("bleu", "BLEU"), ("chrf", "chrF"))
 HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
 
 
@@ -141,13 +147,27 @@ def count_tokens(path: Path) -> int:
         return sum(len(line.split()) + 1 for line in lines)
 
 
+def _check_tokens(evaluation: dict[str, Any], subwords: int) -> None:
+    if evaluation["tokens"] != subwords:
+        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}")
+
+
+def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int) -> dict[str, Any]:
+    """Add the bits per character, which is a byte: all bits of the text over its ``characters``.
+
+    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``tokens``.
+    """
+    _check_tokens(evaluation, tokens)
+    bits = evaluation["bits_per_subword"] * tokens / characters
+    return {**evaluation, "characters": characters, "bits_per_character": bits}
+
+
 def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
     """Add the perplexity per subword and per word, both counting one end-of-line symbol a line.
 
     Raises ``CountMismatchError`` if the number of evaluated tokens is not ``subwords``.
     """
-    if evaluation["tokens"] != subwords:
-        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}")
+    _check_tokens(evaluation, subwords)
     bits = evaluation["bits_per_subword"]
     return {
         **evaluation,
@@ -159,7 +179,7 @@ def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text, split at line feeds only."""
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return list(iterate_lines(path))
 
 
 def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
@@ -169,8 +189,10 @@ def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: ob
         raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
 
 
-def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False) -> dict[str, Any]:
     """Return sacreBLEU's BLEU and chrF of detokenised text, each with its signature.
+
+    ``lowercase``: of lower-cased text.
 
     Raises ``CountMismatchError`` if hypotheses and references differ in number.
     """
@@ -178,35 +200,89 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> dict[
 
     check_counts(hypotheses, references)
     scores: dict[str, Any] = {"sentences": len(hypotheses)}
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, metric in (("bleu", BLEU(lowercase=lowercase)), ("chrf", CHRF(lowercase=lowercase))):
         scores[name] = metric.corpus_score(hypotheses, [references]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores
 
 
-def score(folder: Path, references: Path) -> dict[str, Any]:
-    """Score the run's ``hypotheses.txt`` against ``references`` and record the scores."""
-    hypotheses, expected = read_lines(folder / "hypotheses.txt"), read_lines(references)
-    check_counts(hypotheses, expected, folder)
-    scores = corpus_scores(hypotheses, expected)
+def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
+    """Return BLEU of tokenised text as it is, without smoothing, as older papers report it.
+
+    Its value depends on the tokenisation: compare it with nothing else. ``compounds`` splits words at
+    hyphens first. Raises ``CountMismatchError`` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_counts(hypotheses, references)
+    if compounds:
+        hypotheses, references = list(map(split_compounds, hypotheses)), list(map(split_compounds, references))
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    return {
+        "tokenized_bleu": metric.corpus_score(hypotheses, [references]).score,
+        "tokenized_bleu_signature": str(metric.get_signature()),
+        "tokenized_bleu_compounds_split": compounds,
+    }
+
+
+@dataclass(frozen=True)
+class References:
+    """A test set's raw references and, where the task's text is tokenised, how to get to them.
+
+    ``detokenize`` is the language of Moses's detokenisation, ``tokenized`` the tokenised references.
+    """
+
+    raw: Path
+    lowercase: bool = False
+    detokenize: str | None = None
+    tokenized: Path | None = None
+    compounds: bool = False
+
+    def plain(self, folder: Path) -> list[str]:
+        """Return the run's hypotheses, detokenised where they are tokenised.
+
+        Raises ``CountMismatchError`` if there are not as many as references.
+        """
+        hypotheses = read_lines(folder / "hypotheses.txt")
+        check_counts(hypotheses, read_lines(self.raw), folder)
+        return list(map(MosesDetokenize(self.detokenize), hypotheses)) if self.detokenize else hypotheses
+
+
+def score(folder: Path, test: References) -> dict[str, Any]:
+    """Score the run's ``hypotheses.txt`` and record the scores; keep what was detokenised."""
+    plain = test.plain(folder)
+    scores = corpus_scores(plain, read_lines(test.raw), test.lowercase)
+    if test.detokenize:
+        write_lines(folder / "hypotheses.detok.txt", plain)
+    if test.tokenized:
+        hypotheses, references = read_lines(folder / "hypotheses.txt"), read_lines(test.tokenized)
+        scores |= tokenized_scores(hypotheses, references, test.compounds)
     update(folder, {"score": scores})
     return scores
 
 
-def compare(first: Path, second: Path, references: Path, samples: int = 1000) -> str:
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Return the scores as they are printed, each with its signature."""
+    lines = [f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}" for name, title in SACREBLEU]
+    if "tokenized_bleu" in scores:
+        split = ", compounds split" if scores["tokenized_bleu_compounds_split"] else ""
+        lines.append(
+            f"tokenised BLEU (not comparable with the above{split}) = {scores['tokenized_bleu']:.2f}  "
+            f"{scores['tokenized_bleu_signature']}"
+        )
+    return lines
+
+
+def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
     """Return sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.base import Metric
     from sacrebleu.significance import PairedTest, Result
 
-    expected = read_lines(references)
-    systems: list[tuple[str, Sequence[str]]] = [
-        (str(folder), read_lines(folder / "hypotheses.txt")) for folder in (first, second)
-    ]
-    metrics: dict[str, Metric] = {"BLEU": BLEU(), "chrF2": CHRF()}
-    for folder, hypotheses in systems:
-        check_counts(hypotheses, expected, folder)
-    signatures, measured = PairedTest(systems, metrics, [expected], test_type="bs", n_samples=samples)()
+    systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
+    metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
+    references = [read_lines(test.raw)]
+    signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
     lines = []
     for metric in metrics:
         for (folder, _), value in zip(systems, measured[metric], strict=True):
@@ -237,6 +313,7 @@ TRANSLATION: list[Column] = [
     *COMMON,
     ("BLEU", lambda run: run["score"]["bleu"], ".1f"),
     ("chrF", lambda run: run["score"]["chrf"], ".1f"),
+    ("tokenised BLEU", lambda run: run["score"]["tokenized_bleu"], ".1f"),
     TRAINING_SPEED,
     ("decoding tokens/s", lambda run: run["generate"]["tokens_per_second"], ",.0f"),
 ]
@@ -249,33 +326,64 @@ LANGUAGE_MODEL: list[Column] = [
 ]
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return finished runs as a Markdown table; what was not run says so.
+CHARACTERS: list[Column] = [
+    *COMMON,
+    ("bits per character", lambda run: run["eval-lm"]["bits_per_character"], ".3f"),
+    *LANGUAGE_MODEL[-2:],
+]
+COLUMNS = {"translation": TRANSLATION, "words": LANGUAGE_MODEL, "characters": CHARACTERS}
+OPTIONAL = frozenset({"tokenised BLEU"})
+"""Columns that a table shows only if a run has them."""
 
-    Translation runs and language models cannot share a table: raises ``ValueError``.
+
+def kind_of(run: dict[str, Any]) -> str:
+    """Return which of ``COLUMNS`` shows the run."""
+    if "bits_per_character" in run.get("eval-lm", ()):
+        return "characters"
+    return "words" if "eval-lm" in run else "translation"
+
+
+def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
+    """Return runs as a Markdown table; what was not run says so.
+
+    Runs of different kinds cannot share a table: raises ``ValueError``.
     """
     from tabulate import tabulate
 
-    kinds = {"eval-lm" in run for run in runs}
+    kinds = {kind} if kind else {kind_of(run) for run in runs}
     if len(kinds) != 1:
-        raise ValueError("a table shows either translation runs or language models, at least one")
-    columns = LANGUAGE_MODEL if kinds.pop() else TRANSLATION
+        raise ValueError("a table shows either translation runs or language models of one kind, at least one")
+    columns = COLUMNS[kinds.pop()]
     rows = [[_cell(run, value, form) for _, value, form in columns] for run in runs]
-    align = ["left"] + ["right"] * (len(columns) - 1)
+    shown = [
+        number
+        for number, (name, value, _) in enumerate(columns)
+        if name not in OPTIONAL or any(has(run, value) for run in runs)
+    ]
     return tabulate(
-        rows,
-        headers=[name for name, _, _ in columns],
+        [[row[n] for n in shown] for row in rows],
+        headers=[columns[n][0] for n in shown],
         tablefmt="github",
-        colalign=align,
+        colalign=["left"] + ["right"] * (len(shown) - 1),
         disable_numparse=True,
     )
 
 
-def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str) -> str:
+def has(run: dict[str, Any], value: Callable[[dict[str, Any]], Any]) -> bool:
+    """Tell whether the run recorded the value."""
     try:
-        number = value(run)
+        value(run)
     except KeyError:
-        return "not run"
+        return False
+    return True
+
+
+def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str) -> str:
+    if not has(run, value):
+        return "–" if run.get("published") else "not run"
+    number = value(run)
+    if isinstance(number, str):
+        return number
     return "not measured" if number is None else format(number, form)
 
 
@@ -312,34 +420,58 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.results")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("score", help="sacreBLEU of one run")
-    command.add_argument("run", type=Path)
-    command.add_argument("--references", type=Path, required=True, help="raw text")
-    command = commands.add_parser("compare", help="paired bootstrap between two runs")
-    command.add_argument("runs", type=Path, nargs=2)
-    command.add_argument("--references", type=Path, required=True, help="raw text")
-    command.add_argument("--samples", type=int, default=1000, help="default 1000")
+    for name, count, text in (("score", 1, "sacreBLEU of one run"), ("compare", 2, "paired bootstrap of two runs")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("runs", type=Path, nargs=count)
+        command.add_argument("--references", type=Path, required=True, help="raw text")
+        command.add_argument("--lowercase", action="store_true", help="ignore case")
+        command.add_argument("--detokenize", metavar="LANGUAGE", help="undo Moses tokenisation first")
+        command.add_argument("--tokenized", type=Path, help="tokenised references, for tokenised BLEU")
+        command.add_argument("--split-compounds", action="store_true", help="tokenised BLEU: split at hyphens")
+        command.add_argument("--samples", type=int, default=1000, help="bootstrap samples; default 1000")
     command = commands.add_parser("table", help="Markdown table of runs")
     command.add_argument("runs", type=Path, nargs="+")
     command = commands.add_parser("report", help="table, JSON and learning curves of runs")
     command.add_argument("runs", type=Path, nargs="+")
     command.add_argument("--out", type=Path, required=True)
+    command = commands.add_parser("keep", help="copy runs' results, without curves and paths, to examples/results")
+    command.add_argument("runs", type=Path, nargs="+")
+    command.add_argument("--repository", type=Path, default=Path())
+    command = commands.add_parser("tables", help="rebuild the results tables of README.md and examples/")
+    command.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    command.add_argument("--repository", type=Path, default=Path())
     args = parser.parse_args(argv)
     # Some of fairseq's modules set the root logger to DEBUG when imported.
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        if args.command == "score":
-            scores = score(args.run, args.references)
-            for name, title in (("bleu", "BLEU"), ("chrf", "chrF")):
-                print(f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}")
-        elif args.command == "compare":
-            print(compare(args.runs[0], args.runs[1], args.references, args.samples))
+        if args.command in ("score", "compare"):
+            test = References(args.references, args.lowercase, args.detokenize, args.tokenized, args.split_compounds)
+            if args.command == "score":
+                print(*score_lines(score(args.runs[0], test)), sep="\n")
+            else:
+                print(compare(args.runs[0], args.runs[1], test, args.samples))
         elif args.command == "table":
             print(table([read(run) for run in args.runs]))
-        else:
+        elif args.command == "report":
             print(report([read(run) for run in args.runs], args.out))
+        else:
+            _tables(args)
     except (CountMismatchError, FileNotFoundError) as error:
         sys.exit(str(error))
+
+
+def _tables(args: argparse.Namespace) -> None:
+    from fairseq_gpam.experiments import tables
+
+    if args.command == "keep":
+        for run in args.runs:
+            print(tables.keep(run, args.repository))
+        return
+    changed = tables.rebuild(args.repository, write=not args.check)
+    for path in changed:
+        print(f"out of date: {path}" if args.check else path)
+    if args.check and changed:
+        sys.exit("run: python -m fairseq_gpam.experiments.results tables")
 
 
 if __name__ == "__main__":

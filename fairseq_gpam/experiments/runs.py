@@ -1,7 +1,8 @@
 """Run the stages of one experiment so that they can be killed at any moment and started again.
 
 A run folder holds, per stage, the exact command line (``STAGE.command``), the log (``STAGE.log``)
-and, once the stage has ended well, its entry in ``results.json``. The scripts under ``scripts/``
+and, once the stage has ended well, its entry in ``results.json`` with versions, machine and commit;
+after training also fairseq's whole configuration (``config.json``). The scripts under ``scripts/``
 build the command lines; nothing here knows a recipe.
 """
 
@@ -181,6 +182,18 @@ def execute(
         raise RunError(f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}")
 
 
+def write_config(checkpoint: Path, path: Path) -> None:
+    """Write fairseq's whole configuration, as the checkpoint holds it, as JSON."""
+    import torch
+
+    config = torch.load(checkpoint, map_location="cpu", weights_only=True)["cfg"]
+    results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if isinstance(value, argparse.Namespace) else str(value)
+
+
 class Progress:
     """Turn fairseq's JSON log lines into short lines with the time still needed."""
 
@@ -280,7 +293,9 @@ def train(run: Run, command: Sequence[str]) -> None:
         log = run.folder / "train.log"
         run.say(f"training; all messages go to {log}")
         execute(command, log, lock, report=Progress(run.label, int(max_update) if max_update else None))
-        run.record("train", command, results.parse_training_log(log.read_text(encoding="utf-8")))
+        measured = results.parse_training_log(log.read_text(encoding="utf-8"))
+        write_config(run.folder / "checkpoints/checkpoint_last.pt", run.folder / "config.json")
+        run.record("train", command, measured)
 
 
 def _need_training(run: Run) -> None:
@@ -311,10 +326,11 @@ def generate(run: Run, command: Sequence[str]) -> None:
         run.say(f"{measured['sentences']:,} sentences translated")
 
 
-def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path) -> None:
+def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False) -> None:
     """Evaluate a language model on ``text``, encoded in ``subword``, and record perplexities.
 
-    Raises ``RunError`` if the run's training has not ended.
+    ``by_bytes``: each token is a byte, so record bits per character. Raises ``RunError`` if the
+    run's training has not ended.
     """
     with exclusive(run.folder) as lock:
         _need_training(run)
@@ -325,10 +341,19 @@ def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path) -> Non
             log.unlink(missing_ok=True)
             execute(command, log, lock)
             evaluation = results.parse_evaluation_log(log.read_text(encoding="utf-8"))
-            words, subwords = results.count_tokens(text), results.count_tokens(subword)
-            run.record("eval-lm", command, results.perplexities(evaluation, words, subwords))
+            subwords = results.count_tokens(subword)
+            if by_bytes:
+                measured = results.bits_per_character(evaluation, text.stat().st_size, subwords)
+            else:
+                measured = results.perplexities(evaluation, results.count_tokens(text), subwords)
+            run.record("eval-lm", command, measured)
         entry = results.read(run.folder)["eval-lm"]
-        run.say(f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word")
+        if by_bytes:
+            run.say(f"{entry['bits_per_character']:.4f} bits per character")
+        else:
+            run.say(
+                f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -342,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repository", type=Path, default=Path(), help="whose commit to record")
     parser.add_argument("--text", type=Path, help="eval-lm: the raw test text")
     parser.add_argument("--subword", type=Path, help="eval-lm: the encoded test text")
+    parser.add_argument("--bytes", action="store_true", help="eval-lm: each token is a byte of the text")
     parser.add_argument("command", nargs="+", help="the fairseq command line, after --")
     args = parser.parse_args(argv)
     run = Run(args.folder, args.task, args.name, args.seed, args.repository)
@@ -353,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.text is None or args.subword is None:
             parser.error("eval-lm needs --text and --subword")
         else:
-            evaluate(run, args.command, args.text, args.subword)
+            evaluate(run, args.command, args.text, args.subword, args.bytes)
     except (RunError, results.CountMismatchError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

