@@ -43,11 +43,15 @@ class PerHeadLinear(nn.Linear):
 
     def forward(self, heads: Tensor) -> Tensor:
         """Maps B × H × T × D to the same shape."""
+        bsz, _, length, _ = heads.shape
         blocks = self.weight.view(self.num_heads, self.head_dim, self.head_dim)
-        mapped = torch.einsum("bhtd,hed->bhte", heads, blocks)
+        # Queries lie in memory as T × B × H × D: for each head, T·B rows that need no copy.
+        rows = heads.permute(1, 2, 0, 3).reshape(self.num_heads, length * bsz, self.head_dim)
         if self.bias is None:
-            return mapped
-        return mapped + self.bias.view(self.num_heads, 1, self.head_dim)
+            mapped = torch.bmm(rows, blocks.transpose(1, 2))
+        else:
+            mapped = torch.baddbmm(self.bias.view(self.num_heads, 1, self.head_dim), rows, blocks.transpose(1, 2))
+        return mapped.view(self.num_heads, length, bsz, self.head_dim).permute(2, 0, 1, 3)
 
 
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:

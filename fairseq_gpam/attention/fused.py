@@ -3,13 +3,14 @@
 That product, and dO·Vᵀ in the backward, are shared by the branches: 1.5 times the multiply-adds of softmax attention in
 place of 2. Short sequences are computed at once and keep their weights; long ones in blocks of rows whose weights are
 recomputed in the backward, so that no T × S matrix is ever held and the masked half of a causal one is skipped.
+
+Inside, N = B·H counts the heads of all sentences, and tensors are N × T × D.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,206 +21,52 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 # Measured on a CPU with AVX-512: below, keeping the weights is faster; above, blocks that stay in the cache are.
 LONGEST_AT_ONCE = 192
-BLOCK_ROWS = 128
+BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 
 Coefficient = Tensor | float
 
 
-@dataclass(frozen=True)
-class Block:
-    """Heads h0…h1 of sentence b, queries r0…r1, and the keys before `seen`."""
-
-    b: slice
-    h: slice
-    r0: int
-    r1: int
-    seen: int
-    index: int
-
-
-def plan_blocks(q: Tensor, k: Tensor, mask: AttentionMask) -> list[Block]:
-    """Cuts the weights B × H × T × S into blocks; one block if the sequences are short."""
-    bsz, heads, num_queries, _ = q.shape
-    num_keys = k.size(-2)
-    if max(num_queries, num_keys) <= LONGEST_AT_ONCE:
-        return [Block(slice(0, bsz), slice(0, heads), 0, num_queries, num_keys, 0)]
-    rows = min(BLOCK_ROWS, num_queries)
-    heads_at_once = max(1, min(heads, BLOCK_WEIGHTS // (rows * num_keys)))
-    blocks: list[Block] = []
-    for b in range(bsz):
-        for h in range(0, heads, heads_at_once):
-            for r0 in range(0, num_queries, rows):
-                r1 = min(r0 + rows, num_queries)
-                seen = num_keys - num_queries + r1 if mask.causal else num_keys
-                blocks.append(
-                    Block(slice(b, b + 1), slice(h, min(h + heads_at_once, heads)), r0, r1, seen, len(blocks))
-                )
-    return blocks
-
-
-def _part(coefficient: Coefficient, block: Block) -> Coefficient:
-    """Returns the coefficient of a block, broadcastable to its weights."""
-    if isinstance(coefficient, float) or coefficient.numel() == 1:
-        return coefficient
-    full = coefficient[(None,) * (4 - coefficient.dim())]
-    b = block.b if full.size(0) > 1 else slice(None)
-    h = block.h if full.size(1) > 1 else slice(None)
-    r = slice(block.r0, block.r1) if full.size(2) > 1 else slice(None)
-    return full[b, h, r]
-
-
-def _batch_part(mask: AttentionMask, block: Block) -> AttentionMask:
-    def cut(tensor: Tensor | None) -> Tensor | None:
-        return tensor[block.b] if tensor is not None and tensor.dim() == 4 and tensor.size(0) > 1 else tensor
-
-    padding = None if mask.padding is None else mask.padding[block.b]
-    return AttentionMask(padding, mask.causal, cut(mask.bias), cut(mask.hidden)).heads(block.h.start, block.h.stop)
-
-
 def _flat(tensor: Tensor) -> Tensor:
+    """Returns B × H × T × D as N × T × D."""
     return tensor.reshape(-1, tensor.size(-2), tensor.size(-1))
 
 
-def _product(left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    """Returns scale · left @ right, … × n × m, for stacks of matrices."""
-    product = torch.baddbmm(left.new_empty(1, 1, 1), _flat(left), _flat(right), beta=0, alpha=scale)
-    return product.view(*left.shape[:-1], right.size(-1))
+def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """Returns scale · left @ right for stacks of matrices."""
+    return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)
 
 
-def _is_one(factor: Coefficient) -> bool:
-    return isinstance(factor, float) and factor == 1
+def _scaled_(tensor: Tensor, factor: Coefficient) -> Tensor:
+    return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
 
 
-def _scaled(tensor: Tensor, factor: Coefficient, in_place: bool = False) -> Tensor:
-    if _is_one(factor):
-        return tensor
-    return tensor.mul_(factor) if in_place else tensor * factor
-
-
-def _keep(weights: Tensor, dropout_p: float, seed: int, block: Block) -> Tensor:
-    """Returns the factors of a block's dropout: 0 or 1/(1 − p); the same ones for the same seed."""
+def _keep(weights: Tensor, dropout_p: float, seed: int) -> Tensor:
+    """Returns the factors of dropout, 0 or 1/(1 − p): the same ones for the same seed and shape."""
     generator = torch.Generator(device=weights.device)
-    generator.manual_seed(seed + block.index)
+    generator.manual_seed(seed)
     return torch.empty_like(weights).bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)
 
 
-def _nonzero(coefficient: Coefficient, dtype: torch.dtype) -> Coefficient:
-    """Returns a divisor: `coefficient`, or where it is nearly 0 a number too small to matter."""
-    smallest = torch.finfo(dtype).eps
-    if isinstance(coefficient, Tensor):
-        return torch.where(coefficient.abs() < smallest, smallest, coefficient)
-    return coefficient if abs(coefficient) >= smallest else smallest
+def _draw_seed(dropout_p: float) -> int:
+    return int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
 
 
-@dataclass
-class _Call:
-    """The tensors of one call, and what its blocks share."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    negative_q: Tensor | None
-    negative_k: Tensor | None
-    a: Coefficient
-    b: Coefficient | None
-    mask: AttentionMask
-    dropout_p: float
-    seed: int
-    log_sums: dict[str, Tensor] = field(default_factory=dict)
-    futures: dict[int, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.scale = 1 / math.sqrt(self.q.size(-1))
-        self.blocks = plan_blocks(self.q, self.k, self.mask)
-        self.at_once = len(self.blocks) == 1
-        # Coefficients are constant along a row: whichever is smaller is scaled by them, weights or channels.
-        self.scales_weights = self.at_once and self.k.size(-2) <= self.q.size(-1)
-        # Half precision would lose digits in an unnormalised or recomputed exponential.
-        self.by_exponential = not self.at_once and self.q.dtype in (torch.float32, torch.float64)
-
-    def branches(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Yields name, queries and keys of each branch."""
-        yield "positive", self.q, self.k
-        if self.negative_q is not None:
-            yield "negative", self.negative_q, self.k if self.negative_k is None else self.negative_k
-
-    def future(self, count: int) -> Tensor:
-        if count not in self.futures:
-            self.futures[count] = self.q.new_full((count, count), float("-inf")).triu_(1)
-        return self.futures[count]
+def _combine(positive: Tensor, negative: Tensor | None, a: Coefficient, b: Coefficient | None) -> Tensor:
+    """Returns a·positive − b·negative in new memory, or `positive` itself if there is nothing to do."""
+    weights = positive if isinstance(a, float) and a == 1 else positive * a
+    if negative is None:
+        return weights
+    assert b is not None
+    if isinstance(b, float):
+        return torch.sub(weights, negative, alpha=b) if weights is positive else weights.sub_(negative, alpha=b)
+    if weights is positive:
+        return torch.addcmul(weights, negative, b, value=-1)
+    return weights.addcmul_(negative, b, value=-1)
 
 
-class _Weights:
-    """The weights of one block, each branch for itself, b × h × r × s; normalised once divided by `sums`."""
-
-    def __init__(self, block: Block, call: _Call) -> None:
-        self.block = block
-        self.count = block.r1 - block.r0
-        self.rows = (block.b, block.h, slice(block.r0, block.r1))
-        self.keys = (block.b, block.h, slice(0, block.seen))
-        self.a = _part(call.a, block)
-        self.b = None if call.b is None else _part(call.b, block)
-        self.scales_weights = call.scales_weights
-        self.divisor = 1.0 if self.scales_weights else _nonzero(self.a, call.q.dtype)
-        self.bias, self.sighted = None, None
-        if not call.mask.is_empty and not call.mask.is_plainly_causal:
-            mask, _ = _batch_part(call.mask, block).rows(block.r0, block.r1, call.q.size(2), call.k.size(2))
-            self.bias, self.sighted = mask.for_scores(self.count, block.seen, call.q)
-        self.weights: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-        self.log_sums: dict[str, Tensor] = {}
-        for name, queries, keys in call.branches():
-            scores = _product(queries[self.rows], keys[self.keys].transpose(-2, -1), call.scale)
-            if self.bias is not None:
-                scores.add_(self.bias)
-            elif call.mask.causal and self.count > 1:
-                # Only the last `count` of the keys that this block sees can lie in some row's future.
-                scores[..., block.seen - self.count :].add_(call.future(self.count))
-            if not call.by_exponential:
-                self.weights[name] = torch.softmax(scores, dim=-1, out=scores)
-            elif name in call.log_sums:
-                self.weights[name] = scores.sub_(call.log_sums[name][self.rows]).exp_()
-            else:
-                largest = scores.amax(dim=-1, keepdim=True)
-                self.weights[name] = scores.sub_(largest).exp_()
-                self.sums[name] = scores.sum(dim=-1, keepdim=True)
-                self.log_sums[name] = self.sums[name].log().add_(largest)
-
-    def combined(self, overwrite: bool) -> tuple[Tensor, Coefficient]:
-        """Returns a matrix and the factor of its rows whose product is P; `overwrite` gives up the positive weights."""
-        matrix = self.weights["positive"]
-        factor: Coefficient = self.divisor
-        owned = overwrite
-        if self.scales_weights and not _is_one(self.a):
-            matrix = _scaled(matrix, self.a, owned)
-            owned = True
-        if self.sums:
-            factor = factor / self.sums["positive"]
-        if self.b is not None:
-            ratio = self.b / self.divisor
-            if self.sums:
-                ratio = ratio * (self.sums["positive"] / self.sums["negative"])
-            negative = self.weights["negative"]
-            if isinstance(ratio, float):
-                matrix = matrix.sub_(negative, alpha=ratio) if owned else torch.sub(matrix, negative, alpha=ratio)
-            elif owned:
-                matrix.addcmul_(negative, ratio, value=-1)
-            else:
-                matrix = torch.addcmul(matrix, negative, ratio, value=-1)
-            owned = True
-        if self.sighted is not None:
-            # A number times a bool would be fp32, whatever the matrix is.
-            sighted = self.sighted.to(matrix.dtype)
-            if self.scales_weights:
-                matrix = _scaled(matrix, sighted, owned)
-            else:
-                factor = factor * sighted
-        return matrix, factor
-
-
-class FusedAffine(torch.autograd.Function):
-    """The forward and backward of the module's formula, by blocks."""
+class AtOnce(torch.autograd.Function):
+    """Short sequences: the weights of both branches are stacked, N × 2T × S, and kept for the backward."""
 
     @staticmethod
     def forward(
@@ -234,142 +81,357 @@ class FusedAffine(torch.autograd.Function):
         mask: AttentionMask,
         dropout_p: float,
     ) -> Tensor:
-        seed = int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
-        call = _Call(q, k, v, negative_q, negative_k, a, b, mask, dropout_p, seed)
-        keeps_weights = call.at_once and any(ctx.needs_input_grad)
-        log_sums = {}
-        if call.by_exponential and any(ctx.needs_input_grad):
-            log_sums = {name: q.new_empty(*q.shape[:-1], 1) for name, _, _ in call.branches()}
-        output = None if call.at_once else _rows_first(q, v.size(-1))
-        weights: _Weights | None = None
-        keep: Tensor | None = None
-        for block in call.blocks:
-            weights = _Weights(block, call)
-            matrix, factor = weights.combined(overwrite=not keeps_weights)
-            if dropout_p > 0:
-                keep = _keep(matrix, dropout_p, seed, block)
-                matrix = matrix * keep if matrix is weights.weights["positive"] and keeps_weights else matrix.mul_(keep)
-            product = _scaled(_product(matrix, v[weights.keys]), factor, in_place=True)
-            for name in log_sums:
-                log_sums[name][weights.rows] = weights.log_sums[name]
-            if output is None:
-                output = product
-            else:
-                output[weights.rows] = product
-        assert output is not None
-        tensors = [c for c in (a, b) if isinstance(c, Tensor)]
-        ctx.save_for_backward(q, k, v, negative_q, negative_k, *log_sums.values(), *tensors)
-        ctx.log_sums = tuple(log_sums)
+        bsz, heads, length, width = q.shape
+        num_keys = k.size(2)
+        scale = 1 / math.sqrt(width)
+        queries = _flat(q if negative_q is None else torch.cat([q, negative_q], dim=2))
+        if negative_k is None:
+            scores = _product(queries, _flat(k).transpose(1, 2), scale)
+        else:
+            pairs = zip(queries.split(length, dim=1), (k, negative_k), strict=True)
+            scores = torch.cat([_product(each, _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
+        weights = scores.view(bsz, heads, -1, length, num_keys)
+        bias, sighted = mask.for_scores(length, num_keys, q)
+        if bias is not None:
+            weights.add_(bias.unsqueeze(2) if bias.dim() == 4 else bias)
+        torch.softmax(weights, dim=-1, out=weights)
+        if sighted is not None:
+            sighted = sighted.to(q.dtype).unsqueeze(2) if sighted.dim() == 4 else sighted.to(q.dtype)
+            weights.mul_(sighted)
+        combined = AtOnce.combined(weights, a, b)
+        keep = _keep(combined, dropout_p, _draw_seed(dropout_p)) if dropout_p > 0 else None
+        if keep is not None:
+            combined = combined * keep
+        output = torch.bmm(_flat(combined), _flat(v))
+        ctx.save_for_backward(
+            q, k, v, negative_k, queries, weights, keep, *(c for c in (a, b) if isinstance(c, Tensor))
+        )
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
         ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
-        ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
-        # What a single block computed is small, and kept.
-        ctx.kept = (weights, keep) if keeps_weights else None
+        return output.view(bsz, heads, length, -1)
+
+    @staticmethod
+    def combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
+        return _combine(weights[:, :, 0], None if b is None else weights[:, :, 1], a, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, negative_k, queries, weights, keep, *rest = ctx.saved_tensors
+        a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+        scale = 1 / math.sqrt(q.size(-1))
+        length = q.size(2)
+        grad_rows = _flat(grad_output)
+        combined = AtOnce.combined(weights, a, b)
+        if keep is not None:
+            combined = combined * keep
+        grad_v = torch.bmm(_flat(combined).transpose(1, 2), grad_rows).view(v.shape)
+        grad_weights = torch.bmm(grad_rows, _flat(v).transpose(1, 2)).view(combined.shape)
+        if keep is not None:
+            grad_weights.mul_(keep)
+        # A row that sees nothing has zero weights, and so no gradient.
+        grad_scores = weights * grad_weights.unsqueeze(2)
+        row_sums = grad_scores.sum(dim=-1, keepdim=True)
+        grad_scores.addcmul_(weights, row_sums, value=-1)
+        grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[5] else None
+        grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[6] else None
+        _scaled_(grad_scores[:, :, 0], a)
+        if b is not None:
+            grad_scores[:, :, 1].mul_(b).neg_()
+        stacked = grad_scores.view(queries.size(0), queries.size(1), -1)
+        if negative_k is None:
+            grad_queries = _product(stacked, _flat(k), scale)
+            grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
+            grad_negative_k = None
+        else:
+            parts = tuple(zip(stacked.split(length, 1), queries.split(length, 1), (k, negative_k), strict=True))
+            grad_queries = torch.cat([_product(own, _flat(keys), scale) for own, _, keys in parts], dim=1)
+            grad_k, grad_negative_k = (
+                _product(own.transpose(1, 2), query, scale).view(k.shape) for own, query, _ in parts
+            )
+        grad_queries = grad_queries.view(*q.shape[:2], -1, *q.shape[2:])
+        grad_negative_q = None if b is None else grad_queries[:, :, 1]
+        return grad_queries[:, :, 0], grad_k, grad_v, grad_negative_q, grad_negative_k, grad_a, grad_b, None, None
+
+
+def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
+    """Returns B × H × T × 1 summed to the shape of a coefficient."""
+    assert isinstance(coefficient, Tensor)
+    exact = row_sums if row_sums.dtype == torch.float64 else row_sums.float()
+    if coefficient.numel() == 1:
+        return exact.sum().reshape(coefficient.shape).to(coefficient.dtype)
+    return exact.sum_to_size(coefficient.shape).to(coefficient.dtype)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Heads n0…n1 (of all sentences), queries r0…r1, and the keys before `seen`."""
+
+    n0: int
+    n1: int
+    r0: int
+    r1: int
+    seen: int
+    index: int
+
+
+def plan_blocks(q: Tensor, k: Tensor, mask: AttentionMask) -> list[Block]:
+    """Cuts the weights N × T × S into blocks; one that a mask of its own belongs to stays in one sentence."""
+    bsz, heads, num_queries, _ = q.shape
+    num_keys = k.size(-2)
+    group = bsz * heads if mask.is_empty or mask.is_plainly_causal else heads
+    blocks: list[Block] = []
+    for r0 in range(0, num_queries, BLOCK_ROWS):
+        r1 = min(r0 + BLOCK_ROWS, num_queries)
+        seen = num_keys - num_queries + r1 if mask.causal else num_keys
+        at_once = max(1, min(group, BLOCK_WEIGHTS // ((r1 - r0) * seen)))
+        for start in range(0, bsz * heads, group):
+            for n0 in range(start, start + group, at_once):
+                blocks.append(Block(n0, min(n0 + at_once, start + group), r0, r1, seen, len(blocks)))
+    return blocks
+
+
+def _of_heads(coefficient: Coefficient, bsz: int, heads: int) -> Coefficient:
+    """Returns a coefficient as a number, or as N × 1 × 1 or N × T × 1."""
+    if isinstance(coefficient, float) or coefficient.numel() == 1:
+        return coefficient
+    full = coefficient[(None,) * (4 - coefficient.dim())]
+    return _flat(full.expand(bsz, heads, -1, -1))
+
+
+def _nonzero(coefficient: Coefficient, dtype: torch.dtype) -> Coefficient:
+    """Returns a divisor: `coefficient`, or where it is nearly 0 a number too small to matter."""
+    smallest = torch.finfo(dtype).eps
+    if isinstance(coefficient, Tensor):
+        return torch.where(coefficient.abs() < smallest, smallest, coefficient)
+    return coefficient if abs(coefficient) >= smallest else smallest
+
+
+class _Long:
+    """What the forward and the backward of `ByBlocks` share: the tensors of one call, N × T × D and contiguous."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        negative_q: Tensor | None,
+        negative_k: Tensor | None,
+        a: Coefficient,
+        b: Coefficient | None,
+        mask: AttentionMask,
+        dropout_p: float,
+        seed: int,
+    ) -> None:
+        self.bsz, self.heads, self.length, width = q.shape
+        self.num_keys = k.size(2)
+        self.scale = 1 / math.sqrt(width)
+        self.blocks = plan_blocks(q, k, mask)
+        flat_k = _flat(k).contiguous()
+        self.queries = [_flat(q).contiguous()]
+        self.keys = [flat_k]
+        if negative_q is not None:
+            self.queries.append(_flat(negative_q).contiguous())
+            self.keys.append(flat_k if negative_k is None else _flat(negative_k).contiguous())
+        self.v = _flat(v).contiguous()
+        self.mask, self.dropout_p, self.seed = mask, dropout_p, seed
+        # Exponentials of half precision would lose digits.
+        self.exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        self.a = _of_heads(a, self.bsz, self.heads)
+        self.divisor = _nonzero(self.a, self.exact)
+        self.ratio: Coefficient | None = None
+        if b is not None:
+            self.b = _of_heads(b, self.bsz, self.heads)
+            self.ratio = self.b / self.divisor
+        self.future = q.new_full((BLOCK_ROWS, BLOCK_ROWS), float("-inf"), dtype=self.exact).triu_(1)
+        self.largest = max((block.n1 - block.n0) * (block.r1 - block.r0) * block.seen for block in self.blocks)
+        self.buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """Returns uninitialised memory that every block uses again: fresh pages cost as much as the arithmetic."""
+        if name not in self.buffers:
+            self.buffers[name] = self.v.new_empty((shape[0] if len(shape) == 4 else 1) * self.largest)
+        return self.buffers[name][: math.prod(shape)].view(shape)
+
+    def scores(self, block: Block) -> tuple[Tensor, Tensor | None]:
+        """Returns the masked scores of each branch, branches × n × r × s, and which rows see any key."""
+        n, r, rows = slice(block.n0, block.n1), slice(block.r0, block.r1), block.r1 - block.r0
+        shape = (len(self.queries), block.n1 - block.n0, rows, block.seen)
+        scores = self.buffer("scores", *shape)
+        for own, queries, keys in zip(scores, self.queries, self.keys, strict=True):
+            _product(queries[n, r], keys[n, : block.seen].transpose(1, 2), self.scale, out=own)
+        scores = scores.to(self.exact)
+        if self.mask.is_plainly_causal:
+            # Only the last rows × rows of what this block sees can lie in some row's future.
+            scores[..., block.seen - rows :].add_(self.future[:rows, :rows])
+            return scores, None
+        if self.mask.is_empty:
+            return scores, None
+        sentence, h0 = divmod(block.n0, self.heads)
+        mask = self.mask.sentence(sentence).heads(h0, h0 + shape[1])
+        mask, _ = mask.rows(block.r0, block.r1, self.length, self.num_keys)
+        bias, sighted = mask.for_scores(rows, block.seen, scores)
+        if bias is not None:
+            scores.add_(bias[0] if bias.dim() == 4 else bias)
+        if sighted is not None:
+            sighted = sighted.to(self.exact)
+            sighted = sighted[0] if sighted.dim() == 4 else sighted
+        return scores, sighted
+
+    def part(self, coefficient: Coefficient, block: Block) -> Coefficient:
+        if isinstance(coefficient, float) or coefficient.numel() == 1:
+            return coefficient
+        own = coefficient[block.n0 : block.n1]
+        return own if own.size(1) == 1 else own[:, block.r0 : block.r1]
+
+    def keep(self, weights: Tensor, block: Block) -> Tensor | None:
+        return _keep(weights, self.dropout_p, self.seed + block.index) if self.dropout_p > 0 else None
+
+
+class ByBlocks(torch.autograd.Function):
+    """Long sequences: one block of rows after the other; the backward recomputes the weights from their log-sums."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        negative_q: Tensor | None,
+        negative_k: Tensor | None,
+        a: Coefficient,
+        b: Coefficient | None,
+        mask: AttentionMask,
+        dropout_p: float,
+    ) -> Tensor:
+        call = _Long(q, k, v, negative_q, negative_k, a, b, mask, dropout_p, _draw_seed(dropout_p))
+        output = _rows_first(q, v.size(-1))
+        rows = output.permute(2, 0, 1, 3).flatten(1, 2).transpose(0, 1)
+        log_sums = torch.empty(len(call.queries), *call.queries[0].shape[:2], 1, dtype=call.exact, device=q.device)
+        for block in call.blocks:
+            weights, sighted = call.scores(block)
+            largest = weights.amax(dim=-1, keepdim=True)
+            sums = weights.sub_(largest).exp_().sum(dim=-1, keepdim=True)
+            n, r = slice(block.n0, block.n1), slice(block.r0, block.r1)
+            log_sums[:, n, r] = largest.add_(sums.log())
+            matrix = weights[0]
+            # Rows are normalised and weighted after the product with V, where they are shorter.
+            factor = call.part(call.divisor, block) / sums[0]
+            if call.ratio is not None:
+                ratio = (sums[0] / sums[1]).mul_(call.part(call.ratio, block))
+                matrix.addcmul_(weights[1], ratio, value=-1)
+            if sighted is not None:
+                factor = factor * sighted
+            keep = call.keep(matrix, block)
+            if keep is not None:
+                matrix.mul_(keep)
+            rows[n, r] = torch.bmm(matrix.to(q.dtype), call.v[n, : block.seen]).mul_(factor)
+        tensors = (c for c in (a, b) if isinstance(c, Tensor))
+        ctx.save_for_backward(q, k, v, negative_q, negative_k, log_sums, *tensors)
+        ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
+        ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
+        ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, call.seed
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, negative_q, negative_k, *rest = ctx.saved_tensors
-        log_sums = {name: rest.pop(0) for name in ctx.log_sums}
+        q, k, v, negative_q, negative_k, log_sums, *rest = ctx.saved_tensors
         a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
-        call = _Call(q, k, v, negative_q, negative_k, a, b, ctx.mask, ctx.dropout_p, ctx.seed, log_sums)
-        grads = _Gradients(call, ctx.needs_input_grad)
-        kept, keep = ctx.kept if ctx.kept is not None else (None, None)
+        call = _Long(q, k, v, negative_q, negative_k, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
+        dtype, shared_keys = q.dtype, negative_k is None
+        grad_rows = _flat(grad_output).contiguous()
+        # Those of keys and values as N × D × S: the products that make them read the weights as they lie.
+        grad_v = torch.zeros_like(call.v.transpose(1, 2), memory_format=torch.contiguous_format)
+        grad_keys = [torch.zeros_like(call.keys[0].transpose(1, 2), memory_format=torch.contiguous_format)]
+        if negative_k is not None:
+            grad_keys.append(torch.zeros_like(grad_keys[0]))
+        grad_queries = [torch.empty_like(queries) for queries in call.queries]
+        coefficients: list[Coefficient] = [call.a] if b is None else [call.a, -call.b]
+        sums = [_CoefficientGradient(c, call) if isinstance(c, Tensor) else None for c in coefficients]
         for block in call.blocks:
-            weights = kept or _Weights(block, call)
-            matrix, factor = weights.combined(overwrite=False)
-            if ctx.dropout_p > 0:
-                if kept is None or keep is None:
-                    keep = _keep(matrix, ctx.dropout_p, ctx.seed, block)
-                matrix = matrix * keep
-            grad_rows = grad_output[weights.rows]
-            grads.add_keys("v", weights.keys, _product(_scaled(grad_rows, factor).transpose(-2, -1), matrix))
-            grad_weights = _product(grad_rows, v[weights.keys].transpose(-2, -1))
+            weights, sighted = call.scores(block)
+            n, r, seen = slice(block.n0, block.n1), slice(block.r0, block.r1), block.seen
+            weights.sub_(log_sums[:, n, r]).exp_()
+            factor = call.part(call.divisor, block)
+            matrix = call.buffer("matrix", *weights.shape[1:]).to(call.exact)
+            if call.ratio is None:
+                matrix.copy_(weights[0])
+            else:
+                negative = call.part(call.ratio, block)
+                if isinstance(negative, float):
+                    torch.sub(weights[0], weights[1], alpha=negative, out=matrix)
+                else:
+                    torch.addcmul(weights[0], weights[1], negative, value=-1, out=matrix)
+            keep = call.keep(matrix, block)
+            if keep is not None:
+                matrix.mul_(keep)
+            own = grad_rows[n, r]
+            weighted = own * factor if sighted is None else own * (factor * sighted)
+            grad_v[n, :, :seen] += torch.bmm(weighted.to(dtype).transpose(1, 2), matrix.to(dtype))
+            values = call.v[n, :seen].transpose(1, 2)
+            grad_weights = torch.bmm(own, values, out=matrix if dtype == call.exact else None).to(call.exact)
             if keep is not None:
                 grad_weights.mul_(keep)
-            if weights.sighted is not None:
-                grad_weights.mul_(weights.sighted)
-            grads.add_branch("positive", "q", "k", weights, grad_weights, weights.a)
-            if weights.b is not None:
-                own_keys = "k" if negative_k is None else "negative_k"
-                grads.add_branch("negative", "negative_q", own_keys, weights, grad_weights, -weights.b)
-        ctx.kept = None
-        return (*grads.finish(), None, None)
+            if sighted is not None:
+                grad_weights.mul_(sighted)
+            all_scores = torch.mul(weights, grad_weights, out=call.buffer("gradients", *weights.shape).to(call.exact))
+            row_sums = all_scores.sum(dim=-1, keepdim=True)
+            all_scores = all_scores.addcmul_(weights, row_sums, value=-1).to(dtype)
+            grad_key: Tensor | None = None
+            for index, coefficient in enumerate(coefficients):
+                total = sums[index]
+                if total is not None:
+                    total.add(block, row_sums[index])
+                grad_scores = all_scores[index]
+                part = call.part(coefficient, block)
+                product = _product(grad_scores, call.keys[index][n, :seen], call.scale)
+                grad_queries[index][n, r] = product.mul_(part)
+                query = (call.queries[index][n, r] * part).to(dtype).transpose(1, 2)
+                if grad_key is None:
+                    grad_key = _product(query, grad_scores, call.scale)
+                elif shared_keys:
+                    grad_key.baddbmm_(query, grad_scores, alpha=call.scale)
+                else:
+                    grad_keys[1][n, :, :seen] += _product(query, grad_scores, call.scale)
+            assert grad_key is not None
+            grad_keys[0][n, :, :seen] += grad_key
+        grad_a, grad_b = (
+            None if total is None else total.finish(coefficient, sign)
+            for total, coefficient, sign in zip([*sums, None][:2], (a, b), (1, -1), strict=True)
+        )
+        return (
+            grad_queries[0].view(q.shape),
+            grad_keys[0].transpose(1, 2).view(k.shape),
+            grad_v.transpose(1, 2).view(v.shape),
+            None if negative_q is None else grad_queries[1].view(q.shape),
+            None if negative_k is None else grad_keys[1].transpose(1, 2).view(k.shape),
+            grad_a if ctx.needs_input_grad[5] else None,
+            grad_b if ctx.needs_input_grad[6] else None,
+            None,
+            None,
+        )
 
 
-class _Gradients:
-    """Collects the gradients of the inputs over the blocks; those of keys and values as B × H × D × S."""
+class _CoefficientGradient:
+    """Sums weights · gradient of P over the blocks, to N × 1 × 1, or N × T × 1 for a coefficient of each query."""
 
-    def __init__(self, call: _Call, needed: tuple[bool, ...]) -> None:
-        self.call = call
-        self.needed = dict(zip(("q", "k", "v", "negative_q", "negative_k", "a", "b"), needed, strict=False))
-        self.grads: dict[str, Tensor] = {}
-        for name in ("a", "b"):
-            if self.needed[name]:
-                coefficient = getattr(call, name)
-                exact = torch.float64 if coefficient.dtype == torch.float64 else torch.float32
-                self.grads[name] = torch.zeros_like(coefficient, dtype=exact)
+    def __init__(self, coefficient: Tensor, call: _Long) -> None:
+        self.shape = (call.bsz, call.heads)
+        of_queries = coefficient.dim() == 3 and coefficient.size(1) > 1
+        length = call.length if of_queries else 1
+        self.total = torch.zeros(call.bsz * call.heads, length, 1, dtype=call.exact, device=coefficient.device)
 
-    def add_branch(
-        self, name: str, queries: str, keys: str, weights: _Weights, grad_weights: Tensor, coefficient: Coefficient
-    ) -> None:
-        """Takes the gradient of P back to one branch's queries, keys and coefficient."""
-        own = weights.weights[name]
-        self._add_coefficient(name, weights, own, grad_weights)
-        grad_scores = torch._softmax_backward_data(grad_weights, own, -1, own.dtype)
-        if self.call.scales_weights:
-            grad_scores = _scaled(grad_scores, coefficient, in_place=True)
-            coefficient = 1.0
-        if self.needed[keys]:
-            query = _scaled(getattr(self.call, queries)[weights.rows], coefficient)
-            self.add_keys(keys, weights.keys, _product(query.transpose(-2, -1), grad_scores, self.call.scale))
-        if self.needed[queries]:
-            product = _product(grad_scores, getattr(self.call, keys)[weights.keys], self.call.scale)
-            product = _scaled(product, coefficient, in_place=True)
-            if self.call.at_once:
-                self.grads[queries] = product
-            else:
-                if queries not in self.grads:
-                    like = getattr(self.call, queries)
-                    self.grads[queries] = _rows_first(like, like.size(-1))
-                self.grads[queries][weights.rows] = product
-
-    def add_keys(self, name: str, keys: tuple[slice, slice, slice], product: Tensor) -> None:
-        """Adds to the gradient of keys or values, which many blocks and both branches meet."""
-        if not self.needed[name]:
-            return
-        if name not in self.grads:
-            if self.call.at_once:
-                self.grads[name] = product
-                return
-            like = getattr(self.call, name)
-            self.grads[name] = like.new_zeros(*like.shape[:2], like.size(-1), like.size(-2))
-        b, h, seen = keys
-        self.grads[name][b, h, :, seen].add_(product)
-
-    def _add_coefficient(self, branch: str, weights: _Weights, own: Tensor, grad_weights: Tensor) -> None:
-        name, sign = ("a", 1) if branch == "positive" else ("b", -1)
-        if name not in self.grads:
-            return
-        total = self.grads[name]
-        part = total if total.numel() == 1 else _part(total, weights.block)
-        assert isinstance(part, Tensor)
-        if part.dim() < 4 or part.size(2) == 1:
-            # One number for each matrix: a dot product, which needs no memory.
-            flat = own.size(0) * own.size(1), 1, own.size(2) * own.size(3)
-            dots = torch.bmm(own.reshape(flat), grad_weights.reshape(flat).transpose(1, 2))
-            sums = dots.view(own.size(0), own.size(1), 1, 1)
+    def add(self, block: Block, row_sums: Tensor) -> None:
+        own = self.total[block.n0 : block.n1]
+        if own.size(1) > 1:
+            own[:, block.r0 : block.r1] = row_sums
         else:
-            sums = (own * grad_weights).sum(dim=-1, keepdim=True)
-        part.add_(sums.to(total.dtype).sum_to_size(part.shape), alpha=sign)
+            own += row_sums.sum(dim=1, keepdim=True)
 
-    def finish(self) -> Iterator[Tensor | None]:
-        for name in ("q", "k", "v", "negative_q", "negative_k"):
-            grad = self.grads.get(name)
-            yield grad.transpose(-2, -1) if grad is not None and name in ("k", "v", "negative_k") else grad
-        for name in ("a", "b"):
-            yield self.grads[name].to(getattr(self.call, name).dtype) if name in self.grads else None
+    def finish(self, coefficient: Coefficient | None, sign: int) -> Tensor:
+        assert isinstance(coefficient, Tensor)
+        return _summed(self.total.view(*self.shape, -1, 1) * sign, coefficient)
 
 
 def _rows_first(like: Tensor, width: int) -> Tensor:
@@ -396,4 +458,5 @@ def fused_attention(
     """
     a = a if isinstance(a, Tensor) else float(a)
     b = b if b is None or isinstance(b, Tensor) else float(b)
-    return FusedAffine.apply(q, k, v, negative_q, negative_k, a, b, mask, dropout_p)
+    function = AtOnce if max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE else ByBlocks
+    return function.apply(q, k, v, negative_q, negative_k, a, b, mask, dropout_p)

@@ -143,6 +143,18 @@ class AttentionMask:
         bias = torch.zeros((), dtype=like.dtype, device=like.device) if self.bias is None else self.bias.to(like.dtype)
         return torch.where(hidden, float("-inf"), bias), sighted
 
+    def sentence(self, index: int) -> AttentionMask:
+        """Returns the mask of one sentence, a batch of one."""
+        cut = slice(index, index + 1)
+        return AttentionMask(
+            None if self.padding is None else self.padding[cut],
+            self.causal,
+            self.bias[cut] if self.bias is not None and self.bias.dim() == 4 and self.bias.size(0) > 1 else self.bias,
+            self.hidden[cut]
+            if self.hidden is not None and self.hidden.dim() == 4 and self.hidden.size(0) > 1
+            else self.hidden,
+        )
+
     def heads(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the heads start…stop."""
         return AttentionMask(
