@@ -42,7 +42,7 @@ def run_here(name, *arguments):
         importlib.import_module(f"fairseq_cli.{name}").cli_main()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(tmp_path_factory):
     """Folders: `translation` and `language_modeling` (binarised data), stock_…/ and ours/ (checkpoints)."""
     folder = tmp_path_factory.mktemp("trained")
