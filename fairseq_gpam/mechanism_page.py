@@ -1,4 +1,7 @@
-"""Writes the page of the mechanisms, and a drawing of each one's weights, from the registry."""
+"""Writes from the registry what would drift if it were written by hand.
+
+That is the page of the mechanisms, a drawing of each one's weights, and the README's table of flags.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"
 EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
+FLAGS_START, FLAGS_END = "<!-- flags -->", "<!-- /flags -->"
 
 HEADER = """# The mechanisms
 
@@ -61,6 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=f"where mechanisms.md and the folder {PICTURES} go; default: examples",
     )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        default=Path("README.md"),
+        metavar="FILE",
+        help=f"the file whose table between {FLAGS_START} and {FLAGS_END} is renewed, if it exists; default: README.md",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,7 +82,37 @@ def run(arguments: argparse.Namespace) -> int:
     page = arguments.output / "mechanisms.md"
     page.write_text(page_text(), encoding="utf-8")
     print(f"{page}: {len(REGISTRY)} mechanisms")
+    if arguments.readme.exists():
+        arguments.readme.write_text(with_flags_table(arguments.readme.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"{arguments.readme}: table of flags")
     return 0
+
+
+def with_flags_table(text: str) -> str:
+    """Returns `text` with the table of flags between its markers renewed.
+
+    Raises ValueError if a marker is missing.
+    """
+    before, start, rest = text.partition(FLAGS_START)
+    _, end, after = rest.partition(FLAGS_END)
+    if not start or not end:
+        raise ValueError(f"no table of flags to renew: {FLAGS_START} and {FLAGS_END} must both be there")
+    return f"{before}{start}\n{flags_table()}\n{end}{after}"
+
+
+def flags_table() -> str:
+    """Returns the general flags and daGPAM's as a Markdown table."""
+    lines = ["| flag | value | default | meaning |", "|---|---|---|---|"]
+    for option in (*options.GENERAL_OPTIONS, *REGISTRY["dagpam"].options):
+        value = {bool: "(switch)", float: "number", int: "whole number", str: "name"}[option.type]
+        if option.choices:
+            value = ", ".join(f"`{choice}`" for choice in option.choices)
+        default = "off" if option.type is bool else "" if option.default is None else f"`{option.default}`"
+        meaning = option.help
+        if option.allowed and "mechanism" not in option.name:
+            meaning += f"; {option.allowed}"
+        lines.append(f"| `{option.flag}` | {value} | {default} | {meaning} |")
+    return "\n".join(lines)
 
 
 def page_text() -> str:

@@ -38,7 +38,7 @@ GENERAL_OPTIONS = (
         "log_attention",
         int,
         0,
-        "log what attention does every so many updates; 0 = off",
+        "log what attention does every so many updates",
         check=lambda updates: updates >= 0,
         allowed="0 (off) or a whole number of updates",
     ),

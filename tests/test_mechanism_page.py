@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_the_committed_page_is_what_the_command_writes(tmp_path):
-    assert main(["mechanisms", "--output", str(tmp_path)]) == 0
+    assert main(["mechanisms", "--output", str(tmp_path), "--readme", str(tmp_path / "none")]) == 0
     written = (tmp_path / "mechanisms.md").read_text(encoding="utf-8")
     committed = (EXAMPLES / "mechanisms.md").read_text(encoding="utf-8")
     assert written == committed, "run: python -m fairseq_gpam mechanisms"
@@ -53,3 +53,13 @@ def test_the_sums_of_the_drawn_rows():
     for name, total in (("softmax", 1), ("centered", 0), ("attn_scale", 1), ("sparsemax", 1), ("dnas", 1)):
         rows = mechanism_page.example_weights(name).sum(-1)
         torch.testing.assert_close(rows, torch.full_like(rows, total))
+
+
+def test_the_readmes_table_of_flags_is_what_the_command_writes():
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert mechanism_page.with_flags_table(readme) == readme
+
+
+def test_a_table_without_its_markers_is_an_error():
+    with pytest.raises(ValueError, match="no table of flags"):
+        mechanism_page.with_flags_table("# no markers")
