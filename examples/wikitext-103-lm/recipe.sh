@@ -15,7 +15,7 @@ train_flags=(
     --optimizer nag --clip-norm 0.1
     --lr 1.0 --lr-scheduler cosine --warmup-updates 16000 --warmup-init-lr 1e-07
     --lr-period-updates 270000 --t-mult 2 --lr-shrink 0.75 --min-lr 0.0001 --stop-min-lr 1e-09
-    --max-tokens 3072 --update-freq 3
+    --max-tokens 3072 --update-freq 3 --ddp-backend legacy_ddp
 )
 default_flags=(
     --max-update 286000 --log-interval 100

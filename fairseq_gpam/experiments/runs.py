@@ -143,7 +143,7 @@ def repair_last_checkpoint(checkpoints: Path) -> Path | None:
 def execute(
     command: Sequence[str],
     log: Path,
-    lock: int,
+    lock: int | None,
     output: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
@@ -157,7 +157,7 @@ def execute(
         lines = stack.enter_context(log.open(encoding="utf-8", errors="replace"))
         lines.seek(0, os.SEEK_END)
         stdout = errors if output is None else stack.enter_context(output.open("wb"))
-        process = subprocess.Popen(command, stdout=stdout, stderr=errors, pass_fds=(lock,))
+        process = subprocess.Popen(command, stdout=stdout, stderr=errors, pass_fds=() if lock is None else (lock,))
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             partial = ""
@@ -279,8 +279,21 @@ class Run:
         results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
+def launcher_rank() -> int:
+    """Return this process's rank among those that torchrun or SLURM started, 0 without them."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
 def train(run: Run, command: Sequence[str]) -> None:
-    """Train, or go on with training, and record the measurements."""
+    """Train, or go on with training, and record the measurements.
+
+    Under torchrun or SLURM process 0 keeps the folder; the others only run the command.
+    """
+    rank = launcher_rank()
+    if rank > 0:
+        if "train" not in results.read(run.folder):
+            execute(command, run.folder / f"train.rank-{rank}.log", None)
+        return
     with exclusive(run.folder) as lock:
         claim(run.folder, "train", command)
         if "train" in results.read(run.folder):
