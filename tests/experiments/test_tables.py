@@ -1,0 +1,91 @@
+"""The results tables of README.md and examples/ are what the committed results say."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fairseq_gpam.experiments import results, tables
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_committed_tables_agree_with_the_committed_results():
+    changed = tables.rebuild(REPOSITORY, write=False)
+    assert not changed, "run: python -m fairseq_gpam.experiments.results tables"
+
+
+def test_every_result_has_a_table_and_every_published_anchor_is_shown():
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").rglob("*.md"))
+    for path in (REPOSITORY / "examples/results").glob("*.json"):
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        for entry in recorded if path.name == tables.PUBLISHED else [recorded]:
+            assert f"<!-- results: {entry['task']} -->" in pages
+    for anchor in ("108.26", "106.38", "25.96", "25.33", "28.54", "29.25"):
+        assert re.search(rf"\|\s+{re.escape(anchor)}\b", pages)
+
+
+def test_committed_results_are_small_and_hold_no_paths():
+    for path in (REPOSITORY / "examples/results").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text) < 100_000
+        without_addresses = re.sub(r"https?://\S+", "", text)
+        assert not re.search(r"(?<![\w.:/])/(?:[\w.-]+/)+", without_addresses)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    (tmp_path / "examples/results").mkdir(parents=True)
+    published = [{"task": "made-lm", "name": "softmax", "source": "paper", "eval-lm": {"perplexity_word": "12.30"}}]
+    (tmp_path / "examples/results" / tables.PUBLISHED).write_text(json.dumps(published))
+    (tmp_path / "README.md").write_text("before\n<!-- results: made-lm -->\nold\n<!-- /results -->\nafter\n")
+    return tmp_path
+
+
+def made_run(out, name, **entries):
+    run = out / "runs/made-lm" / name / "1"
+    run.mkdir(parents=True)
+    train = {"parameters": 10, "updates": 2, "valid_loss": 3.0, "tokens_per_second": 5.0, "curve": {"train": [[1, 2]]}}
+    train["command"] = f"fairseq-train {out}/data-bin/made-lm --user-dir /somewhere/fairseq_gpam"
+    results.update(run, {"task": "made-lm", "name": name, "seed": 1, "train": train, **entries})
+    return run
+
+
+def test_kept_runs_fill_the_table(repository):
+    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    results.main(["keep", str(run), "--repository", str(repository)])
+    kept = json.loads((repository / "examples/results/made-lm.dagpam.1.json").read_text())
+    assert kept["train"]["command"] == "fairseq-train out/data-bin/made-lm --user-dir fairseq_gpam"
+    assert "curve" not in kept["train"]
+
+    with pytest.raises(SystemExit, match="run: python"):
+        results.main(["tables", "--check", "--repository", str(repository)])
+    assert "old" in (repository / "README.md").read_text()
+    results.main(["tables", "--repository", str(repository)])
+    results.main(["tables", "--check", "--repository", str(repository)])
+    text = (repository / "README.md").read_text()
+    assert text.startswith("before\n<!-- results: made-lm -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    assert rows[0][0] == "mechanism"
+    assert rows[1][0] == "softmax, published: paper"
+    assert rows[1][6] == "12.30"
+    assert rows[2][0] == "stock"
+    assert set(rows[2][2:]) == {"not run"}
+    assert rows[3] == ["dagpam", "1", "10", "2", "3.000", "4.00", "8.00", "5", "1"]
+
+
+def test_other_paths_are_refused(repository):
+    run = made_run(
+        repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
+    )
+    with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
+        tables.keep(run, repository)
+    shutil.rmtree(run)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        tables.keep(run, repository)
