@@ -30,7 +30,7 @@ setup(
     license="MIT",
     packages=find_packages(include=["fairseq_gpam", "fairseq_gpam.*"]),
     package_data={"fairseq_gpam": ["**/*.j2"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",
     install_requires=["torch>=2.4", "numpy<2"],
     extras_require={
         "fairseq": [

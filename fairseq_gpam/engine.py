@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
+import os
 import platform
 import sys
 from typing import Any
@@ -33,7 +34,8 @@ def check() -> None:
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-    except ImportError as error:
+    # An unusable fairseq fails in many ways: 0.12.2 itself, in its dataclasses, by ValueError on Python 3.11.
+    except Exception as error:
         raise EngineError(f"fairseq_gpam needs a fairseq that can be imported ({error}): {INSTALL}.") from error
     if skips_custom_attention(TransformerEncoderLayerBase):
         raise EngineError(
@@ -43,7 +45,7 @@ def check() -> None:
 
 
 def installed() -> str:
-    """Returns the name and version of the installed engine, "unknown" if no known distribution is installed."""
+    """Returns the name and version of the installed engine, or that its distribution is unknown."""
     for distribution in (*PINS, "fairseq"):
         try:
             return f"{distribution} {importlib.metadata.version(distribution)}"
@@ -61,6 +63,9 @@ def allow_checkpoint_types() -> None:
     import numpy as np
     import torch
 
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        # fairseq leaves the choice to torch, which loads safely by default from 2.6 on.
+        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     multiarray: Any = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
     kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
     allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]

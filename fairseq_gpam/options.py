@@ -33,7 +33,13 @@ GENERAL_OPTIONS = (
     _mechanism("encoder_mechanism", None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
     _mechanism("decoder_mechanism", None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
     _mechanism("cross_mechanism", None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
-    Option("backend", str, "auto", "how attention is computed; all backends give the same numbers", choices=BACKENDS),
+    Option(
+        "backend",
+        str,
+        "auto",
+        "how attention is computed; the numbers are the same up to rounding",
+        choices=BACKENDS,
+    ),
     Option(
         "log_attention",
         int,

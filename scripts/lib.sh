@@ -22,26 +22,32 @@ usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 
 need_value() { (($# >= 2)) || die "$1 needs a value; see --help"; }
 
-# Taken where there is no NVIDIA GPU: a build for the CPU, which spares gigabytes of CUDA.
+# Taken where there is no NVIDIA GPU. Where pip finds only a build with CUDA, that is gigabytes: PyTorch's page on
+# installing names the place of its builds for the CPU, and GPAM_TORCH takes what it says after "pip install".
 TORCH_REQUIREMENT=${GPAM_TORCH:-torch==2.13.0}
 
 find_python() {
     local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
-        if [[ -n $candidate ]] && "$candidate" -c \
-            'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
             command -v "$candidate"
             return
         fi
     done
-    die "Python 3.11 or 3.12 is needed; name it with PYTHON=/path/to/python3.11"
+    die "Python 3.11 or 3.12 is needed, and ${PYTHON:-none on PATH} is neither; name it with PYTHON=/path/to/python3.11"
+}
+
+# What an installation depends on.
+install_stamp() { # EXTRAS
+    say "$1" "$TORCH_REQUIREMENT"
+    cat "$REPO/setup.py" "$REPO/fairseq_gpam/engine.py"
 }
 
 # Make a virtual environment with this package and its extras, unless it is there already, and set
 # PYTHON to its interpreter.
 make_venv() { # FOLDER EXTRAS
     local venv=$1 extras=$2 base torch pip
-    if ! cmp -s "$REPO/setup.py" "$venv/installed"; then
+    if ! diff -q <(install_stamp "$extras") "$venv/installed" >/dev/null 2>&1; then
         base=$(find_python)
         "$base" -m venv "$venv" ||
             die "$base cannot make a virtual environment (on Debian: apt install python3.11-venv)"
@@ -51,7 +57,7 @@ make_venv() { # FOLDER EXTRAS
             "${pip[@]}" install "${torch[@]}"
         fi
         "${pip[@]}" install -e "${REPO}[$extras]"
-        cp "$REPO/setup.py" "$venv/installed"
+        install_stamp "$extras" >"$venv/installed"
     fi
     PYTHON=$venv/bin/python
 }

@@ -13,8 +13,9 @@
 # Everything after -- goes to every fairseq-train. Interrupted and started again with the same line,
 # it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in
 # DIR/quickstart/TASK, and all it needed below DIR.
-# Environment: PYTHON, the interpreter to use (default: python3.11 or python3.12); if it can import
-# fairseq_gpam, nothing is installed. GPAM_TORCH, what pip is to install as torch, options included.
+# Environment: PYTHON, the interpreter to use (default: python3.11 or python3.12); if it has the
+# package with the extras fairseq and analysis, nothing is installed. GPAM_TORCH, what pip is to
+# install as torch, options included.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -77,7 +78,8 @@ for_each_run() { # SCRIPT [-- flags]
 }
 
 step "install"
-if [[ -n ${PYTHON:-} ]] && "$PYTHON" -c 'import fairseq_gpam' 2>/dev/null; then
+if [[ -n ${PYTHON:-} ]] &&
+    "$PYTHON" -I -c 'import fairseq_gpam, sacrebleu, sentencepiece, tabulate, matplotlib' 2>/dev/null; then
     say "using $PYTHON, which has fairseq_gpam"
 else
     make_venv "$OUT/venv" fairseq,analysis

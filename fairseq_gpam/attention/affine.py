@@ -121,7 +121,10 @@ def choose_backend(
     need_weights: bool,
     backend: str,
 ) -> str:
-    """Returns how to compute: `reference`, `sdpa` (PyTorch's kernel for each branch) or `fused` (the own backward)."""
+    """Returns how to compute: `reference`, `sdpa` (PyTorch's kernel for each branch) or `fused` (the own backward).
+
+    Weights that are asked for, sinks, and a uniform or identity part under dropout are always the reference's.
+    """
     if backend == "reference" or need_weights:
         return "reference"
     if terms.sink is not None or (mask.bias is not None and mask.bias.requires_grad):
@@ -131,7 +134,7 @@ def choose_backend(
     if torch.compiler.is_compiling():
         # The compiler makes its own backward and cannot look into ours.
         return "reference" if dropout_p > 0 else "sdpa"
-    if dropout_p > 0:
+    if dropout_p > 0 or backend == "fused":
         return "fused"
     if mask.causal and not mask.is_plainly_causal:
         return "fused"
@@ -146,11 +149,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Returns softmax(q kᵀ/√D + M) v by PyTorch's own kernel; 0 in a row that sees nothing."""
     if mask.is_plainly_causal and q.size(-2) == k.size(-2):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if mask.bias is None:
-        hidden = mask.hidden_keys(q.size(-2), k.size(-2), q.device)
-        if hidden is None:
-            return F.scaled_dot_product_attention(q, k, v)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
     bias, sighted = mask.for_scores(q.size(-2), k.size(-2), q)
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return output if sighted is None else output * sighted

@@ -41,8 +41,15 @@ def _scaled_(tensor: Tensor, factor: Coefficient) -> Tensor:
     return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
 
 
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of exponentials, sums and softmax's backward: half precision would lose digits in them."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _keep(weights: Tensor, dropout_p: float, seed: int) -> Tensor:
     """Returns the factors of dropout, 0 or 1/(1 − p): the same ones for the same seed and shape."""
+    if dropout_p >= 1:
+        return torch.zeros_like(weights)
     generator = torch.Generator(device=weights.device)
     generator.manual_seed(seed)
     return torch.empty_like(weights).bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)
@@ -112,7 +119,8 @@ class AtOnce(torch.autograd.Function):
 
     @staticmethod
     def combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
-        return _combine(weights[:, :, 0], None if b is None else weights[:, :, 1], a, b)
+        exact = weights.to(_exact(weights.dtype))
+        return _combine(exact[:, :, 0], None if b is None else exact[:, :, 1], a, b).to(weights.dtype)
 
     @staticmethod
     @once_differentiable
@@ -130,6 +138,7 @@ class AtOnce(torch.autograd.Function):
         if keep is not None:
             grad_weights.mul_(keep)
         # A row that sees nothing has zero weights, and so no gradient.
+        weights = weights.to(_exact(q.dtype))
         grad_scores = weights * grad_weights.unsqueeze(2)
         row_sums = grad_scores.sum(dim=-1, keepdim=True)
         grad_scores.addcmul_(weights, row_sums, value=-1)
@@ -138,7 +147,7 @@ class AtOnce(torch.autograd.Function):
         _scaled_(grad_scores[:, :, 0], a)
         if b is not None:
             grad_scores[:, :, 1].mul_(b).neg_()
-        stacked = grad_scores.view(queries.size(0), queries.size(1), -1)
+        stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(q.dtype)
         if negative_k is None:
             grad_queries = _product(stacked, _flat(k), scale)
             grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
@@ -157,7 +166,7 @@ class AtOnce(torch.autograd.Function):
 def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
     """Returns B × H × T × 1 summed to the shape of a coefficient."""
     assert isinstance(coefficient, Tensor)
-    exact = row_sums if row_sums.dtype == torch.float64 else row_sums.float()
+    exact = row_sums.to(_exact(row_sums.dtype))
     if coefficient.numel() == 1:
         return exact.sum().reshape(coefficient.shape).to(coefficient.dtype)
     return exact.sum_to_size(coefficient.shape).to(coefficient.dtype)
@@ -191,10 +200,13 @@ def plan_blocks(q: Tensor, k: Tensor, mask: AttentionMask) -> list[Block]:
     return blocks
 
 
-def _of_heads(coefficient: Coefficient, bsz: int, heads: int) -> Coefficient:
-    """Returns a coefficient as a number, or as N × 1 × 1 or N × T × 1."""
-    if isinstance(coefficient, float) or coefficient.numel() == 1:
+def _of_heads(coefficient: Coefficient, bsz: int, heads: int, dtype: torch.dtype) -> Coefficient:
+    """Returns a coefficient as a number, a tensor of no dimension, or as N × 1 × 1 or N × T × 1."""
+    if isinstance(coefficient, float):
         return coefficient
+    coefficient = coefficient.to(dtype)
+    if coefficient.numel() == 1:
+        return coefficient.reshape(())
     full = coefficient[(None,) * (4 - coefficient.dim())]
     return _flat(full.expand(bsz, heads, -1, -1))
 
@@ -235,13 +247,14 @@ class _Long:
             self.keys.append(flat_k if negative_k is None else _flat(negative_k).contiguous())
         self.v = _flat(v).contiguous()
         self.mask, self.dropout_p, self.seed = mask, dropout_p, seed
-        # Exponentials of half precision would lose digits.
-        self.exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-        self.a = _of_heads(a, self.bsz, self.heads)
+        self.exact = _exact(q.dtype)
+        self.is_half = q.dtype != self.exact
+        self.a = _of_heads(a, self.bsz, self.heads, self.exact)
         self.divisor = _nonzero(self.a, self.exact)
+        self.b: Coefficient | None = None
         self.ratio: Coefficient | None = None
         if b is not None:
-            self.b = _of_heads(b, self.bsz, self.heads)
+            self.b = _of_heads(b, self.bsz, self.heads, self.exact)
             self.ratio = self.b / self.divisor
         self.future = q.new_full((BLOCK_ROWS, BLOCK_ROWS), float("-inf"), dtype=self.exact).triu_(1)
         self.largest = max((block.n1 - block.n0) * (block.r1 - block.r0) * block.seen for block in self.blocks)
@@ -315,17 +328,24 @@ class ByBlocks(torch.autograd.Function):
             n, r = slice(block.n0, block.n1), slice(block.r0, block.r1)
             log_sums[:, n, r] = largest.add_(sums.log())
             matrix = weights[0]
-            # Rows are normalised and weighted after the product with V, where they are shorter.
-            factor = call.part(call.divisor, block) / sums[0]
-            if call.ratio is not None:
-                ratio = (sums[0] / sums[1]).mul_(call.part(call.ratio, block))
-                matrix.addcmul_(weights[1], ratio, value=-1)
+            factor: Coefficient = 1.0
+            if call.is_half:
+                # Normalised first: the range of half precision holds nothing else.
+                matrix.mul_(call.part(call.a, block) / sums[0])
+                if call.b is not None:
+                    matrix.addcmul_(weights[1], call.part(call.b, block) / sums[1], value=-1)
+            else:
+                # Rows are normalised and weighted after the product with V, where they are shorter.
+                factor = call.part(call.divisor, block) / sums[0]
+                if call.ratio is not None:
+                    ratio = (sums[0] / sums[1]).mul_(call.part(call.ratio, block))
+                    matrix.addcmul_(weights[1], ratio, value=-1)
             if sighted is not None:
                 factor = factor * sighted
             keep = call.keep(matrix, block)
             if keep is not None:
                 matrix.mul_(keep)
-            rows[n, r] = torch.bmm(matrix.to(q.dtype), call.v[n, : block.seen]).mul_(factor)
+            rows[n, r] = _scaled_(torch.bmm(matrix.to(q.dtype), call.v[n, : block.seen]), factor)
         tensors = (c for c in (a, b) if isinstance(c, Tensor))
         ctx.save_for_backward(q, k, v, negative_q, negative_k, log_sums, *tensors)
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
@@ -342,32 +362,36 @@ class ByBlocks(torch.autograd.Function):
         dtype, shared_keys = q.dtype, negative_k is None
         grad_rows = _flat(grad_output).contiguous()
         # Those of keys and values as N × D × S: the products that make them read the weights as they lie.
-        grad_v = torch.zeros_like(call.v.transpose(1, 2), memory_format=torch.contiguous_format)
-        grad_keys = [torch.zeros_like(call.keys[0].transpose(1, 2), memory_format=torch.contiguous_format)]
-        if negative_k is not None:
-            grad_keys.append(torch.zeros_like(grad_keys[0]))
+        grad_v, grad_k, grad_negative_k = (
+            torch.zeros(n, width, length, dtype=call.exact, device=q.device)
+            for n, length, width in (call.v.shape, call.keys[0].shape, call.keys[-1].shape)
+        )
+        grad_keys = (grad_k, grad_k if shared_keys else grad_negative_k)
         grad_queries = [torch.empty_like(queries) for queries in call.queries]
-        coefficients: list[Coefficient] = [call.a] if b is None else [call.a, -call.b]
+        coefficients: list[Coefficient] = [call.a] if call.b is None else [call.a, -call.b]
         sums = [_CoefficientGradient(c, call) if isinstance(c, Tensor) else None for c in coefficients]
         for block in call.blocks:
             weights, sighted = call.scores(block)
             n, r, seen = slice(block.n0, block.n1), slice(block.r0, block.r1), block.seen
             weights.sub_(log_sums[:, n, r]).exp_()
-            factor = call.part(call.divisor, block)
+            factor, of_negative = call.part(call.divisor, block), call.ratio
             matrix = call.buffer("matrix", *weights.shape[1:]).to(call.exact)
-            if call.ratio is None:
-                matrix.copy_(weights[0])
+            positive = weights[0]
+            if call.is_half:
+                positive, factor, of_negative = weights[0] * call.part(call.a, block), 1.0, call.b
+            if of_negative is None:
+                matrix.copy_(positive)
             else:
-                negative = call.part(call.ratio, block)
-                if isinstance(negative, float):
-                    torch.sub(weights[0], weights[1], alpha=negative, out=matrix)
+                of_negative = call.part(of_negative, block)
+                if isinstance(of_negative, float):
+                    torch.sub(positive, weights[1], alpha=of_negative, out=matrix)
                 else:
-                    torch.addcmul(weights[0], weights[1], negative, value=-1, out=matrix)
+                    torch.addcmul(positive, weights[1], of_negative, value=-1, out=matrix)
             keep = call.keep(matrix, block)
             if keep is not None:
                 matrix.mul_(keep)
             own = grad_rows[n, r]
-            weighted = own * factor if sighted is None else own * (factor * sighted)
+            weighted = own * (factor if sighted is None else factor * sighted)
             grad_v[n, :, :seen] += torch.bmm(weighted.to(dtype).transpose(1, 2), matrix.to(dtype))
             values = call.v[n, :seen].transpose(1, 2)
             grad_weights = torch.bmm(own, values, out=matrix if dtype == call.exact else None).to(call.exact)
@@ -388,24 +412,22 @@ class ByBlocks(torch.autograd.Function):
                 product = _product(grad_scores, call.keys[index][n, :seen], call.scale)
                 grad_queries[index][n, r] = product.mul_(part)
                 query = (call.queries[index][n, r] * part).to(dtype).transpose(1, 2)
-                if grad_key is None:
+                if grad_key is None or not shared_keys:
                     grad_key = _product(query, grad_scores, call.scale)
-                elif shared_keys:
-                    grad_key.baddbmm_(query, grad_scores, alpha=call.scale)
                 else:
-                    grad_keys[1][n, :, :seen] += _product(query, grad_scores, call.scale)
-            assert grad_key is not None
-            grad_keys[0][n, :, :seen] += grad_key
+                    grad_key.baddbmm_(query, grad_scores, alpha=call.scale)
+                if not shared_keys or index == len(coefficients) - 1:
+                    grad_keys[index][n, :, :seen] += grad_key
         grad_a, grad_b = (
             None if total is None else total.finish(coefficient, sign)
             for total, coefficient, sign in zip([*sums, None][:2], (a, b), (1, -1), strict=True)
         )
         return (
             grad_queries[0].view(q.shape),
-            grad_keys[0].transpose(1, 2).view(k.shape),
-            grad_v.transpose(1, 2).view(v.shape),
+            grad_k.to(dtype).transpose(1, 2).view(k.shape),
+            grad_v.to(dtype).transpose(1, 2).view(v.shape),
             None if negative_q is None else grad_queries[1].view(q.shape),
-            None if negative_k is None else grad_keys[1].transpose(1, 2).view(k.shape),
+            None if negative_k is None else grad_negative_k.to(dtype).transpose(1, 2).view(k.shape),
             grad_a if ctx.needs_input_grad[5] else None,
             grad_b if ctx.needs_input_grad[6] else None,
             None,

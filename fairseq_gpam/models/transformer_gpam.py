@@ -10,7 +10,7 @@ from fairseq.models.transformer import TransformerModel
 
 from fairseq_gpam import options
 from fairseq_gpam.models.twins import register_twins
-from fairseq_gpam.modules import install_attention
+from fairseq_gpam.modules.install import check_quantisation, install_attention
 
 
 @register_model("transformer_gpam")
@@ -31,6 +31,7 @@ class TransformerGPAMModel(TransformerModel):
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)
+        check_quantisation(model, args)
         return model
 
 

@@ -11,7 +11,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerL
 
 from fairseq_gpam import options
 from fairseq_gpam.models.twins import register_twins
-from fairseq_gpam.modules import install_attention
+from fairseq_gpam.modules.install import check_quantisation, install_attention
 
 TransformerLanguageModelGPAMConfig = dataclasses.make_dataclass(
     "TransformerLanguageModelGPAMConfig", options.dataclass_fields(), bases=(TransformerLanguageModelConfig,)
@@ -38,6 +38,7 @@ class TransformerLanguageModelGPAM(TransformerLanguageModel):
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)
+        check_quantisation(model, args)
         return model
 
 

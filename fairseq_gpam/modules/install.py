@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fairseq.modules import BaseLayer, LayerDropModuleList, MultiheadAttention
+from fairseq.modules import LayerDropModuleList, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
 from fairseq_gpam.attention.base import SiteName
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
+from fairseq_gpam.modules.stacks import transformer_layers
 from fairseq_gpam.modules.training_log import attach_training_log
 
 
@@ -29,8 +30,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
         stack = getattr(model, stack_name, None)
         if stack is None:
             continue
-        # LayerDrop's list skips layers when iterated in training mode; children() does not.
-        layers = [layer for layer in stack.layers.children() if not isinstance(layer, BaseLayer)]
+        layers = transformer_layers(stack)
         for index, layer in enumerate(layers):
             if isinstance(layer, TransformerEncoderLayerBase):
                 attentions: dict[str, SiteName] = {"self_attn": "encoder"}
@@ -56,6 +56,18 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
     attach_training_log(model, settings.log_attention)
+
+
+def check_quantisation(model: nn.Module, args: Any) -> None:
+    """Raises ValueError if scalar quantisation, which exchanges linear maps by their class, would meet one of ours."""
+    if not getattr(args, "quant_noise_scalar", 0):
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and "mechanism" in name:
+            raise ValueError(
+                f"--quant-noise-scalar {args.quant_noise_scalar} is not allowed with {name}, a "
+                f"{type(module).__name__}; allowed: 0, or for daGPAM --gpam-negative-projection shared"
+            )
 
 
 def _exchange(

@@ -24,6 +24,7 @@ from fairseq_gpam.attention.measures import (
     visible_to_tokens,
 )
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
+from fairseq_gpam.modules.stacks import transformer_layers
 
 PRIORITY = 10_000
 
@@ -46,7 +47,7 @@ class AttentionLog(nn.Module):
             (f"{name}{number}", layer)
             for name in ("encoder", "decoder")
             if hasattr(model, name)
-            for number, layer in enumerate(getattr(model, name).layers.children(), start=1)
+            for number, layer in enumerate(transformer_layers(getattr(model, name)), start=1)
         )
         self._attentions = tuple(
             (f"{module.mechanism.site.name}{module.mechanism.site.layer + 1}", module)

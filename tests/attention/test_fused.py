@@ -152,7 +152,53 @@ def test_the_choice_of_the_backend():
     assert choice(Affine(uniform=1.0), dropout_p=0.1) == "reference"
     assert choice(need_weights=True) == "reference"
     assert choice(backend="reference") == "reference"
+    assert choice(Affine(), backend="fused") == "fused"
     assert choice(Affine(sink=torch.zeros(HEADS))) == "reference"
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_autocast_with_trained_lambdas(length):
+    q, k, v, negative_q, a, b = inputs(length)
+    mask = AttentionMask(causal=True)
+    expected = fused_attention(q, k, v, mask, a, b, negative_q)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = [tensor.bfloat16() for tensor in (q, k, v, negative_q)]
+        output = fused_attention(*half[:3], mask, a, b, half[3])
+    assert (output.float() - expected).norm() <= 2e-2 * expected.norm()
+    output.float().sum().backward()
+    assert a.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("length", [30, 300])
+@pytest.mark.parametrize("a", [0.0, 1e-3])
+def test_a_small_positive_factor_does_not_overflow_half_precision(length, a):
+    exact = inputs(length)
+    q, k, v, negative_q = (tensor.detach().half().requires_grad_() for tensor in exact[:4])
+    factor, b = torch.tensor([a]).half(), torch.tensor([0.5]).half()
+    output = fused_attention(q, k, v, AttentionMask(causal=True), factor, b, negative_q)
+    output.backward(torch.ones_like(output))
+    assert all(torch.isfinite(tensor).all() for tensor in (output, q.grad, k.grad, v.grad, negative_q.grad))
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_everything_dropped_is_nothing(length):
+    q, k, v, negative_q, a, b = inputs(length)
+    output = fused_attention(q, k, v, AttentionMask(causal=True), a, b, negative_q, dropout_p=1.0)
+    output.backward(torch.ones_like(output))
+    assert not output.any()
+    assert not q.grad.any()
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_a_coefficient_of_one_element_and_four_dimensions(length):
+    q, k, v, negative_q, _, _ = inputs(length)
+    a, b = torch.rand(1, 1, 1, 1, requires_grad=True), torch.rand(1, 1, 1, 1, requires_grad=True)
+    mask = AttentionMask(causal=True)
+    found = fused_attention(q, k, v, mask, a, b, negative_q)
+    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (a, b)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -323,3 +323,9 @@ def test_full_context_alignment_lets_the_decoder_see_everything():
     mine, my_extra = ours.decoder(inputs["prev_output_tokens"], **arguments)
     assert torch.allclose(mine, theirs, atol=1e-5)
     assert torch.allclose(my_extra["attn"][0], their_extra["attn"][0], atol=1e-6)
+
+
+def test_scalar_quantisation_is_refused_where_it_would_drop_the_heads_of_a_projection():
+    with pytest.raises(ValueError, match=r"--quant-noise-scalar 0\.5 is not allowed.*--gpam-negative-projection shared"):
+        build("translation", "transformer_gpam", "--quant-noise-scalar", "0.5")
+    build("translation", "transformer_gpam", "--quant-noise-scalar", "0.5", "--gpam-negative-projection", "shared")
