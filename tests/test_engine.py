@@ -25,6 +25,9 @@ class TransformerEncoderLayerBase:
 FAKES = {
     "missing": {"fairseq/__init__.py": "raise ModuleNotFoundError(\"No module named 'fairseq'\")"},
     "broken": {"fairseq/__init__.py": "raise ImportError('undefined symbol')"},
+    # What 0.12.2 says on Python 3.11, and any fairseq beside numpy 2.
+    "0.12.2 as it fails": {"fairseq/__init__.py": "raise ValueError('mutable default, use default_factory')"},
+    "beside numpy 2": {"fairseq/__init__.py": "raise AttributeError('no attribute compat')"},
     "0.12.2": {
         "torch/__init__.py": "",
         "fairseq/__init__.py": "",
