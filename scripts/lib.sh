@@ -99,7 +99,7 @@ load_recipe() {
     prepare_script=''  # file in scripts/, with its options, that prepares the data
     data=${1%%.*}      # name of the prepared data, which tasks may share
     suffixes=()        # endings of the prepared text files
-    subwords=sentencepiece # or subword-nmt, bytes or words
+    subwords=sentencepiece # or subword-nmt, bytes, words, or prepared (in the archive)
     vocabulary=''      # sentencepiece: number of pieces; subword-nmt: number of merges
     tokenizer=''       # moses: the text was tokenised; hypotheses are detokenised to be scored
     lowercase=''       # yes: the text was lower-cased; scores ignore case
@@ -335,11 +335,11 @@ binarised_text() {
 }
 
 # Parse "[--archive FILE] [--out DIR]" of a prepare script into archive, and where the script allows
-# it "[--sentencepiece] [--vocabulary N]" into variant and pieces; sets OUT and PYTHON.
-parse_prepare_arguments() { # "subwords" or "", then the script's arguments
+# it "[--sentencepiece] [--vocabulary N] [--wmt16 FILE]" into variant, pieces and wmt16; sets OUT and PYTHON.
+parse_prepare_arguments() { # "subwords", "wmt" or "", then the script's arguments
     local allowed=$1
     shift
-    archive='' variant='' pieces=''
+    archive='' variant='' pieces='' wmt16=''
     local out=out
     while (($#)); do
         case $1 in
@@ -355,6 +355,12 @@ parse_prepare_arguments() { # "subwords" or "", then the script's arguments
             --sentencepiece)
                 [[ -n $allowed ]] || die "unexpected argument $1; see --help"
                 variant=.sentencepiece
+                ;;
+            --wmt16)
+                [[ $allowed == wmt ]] || die "unexpected argument $1; see --help"
+                need_value "$@"
+                wmt16=$2 variant=.wmt16
+                shift
                 ;;
             --vocabulary)
                 [[ -n $allowed ]] || die "unexpected argument $1; see --help"

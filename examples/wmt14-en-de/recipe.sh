@@ -9,13 +9,21 @@ prepare_script=${prepare_script:-prepare-wmt14.sh}
 data=wmt14
 suffixes=(de en)
 preprocess_flags=(--source-lang en --target-lang de --joined-dictionary)
-if [[ $task == *.sentencepiece ]]; then
-    data=wmt14-sentencepiece subwords=sentencepiece vocabulary=32000
-    unsplit=sentencepiece
-else
-    subwords=subword-nmt vocabulary=40000 tokenizer=moses
-    unsplit='@@ '
-fi
+case $task in
+    *.sentencepiece)
+        data=wmt14-sentencepiece subwords=sentencepiece vocabulary=32000
+        unsplit=sentencepiece
+        ;;
+    *.wmt16)
+        data=wmt16 subwords=prepared tokenizer=moses
+        unsplit='@@ '
+        preprocess_flags+=(--nwordssrc 32768 --nwordstgt 32768)
+        ;;
+    *)
+        subwords=subword-nmt vocabulary=40000 tokenizer=moses
+        unsplit='@@ '
+        ;;
+esac
 
 arch=transformer_wmt_en_de
 train_flags=(

