@@ -18,7 +18,7 @@ EXPECTED = ("stock", "dagpam")
 PUBLISHED = "published.json"
 
 _MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-_USER_DIR = re.compile(r"(--user-dir )\S+")
+_USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 
 
