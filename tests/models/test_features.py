@@ -326,6 +326,7 @@ def test_full_context_alignment_lets_the_decoder_see_everything():
 
 
 def test_scalar_quantisation_is_refused_where_it_would_drop_the_heads_of_a_projection():
-    with pytest.raises(ValueError, match=r"--quant-noise-scalar 0\.5 is not allowed.*--gpam-negative-projection shared"):
+    refusal = r"--quant-noise-scalar 0\.5 is not allowed.*--gpam-negative-projection shared"
+    with pytest.raises(ValueError, match=refusal):
         build("translation", "transformer_gpam", "--quant-noise-scalar", "0.5")
     build("translation", "transformer_gpam", "--quant-noise-scalar", "0.5", "--gpam-negative-projection", "shared")
