@@ -2,7 +2,8 @@
 # Usage: test.sh [pytest arguments]
 #
 # Makes a virtual environment in .venv with everything that the tests need, once, and runs them on
-# all cores, one thread each. Arguments go to pytest: "test.sh tests/attention -k dagpam".
+# all cores, one thread each. Without arguments it runs all but the recipes' READMEs, which are
+# "test.sh tests/recipes". Arguments go to pytest: "test.sh tests/attention -k dagpam".
 # Environment: PYTHON, the interpreter that the virtual environment is made with (default:
 # python3.11 or python3.12). GPAM_TORCH, what pip is to install as torch, options included.
 
@@ -12,6 +13,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     usage
     exit 0
 fi
+(($#)) || set -- -m "not recipes"
 make_venv "$REPO/.venv" fairseq,analysis,entmax,test
 export PYTHON
 cd "$REPO"
