@@ -18,6 +18,8 @@ from fairseq_gpam.attention.base import softmax
 from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, Coefficient, fused_attention
 from fairseq_gpam.attention.masks import AttentionMask
 
+# Of PyTorch's kernel under a boolean mask: NaN before 2.5.
+BLIND_ROWS_ARE_ZERO = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 5)
 BACKENDS = ("auto", "reference", "fused")
 
 
@@ -149,9 +151,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
     """Returns softmax(q kᵀ/√D + M) v by PyTorch's own kernel; 0 in a row that sees nothing."""
     if mask.is_plainly_causal and q.size(-2) == k.size(-2):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if mask.bias is None and BLIND_ROWS_ARE_ZERO:
+        hidden = mask.hidden_keys(q.size(-2), k.size(-2), q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
     bias, sighted = mask.for_scores(q.size(-2), k.size(-2), q)
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return output if sighted is None else output * sighted
+    return output if sighted is None else output * sighted.to(output.dtype)
 
 
 def affine_attention(

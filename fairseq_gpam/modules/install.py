@@ -6,11 +6,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from fairseq.modules import LayerDropModuleList, MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
 from fairseq_gpam.attention.base import SiteName
@@ -51,8 +49,6 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     if attention.mechanism.needs_every_layer:
                         _check_every_layer_runs(stack, layer, site, settings)
                     setattr(layer, attribute, attention)
-            if layer.activation_fn is F.relu:
-                layer.activation_fn = torch.relu_  # fc1's output, which nothing else reads
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
     attach_training_log(model, settings.log_attention)
