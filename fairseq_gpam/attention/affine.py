@@ -7,7 +7,6 @@ uniform over the keys that a row sees. Attention dropout drops P itself, in ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -194,8 +193,3 @@ def affine_attention(
     if terms.identity is not None:
         output = output + terms.identity * v[..., v.size(-2) - q.size(-2) :, :]
     return output.type_as(q), None
-
-
-def per_head(values: Sequence[float] | Tensor) -> Tensor:
-    """Returns H values as H × 1 × 1, to be broadcast over B × H × T × S."""
-    return torch.as_tensor(values).view(-1, 1, 1)

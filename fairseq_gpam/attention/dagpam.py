@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine, Coefficient, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import Affine, Coefficient
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
+from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.masks import AttentionMask
 
 DAGPAM_OPTIONS = (
@@ -76,7 +77,7 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
 
 
 @register_mechanism
-class DualGPAMAttention(AttentionMechanism):
+class DualGPAMAttention(AffineMechanism):
     """Two softmax branches over the same keys and values, the second one subtracted.
 
     Rows sum to 1+λ⁺−λ⁻, entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. What the paper leaves open (the
@@ -96,15 +97,5 @@ class DualGPAMAttention(AttentionMechanism):
         self.lambda_minus = build_lambda("lambda_minus", self.name, site, settings)
         self.negative_projection = build_negative_projection(site, settings)
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        terms = dagpam_terms(self.negative_projection(torch.relu(q)), self.lambda_plus(), self.lambda_minus())
-        return affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)
+    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+        return dagpam_terms(self.negative_projection(torch.relu(q)), self.lambda_plus(), self.lambda_minus())
