@@ -145,27 +145,21 @@ class AttentionMask:
 
     def sentence(self, index: int) -> AttentionMask:
         """Returns the mask of one sentence, a batch of one."""
-        cut = slice(index, index + 1)
-        return AttentionMask(
-            None if self.padding is None else self.padding[cut],
-            self.causal,
-            self.bias[cut] if self.bias is not None and self.bias.dim() == 4 and self.bias.size(0) > 1 else self.bias,
-            self.hidden[cut]
-            if self.hidden is not None and self.hidden.dim() == 4 and self.hidden.size(0) > 1
-            else self.hidden,
-        )
+        stop = index + 1
+        padding = None if self.padding is None else self.padding[index:stop]
+        return AttentionMask(padding, self.causal, _part(self.bias, 0, index, stop), _part(self.hidden, 0, index, stop))
 
     def heads(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the heads start…stop."""
-        return AttentionMask(
-            self.padding, self.causal, _heads(self.bias, start, stop), _heads(self.hidden, start, stop)
-        )
+        bias, hidden = _part(self.bias, 1, start, stop), _part(self.hidden, 1, start, stop)
+        return AttentionMask(self.padding, self.causal, bias, hidden)
 
 
-def _heads(mask: Tensor | None, start: int, stop: int) -> Tensor | None:
-    if mask is None or mask.dim() < 4 or mask.size(1) == 1:
+def _part(mask: Tensor | None, dim: int, start: int, stop: int) -> Tensor | None:
+    """Returns the sentences (dim 0) or heads (dim 1) start…stop of a mask; one for all of them stays as it is."""
+    if mask is None or mask.dim() < 4 or mask.size(dim) == 1:
         return mask
-    return mask[:, start:stop]
+    return mask.narrow(dim, start, stop - start)
 
 
 def _slice(mask: Tensor | None, start: int, stop: int, seen: int) -> Tensor | None:
