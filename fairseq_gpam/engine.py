@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib.metadata
 import logging
 import os
@@ -71,6 +72,24 @@ def allow_checkpoint_types() -> None:
     allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]
     allowed += [type(np.dtype(kind)) for kind in kinds]
     torch.serialization.add_safe_globals(allowed)
+
+
+def leave_process_group_at_exit() -> None:
+    """Lets a process that trained with the gloo backend end in order.
+
+    fairseq leaves its process group to the interpreter's end, where gloo's threads may abort a process whose training
+    is done (pytorch/pytorch#190489). Other backends end as fairseq lets them.
+    """
+
+    def leave() -> None:
+        import torch.distributed
+
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        if torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def versions() -> dict[str, str]:

@@ -155,3 +155,19 @@ def test_nothing_that_can_run_code_is_allowed_by_name():
     allowed = {getattr(kind, "__name__", str(kind)) for kind in torch.serialization.get_safe_globals()}
     assert "Namespace" in allowed
     assert not allowed & {"system", "eval", "exec", "Popen", "getattr", "import_module", "partial"}
+
+
+LEAVES = """
+import atexit, sys
+import torch.distributed
+atexit.register(lambda: print(torch.distributed.is_initialized()))
+if sys.argv[2] == "plugin":
+    import fairseq_gpam
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
+"""
+
+
+@pytest.mark.parametrize("plugin, stays", [("plugin", "False"), ("stock", "True")])
+def test_a_gloo_process_group_is_left_before_the_interpreter_ends(plugin, stays, tmp_path):
+    command = [sys.executable, "-c", LEAVES, str(tmp_path / "store"), plugin]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [stays]
