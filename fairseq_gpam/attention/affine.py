@@ -28,7 +28,8 @@ class Affine:
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
     B × H × T × 1; `negative_q` B × H × T × D; `negative_k` B × H × S × D, the keys of the positive branch if None;
-    `sink` H, the logit of a key that every row sees and whose value is zero.
+    `sink` H, the logit of a key that every row sees and whose value is zero; `q` B × H × T × D, the same queries as
+    those that the mechanism was given, where their gradient goes through the terms.
     """
 
     positive: Coefficient = 1.0
@@ -38,6 +39,7 @@ class Affine:
     uniform: Coefficient | None = None
     identity: Coefficient | None = None
     sink: Tensor | None = None
+    q: Tensor | None = None
 
 
 def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:

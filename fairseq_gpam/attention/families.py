@@ -37,7 +37,8 @@ class AffineMechanism(AttentionMechanism):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         terms = self.terms(q, k, mask, x)
-        output, weights = affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)
+        queries = q if terms.q is None else terms.q
+        output, weights = affine_attention(queries, k, v, mask, terms, dropout_p, need_weights, self.backend)
         return self.finish(output, v, mask, x), weights
 
 

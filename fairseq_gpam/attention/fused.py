@@ -10,6 +10,7 @@ Inside, N = B·H counts the heads of all sentences, and tensors are N × T × D.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,17 @@ from torch.autograd.function import once_differentiable
 
 from fairseq_gpam.attention.masks import AttentionMask
 
-# Measured on a CPU with AVX-512: below, keeping the weights is faster; above, blocks that stay in the cache are.
+# Measured on a CPU with AVX-512 and 2 MiB of second-level cache for a core: up to this length keeping the weights is
+# faster; above, blocks that stay in the cache are.
 LONGEST_AT_ONCE = 192
 BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
+BLOCK_WEIGHTS_ON_GPU = 2**24
+
+# exp(−80) is nothing beside 1; below −86 the result is denormal, and a hundred times slower to make.
+LOWEST_EXPONENT = -80.0
+# Scores that cannot exceed this need no maximum subtracted: exponentials, their sums and ratios stay finite in fp32.
+SAFE_SCORE = 30.0
 
 Coefficient = Tensor | float
 
@@ -46,13 +54,13 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _keep(weights: Tensor, dropout_p: float, seed: int) -> Tensor:
-    """Returns the factors of dropout, 0 or 1/(1 − p): the same ones for the same seed and shape."""
+def _keep(like: Tensor, dropout_p: float, seed: int) -> Tensor:
+    """Fills `like` with the factors of dropout, 0 or 1/(1 − p): the same ones for the same seed and shape."""
     if dropout_p >= 1:
-        return torch.zeros_like(weights)
-    generator = torch.Generator(device=weights.device)
+        return like.zero_()
+    generator = torch.Generator(device=like.device)
     generator.manual_seed(seed)
-    return torch.empty_like(weights).bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)
+    return like.bernoulli_(1 - dropout_p, generator=generator).div_(1 - dropout_p)
 
 
 def _draw_seed(dropout_p: float) -> int:
@@ -106,7 +114,7 @@ class AtOnce(torch.autograd.Function):
             sighted = sighted.to(q.dtype).unsqueeze(2) if sighted.dim() == 4 else sighted.to(q.dtype)
             weights.mul_(sighted)
         combined = AtOnce.combined(weights, a, b)
-        keep = _keep(combined, dropout_p, _draw_seed(dropout_p)) if dropout_p > 0 else None
+        keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p)) if dropout_p > 0 else None
         if keep is not None:
             combined = combined * keep
         output = torch.bmm(_flat(combined), _flat(v))
@@ -173,136 +181,270 @@ def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Heads n0…n1 (of all sentences), queries r0…r1, and the keys before `seen`."""
+class Group:
+    """The heads h0…h1 of the sentences b0…b1, n of them: all heads, or those of one sentence. `index` counts groups."""
 
-    n0: int
-    n1: int
+    b0: int
+    b1: int
+    h0: int
+    h1: int
+    index: int
+
+    @property
+    def size(self) -> int:
+        return (self.b1 - self.b0) * (self.h1 - self.h0)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Returns these heads of B × H × …, the same memory."""
+        return tensor[self.b0 : self.b1, self.h0 : self.h1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries r0…r1 of a group and the keys before `seen`; `index` counts the blocks of a group.
+
+    All blocks have as many rows: the last ones of the last block may lie behind the last query, and count for nothing.
+    """
+
     r0: int
     r1: int
     seen: int
     index: int
 
 
-def plan_blocks(q: Tensor, k: Tensor, mask: AttentionMask) -> list[Block]:
-    """Cuts the weights N × T × S into blocks; one that a mask of its own belongs to stays in one sentence."""
-    bsz, heads, num_queries, _ = q.shape
-    num_keys = k.size(-2)
-    group = bsz * heads if mask.is_empty or mask.is_plainly_causal else heads
-    blocks: list[Block] = []
-    for r0 in range(0, num_queries, BLOCK_ROWS):
-        r1 = min(r0 + BLOCK_ROWS, num_queries)
-        seen = num_keys - num_queries + r1 if mask.causal else num_keys
-        at_once = max(1, min(group, BLOCK_WEIGHTS // ((r1 - r0) * seen)))
-        for start in range(0, bsz * heads, group):
-            for n0 in range(start, start + group, at_once):
-                blocks.append(Block(n0, min(n0 + at_once, start + group), r0, r1, seen, len(blocks)))
-    return blocks
+class _Space:
+    """The memory of one block and the views of it that are worked on; every block lies in the same buffers."""
 
-
-def _of_heads(coefficient: Coefficient, bsz: int, heads: int, dtype: torch.dtype) -> Coefficient:
-    """Returns a coefficient as a number, a tensor of no dimension, or as N × 1 × 1 or N × T × 1."""
-    if isinstance(coefficient, float):
-        return coefficient
-    coefficient = coefficient.to(dtype)
-    if coefficient.numel() == 1:
-        return coefficient.reshape(())
-    full = coefficient[(None,) * (4 - coefficient.dim())]
-    return _flat(full.expand(bsz, heads, -1, -1))
-
-
-def _nonzero(coefficient: Coefficient, dtype: torch.dtype) -> Coefficient:
-    """Returns a divisor: `coefficient`, or where it is nearly 0 a number too small to matter."""
-    smallest = torch.finfo(dtype).eps
-    if isinstance(coefficient, Tensor):
-        return torch.where(coefficient.abs() < smallest, smallest, coefficient)
-    return coefficient if abs(coefficient) >= smallest else smallest
+    def __init__(self, call: _Long, size: int, block: Block) -> None:
+        shape = (size, call.branches, call.rows, block.seen)
+        self.weights = call.buffer("weights", *shape)
+        """n × branches × r × s: scores, then E, which for half precision is normalised."""
+        self.stacked = self.weights.flatten(1, 2)
+        self.positive = self.weights[:, 0]
+        self.negative = self.weights[:, 1] if call.branches > 1 else None
+        self.matrix = call.buffer("matrix", size, call.rows, block.seen)
 
 
 class _Long:
-    """What the forward and the backward of `ByBlocks` share: the tensors of one call, N × T × D and contiguous."""
+    """What the forward and the backward of one call share: its shapes, blocks, coefficients and buffers."""
 
     def __init__(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        negative_q: Tensor | None,
-        negative_k: Tensor | None,
+        shape: torch.Size,
+        num_keys: int,
+        like: Tensor,
         a: Coefficient,
         b: Coefficient | None,
         mask: AttentionMask,
         dropout_p: float,
         seed: int,
     ) -> None:
-        self.bsz, self.heads, self.length, width = q.shape
-        self.num_keys = k.size(2)
+        self.bsz, self.heads, self.length, width = shape
+        self.num_keys = num_keys
+        self.branches = 1 if b is None else 2
         self.scale = 1 / math.sqrt(width)
-        self.blocks = plan_blocks(q, k, mask)
-        flat_k = _flat(k).contiguous()
-        self.queries = [_flat(q).contiguous()]
-        self.keys = [flat_k]
-        if negative_q is not None:
-            self.queries.append(_flat(negative_q).contiguous())
-            self.keys.append(flat_k if negative_k is None else _flat(negative_k).contiguous())
-        self.v = _flat(v).contiguous()
         self.mask, self.dropout_p, self.seed = mask, dropout_p, seed
-        self.exact = _exact(q.dtype)
-        self.is_half = q.dtype != self.exact
-        self.a = _of_heads(a, self.bsz, self.heads, self.exact)
-        self.divisor = _nonzero(self.a, self.exact)
-        self.b: Coefficient | None = None
-        self.ratio: Coefficient | None = None
-        if b is not None:
-            self.b = _of_heads(b, self.bsz, self.heads, self.exact)
-            self.ratio = self.b / self.divisor
-        self.future = q.new_full((BLOCK_ROWS, BLOCK_ROWS), float("-inf"), dtype=self.exact).triu_(1)
-        self.largest = max((block.n1 - block.n0) * (block.r1 - block.r0) * block.seen for block in self.blocks)
+        self.dtype, self.exact = like.dtype, _exact(like.dtype)
+        # Its range holds no exponentials without their sums: weights are normalised before they meet V.
+        self.is_half = self.dtype != self.exact
+        self.num_blocks = -(-self.length // BLOCK_ROWS)
+        self.rows = -(-self.length // self.num_blocks)
+        self.heads_at_once = self._heads_at_once(BLOCK_WEIGHTS_ON_GPU if like.is_cuda else BLOCK_WEIGHTS)
+        self.blocks = [self._block(index) for index in range(self.num_blocks)]
+        self.may_be_safe = not (like.is_cuda or self.is_half) and mask.bias is None
+        self.coefficients = self._coefficients([a] if b is None else [a, b], like)
+        self.ratio = None if b is None else self.coefficients[:, :, 1] / self.coefficients[:, :, 0]
+        self.nothing = like.new_empty(1, 1, 1)
         self.buffers: dict[str, Tensor] = {}
+        self.spaces: dict[tuple[int, int], _Space] = {}
+        self.future: Tensor | None = None
+
+    def _heads_at_once(self, limit: int) -> int:
+        """Returns how many heads a group has: those of whole sentences, or a divisor of one sentence's."""
+        at_once = max(1, limit // (self.rows * self.num_keys))
+        if at_once >= self.heads:
+            return min(at_once // self.heads, self.bsz) * self.heads
+        return max(part for part in range(1, at_once + 1) if self.heads % part == 0)
+
+    def _block(self, index: int) -> Block:
+        r0 = index * self.rows
+        seen = self.num_keys
+        if self.mask.causal:
+            seen = min(seen, self.num_keys - self.length + r0 + self.rows)
+        return Block(r0, r0 + self.rows, seen, index)
+
+    def _coefficients(self, given: list[Coefficient], like: Tensor) -> Tensor:
+        """Returns a and −b, B × H × branches × 1 × 1 or B × H × branches × T × 1.
+
+        They are divided by a: one of nearly 0 becomes a number too small to matter.
+        """
+        full = [c if isinstance(c, Tensor) else like.new_full((1,), c, dtype=self.exact) for c in given]
+        full = [c.to(self.exact)[(None,) * (4 - c.dim())] for c in full]
+        length = max(c.size(2) for c in full)
+        full = [c.expand(self.bsz, self.heads, length, 1) for c in full]
+        smallest = torch.finfo(self.exact).eps
+        full[0] = torch.where(full[0].abs() < smallest, smallest, full[0])
+        return torch.stack([full[0], *(-c for c in full[1:])], dim=2)
+
+    def groups(self) -> Iterator[Group]:
+        heads = min(self.heads_at_once, self.heads)
+        sentences = self.heads_at_once // heads
+        index = 0
+        for b0 in range(0, self.bsz, sentences):
+            for h0 in range(0, self.heads, heads):
+                yield Group(b0, min(b0 + sentences, self.bsz), h0, h0 + heads, index)
+                index += 1
 
     def buffer(self, name: str, *shape: int) -> Tensor:
-        """Returns uninitialised memory that every block uses again: fresh pages cost as much as the arithmetic."""
+        """Returns uninitialised memory that every block uses again: it stays in the cache."""
         if name not in self.buffers:
-            self.buffers[name] = self.v.new_empty((shape[0] if len(shape) == 4 else 1) * self.largest)
+            largest = self.heads_at_once * self.rows * self.num_keys * (shape[1] if len(shape) == 4 else 1)
+            self.buffers[name] = self.nothing.new_empty(largest, dtype=self.exact)
         return self.buffers[name][: math.prod(shape)].view(shape)
 
-    def scores(self, block: Block) -> tuple[Tensor, Tensor | None]:
-        """Returns the masked scores of each branch, branches × n × r × s, and which rows see any key."""
-        n, r, rows = slice(block.n0, block.n1), slice(block.r0, block.r1), block.r1 - block.r0
-        shape = (len(self.queries), block.n1 - block.n0, rows, block.seen)
-        scores = self.buffer("scores", *shape)
-        for own, queries, keys in zip(scores, self.queries, self.keys, strict=True):
-            _product(queries[n, r], keys[n, : block.seen].transpose(1, 2), self.scale, out=own)
-        scores = scores.to(self.exact)
+    def space(self, size: int, block: Block) -> _Space:
+        key = (size, block.index)
+        if key not in self.spaces:
+            self.spaces[key] = _Space(self, size, block)
+        return self.spaces[key]
+
+    def in_blocks(self, tensor: Tensor) -> Tensor:
+        """Returns … × T × D as … × blocks × rows × D, zero behind the last query; else the same memory."""
+        missing = self.num_blocks * self.rows - self.length
+        if missing:
+            tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
+        return tensor.unflatten(-2, (self.num_blocks, self.rows))
+
+    def stacked(self, group: Group, tensors: list[Tensor]) -> Tensor:
+        """Returns these heads of B × H × T × D tensors as blocks × n × tensors × rows × D."""
+        return torch.stack([self.in_blocks(group.of(each)) for each in tensors], dim=3).flatten(0, 1).transpose(0, 1)
+
+    def write(self, group: Group, blocks: Tensor, factors: Tensor | float, out: Tensor) -> None:
+        """Writes blocks × n × rows × D, times the factors, to these heads of B × H × T × D."""
+        out = group.of(out)
+        if self.num_blocks * self.rows == self.length:
+            by_head = out.unflatten(-2, (self.num_blocks, self.rows)).permute(2, 0, 1, 3, 4)
+            if isinstance(factors, Tensor):
+                factors = factors.unflatten(1, out.shape[:2])
+            torch.mul(blocks.unflatten(1, out.shape[:2]), factors, out=by_head)
+        else:
+            out.copy_(self.joined(blocks * factors).view(out.shape))
+
+    def joined(self, blocks: Tensor) -> Tensor:
+        """Returns blocks × n × rows × D as n × T × D."""
+        return blocks.transpose(0, 1).flatten(1, 2)[:, : self.length]
+
+    def rows_of(self, tensor: Tensor, block: Block) -> Tensor:
+        """Returns the rows of a block of … × T × 1; one row for all of them stays as it is."""
+        if tensor.size(-2) == 1:
+            return tensor
+        missing = max(0, block.r1 - self.length)
+        return torch.nn.functional.pad(tensor[..., block.r0 : block.r1, :], (0, 0, 0, missing))
+
+    def scores(self, queries: Tensor, keys: list[Tensor], block: Block, space: _Space) -> None:
+        """Writes the scores of each branch over the weights."""
+        seen = [each[:, : block.seen].transpose(1, 2) for each in keys]
+        if self.is_half:
+            made = [torch.bmm(queries[:, branch], seen[branch % len(seen)]) for branch in range(self.branches)]
+            torch.stack([each.to(self.exact) * self.scale for each in made], dim=1, out=space.weights)
+        elif len(seen) == 1:
+            torch.baddbmm(self.nothing, queries.flatten(1, 2), seen[0], beta=0, alpha=self.scale, out=space.stacked)
+        else:
+            for branch, each in enumerate(seen):
+                out = space.weights[:, branch]
+                torch.baddbmm(self.nothing, queries[:, branch], each, beta=0, alpha=self.scale, out=out)
+
+    def hiding(self, group: Group, block: Block, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the finite bias and where keys are visible (0 or 1) for the last keys that the block sees.
+
+        Both are broadcastable to sentences × heads × branches × r × s.
+        """
+        if self.mask.is_empty:
+            return None, None
         if self.mask.is_plainly_causal:
             # Only the last rows × rows of what this block sees can lie in some row's future.
-            scores[..., block.seen - rows :].add_(self.future[:rows, :rows])
-            return scores, None
-        if self.mask.is_empty:
-            return scores, None
-        sentence, h0 = divmod(block.n0, self.heads)
-        mask = self.mask.sentence(sentence).heads(h0, h0 + shape[1])
-        mask, _ = mask.rows(block.r0, block.r1, self.length, self.num_keys)
-        bias, sighted = mask.for_scores(rows, block.seen, scores)
+            if self.future is None:
+                self.future = like.new_ones(self.rows, self.rows).tril_()
+            width = block.seen - (self.num_keys - self.length + block.r0)
+            return None, self.future if width == self.rows else self.future[:, :width]
+        last = min(block.r1, self.length)
+        mask = self.mask.sentences(group.b0, group.b1).heads(group.h0, group.h1)
+        mask, _ = mask.rows(block.r0, last, self.length, self.num_keys)
+        hidden = mask.hidden_keys(last - block.r0, block.seen, like.device)
+        return self._fitted(mask.bias, like.dtype), self._fitted(None if hidden is None else ~hidden, like.dtype)
+
+    def _fitted(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Returns a mask with a dimension for the branches, and as many rows as a block has."""
+        if mask is None:
+            return None
+        if 1 < mask.size(-2) < self.rows:
+            mask = torch.nn.functional.pad(mask, (0, 0, 0, self.rows - mask.size(-2)))
+        return (mask.unsqueeze(2) if mask.dim() == 4 else mask).to(dtype)
+
+    def exponentials(self, group: Group, block: Block, space: _Space, largest: Tensor | None, known: bool) -> None:
+        """Turns scores into E = exp(scores − largest), 0 where hidden; finds `largest` unless it is known."""
+        scores = space.weights
+        bias, visible = self.hiding(group, block, scores)
         if bias is not None:
-            scores.add_(bias[0] if bias.dim() == 4 else bias)
-        if sighted is not None:
-            sighted = sighted.to(self.exact)
-            sighted = sighted[0] if sighted.dim() == 4 else sighted
-        return scores, sighted
+            scores.view(group.b1 - group.b0, -1, *scores.shape[1:]).add_(bias)
+        tail = scores
+        if visible is not None:
+            tail = tail.view(group.b1 - group.b0, -1, *scores.shape[1:])
+            if visible.size(-1) > 1:
+                tail = tail[..., block.seen - visible.size(-1) :]
+        if largest is not None:
+            if not known:
+                if visible is not None:
+                    tail.masked_fill_(visible == 0, -math.inf)
+                torch.amax(scores, dim=-1, keepdim=True, out=largest)
+                if self.mask.may_hide_all:
+                    largest.clamp_(min=torch.finfo(largest.dtype).min)
+            # A hidden key may lie above the largest visible one.
+            scores.sub_(largest).clamp_(LOWEST_EXPONENT, 0.0)
+        scores.exp_()
+        if visible is not None:
+            tail.mul_(visible)
 
-    def part(self, coefficient: Coefficient, block: Block) -> Coefficient:
-        if isinstance(coefficient, float) or coefficient.numel() == 1:
-            return coefficient
-        own = coefficient[block.n0 : block.n1]
-        return own if own.size(1) == 1 else own[:, block.r0 : block.r1]
+    def is_safe(self, queries: Tensor, keys: list[Tensor]) -> bool:
+        """Whether no score can be so large that its exponential needs a maximum subtracted (Cauchy and Schwarz)."""
+        if not self.may_be_safe:
+            return False
+        longest = [float(torch.linalg.vector_norm(each, dim=-1).amax()) for each in (queries, *keys)]
+        return longest[0] * max(longest[1:]) * self.scale <= SAFE_SCORE
 
-    def keep(self, weights: Tensor, block: Block) -> Tensor | None:
-        return _keep(weights, self.dropout_p, self.seed + block.index) if self.dropout_p > 0 else None
+    def factors(self, group: Group, sums: Tensor | None) -> Tensor:
+        """Returns w of all rows, blocks × n × branches × r × 1, or a and −b without the sums."""
+        own = group.of(self.coefficients).flatten(0, 1)
+        blocks = own.unsqueeze(0) if own.size(2) == 1 else self.in_blocks(own).movedim(2, 0)
+        return blocks if sums is None else blocks / sums
+
+    def product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        """Returns left @ right in exact precision, in `out`."""
+        return out.copy_(torch.bmm(left, right)) if self.is_half else torch.bmm(left, right, out=out)
+
+    def combined(self, space: _Space, factors: Tensor, sums: Tensor, ratio: Tensor | None, out: Tensor) -> Tensor:
+        """Returns P (half precision) or P/w⁺, n × r × s, in `out` if there is anything to do."""
+        if self.is_half:
+            torch.mul(space.positive, factors[:, 0], out=out)
+            return out if space.negative is None else out.addcmul_(space.negative, factors[:, 1])
+        if ratio is None:
+            return space.positive
+        assert space.negative is not None
+        return torch.addcmul(space.positive, space.negative, sums[:, 0].div(sums[:, 1]).mul_(ratio), out=out)
+
+    def keep(self, group: Group, block: Block, like: Tensor) -> Tensor | None:
+        """Returns the factors of dropout: the same ones for the same block of the same call."""
+        if self.dropout_p == 0:
+            return None
+        index = group.index * self.num_blocks + block.index
+        return _keep(self.buffer("dropout", *like.shape), self.dropout_p, self.seed + index)
 
 
 class ByBlocks(torch.autograd.Function):
-    """Long sequences: one block of rows after the other; the backward recomputes the weights from their log-sums."""
+    """Long sequences: one group of heads after the other, and in it one block of rows after the other.
+
+    The backward makes the weights again from the scores' row sums (and maxima, where exponentials need one).
+    """
 
     @staticmethod
     def forward(
@@ -317,149 +459,144 @@ class ByBlocks(torch.autograd.Function):
         mask: AttentionMask,
         dropout_p: float,
     ) -> Tensor:
-        call = _Long(q, k, v, negative_q, negative_k, a, b, mask, dropout_p, _draw_seed(dropout_p))
+        seed = _draw_seed(dropout_p)
+        call = _Long(q.shape, k.size(2), q, a, b, mask, dropout_p, seed)
         output = _rows_first(q, v.size(-1))
-        rows = output.permute(2, 0, 1, 3).flatten(1, 2).transpose(0, 1)
-        log_sums = torch.empty(len(call.queries), *call.queries[0].shape[:2], 1, dtype=call.exact, device=q.device)
-        for block in call.blocks:
-            weights, sighted = call.scores(block)
-            largest = weights.amax(dim=-1, keepdim=True)
-            sums = weights.sub_(largest).exp_().sum(dim=-1, keepdim=True)
-            n, r = slice(block.n0, block.n1), slice(block.r0, block.r1)
-            log_sums[:, n, r] = largest.add_(sums.log())
-            matrix = weights[0]
-            factor: Coefficient = 1.0
-            if call.is_half:
-                # Normalised first: the range of half precision holds nothing else.
-                matrix.mul_(call.part(call.a, block) / sums[0])
-                if call.b is not None:
-                    matrix.addcmul_(weights[1], call.part(call.b, block) / sums[1], value=-1)
-            else:
-                # Rows are normalised and weighted after the product with V, where they are shorter.
-                factor = call.part(call.divisor, block) / sums[0]
-                if call.ratio is not None:
-                    ratio = (sums[0] / sums[1]).mul_(call.part(call.ratio, block))
-                    matrix.addcmul_(weights[1], ratio, value=-1)
-            if sighted is not None:
-                factor = factor * sighted
-            keep = call.keep(matrix, block)
-            if keep is not None:
-                matrix.mul_(keep)
-            rows[n, r] = _scaled_(torch.bmm(matrix.to(q.dtype), call.v[n, : block.seen]), factor)
-        tensors = (c for c in (a, b) if isinstance(c, Tensor))
-        ctx.save_for_backward(q, k, v, negative_q, negative_k, log_sums, *tensors)
+        saved: list[Tensor | None] = []
+        for group in call.groups():
+            keys = [group.of(each).flatten(0, 1).contiguous() for each in (k, negative_k) if each is not None]
+            values = group.of(v).flatten(0, 1).contiguous()
+            queries = call.stacked(group, [each for each in (q, negative_q) if each is not None])
+            products = q.new_empty(call.num_blocks, group.size, call.rows, values.size(-1))
+            coefficients = group.of(call.coefficients).flatten(0, 1)
+            ratio = None if call.ratio is None else group.of(call.ratio).flatten(0, 1)
+            sums = q.new_empty(*queries.shape[:-1], 1, dtype=call.exact)
+            largest = None if call.is_safe(queries, keys) else torch.empty_like(sums)
+            for block, own, own_sums, product in zip(
+                call.blocks, queries.unbind(), sums.unbind(), products.unbind(), strict=True
+            ):
+                space = call.space(group.size, block)
+                call.scores(own, keys, block, space)
+                call.exponentials(group, block, space, None if largest is None else largest[block.index], False)
+                torch.sum(space.weights, dim=-1, keepdim=True, out=own_sums)
+                if mask.may_hide_all:
+                    own_sums.masked_fill_(own_sums == 0, 1.0)
+                if call.is_half:
+                    space.weights.div_(own_sums)
+                factors = call.rows_of(coefficients, block)
+                own_ratio = None if ratio is None else call.rows_of(ratio, block)
+                matrix = call.combined(space, factors, own_sums, own_ratio, space.matrix)
+                keep = call.keep(group, block, matrix)
+                if keep is not None:
+                    matrix = keep.mul_(matrix)
+                torch.bmm(matrix.to(call.dtype), values[:, : block.seen], out=product)
+            call.write(group, products, 1.0 if call.is_half else call.factors(group, sums)[:, :, 0], output)
+            saved += [queries, *keys, values, sums, largest]
+        ctx.save_for_backward(*(c for c in (a, b) if isinstance(c, Tensor)), *saved)
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
         ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
-        ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, call.seed
+        ctx.layouts = tuple(None if x is None else (x.shape, x.stride()) for x in (q, k, v, negative_q, negative_k))
+        ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, negative_q, negative_k, log_sums, *rest = ctx.saved_tensors
-        a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
-        call = _Long(q, k, v, negative_q, negative_k, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
-        dtype, shared_keys = q.dtype, negative_k is None
-        grad_rows = _flat(grad_output).contiguous()
-        # Those of keys and values as N × D × S: the products that make them read the weights as they lie.
-        grad_v, grad_k, grad_negative_k = (
-            torch.zeros(n, width, length, dtype=call.exact, device=q.device)
-            for n, length, width in (call.v.shape, call.keys[0].shape, call.keys[-1].shape)
+        saved = iter(ctx.saved_tensors)
+        a, b = (next(saved) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+        q_shape, num_keys = ctx.layouts[0][0], ctx.layouts[1][0][2]
+        call = _Long(q_shape, num_keys, grad_output, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
+        grads = [None if layout is None else _empty(layout, grad_output) for layout in ctx.layouts]
+        grad_queries, grad_keys = (
+            [each for each in pair if each is not None] for pair in ((grads[0], grads[3]), (grads[1], grads[4]))
         )
-        grad_keys = (grad_k, grad_k if shared_keys else grad_negative_k)
-        grad_queries = [torch.empty_like(queries) for queries in call.queries]
-        coefficients: list[Coefficient] = [call.a] if call.b is None else [call.a, -call.b]
-        sums = [_CoefficientGradient(c, call) if isinstance(c, Tensor) else None for c in coefficients]
-        for block in call.blocks:
-            weights, sighted = call.scores(block)
-            n, r, seen = slice(block.n0, block.n1), slice(block.r0, block.r1), block.seen
-            weights.sub_(log_sums[:, n, r]).exp_()
-            factor, of_negative = call.part(call.divisor, block), call.ratio
-            matrix = call.buffer("matrix", *weights.shape[1:]).to(call.exact)
-            positive = weights[0]
-            if call.is_half:
-                positive, factor, of_negative = weights[0] * call.part(call.a, block), 1.0, call.b
-            if of_negative is None:
-                matrix.copy_(positive)
-            else:
-                of_negative = call.part(of_negative, block)
-                if isinstance(of_negative, float):
-                    torch.sub(positive, weights[1], alpha=of_negative, out=matrix)
-                else:
-                    torch.addcmul(positive, weights[1], of_negative, value=-1, out=matrix)
-            keep = call.keep(matrix, block)
-            if keep is not None:
-                matrix.mul_(keep)
-            own = grad_rows[n, r]
-            weighted = own * (factor if sighted is None else factor * sighted)
-            grad_v[n, :, :seen] += torch.bmm(weighted.to(dtype).transpose(1, 2), matrix.to(dtype))
-            values = call.v[n, :seen].transpose(1, 2)
-            grad_weights = torch.bmm(own, values, out=matrix if dtype == call.exact else None).to(call.exact)
-            if keep is not None:
-                grad_weights.mul_(keep)
-            if sighted is not None:
-                grad_weights.mul_(sighted)
-            all_scores = torch.mul(weights, grad_weights, out=call.buffer("gradients", *weights.shape).to(call.exact))
-            row_sums = all_scores.sum(dim=-1, keepdim=True)
-            all_scores = all_scores.addcmul_(weights, row_sums, value=-1).to(dtype)
-            grad_key: Tensor | None = None
-            for index, coefficient in enumerate(coefficients):
-                total = sums[index]
-                if total is not None:
-                    total.add(block, row_sums[index])
-                grad_scores = all_scores[index]
-                part = call.part(coefficient, block)
-                product = _product(grad_scores, call.keys[index][n, :seen], call.scale)
-                grad_queries[index][n, r] = product.mul_(part)
-                query = (call.queries[index][n, r] * part).to(dtype).transpose(1, 2)
-                if grad_key is None or not shared_keys:
-                    grad_key = _product(query, grad_scores, call.scale)
-                else:
-                    grad_key.baddbmm_(query, grad_scores, alpha=call.scale)
-                if not shared_keys or index == len(coefficients) - 1:
-                    grad_keys[index][n, :, :seen] += grad_key
-        grad_a, grad_b = (
-            None if total is None else total.finish(coefficient, sign)
-            for total, coefficient, sign in zip([*sums, None][:2], (a, b), (1, -1), strict=True)
-        )
-        return (
-            grad_queries[0].view(q.shape),
-            grad_k.to(dtype).transpose(1, 2).view(k.shape),
-            grad_v.to(dtype).transpose(1, 2).view(v.shape),
-            None if negative_q is None else grad_queries[1].view(q.shape),
-            None if negative_k is None else grad_negative_k.to(dtype).transpose(1, 2).view(k.shape),
-            grad_a if ctx.needs_input_grad[5] else None,
-            grad_b if ctx.needs_input_grad[6] else None,
-            None,
-            None,
-        )
+        # The sum of P± ∘ dP over the keys, for each row: what a λ's gradient is summed from.
+        row_totals = torch.empty(call.branches, *q_shape[:3], 1, dtype=call.exact, device=grad_output.device)
+        for group in call.groups():
+            queries = next(saved)
+            keys = [next(saved) for _ in grad_keys]
+            values, sums, largest = (next(saved) for _ in range(3))
+            upstream = call.in_blocks(group.of(grad_output)).flatten(0, 1).transpose(0, 1).contiguous()
+            ratio = None if call.ratio is None else group.of(call.ratio).flatten(0, 1)
+            factors = call.factors(group, None if call.is_half else sums).expand_as(sums)
+            all_row_sums = torch.empty_like(sums)
+            weighted_queries, weighted = queries, upstream
+            if not call.is_half:
+                weighted_queries, weighted = queries * factors, upstream * factors[:, :, 0]
+            grad_values = torch.empty_like(values, dtype=call.exact)
+            grad_own_keys = [torch.empty_like(each, dtype=call.exact) for each in keys]
+            products = queries.new_empty(queries.shape)
+            for block in reversed(call.blocks):
+                index, seen = block.index, block.seen
+                # The last block comes first and sees every key: it needs no zeros to add to.
+                beta = 0 if index == call.num_blocks - 1 else 1
+                own_sums = sums[index]
+                space = call.space(group.size, block)
+                weights = space.weights
+                call.scores(queries[index], keys, block, space)
+                call.exponentials(group, block, space, None if largest is None else largest[index], True)
+                if call.is_half:
+                    weights.div_(own_sums)
+                own_ratio = None if ratio is None else call.rows_of(ratio, block)
+                matrix = call.combined(space, factors[index], own_sums, own_ratio, space.matrix)
+                keep = call.keep(group, block, matrix)
+                if keep is not None:
+                    matrix = torch.mul(matrix, keep, out=space.matrix)
+                _accumulate(grad_values, matrix.to(call.dtype), weighted[index], seen, 1.0, beta)
+                grad_weights = call.product(upstream[index], values[:, :seen].transpose(1, 2), space.matrix)
+                if keep is not None:
+                    grad_weights.mul_(keep)
+                gradients = call.buffer("gradients", *weights.shape)
+                grad_scores = torch.mul(weights, grad_weights.unsqueeze(1), out=gradients)
+                row_sums = torch.sum(grad_scores, dim=-1, keepdim=True, out=all_row_sums[index])
+                if not call.is_half:
+                    row_sums.div_(own_sums)
+                grad_scores.addcmul_(weights, row_sums, value=-1)
+                if call.is_half:
+                    grad_scores = grad_scores.mul_(factors[index]).to(call.dtype)
+                own_tensors = (grad_scores, weighted_queries[index], products[index])
+                # Branches that share their keys are more rows of one product.
+                stacked = [tuple(each.flatten(1, 2) for each in own_tensors)]
+                pairs = zip(*(each.unbind(1) for each in own_tensors), strict=True) if len(keys) > 1 else stacked
+                for (own, query, product), each, total in zip(pairs, keys, grad_own_keys, strict=True):
+                    torch.bmm(own, each[:, :seen], out=product)
+                    _accumulate(total, own, query, seen, call.scale, beta)
+            for branch, grad in enumerate(grad_queries):
+                factor = call.scale if call.is_half else factors[:, :, branch] * call.scale
+                call.write(group, products[:, :, branch], factor, grad)
+            for whole, own_grad in zip((grads[2], *grad_keys), (grad_values, *grad_own_keys), strict=True):
+                destination = group.of(whole)
+                destination.copy_(own_grad.view(destination.shape))
+            for total, own in zip(row_totals, all_row_sums.unbind(2), strict=True):
+                call.write(group, own, 1.0, total)
+        grad_a = _summed(row_totals[0], a) if ctx.needs_input_grad[5] else None
+        grad_b = _summed(row_totals[1].neg(), b) if ctx.needs_input_grad[6] else None
+        return (*grads, grad_a, grad_b, None, None)
 
 
-class _CoefficientGradient:
-    """Sums weights · gradient of P over the blocks, to N × 1 × 1, or N × T × 1 for a coefficient of each query."""
-
-    def __init__(self, coefficient: Tensor, call: _Long) -> None:
-        self.shape = (call.bsz, call.heads)
-        of_queries = coefficient.dim() == 3 and coefficient.size(1) > 1
-        length = call.length if of_queries else 1
-        self.total = torch.zeros(call.bsz * call.heads, length, 1, dtype=call.exact, device=coefficient.device)
-
-    def add(self, block: Block, row_sums: Tensor) -> None:
-        own = self.total[block.n0 : block.n1]
-        if own.size(1) > 1:
-            own[:, block.r0 : block.r1] = row_sums
-        else:
-            own += row_sums.sum(dim=1, keepdim=True)
-
-    def finish(self, coefficient: Coefficient | None, sign: int) -> Tensor:
-        assert isinstance(coefficient, Tensor)
-        return _summed(self.total.view(*self.shape, -1, 1) * sign, coefficient)
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: float, beta: int) -> None:
+    """Makes the first `seen` rows of `total` beta times themselves plus scale · leftᵀ @ right (n × s × D)."""
+    part = total[:, :seen]
+    left = left.transpose(1, 2)
+    if left.dtype == part.dtype:
+        torch.baddbmm(part, left, right, beta=beta, alpha=scale, out=part)
+    elif beta:
+        part.add_(torch.bmm(left, right), alpha=scale)
+    else:
+        torch.mul(torch.bmm(left, right), scale, out=part)
 
 
 def _rows_first(like: Tensor, width: int) -> Tensor:
     """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
     bsz, heads, length, _ = like.shape
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
+
+
+def _empty(layout: tuple[torch.Size, tuple[int, ...]], like: Tensor) -> Tensor:
+    """Returns an empty tensor of a shape whose dimensions lie in memory in the order that the strides name."""
+    shape, strides = layout
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    return like.new_empty([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(shape))])
 
 
 def fused_attention(

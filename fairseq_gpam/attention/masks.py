@@ -143,11 +143,11 @@ class AttentionMask:
         bias = torch.zeros((), dtype=like.dtype, device=like.device) if self.bias is None else self.bias.to(like.dtype)
         return torch.where(hidden, float("-inf"), bias), sighted
 
-    def sentence(self, index: int) -> AttentionMask:
-        """Returns the mask of one sentence, a batch of one."""
-        stop = index + 1
-        padding = None if self.padding is None else self.padding[index:stop]
-        return AttentionMask(padding, self.causal, _part(self.bias, 0, index, stop), _part(self.hidden, 0, index, stop))
+    def sentences(self, start: int, stop: int) -> AttentionMask:
+        """Returns the mask of the sentences start…stop."""
+        padding = None if self.padding is None else self.padding[start:stop]
+        bias, hidden = _part(self.bias, 0, start, stop), _part(self.hidden, 0, start, stop)
+        return AttentionMask(padding, self.causal, bias, hidden)
 
     def heads(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the heads start…stop."""
