@@ -28,8 +28,8 @@ class Affine:
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
     B × H × T × 1; `negative_q` B × H × T × D; `negative_k` B × H × S × D, the keys of the positive branch if None;
-    `sink` H, the logit of a key that every row sees and whose value is zero; `q` B × H × T × D, the same queries as
-    those that the mechanism was given, where their gradient goes through the terms.
+    `sink` H, the logit of a key that every row sees and whose value is zero; `queries` B × H × 2T × D, the queries of
+    both branches where they lie together already.
     """
 
     positive: Coefficient = 1.0
@@ -39,7 +39,7 @@ class Affine:
     uniform: Coefficient | None = None
     identity: Coefficient | None = None
     sink: Tensor | None = None
-    q: Tensor | None = None
+    queries: Tensor | None = None
 
 
 def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:
@@ -188,7 +188,7 @@ def affine_attention(
             output = output - terms.negative * sdpa(terms.negative_q, negative_k, v, mask)
     else:
         output = fused_attention(
-            q, k, v, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p
+            q, k, v, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p, terms.queries
         )
     if terms.uniform is not None:
         output = output - terms.uniform * visible_mean(v, mask, q.size(-2))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,62 +29,61 @@ DAGPAM_OPTIONS = (
 )
 
 
-def dagpam_terms(q: Tensor, negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
+def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
     """Returns the terms of P = (1+λ⁺)·softmax(QKᵀ/√D + M) − λ⁻·softmax(Q⁻Kᵀ/√D + M), B × H × T × S.
 
-    Shapes: q (Q) and negative_q (Q⁻ = ReLU(Q)W_Q⁻) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi 2024, arXiv
+    Shapes: negative_q (Q⁻ = ReLU(Q)W_Q⁻) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi 2024, arXiv
     2410.15578.
     """
-    return Affine(positive=1 + lambda_plus, negative=lambda_minus, q=q, negative_q=negative_q)
+    return Affine(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
 
 
-class _NegativeQueries(torch.autograd.Function):
-    """Q and ReLU(Q)W_Q⁻, head after head: what lies between them stays in a processor's cache.
+class _BothQueries(torch.autograd.Function):
+    """Q and ReLU(Q)W_Q⁻, B × H × 2T × D, head after head: what lies between them stays in a processor's cache.
 
-    Q passes through, so that both of its gradients meet here and are written once, as its projection reads them.
+    Both gradients of Q meet here, and are written once, as its projection reads them.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, weight)
         ctx.has_bias = bias is not None
-        mapped = _rows_first_like(q)
-        rows, mapped_rows = q.permute(1, 2, 0, 3), mapped.permute(1, 2, 0, 3)
-        positive = q.new_empty(rows.shape[1:])
+        bsz, heads, length, width = q.shape
+        queries = q.new_empty(bsz, heads, 2, length, width)
+        rows, destination = q.permute(1, 2, 0, 3), queries.permute(1, 2, 3, 0, 4)
+        positive, mapped = (q.new_empty(rows.shape[1:]) for _ in range(2))
+        flat_positive, flat_mapped = positive.flatten(0, 1), mapped.flatten(0, 1)
         for head, matrix in enumerate(weight.transpose(1, 2)):
+            destination[head, 0] = rows[head]
             torch.clamp_min(rows[head], 0, out=positive)
-            out = mapped_rows[head].flatten(0, 1)
             if bias is None:
-                torch.mm(positive.flatten(0, 1), matrix, out=out)
+                torch.mm(flat_positive, matrix, out=flat_mapped)
             else:
-                torch.addmm(bias[head], positive.flatten(0, 1), matrix, out=out)
-        return q, mapped
+                torch.addmm(bias[head], flat_positive, matrix, out=flat_mapped)
+            destination[head, 1] = mapped
+        return queries.flatten(2, 3)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_q: Tensor, grad_mapped: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: Any, grad_queries: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         q, weight = ctx.saved_tensors
-        total, grad_weight = _rows_first_like(q), torch.empty_like(weight)
-        grad_bias = weight.new_empty(weight.shape[:2]) if ctx.has_bias else None
-        rows, passed, upstream_rows, total_rows = (each.permute(1, 2, 0, 3) for each in (q, grad_q, grad_mapped, total))
-        positive, upstream, through = (q.new_empty(rows.shape[1:]) for _ in range(3))
+        bsz, heads, length, width = q.shape
+        grad_weight = torch.empty_like(weight)
+        grad_bias = weight.new_empty(heads, width) if ctx.has_bias else None
+        total = q.new_empty(length, bsz, heads, width).permute(2, 0, 1, 3)
+        rows, upstream_rows = q.permute(1, 2, 0, 3), grad_queries.unflatten(2, (2, length)).permute(1, 2, 3, 0, 4)
+        positive, upstream, through = (q.new_empty(length, bsz, width) for _ in range(3))
         flat_positive, flat_upstream, flat_through = (each.flatten(0, 1) for each in (positive, upstream, through))
         for head, matrix in enumerate(weight):
             torch.clamp_min(rows[head], 0, out=positive)
-            upstream.copy_(upstream_rows[head])
+            upstream.copy_(upstream_rows[head, 1])
             torch.mm(flat_upstream.t(), flat_positive, out=grad_weight[head])
             if grad_bias is not None:
                 torch.sum(flat_upstream, dim=0, out=grad_bias[head])
             torch.mm(flat_upstream, matrix, out=flat_through)
             torch.ops.aten.threshold_backward.grad_input(through, positive, 0, grad_input=through)
-            torch.add(passed[head], through, out=total_rows[head])
-        return total, grad_weight, grad_bias
-
-
-def _rows_first_like(heads: Tensor) -> Tensor:
-    """Returns an empty B × H × T × D that is contiguous as T × B × H × D."""
-    bsz, num_heads, length, width = heads.shape
-    return heads.new_empty(length, bsz, num_heads, width).permute(1, 2, 0, 3)
+            torch.add(upstream_rows[head, 0], through, out=total[head])
+        return total.permute(2, 0, 1, 3), grad_weight, grad_bias
 
 
 class PerHeadLinear(nn.Linear):
@@ -154,20 +154,20 @@ class DualGPAMAttention(AffineMechanism):
         self.negative_projection = build_negative_projection(site, settings)
 
     def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        q, negative_q = self.both_queries(q)
-        return dagpam_terms(q, negative_q, self.lambda_plus(), self.lambda_minus())
-
-    def both_queries(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns Q and Q⁻ = ReLU(Q)W_Q⁻, both B × H × T × D."""
+        lambdas = (self.lambda_plus(), self.lambda_minus())
         projection = self.negative_projection
-        is_plain = isinstance(projection, PerHeadLinear) and not (
-            projection._forward_hooks or projection._forward_pre_hooks or torch.is_autocast_enabled(q.device.type)
-        )
-        if not is_plain or q.is_cuda or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return q, projection(torch.relu(q))
-        assert isinstance(projection, PerHeadLinear)
-        bias = projection.bias
-        q, negative_q = _NegativeQueries.apply(
-            q, projection.blocks(), None if bias is None else bias.view(projection.num_heads, -1)
-        )
-        return q, negative_q
+        if not self._maps_heads_in_turn(projection, q):
+            return dagpam_terms(projection(torch.relu(q)), *lambdas)
+        bias = None if projection.bias is None else projection.bias.view(projection.num_heads, -1)
+        queries = _BothQueries.apply(q, projection.blocks(), bias)
+        terms = dagpam_terms(queries[:, :, q.size(2) :], *lambdas)
+        return dataclasses.replace(terms, queries=queries)
+
+    @staticmethod
+    def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
+        """Whether W_Q⁻ may be applied without its module: it has no hooks, and nothing but a gradient is wanted."""
+        if not isinstance(projection, PerHeadLinear) or projection._forward_hooks or projection._forward_pre_hooks:
+            return False
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(q.device.type):
+            return False
+        return torch.is_grad_enabled() and not q.is_cuda

@@ -86,41 +86,39 @@ class AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        q: Tensor,
+        queries: Tensor,
         k: Tensor,
         v: Tensor,
-        negative_q: Tensor | None,
         negative_k: Tensor | None,
         a: Coefficient,
         b: Coefficient | None,
         mask: AttentionMask,
         dropout_p: float,
     ) -> Tensor:
-        bsz, heads, length, width = q.shape
+        bsz, heads, stacked_length, width = queries.shape
+        length = stacked_length if b is None else stacked_length // 2
         num_keys = k.size(2)
         scale = 1 / math.sqrt(width)
-        queries = _flat(q if negative_q is None else torch.cat([q, negative_q], dim=2))
+        queries = _flat(queries)
         if negative_k is None:
             scores = _product(queries, _flat(k).transpose(1, 2), scale)
         else:
             pairs = zip(queries.split(length, dim=1), (k, negative_k), strict=True)
             scores = torch.cat([_product(each, _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
         weights = scores.view(bsz, heads, -1, length, num_keys)
-        bias, sighted = mask.for_scores(length, num_keys, q)
+        bias, sighted = mask.for_scores(length, num_keys, k)
         if bias is not None:
             weights.add_(bias.unsqueeze(2) if bias.dim() == 4 else bias)
         torch.softmax(weights, dim=-1, out=weights)
         if sighted is not None:
-            sighted = sighted.to(q.dtype).unsqueeze(2) if sighted.dim() == 4 else sighted.to(q.dtype)
+            sighted = sighted.to(k.dtype).unsqueeze(2) if sighted.dim() == 4 else sighted.to(k.dtype)
             weights.mul_(sighted)
         combined = AtOnce.combined(weights, a, b)
         keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p)) if dropout_p > 0 else None
         if keep is not None:
             combined = combined * keep
         output = torch.bmm(_flat(combined), _flat(v))
-        ctx.save_for_backward(
-            q, k, v, negative_k, queries, weights, keep, *(c for c in (a, b) if isinstance(c, Tensor))
-        )
+        ctx.save_for_backward(k, v, negative_k, queries, weights, keep, *(c for c in (a, b) if isinstance(c, Tensor)))
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
         ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
         return output.view(bsz, heads, length, -1)
@@ -133,10 +131,10 @@ class AtOnce(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, negative_k, queries, weights, keep, *rest = ctx.saved_tensors
+        k, v, negative_k, queries, weights, keep, *rest = ctx.saved_tensors
         a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
-        scale = 1 / math.sqrt(q.size(-1))
-        length = q.size(2)
+        scale = 1 / math.sqrt(k.size(-1))
+        length = weights.size(3)
         grad_rows = _flat(grad_output)
         combined = AtOnce.combined(weights, a, b)
         if keep is not None:
@@ -146,16 +144,16 @@ class AtOnce(torch.autograd.Function):
         if keep is not None:
             grad_weights.mul_(keep)
         # A row that sees nothing has zero weights, and so no gradient.
-        weights = weights.to(_exact(q.dtype))
+        weights = weights.to(_exact(k.dtype))
         grad_scores = weights * grad_weights.unsqueeze(2)
         row_sums = grad_scores.sum(dim=-1, keepdim=True)
         grad_scores.addcmul_(weights, row_sums, value=-1)
-        grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[5] else None
-        grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[6] else None
+        grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[4] else None
+        grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[5] else None
         _scaled_(grad_scores[:, :, 0], a)
         if b is not None:
             grad_scores[:, :, 1].mul_(b).neg_()
-        stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(q.dtype)
+        stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(k.dtype)
         if negative_k is None:
             grad_queries = _product(stacked, _flat(k), scale)
             grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
@@ -166,9 +164,8 @@ class AtOnce(torch.autograd.Function):
             grad_k, grad_negative_k = (
                 _product(own.transpose(1, 2), query, scale).view(k.shape) for own, query, _ in parts
             )
-        grad_queries = grad_queries.view(*q.shape[:2], -1, *q.shape[2:])
-        grad_negative_q = None if b is None else grad_queries[:, :, 1]
-        return grad_queries[:, :, 0], grad_k, grad_v, grad_negative_q, grad_negative_k, grad_a, grad_b, None, None
+        grad_queries = grad_queries.view(*k.shape[:2], -1, k.size(3))
+        return grad_queries, grad_k, grad_v, grad_negative_k, grad_a, grad_b, None, None
 
 
 def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
@@ -239,9 +236,9 @@ class _Long:
         dropout_p: float,
         seed: int,
     ) -> None:
-        self.bsz, self.heads, self.length, width = shape
-        self.num_keys = num_keys
         self.branches = 1 if b is None else 2
+        self.bsz, self.heads, stacked_length, width = shape
+        self.length, self.num_keys = stacked_length // self.branches, num_keys
         self.scale = 1 / math.sqrt(width)
         self.mask, self.dropout_p, self.seed = mask, dropout_p, seed
         self.dtype, self.exact = like.dtype, _exact(like.dtype)
@@ -315,9 +312,10 @@ class _Long:
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
         return tensor.unflatten(-2, (self.num_blocks, self.rows))
 
-    def stacked(self, group: Group, tensors: list[Tensor]) -> Tensor:
-        """Returns these heads of B × H × T × D tensors as blocks × n × tensors × rows × D."""
-        return torch.stack([self.in_blocks(group.of(each)) for each in tensors], dim=3).flatten(0, 1).transpose(0, 1)
+    def stacked(self, group: Group, queries: Tensor) -> Tensor:
+        """Returns these heads of B × H × (branches · T) × D as blocks × n × branches × rows × D."""
+        blocks = self.in_blocks(group.of(queries).unflatten(2, (self.branches, self.length)))
+        return blocks.flatten(0, 1).permute(2, 0, 1, 3, 4).contiguous()
 
     def write(self, group: Group, blocks: Tensor, factors: Tensor | float, out: Tensor) -> None:
         """Writes blocks × n × rows × D, times the factors, to these heads of B × H × T × D."""
@@ -449,10 +447,9 @@ class ByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        q: Tensor,
+        queries: Tensor,
         k: Tensor,
         v: Tensor,
-        negative_q: Tensor | None,
         negative_k: Tensor | None,
         a: Coefficient,
         b: Coefficient | None,
@@ -460,20 +457,20 @@ class ByBlocks(torch.autograd.Function):
         dropout_p: float,
     ) -> Tensor:
         seed = _draw_seed(dropout_p)
-        call = _Long(q.shape, k.size(2), q, a, b, mask, dropout_p, seed)
-        output = _rows_first(q, v.size(-1))
+        call = _Long(queries.shape, k.size(2), k, a, b, mask, dropout_p, seed)
+        output = _rows_first(v, call.length)
         saved: list[Tensor | None] = []
         for group in call.groups():
             keys = [group.of(each).flatten(0, 1).contiguous() for each in (k, negative_k) if each is not None]
             values = group.of(v).flatten(0, 1).contiguous()
-            queries = call.stacked(group, [each for each in (q, negative_q) if each is not None])
-            products = q.new_empty(call.num_blocks, group.size, call.rows, values.size(-1))
+            own_queries = call.stacked(group, queries)
+            products = k.new_empty(call.num_blocks, group.size, call.rows, values.size(-1))
             coefficients = group.of(call.coefficients).flatten(0, 1)
             ratio = None if call.ratio is None else group.of(call.ratio).flatten(0, 1)
-            sums = q.new_empty(*queries.shape[:-1], 1, dtype=call.exact)
-            largest = None if call.is_safe(queries, keys) else torch.empty_like(sums)
+            sums = k.new_empty(*own_queries.shape[:-1], 1, dtype=call.exact)
+            largest = None if call.is_safe(own_queries, keys) else torch.empty_like(sums)
             for block, own, own_sums, product in zip(
-                call.blocks, queries.unbind(), sums.unbind(), products.unbind(), strict=True
+                call.blocks, own_queries.unbind(), sums.unbind(), products.unbind(), strict=True
             ):
                 space = call.space(group.size, block)
                 call.scores(own, keys, block, space)
@@ -491,11 +488,11 @@ class ByBlocks(torch.autograd.Function):
                     matrix = keep.mul_(matrix)
                 torch.bmm(matrix.to(call.dtype), values[:, : block.seen], out=product)
             call.write(group, products, 1.0 if call.is_half else call.factors(group, sums)[:, :, 0], output)
-            saved += [queries, *keys, values, sums, largest]
+            saved += [own_queries, *keys, values, sums, largest]
         ctx.save_for_backward(*(c for c in (a, b) if isinstance(c, Tensor)), *saved)
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
         ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
-        ctx.layouts = tuple(None if x is None else (x.shape, x.stride()) for x in (q, k, v, negative_q, negative_k))
+        ctx.layouts = tuple(None if x is None else (x.shape, x.stride()) for x in (queries, k, v, negative_k))
         ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
         return output
 
@@ -504,17 +501,18 @@ class ByBlocks(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
         a, b = (next(saved) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
-        q_shape, num_keys = ctx.layouts[0][0], ctx.layouts[1][0][2]
-        call = _Long(q_shape, num_keys, grad_output, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
-        grads = [None if layout is None else _empty(layout, grad_output) for layout in ctx.layouts]
-        grad_queries, grad_keys = (
-            [each for each in pair if each is not None] for pair in ((grads[0], grads[3]), (grads[1], grads[4]))
+        (shape, _), (keys_shape, _), *_ = ctx.layouts
+        call = _Long(shape, keys_shape[2], grad_output, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
+        grad_queries, grad_k, grad_v, *grad_negative_k = (
+            _empty(layout, grad_output) for layout in ctx.layouts if layout is not None
         )
+        by_branch = grad_queries.unflatten(2, (call.branches, call.length)).unbind(2)
         # The sum of P± ∘ dP over the keys, for each row: what a λ's gradient is summed from.
-        row_totals = torch.empty(call.branches, *q_shape[:3], 1, dtype=call.exact, device=grad_output.device)
+        per_row = (call.branches, call.bsz, call.heads, call.length, 1)
+        row_totals = torch.empty(per_row, dtype=call.exact, device=grad_output.device)
         for group in call.groups():
             queries = next(saved)
-            keys = [next(saved) for _ in grad_keys]
+            keys = [next(saved) for _ in (grad_k, *grad_negative_k)]
             values, sums, largest = (next(saved) for _ in range(3))
             upstream = call.in_blocks(group.of(grad_output)).flatten(0, 1).transpose(0, 1).contiguous()
             ratio = None if call.ratio is None else group.of(call.ratio).flatten(0, 1)
@@ -524,7 +522,7 @@ class ByBlocks(torch.autograd.Function):
             if not call.is_half:
                 weighted_queries, weighted = queries * factors, upstream * factors[:, :, 0]
             grad_values = torch.empty_like(values, dtype=call.exact)
-            grad_own_keys = [torch.empty_like(each, dtype=call.exact) for each in keys]
+            grad_keys = [torch.empty_like(each, dtype=call.exact) for each in keys]
             products = queries.new_empty(queries.shape)
             for block in reversed(call.blocks):
                 index, seen = block.index, block.seen
@@ -558,20 +556,20 @@ class ByBlocks(torch.autograd.Function):
                 # Branches that share their keys are more rows of one product.
                 stacked = [tuple(each.flatten(1, 2) for each in own_tensors)]
                 pairs = zip(*(each.unbind(1) for each in own_tensors), strict=True) if len(keys) > 1 else stacked
-                for (own, query, product), each, total in zip(pairs, keys, grad_own_keys, strict=True):
+                for (own, query, product), each, total in zip(pairs, keys, grad_keys, strict=True):
                     torch.bmm(own, each[:, :seen], out=product)
                     _accumulate(total, own, query, seen, call.scale, beta)
-            for branch, grad in enumerate(grad_queries):
+            for branch, grad in enumerate(by_branch):
                 factor = call.scale if call.is_half else factors[:, :, branch] * call.scale
                 call.write(group, products[:, :, branch], factor, grad)
-            for whole, own_grad in zip((grads[2], *grad_keys), (grad_values, *grad_own_keys), strict=True):
+            for whole, own_grad in zip((grad_v, grad_k, *grad_negative_k), (grad_values, *grad_keys), strict=True):
                 destination = group.of(whole)
                 destination.copy_(own_grad.view(destination.shape))
             for total, own in zip(row_totals, all_row_sums.unbind(2), strict=True):
                 call.write(group, own, 1.0, total)
-        grad_a = _summed(row_totals[0], a) if ctx.needs_input_grad[5] else None
-        grad_b = _summed(row_totals[1].neg(), b) if ctx.needs_input_grad[6] else None
-        return (*grads, grad_a, grad_b, None, None)
+        grad_a = _summed(row_totals[0], a) if ctx.needs_input_grad[4] else None
+        grad_b = _summed(row_totals[1].neg(), b) if ctx.needs_input_grad[5] else None
+        return grad_queries, grad_k, grad_v, grad_negative_k[0] if grad_negative_k else None, grad_a, grad_b, None, None
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: float, beta: int) -> None:
@@ -586,9 +584,9 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: fl
         torch.mul(torch.bmm(left, right), scale, out=part)
 
 
-def _rows_first(like: Tensor, width: int) -> Tensor:
+def _rows_first(like: Tensor, length: int) -> Tensor:
     """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
-    bsz, heads, length, _ = like.shape
+    bsz, heads, _, width = like.shape
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
 
 
@@ -609,13 +607,16 @@ def fused_attention(
     negative_q: Tensor | None = None,
     negative_k: Tensor | None = None,
     dropout_p: float = 0.0,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """Returns dropout(a·softmax(q kᵀ/√D + M) − b·softmax(q⁻ k⁻ᵀ/√D + M)) v.
 
-    Shapes: q, q⁻ B × H × T × D; k, k⁻, v B × H × S × D; a, b numbers or broadcastable to B × H × T × 1; result
-    B × H × T × D. Differentiable once, in everything but the mask.
+    Shapes: q, q⁻ B × H × T × D; k, k⁻, v B × H × S × D; a, b numbers or broadcastable to B × H × T × 1; queries, if
+    given q and q⁻ themselves, B × H × 2T × D; result B × H × T × D. Differentiable once, in everything but the mask.
     """
     a = a if isinstance(a, Tensor) else float(a)
     b = b if b is None or isinstance(b, Tensor) else float(b)
     function = AtOnce if max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE else ByBlocks
-    return function.apply(q, k, v, negative_q, negative_k, a, b, mask, dropout_p)
+    if queries is None:
+        queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
+    return function.apply(queries, k, v, negative_k, a, b, mask, dropout_p)
