@@ -165,9 +165,9 @@ class DualGPAMAttention(AffineMechanism):
 
     @staticmethod
     def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
-        """Whether W_Q⁻ may be applied without its module: it has no hooks, and nothing but a gradient is wanted."""
+        """Whether W_Q⁻ may be applied without calling its module: no hook waits there, and q is worth the loop."""
         if not isinstance(projection, PerHeadLinear) or projection._forward_hooks or projection._forward_pre_hooks:
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(q.device.type):
             return False
-        return torch.is_grad_enabled() and not q.is_cuda
+        return q.size(2) > 1 and not q.is_cuda

@@ -12,6 +12,7 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionMask, AttentionMechanism, FutureMask
+from fairseq_gpam.modules.projections import project
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +94,16 @@ class GPAMMultiheadAttention(MultiheadAttention):
             raise ValueError(f"query has {embed_dim} channels, the attention {self.embed_dim}")
 
         saved = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
-        q = self._split_heads(self.q_proj(query))
         if static_kv and "prev_key" in saved:
             if not self.encoder_decoder_attention:
                 raise ValueError("static_kv=True is only allowed for encoder-decoder attention")
+            q = self._split_heads(self.q_proj(query))
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
             # set_beam_size outlasts the beam search: only decoding may take neighbours for beams of one sentence.
             decoding = incremental_state is not None
-            k, v, padding = self._project_keys_values(query, key, value, key_padding_mask, bsz, decoding)
+            q, k, v, padding = self._project(query, key, value, key_padding_mask, bsz, decoding)
             if "prev_key" in saved:
                 k, v, padding = self._append_to_cache(saved, k, v, padding)
         if incremental_state is not None:
@@ -157,7 +158,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         unfolded = heads.reshape(rows, num_heads, beams, length // beams, width).transpose(1, 2)
         return unfolded.reshape(rows * beams, num_heads, length // beams, width)
 
-    def _project_keys_values(
+    def _project(
         self,
         query: Tensor,
         key: Tensor | None,
@@ -165,7 +166,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         padding: Tensor | None,
         bsz: int,
         decoding: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if self.self_attention:
             key = value = query
         elif self.encoder_decoder_attention:
@@ -176,8 +177,14 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if decoding and self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
             key = value = key[:, :: self.beam_size]
             padding = None if padding is None else padding[:: self.beam_size]
-        k, v = self.k_proj(key), self.v_proj(value)
-        return self._split_heads(k), self._split_heads(v), padding
+        if key is query and value is query:
+            projected = project(query, self.q_proj, self.k_proj, self.v_proj)
+        elif value is key:
+            projected = (self.q_proj(query), *project(key, self.k_proj, self.v_proj))
+        else:
+            projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+        q, k, v = (self._split_heads(each) for each in projected)
+        return q, k, v, padding
 
     @staticmethod
     def _append_to_cache(

@@ -238,3 +238,30 @@ def test_initial_bias_is_zero():
 def test_heads_start_from_different_projections():
     blocks = fresh().negative_projection.weight.view(4, 64, 64)
     assert not torch.equal(blocks[0], blocks[1])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("length", [6, 200])
+def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projection_gives(bias, length):
+    module = mechanism(negative_bias=bias).double()
+    if bias:
+        torch.nn.init.normal_(module.negative_projection.bias)
+    # As the layers hand them over: T × B × H × D in memory.
+    q, k, v = (
+        torch.randn(length, 3, HEADS, WIDTH, dtype=torch.float64).permute(1, 2, 0, 3).requires_grad_() for _ in range(3)
+    )
+    mask = AttentionMask(causal=True)
+    upstream = torch.randn(3, HEADS, length, WIDTH, dtype=torch.float64)
+
+    def results():
+        output, _ = attend(module, q, k, v, mask)
+        return [output, *torch.autograd.grad(output, [q, k, v, *module.parameters()], upstream)]
+
+    looped = results()
+    with torch.no_grad():
+        torch.testing.assert_close(attend(module, q, k, v, mask)[0], looped[0])
+    calls = []
+    module.negative_projection.register_forward_hook(lambda *arguments: calls.append(arguments))
+    for one, other in zip(looped, results(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(calls) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention import AttentionMask, fused
 from fairseq_gpam.attention.affine import Affine, affine_attention, choose_backend, reference_attention
 from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, fused_attention
 
@@ -218,3 +218,52 @@ def test_on_a_gpu_as_on_the_cpu(length, dropout_p):
             torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
     else:
         assert all(torch.isfinite(tensor).all() for tensor in results[1])
+
+
+def masks_of(kind, batch, length):
+    padding = torch.zeros(batch, length, dtype=torch.bool)
+    padding[0, -3:] = padding[1, :2] = True
+    causal = torch.full((length, length), float("-inf")).triu(1)
+    return {
+        "none": AttentionMask(),
+        "causal": AttentionMask(causal=True),
+        "padding": AttentionMask(padding),
+        "padding and causal": AttentionMask(padding, causal=True),
+        "matrix": AttentionMask.from_fairseq(padding, causal + torch.randn(length, length)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal", "matrix"])
+@pytest.mark.parametrize("factor", [1.0, 40.0], ids=["small scores", "large scores"])
+@pytest.mark.parametrize("heads_at_once", [1, 2, 4, 8, 12])
+def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at_once, monkeypatch):
+    """200 queries are four blocks of 50 rows; of 3 sentences with 4 heads, some heads or some sentences are one group."""
+    monkeypatch.setattr(fused, "BLOCK_WEIGHTS", heads_at_once * 50 * 200)
+    check_blocks(200, factor, kind)
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal", "matrix"])
+def test_rows_behind_the_last_query_count_for_nothing(kind):
+    """With 197 queries the last of four blocks of 50 rows has three that are none."""
+    check_blocks(197, 1.0, kind)
+
+
+def check_blocks(length, factor, kind):
+    batch, num_heads = 3, 4
+
+    def tensor():
+        return torch.randn(length, batch, num_heads, WIDTH, dtype=torch.float64).permute(1, 2, 0, 3)
+
+    q, k, v, negative_q = (tensor().requires_grad_() for _ in range(4))
+    with torch.no_grad():
+        q.mul_(factor)
+    a, b = (torch.rand(num_heads, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    leaves = [q, k, v, negative_q, a, b]
+    mask = masks_of(kind, batch, length)
+    found = fused_attention(q, k, v, mask, a, b, negative_q)
+    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

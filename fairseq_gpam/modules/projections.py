@@ -1,0 +1,53 @@
+"""Several linear maps of one input, whose gradient is added up inside the matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _JointLinear(torch.autograd.Function):
+    """x Wᵢᵀ + bᵢ for each i. A pass over the input's gradient, and memory for it, are saved for each map but one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *parameters[::2])
+        return tuple(
+            F.linear(x, weight, bias)
+            for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)
+            if weight is not None
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        rows = x.reshape(-1, x.size(-1))
+        grad_x: Tensor | None = None
+        grads: list[Tensor | None] = []
+        for index, (weight, grad_output) in enumerate(zip(weights, grad_outputs, strict=True)):
+            upstream = grad_output.reshape(-1, grad_output.size(-1))
+            _, *wanted = ctx.needs_input_grad
+            if ctx.needs_input_grad[0]:
+                grad_x = torch.mm(upstream, weight) if grad_x is None else grad_x.addmm_(upstream, weight)
+            grads.append(torch.mm(upstream.t(), rows) if wanted[2 * index] else None)
+            grads.append(upstream.sum(dim=0) if wanted[2 * index + 1] else None)
+        return (None if grad_x is None else grad_x.view(x.shape), *grads)
+
+
+def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    """Returns what each linear map makes of x, … × C. Maps with hooks (quantisation noise) are called as they are."""
+    if _are_plain(linears) and torch.is_grad_enabled() and not (x.is_cuda or torch.is_autocast_enabled(x.device.type)):
+        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
+        return _JointLinear.apply(x, *parameters)
+    return tuple(linear(x) for linear in linears)
+
+
+def _are_plain(linears: tuple[nn.Module, ...]) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return all(type(each) is nn.Linear and not (each._forward_hooks or each._forward_pre_hooks) for each in linears)
