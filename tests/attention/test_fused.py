@@ -237,7 +237,7 @@ def masks_of(kind, batch, length):
 @pytest.mark.parametrize("factor", [1.0, 40.0], ids=["small scores", "large scores"])
 @pytest.mark.parametrize("heads_at_once", [1, 2, 4, 8, 12])
 def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at_once, monkeypatch):
-    """200 queries are four blocks of 50 rows; of 3 sentences with 4 heads, some heads or some sentences are one group."""
+    """200 queries are four blocks of 50 rows; 3 sentences of 4 heads are cut into groups of heads or of sentences."""
     monkeypatch.setattr(fused, "BLOCK_WEIGHTS", heads_at_once * 50 * 200)
     check_blocks(200, factor, kind)
 
