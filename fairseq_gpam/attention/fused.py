@@ -80,6 +80,57 @@ def _combine(positive: Tensor, negative: Tensor | None, a: Coefficient, b: Coeff
     return weights.addcmul_(negative, b, value=-1)
 
 
+def _softmax_(scores: Tensor) -> None:
+    """Softmax over the last dimension, in place. With fewer than 16 keys, PyTorch's own is slower on a CPU."""
+    if scores.size(-1) >= 16 or scores.is_cuda or scores.dtype not in (torch.float32, torch.float64):
+        torch.softmax(scores, dim=-1, out=scores)
+    else:
+        scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+        scores.div_(scores.sum(dim=-1, keepdim=True))
+
+
+def _combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
+    """Returns P, B × H × T × S, of the branches' weights, B × H × branches × T × S."""
+    exact = weights.to(_exact(weights.dtype))
+    return _combine(exact[:, :, 0], None if b is None else exact[:, :, 1], a, b).to(weights.dtype)
+
+
+def _attend_at_once(
+    queries: Tensor,
+    k: Tensor,
+    v: Tensor,
+    negative_k: Tensor | None,
+    a: Coefficient,
+    b: Coefficient | None,
+    mask: AttentionMask,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the output B × H × T × D, the weights B × H × branches × T × S, and dropout's factors of P."""
+    bsz, heads, stacked_length, width = queries.shape
+    length = stacked_length if b is None else stacked_length // 2
+    num_keys = k.size(2)
+    scale = 1 / math.sqrt(width)
+    if negative_k is None:
+        scores = _product(_flat(queries), _flat(k).transpose(1, 2), scale)
+    else:
+        pairs = zip(queries.split(length, dim=2), (k, negative_k), strict=True)
+        scores = torch.cat([_product(_flat(each), _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
+    weights = scores.view(bsz, heads, -1, length, num_keys)
+    bias, sighted = mask.for_scores(length, num_keys, k)
+    if bias is not None:
+        weights.add_(bias.unsqueeze(2) if bias.dim() == 4 else bias)
+    _softmax_(weights)
+    if sighted is not None:
+        weights.mul_(sighted.unsqueeze(2) if sighted.dim() == 4 else sighted)
+    combined = _combined(weights, a, b)
+    keep = None
+    if dropout_p > 0:
+        keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
+        combined = combined * keep
+    output = torch.bmm(_flat(combined), _flat(v))
+    return output.view(bsz, heads, length, -1), weights, keep
+
+
 class AtOnce(torch.autograd.Function):
     """Short sequences: the weights of both branches are stacked, N × 2T × S, and kept for the backward."""
 
@@ -95,38 +146,12 @@ class AtOnce(torch.autograd.Function):
         mask: AttentionMask,
         dropout_p: float,
     ) -> Tensor:
-        bsz, heads, stacked_length, width = queries.shape
-        length = stacked_length if b is None else stacked_length // 2
-        num_keys = k.size(2)
-        scale = 1 / math.sqrt(width)
-        queries = _flat(queries)
-        if negative_k is None:
-            scores = _product(queries, _flat(k).transpose(1, 2), scale)
-        else:
-            pairs = zip(queries.split(length, dim=1), (k, negative_k), strict=True)
-            scores = torch.cat([_product(each, _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
-        weights = scores.view(bsz, heads, -1, length, num_keys)
-        bias, sighted = mask.for_scores(length, num_keys, k)
-        if bias is not None:
-            weights.add_(bias.unsqueeze(2) if bias.dim() == 4 else bias)
-        torch.softmax(weights, dim=-1, out=weights)
-        if sighted is not None:
-            sighted = sighted.to(k.dtype).unsqueeze(2) if sighted.dim() == 4 else sighted.to(k.dtype)
-            weights.mul_(sighted)
-        combined = AtOnce.combined(weights, a, b)
-        keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p)) if dropout_p > 0 else None
-        if keep is not None:
-            combined = combined * keep
-        output = torch.bmm(_flat(combined), _flat(v))
-        ctx.save_for_backward(k, v, negative_k, queries, weights, keep, *(c for c in (a, b) if isinstance(c, Tensor)))
+        output, weights, keep = _attend_at_once(queries, k, v, negative_k, a, b, mask, dropout_p)
+        coefficients = (c for c in (a, b) if isinstance(c, Tensor))
+        ctx.save_for_backward(k, v, negative_k, _flat(queries), weights, keep, *coefficients)
         ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
         ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
-        return output.view(bsz, heads, length, -1)
-
-    @staticmethod
-    def combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
-        exact = weights.to(_exact(weights.dtype))
-        return _combine(exact[:, :, 0], None if b is None else exact[:, :, 1], a, b).to(weights.dtype)
+        return output
 
     @staticmethod
     @once_differentiable
@@ -136,7 +161,7 @@ class AtOnce(torch.autograd.Function):
         scale = 1 / math.sqrt(k.size(-1))
         length = weights.size(3)
         grad_rows = _flat(grad_output)
-        combined = AtOnce.combined(weights, a, b)
+        combined = _combined(weights, a, b)
         if keep is not None:
             combined = combined * keep
         grad_v = torch.bmm(_flat(combined).transpose(1, 2), grad_rows).view(v.shape)
@@ -616,7 +641,10 @@ def fused_attention(
     """
     a = a if isinstance(a, Tensor) else float(a)
     b = b if b is None or isinstance(b, Tensor) else float(b)
-    function = AtOnce if max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE else ByBlocks
+    is_short = max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE
     if queries is None:
         queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
-    return function.apply(queries, k, v, negative_k, a, b, mask, dropout_p)
+    arguments = (queries, k, v, negative_k, a, b, mask, dropout_p)
+    if is_short and not torch.is_grad_enabled():
+        return _attend_at_once(*arguments)[0]
+    return (AtOnce if is_short else ByBlocks).apply(*arguments)
