@@ -15,6 +15,9 @@ from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.masks import AttentionMask
 
+# Elements of one head's queries, of all sentences, from which on a loop over the heads is faster than one product.
+WORTH_A_LOOP = 2**15
+
 DAGPAM_OPTIONS = (
     *LAMBDA_OPTIONS,
     Option(
@@ -165,9 +168,9 @@ class DualGPAMAttention(AffineMechanism):
 
     @staticmethod
     def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
-        """Whether W_Q⁻ may be applied without calling its module: no hook waits there, and q is worth the loop."""
+        """Whether W_Q⁻ may be applied without calling its module: no hook waits there, and the queries are many."""
         if not isinstance(projection, PerHeadLinear) or projection._forward_hooks or projection._forward_pre_hooks:
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(q.device.type):
             return False
-        return q.size(2) > 1 and not q.is_cuda
+        return q[:, 0].numel() >= WORTH_A_LOOP and not q.is_cuda

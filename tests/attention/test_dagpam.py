@@ -8,7 +8,7 @@ import torch
 from reference import dagpam_weights, row_softmax, visibility
 from tiny import attention
 
-from fairseq_gpam.attention import FUTURE, AttentionMask
+from fairseq_gpam.attention import FUTURE, AttentionMask, dagpam
 
 BACKENDS = ("auto", "reference", "fused")
 HEADS, WIDTH = 2, 4
@@ -242,7 +242,8 @@ def test_heads_start_from_different_projections():
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("length", [6, 200])
-def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projection_gives(bias, length):
+def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projection_gives(bias, length, monkeypatch):
+    monkeypatch.setattr(dagpam, "WORTH_A_LOOP", 1)
     module = mechanism(negative_bias=bias).double()
     if bias:
         torch.nn.init.normal_(module.negative_projection.bias)
@@ -265,3 +266,16 @@ def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projectio
     for one, other in zip(looped, results(), strict=True):
         torch.testing.assert_close(one, other)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_loop_over_the_heads_in_half_precision(dtype, monkeypatch):
+    module = mechanism()
+    q, k, v = (each.requires_grad_() for each in heads(batch=3, queries=9))
+    monkeypatch.setattr(dagpam, "WORTH_A_LOOP", 1)
+    expected = attend(module, q, k, v)[0]
+    found = attend(module.to(dtype), *(each.to(dtype) for each in (q, k, v)))[0]
+    assert found.dtype == dtype
+    assert (found.float() - expected).norm() <= 2e-2 * expected.norm()
+    found.sum().backward()
+    assert torch.isfinite(module.negative_projection.weight.grad).all()
