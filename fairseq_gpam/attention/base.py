@@ -218,3 +218,9 @@ def softmax(scores: Tensor) -> Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         return torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(scores)
     return torch.softmax(scores, dim=-1)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to calls of this module, which must then be called (quantisation noise does)."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairseq_gpam.attention.affine import Affine, Coefficient
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import Option, Settings, Site, is_hooked, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.masks import AttentionMask
@@ -168,8 +168,8 @@ class DualGPAMAttention(AffineMechanism):
 
     @staticmethod
     def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
-        """Whether W_Q⁻ may be applied without calling its module: no hook waits there, and the queries are many."""
-        if not isinstance(projection, PerHeadLinear) or projection._forward_hooks or projection._forward_pre_hooks:
+        """Whether W_Q⁻ is applied without calling its module: nobody listens to it, and the queries are many."""
+        if not isinstance(projection, PerHeadLinear) or is_hooked(projection):
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(q.device.type):
             return False

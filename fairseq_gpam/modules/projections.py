@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fairseq_gpam.attention.base import is_hooked
+
 
 class _JointLinear(torch.autograd.Function):
     """x Wᵢᵀ + bᵢ for each i. A pass over the input's gradient, and memory for it, are saved for each map but one."""
@@ -50,4 +52,4 @@ def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
 def _are_plain(linears: tuple[nn.Module, ...]) -> bool:
     if torch.compiler.is_compiling():
         return False
-    return all(type(each) is nn.Linear and not (each._forward_hooks or each._forward_pre_hooks) for each in linears)
+    return all(type(each) is nn.Linear and not is_hooked(each) for each in linears)

@@ -48,6 +48,15 @@ def test_a_hook_is_called():
     torch.testing.assert_close(project(x, *layers)[1], layers[1](x))
 
 
+def test_a_backward_hook_is_called():
+    layers = linears(2, True)
+    seen = []
+    layers[1].register_full_backward_hook(lambda module, grad_input, grad_output: seen.append(grad_output))
+    x = torch.randn(5, 2, 6, dtype=torch.float64, requires_grad=True)
+    sum(each.sum() for each in project(x, *layers)).backward()
+    assert len(seen) == 1
+
+
 def test_a_layer_of_another_kind_is_called():
     class Doubled(nn.Linear):
         def forward(self, x):
