@@ -220,7 +220,14 @@ def softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to calls of this module, which must then be called (quantisation noise does)."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+def may_be_bypassed(module: nn.Module, x: Tensor) -> bool:
+    """Whether an own autograd function may do on x what the module does, without calling it.
+
+    Hooks want the call (quantisation noise is one), the compiler and autocast want PyTorch's own operations, and a GPU
+    gains nothing.
+    """
+    if torch.compiler.is_compiling() or x.is_cuda or torch.is_autocast_enabled(x.device.type):
+        return False
+    return not any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    )

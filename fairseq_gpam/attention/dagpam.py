@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairseq_gpam.attention.affine import Affine, Coefficient
-from fairseq_gpam.attention.base import Option, Settings, Site, is_hooked, register_mechanism
+from fairseq_gpam.attention.base import Option, Settings, Site, may_be_bypassed, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
+from fairseq_gpam.attention.fused import rows_first
 from fairseq_gpam.attention.masks import AttentionMask
 
 # Elements of one head's queries, of all sentences, from which on a loop over the heads is faster than one product.
@@ -73,8 +74,9 @@ class _BothQueries(torch.autograd.Function):
         bsz, heads, length, width = q.shape
         grad_weight = torch.empty_like(weight)
         grad_bias = weight.new_empty(heads, width) if ctx.has_bias else None
-        total = q.new_empty(length, bsz, heads, width).permute(2, 0, 1, 3)
-        rows, upstream_rows = q.permute(1, 2, 0, 3), grad_queries.unflatten(2, (2, length)).permute(1, 2, 3, 0, 4)
+        total = rows_first(q, length)
+        rows, total_rows = q.permute(1, 2, 0, 3), total.permute(1, 2, 0, 3)
+        upstream_rows = grad_queries.unflatten(2, (2, length)).permute(1, 2, 3, 0, 4)
         positive, upstream, through = (q.new_empty(length, bsz, width) for _ in range(3))
         flat_positive, flat_upstream, flat_through = (each.flatten(0, 1) for each in (positive, upstream, through))
         for head, matrix in enumerate(weight):
@@ -85,8 +87,8 @@ class _BothQueries(torch.autograd.Function):
                 torch.sum(flat_upstream, dim=0, out=grad_bias[head])
             torch.mm(flat_upstream, matrix, out=flat_through)
             torch.ops.aten.threshold_backward.grad_input(through, positive, 0, grad_input=through)
-            torch.add(upstream_rows[head, 0], through, out=total[head])
-        return total.permute(2, 0, 1, 3), grad_weight, grad_bias
+            torch.add(upstream_rows[head, 0], through, out=total_rows[head])
+        return total, grad_weight, grad_bias
 
 
 class PerHeadLinear(nn.Linear):
@@ -168,9 +170,7 @@ class DualGPAMAttention(AffineMechanism):
 
     @staticmethod
     def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
-        """Whether W_Q⁻ is applied without calling its module: nobody listens to it, and the queries are many."""
-        if not isinstance(projection, PerHeadLinear) or is_hooked(projection):
+        """Whether W_Q⁻ is applied head after head: it may be, and the queries are many."""
+        if not isinstance(projection, PerHeadLinear) or not may_be_bypassed(projection, q):
             return False
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(q.device.type):
-            return False
-        return q[:, 0].numel() >= WORTH_A_LOOP and not q.is_cuda
+        return q[:, 0].numel() >= WORTH_A_LOOP

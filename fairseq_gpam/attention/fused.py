@@ -4,7 +4,8 @@ That product, and dO·Vᵀ in the backward, are shared by the branches: 1.5 time
 place of 2. Short sequences are computed at once and keep their weights; long ones in blocks of rows whose weights are
 recomputed in the backward, so that no T × S matrix is ever held and the masked half of a causal one is skipped.
 
-Inside, N = B·H counts the heads of all sentences, and tensors are N × T × D.
+Inside, N = B·H counts the heads of all sentences, n those of a group, and tensors are N × T × D. Of long sequences the
+branches E = exp(scores) stay without their sums l until after the products: with w = (a/l⁺, −b/l⁻), P = w⁺E⁺ + w⁻E⁻.
 """
 
 from __future__ import annotations
@@ -43,10 +44,6 @@ def _flat(tensor: Tensor) -> Tensor:
 def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """Returns scale · left @ right for stacks of matrices."""
     return torch.baddbmm(left.new_empty(1, 1, 1), left, right, beta=0, alpha=scale, out=out)
-
-
-def _scaled_(tensor: Tensor, factor: Coefficient) -> Tensor:
-    return tensor if isinstance(factor, float) and factor == 1 else tensor.mul_(factor)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -89,6 +86,25 @@ def _softmax_(scores: Tensor) -> None:
         scores.div_(scores.sum(dim=-1, keepdim=True))
 
 
+def _for_branches(mask: Tensor) -> Tensor:
+    """Returns a mask that fits B × H × T × S so that it fits B × H × branches × T × S."""
+    return mask.unsqueeze(2) if mask.dim() == 4 else mask
+
+
+def _save(ctx: Any, a: Coefficient, b: Coefficient | None, *tensors: Tensor | None) -> None:
+    """Keeps the coefficients, which may be numbers, and tensors for the backward."""
+    ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
+    ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
+    ctx.save_for_backward(*(c for c in (a, b) if isinstance(c, Tensor)), *tensors)
+
+
+def _saved(ctx: Any) -> tuple[Any, Any, Iterator[Any]]:
+    """Returns a, b and the tensors that `_save` kept."""
+    tensors = iter(ctx.saved_tensors)
+    a, b = (next(tensors) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+    return a, b, tensors
+
+
 def _combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
     """Returns P, B × H × T × S, of the branches' weights, B × H × branches × T × S."""
     exact = weights.to(_exact(weights.dtype))
@@ -118,10 +134,10 @@ def _attend_at_once(
     weights = scores.view(bsz, heads, -1, length, num_keys)
     bias, sighted = mask.for_scores(length, num_keys, k)
     if bias is not None:
-        weights.add_(bias.unsqueeze(2) if bias.dim() == 4 else bias)
+        weights.add_(_for_branches(bias))
     _softmax_(weights)
     if sighted is not None:
-        weights.mul_(sighted.unsqueeze(2) if sighted.dim() == 4 else sighted)
+        weights.mul_(_for_branches(sighted))
     combined = _combined(weights, a, b)
     keep = None
     if dropout_p > 0:
@@ -135,29 +151,18 @@ class AtOnce(torch.autograd.Function):
     """Short sequences: the weights of both branches are stacked, N × 2T × S, and kept for the backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        k: Tensor,
-        v: Tensor,
-        negative_k: Tensor | None,
-        a: Coefficient,
-        b: Coefficient | None,
-        mask: AttentionMask,
-        dropout_p: float,
-    ) -> Tensor:
-        output, weights, keep = _attend_at_once(queries, k, v, negative_k, a, b, mask, dropout_p)
-        coefficients = (c for c in (a, b) if isinstance(c, Tensor))
-        ctx.save_for_backward(k, v, negative_k, _flat(queries), weights, keep, *coefficients)
-        ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
-        ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        """Takes what `_attend_at_once` takes."""
+        output, weights, keep = _attend_at_once(*arguments)
+        queries, k, v, negative_k, a, b, *_ = arguments
+        _save(ctx, a, b, k, v, negative_k, _flat(queries), weights, keep)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        k, v, negative_k, queries, weights, keep, *rest = ctx.saved_tensors
-        a, b = (rest.pop(0) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+        a, b, saved = _saved(ctx)
+        k, v, negative_k, queries, weights, keep = saved
         scale = 1 / math.sqrt(k.size(-1))
         length = weights.size(3)
         grad_rows = _flat(grad_output)
@@ -175,7 +180,8 @@ class AtOnce(torch.autograd.Function):
         grad_scores.addcmul_(weights, row_sums, value=-1)
         grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[4] else None
         grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[5] else None
-        _scaled_(grad_scores[:, :, 0], a)
+        if not (isinstance(a, float) and a == 1):
+            grad_scores[:, :, 0].mul_(a)
         if b is not None:
             grad_scores[:, :, 1].mul_(b).neg_()
         stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(k.dtype)
@@ -276,7 +282,7 @@ class _Long:
         self.may_be_safe = not (like.is_cuda or self.is_half) and mask.bias is None
         self.coefficients = self._coefficients([a] if b is None else [a, b], like)
         self.ratio = None if b is None else self.coefficients[:, :, 1] / self.coefficients[:, :, 0]
-        self.nothing = like.new_empty(1, 1, 1)
+        self.device = like.device
         self.buffers: dict[str, Tensor] = {}
         self.spaces: dict[tuple[int, int], _Space] = {}
         self.future: Tensor | None = None
@@ -321,7 +327,7 @@ class _Long:
         """Returns uninitialised memory that every block uses again: it stays in the cache."""
         if name not in self.buffers:
             largest = self.heads_at_once * self.rows * self.num_keys * (shape[1] if len(shape) == 4 else 1)
-            self.buffers[name] = self.nothing.new_empty(largest, dtype=self.exact)
+            self.buffers[name] = torch.empty(largest, dtype=self.exact, device=self.device)
         return self.buffers[name][: math.prod(shape)].view(shape)
 
     def space(self, size: int, block: Block) -> _Space:
@@ -371,11 +377,10 @@ class _Long:
             made = [torch.bmm(queries[:, branch], seen[branch % len(seen)]) for branch in range(self.branches)]
             torch.stack([each.to(self.exact) * self.scale for each in made], dim=1, out=space.weights)
         elif len(seen) == 1:
-            torch.baddbmm(self.nothing, queries.flatten(1, 2), seen[0], beta=0, alpha=self.scale, out=space.stacked)
+            _product(queries.flatten(1, 2), seen[0], self.scale, out=space.stacked)
         else:
             for branch, each in enumerate(seen):
-                out = space.weights[:, branch]
-                torch.baddbmm(self.nothing, queries[:, branch], each, beta=0, alpha=self.scale, out=out)
+                _product(queries[:, branch], each, self.scale, out=space.weights[:, branch])
 
     def hiding(self, group: Group, block: Block, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Returns the finite bias and where keys are visible (0 or 1) for the last keys that the block sees.
@@ -392,7 +397,7 @@ class _Long:
             return None, self.future if width == self.rows else self.future[:, :width]
         last = min(block.r1, self.length)
         mask = self.mask.sentences(group.b0, group.b1).heads(group.h0, group.h1)
-        mask, _ = mask.rows(block.r0, last, self.length, self.num_keys)
+        mask = mask.rows(block.r0, last, self.length, self.num_keys)
         hidden = mask.hidden_keys(last - block.r0, block.seen, like.device)
         return self._fitted(mask.bias, like.dtype), self._fitted(None if hidden is None else ~hidden, like.dtype)
 
@@ -402,7 +407,7 @@ class _Long:
             return None
         if 1 < mask.size(-2) < self.rows:
             mask = torch.nn.functional.pad(mask, (0, 0, 0, self.rows - mask.size(-2)))
-        return (mask.unsqueeze(2) if mask.dim() == 4 else mask).to(dtype)
+        return _for_branches(mask).to(dtype)
 
     def exponentials(self, group: Group, block: Block, space: _Space, largest: Tensor | None, known: bool) -> None:
         """Turns scores into E = exp(scores − largest), 0 where hidden; finds `largest` unless it is known."""
@@ -483,7 +488,7 @@ class ByBlocks(torch.autograd.Function):
     ) -> Tensor:
         seed = _draw_seed(dropout_p)
         call = _Long(queries.shape, k.size(2), k, a, b, mask, dropout_p, seed)
-        output = _rows_first(v, call.length)
+        output = rows_first(v, call.length)
         saved: list[Tensor | None] = []
         for group in call.groups():
             keys = [group.of(each).flatten(0, 1).contiguous() for each in (k, negative_k) if each is not None]
@@ -514,9 +519,7 @@ class ByBlocks(torch.autograd.Function):
                 torch.bmm(matrix.to(call.dtype), values[:, : block.seen], out=product)
             call.write(group, products, 1.0 if call.is_half else call.factors(group, sums)[:, :, 0], output)
             saved += [own_queries, *keys, values, sums, largest]
-        ctx.save_for_backward(*(c for c in (a, b) if isinstance(c, Tensor)), *saved)
-        ctx.numbers = tuple(None if isinstance(c, Tensor) else c for c in (a, b))
-        ctx.given = tuple(isinstance(c, Tensor) for c in (a, b))
+        _save(ctx, a, b, *saved)
         ctx.layouts = tuple(None if x is None else (x.shape, x.stride()) for x in (queries, k, v, negative_k))
         ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
         return output
@@ -524,8 +527,7 @@ class ByBlocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        a, b = (next(saved) if given else c for given, c in zip(ctx.given, ctx.numbers, strict=True))
+        a, b, saved = _saved(ctx)
         (shape, _), (keys_shape, _), *_ = ctx.layouts
         call = _Long(shape, keys_shape[2], grad_output, a, b, ctx.mask, ctx.dropout_p, ctx.seed)
         grad_queries, grad_k, grad_v, *grad_negative_k = (
@@ -609,7 +611,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: fl
         torch.mul(torch.bmm(left, right), scale, out=part)
 
 
-def _rows_first(like: Tensor, length: int) -> Tensor:
+def rows_first(like: Tensor, length: int) -> Tensor:
     """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
     bsz, heads, _, width = like.shape
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)

@@ -93,17 +93,14 @@ class AttentionMask:
             hidden = padding if hidden is None else hidden | padding
         return hidden
 
-    def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> tuple[AttentionMask, int]:
-        """Returns the mask of the queries start…stop and how many keys, from the first, they can see at most."""
+    def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
+        """Returns the mask of the queries start…stop over the keys, from the first, that they can see at most."""
         seen = num_keys - num_queries + stop if self.causal else num_keys
-        return (
-            AttentionMask(
-                None if self.padding is None else self.padding[:, :seen],
-                self.causal,
-                _slice(self.bias, start, stop, seen),
-                _slice(self.hidden, start, stop, seen),
-            ),
-            seen,
+        return AttentionMask(
+            None if self.padding is None else self.padding[:, :seen],
+            self.causal,
+            _slice(self.bias, start, stop, seen),
+            _slice(self.hidden, start, stop, seen),
         )
 
     def extended(self, count: int) -> AttentionMask:

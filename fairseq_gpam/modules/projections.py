@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fairseq_gpam.attention.base import is_hooked
+from fairseq_gpam.attention.base import may_be_bypassed
 
 
 class _JointLinear(torch.autograd.Function):
@@ -43,13 +43,8 @@ class _JointLinear(torch.autograd.Function):
 
 def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
     """Returns what each linear map makes of x, … × C. Maps with hooks (quantisation noise) are called as they are."""
-    if _are_plain(linears) and torch.is_grad_enabled() and not (x.is_cuda or torch.is_autocast_enabled(x.device.type)):
+    is_plain = all(type(linear) is nn.Linear and may_be_bypassed(linear, x) for linear in linears)
+    if is_plain and torch.is_grad_enabled():
         parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
         return _JointLinear.apply(x, *parameters)
     return tuple(linear(x) for linear in linears)
-
-
-def _are_plain(linears: tuple[nn.Module, ...]) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return all(type(each) is nn.Linear and not is_hooked(each) for each in linears)
