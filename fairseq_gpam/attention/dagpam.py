@@ -15,6 +15,7 @@ from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.fused import rows_first
 from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.products import linear, product
 
 # Elements of one head's queries, of all sentences, from which on a loop over the heads is faster than one product.
 WORTH_A_LOOP = 2**15
@@ -55,16 +56,11 @@ class _BothQueries(torch.autograd.Function):
         bsz, heads, length, width = q.shape
         queries = q.new_empty(bsz, heads, 2, length, width)
         rows, destination = q.permute(1, 2, 0, 3), queries.permute(1, 2, 3, 0, 4)
-        positive, mapped = (q.new_empty(rows.shape[1:]) for _ in range(2))
-        flat_positive, flat_mapped = positive.flatten(0, 1), mapped.flatten(0, 1)
-        for head, matrix in enumerate(weight.transpose(1, 2)):
+        positive = q.new_empty(rows.shape[1:])
+        for head, matrix in enumerate(weight):
             destination[head, 0] = rows[head]
             torch.clamp_min(rows[head], 0, out=positive)
-            if bias is None:
-                torch.mm(flat_positive, matrix, out=flat_mapped)
-            else:
-                torch.addmm(bias[head], flat_positive, matrix, out=flat_mapped)
-            destination[head, 1] = mapped
+            destination[head, 1] = linear(positive, matrix, None if bias is None else bias[head])
         return queries.flatten(2, 3)
 
     @staticmethod
@@ -77,15 +73,15 @@ class _BothQueries(torch.autograd.Function):
         total = rows_first(q, length)
         rows, total_rows = q.permute(1, 2, 0, 3), total.permute(1, 2, 0, 3)
         upstream_rows = grad_queries.unflatten(2, (2, length)).permute(1, 2, 3, 0, 4)
-        positive, upstream, through = (q.new_empty(length, bsz, width) for _ in range(3))
-        flat_positive, flat_upstream, flat_through = (each.flatten(0, 1) for each in (positive, upstream, through))
+        positive, upstream = (q.new_empty(length, bsz, width) for _ in range(2))
+        flat_positive, flat_upstream = positive.flatten(0, 1), upstream.flatten(0, 1)
         for head, matrix in enumerate(weight):
             torch.clamp_min(rows[head], 0, out=positive)
             upstream.copy_(upstream_rows[head, 1])
-            torch.mm(flat_upstream.t(), flat_positive, out=grad_weight[head])
+            grad_weight[head] = product(flat_upstream.t(), flat_positive)
             if grad_bias is not None:
                 torch.sum(flat_upstream, dim=0, out=grad_bias[head])
-            torch.mm(flat_upstream, matrix, out=flat_through)
+            through = product(flat_upstream, matrix).view(positive.shape)
             torch.ops.aten.threshold_backward.grad_input(through, positive, 0, grad_input=through)
             torch.add(upstream_rows[head, 0], through, out=total_rows[head])
         return total, grad_weight, grad_bias

@@ -97,7 +97,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if static_kv and "prev_key" in saved:
             if not self.encoder_decoder_attention:
                 raise ValueError("static_kv=True is only allowed for encoder-decoder attention")
-            q = self._split_heads(self.q_proj(query))
+            q = self._split_heads(*project(query, self.q_proj))
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
@@ -133,7 +133,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         for hook in list(self.weights_hooks.values()):
             assert weights is not None
             hook(self, weights)
-        output = self.out_proj(heads.permute(2, 0, 1, 3).reshape(num_queries, bsz, self.embed_dim))
+        (output,) = project(heads.permute(2, 0, 1, 3).reshape(num_queries, bsz, self.embed_dim), self.out_proj)
         if not need_weights or weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
@@ -180,9 +180,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if key is query and value is query:
             projected = project(query, self.q_proj, self.k_proj, self.v_proj)
         elif value is key:
-            projected = (self.q_proj(query), *project(key, self.k_proj, self.v_proj))
+            projected = (*project(query, self.q_proj), *project(key, self.k_proj, self.v_proj))
         else:
-            projected = (self.q_proj(query), self.k_proj(key), self.v_proj(value))
+            projected = (*project(query, self.q_proj), *project(key, self.k_proj), *project(value, self.v_proj))
         q, k, v = (self._split_heads(each) for each in projected)
         return q, k, v, padding
 

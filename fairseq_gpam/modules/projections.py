@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairseq_gpam.attention.base import may_be_bypassed
+from fairseq_gpam.attention.products import linear, product
 
 
 class _JointLinear(torch.autograd.Function):
@@ -19,7 +19,7 @@ class _JointLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *parameters[::2])
         return tuple(
-            F.linear(x, weight, bias)
+            linear(x, weight, bias)
             for weight, bias in zip(parameters[::2], parameters[1::2], strict=True)
             if weight is not None
         )
@@ -35,16 +35,16 @@ class _JointLinear(torch.autograd.Function):
             upstream = grad_output.reshape(-1, grad_output.size(-1))
             _, *wanted = ctx.needs_input_grad
             if ctx.needs_input_grad[0]:
-                grad_x = torch.mm(upstream, weight) if grad_x is None else grad_x.addmm_(upstream, weight)
-            grads.append(torch.mm(upstream.t(), rows) if wanted[2 * index] else None)
+                grad_x = product(upstream, weight, grad_x)
+            grads.append(product(upstream.t(), rows) if wanted[2 * index] else None)
             grads.append(upstream.sum(dim=0) if wanted[2 * index + 1] else None)
         return (None if grad_x is None else grad_x.view(x.shape), *grads)
 
 
-def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Returns what each linear map makes of x, … × C. Maps with hooks (quantisation noise) are called as they are."""
-    is_plain = all(type(linear) is nn.Linear and may_be_bypassed(linear, x) for linear in linears)
-    if is_plain and torch.is_grad_enabled():
-        parameters = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
-        return _JointLinear.apply(x, *parameters)
-    return tuple(linear(x) for linear in linears)
+    if not all(type(layer) is nn.Linear and may_be_bypassed(layer, x) for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    if torch.is_grad_enabled():
+        return _JointLinear.apply(x, *(parameter for layer in layers for parameter in (layer.weight, layer.bias)))
+    return tuple(linear(x, layer.weight, layer.bias) for layer in layers)

@@ -1,0 +1,60 @@
+"""Matrix products by the library that is faster on this processor.
+
+PyTorch's own products are MKL's, which keeps AVX-512 to Intel's processors; oneDNN, which PyTorch brings along too, uses
+it wherever it is. Both compute in fp32; sums are rounded in another order. `torch.backends.mkldnn.flags(enabled=False)`
+leaves everything to MKL.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Multiply-adds from which on oneDNN's longer way to the product, and its code for a new shape, are worth it.
+WORTH_ONEDNN = 2**23
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
+    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AMD" in _processor()
+
+
+def _processor() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("vendor_id"):
+                return line
+    return platform.processor()
+
+
+def _by_onednn(left: Tensor, rows: int, inner: int, columns: int) -> bool:
+    if left.dtype != torch.float32 or left.device.type != "cpu" or rows * inner * columns < WORTH_ONEDNN:
+        return False
+    return onednn_is_faster() and torch.backends.mkldnn.enabled
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns x weightᵀ + bias. Shapes: x … × C, weight C′ × C, bias C′. Not to be differentiated through."""
+    columns, inner = weight.shape
+    if _by_onednn(x, x.numel() // max(1, inner), inner, columns):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
+def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
+    """Returns left @ right, plus `total` (which may be overwritten). Matrices; not to be differentiated through."""
+    (rows, inner), columns = left.shape, right.size(1)
+    if not _by_onednn(left, rows, inner, columns):
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if total is None:
+        return torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(left, total, right.t(), None, "add")
