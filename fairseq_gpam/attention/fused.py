@@ -28,10 +28,12 @@ BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 BLOCK_WEIGHTS_ON_GPU = 2**24
 
-# exp(−80) is nothing beside 1; below −86 the result is denormal, and a hundred times slower to make.
-LOWEST_EXPONENT = -80.0
-# Scores that cannot exceed this need no maximum subtracted: exponentials, their sums and ratios stay finite in fp32.
-SAFE_SCORE = 30.0
+# Long sequences take powers of 2, in a third of the time that powers of e need: scores are multiplied by log₂ e.
+LOG2_E = math.log2(math.e)
+# 2^−115 is nothing beside 1; below 2^−126 numbers are denormal, and slow to work with.
+LOWEST_EXPONENT = -115.0
+# Exponents that cannot exceed this need no maximum subtracted: powers, their sums and ratios stay finite in fp32.
+SAFE_EXPONENT = 43.0
 
 Coefficient = Tensor | float
 
@@ -271,6 +273,7 @@ class _Long:
         self.bsz, self.heads, stacked_length, width = shape
         self.length, self.num_keys = stacked_length // self.branches, num_keys
         self.scale = 1 / math.sqrt(width)
+        self.score_scale = LOG2_E * self.scale
         self.mask, self.dropout_p, self.seed = mask, dropout_p, seed
         self.dtype, self.exact = like.dtype, _exact(like.dtype)
         # Its range holds no exponentials without their sums: weights are normalised before they meet V.
@@ -371,16 +374,16 @@ class _Long:
         return torch.nn.functional.pad(tensor[..., block.r0 : block.r1, :], (0, 0, 0, missing))
 
     def scores(self, queries: Tensor, keys: list[Tensor], block: Block, space: _Space) -> None:
-        """Writes the scores of each branch over the weights."""
+        """Writes the scores of each branch, as exponents of 2, over the weights."""
         seen = [each[:, : block.seen].transpose(1, 2) for each in keys]
         if self.is_half:
             made = [torch.bmm(queries[:, branch], seen[branch % len(seen)]) for branch in range(self.branches)]
-            torch.stack([each.to(self.exact) * self.scale for each in made], dim=1, out=space.weights)
+            torch.stack([each.to(self.exact) * self.score_scale for each in made], dim=1, out=space.weights)
         elif len(seen) == 1:
-            _product(queries.flatten(1, 2), seen[0], self.scale, out=space.stacked)
+            _product(queries.flatten(1, 2), seen[0], self.score_scale, out=space.stacked)
         else:
             for branch, each in enumerate(seen):
-                _product(queries[:, branch], each, self.scale, out=space.weights[:, branch])
+                _product(queries[:, branch], each, self.score_scale, out=space.weights[:, branch])
 
     def hiding(self, group: Group, block: Block, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Returns the finite bias and where keys are visible (0 or 1) for the last keys that the block sees.
@@ -410,11 +413,11 @@ class _Long:
         return _for_branches(mask).to(dtype)
 
     def exponentials(self, group: Group, block: Block, space: _Space, largest: Tensor | None, known: bool) -> None:
-        """Turns scores into E = exp(scores − largest), 0 where hidden; finds `largest` unless it is known."""
+        """Turns scores into E = 2^(scores − largest), 0 where hidden; finds `largest` unless it is known."""
         scores = space.weights
         bias, visible = self.hiding(group, block, scores)
         if bias is not None:
-            scores.view(group.b1 - group.b0, -1, *scores.shape[1:]).add_(bias)
+            scores.view(group.b1 - group.b0, -1, *scores.shape[1:]).add_(bias, alpha=LOG2_E)
         tail = scores
         if visible is not None:
             tail = tail.view(group.b1 - group.b0, -1, *scores.shape[1:])
@@ -429,7 +432,7 @@ class _Long:
                     largest.clamp_(min=torch.finfo(largest.dtype).min)
             # A hidden key may lie above the largest visible one.
             scores.sub_(largest).clamp_(LOWEST_EXPONENT, 0.0)
-        scores.exp_()
+        scores.exp2_()
         if visible is not None:
             tail.mul_(visible)
 
@@ -438,7 +441,7 @@ class _Long:
         if not self.may_be_safe:
             return False
         longest = [float(torch.linalg.vector_norm(each, dim=-1).amax()) for each in (queries, *keys)]
-        return longest[0] * max(longest[1:]) * self.scale <= SAFE_SCORE
+        return longest[0] * max(longest[1:]) * self.score_scale <= SAFE_EXPONENT
 
     def factors(self, group: Group, sums: Tensor | None) -> Tensor:
         """Returns w of all rows, blocks × n × branches × r × 1, or a and −b without the sums."""
