@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.base import softmax
-from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, Coefficient, fused_attention
+from fairseq_gpam.attention.base import apply_weights, softmax
+from fairseq_gpam.attention.fused import Coefficient, fused_attention, fused_weights, is_short
 from fairseq_gpam.attention.masks import AttentionMask
 
 # Of PyTorch's kernel under a boolean mask: NaN before 2.5.
@@ -110,8 +110,7 @@ def reference_attention(
 ) -> tuple[Tensor, Tensor]:
     """The plain formula: every matrix is held, P is dropped, then applied. Returns B × H × T × D and P undropped."""
     weights = affine_weights(q, k, mask, terms)
-    dropped = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
-    return torch.matmul(dropped, v), weights
+    return apply_weights(weights, v, dropout_p), weights
 
 
 def choose_backend(
@@ -126,24 +125,26 @@ def choose_backend(
 ) -> str:
     """Returns how to compute: `reference`, `sdpa` (PyTorch's kernel for each branch) or `fused` (the own backward).
 
-    Weights that are asked for, sinks, and a uniform or identity part under dropout are always the reference's.
+    Sinks are always the reference's, and so are a uniform or identity part and long sequences where P itself is wanted:
+    by the caller or by dropout (which has a fused path for long ones).
     """
-    if backend == "reference" or need_weights:
+    if backend == "reference" or terms.sink is not None or (mask.bias is not None and mask.bias.requires_grad):
         return "reference"
-    if terms.sink is not None or (mask.bias is not None and mask.bias.requires_grad):
-        return "reference"
-    if dropout_p > 0 and (terms.uniform is not None or terms.identity is not None):
+    wants_matrix = need_weights or dropout_p > 0
+    if wants_matrix and (terms.uniform is not None or terms.identity is not None):
         return "reference"
     if torch.compiler.is_compiling():
         # The compiler makes its own backward and cannot look into ours.
-        return "reference" if dropout_p > 0 else "sdpa"
+        return "reference" if wants_matrix else "sdpa"
+    if need_weights:
+        return "fused" if is_short(q, k) else "reference"
     if dropout_p > 0 or backend == "fused":
         return "fused"
     if mask.causal and not mask.is_plainly_causal:
         return "fused"
     if terms.negative is None:
         return "sdpa" if q.size(-2) > 1 and q.size(-1) == v.size(-1) else "fused"
-    if q.is_cuda and max(q.size(-2), k.size(-2)) > LONGEST_AT_ONCE:
+    if q.is_cuda and not is_short(q, k):
         return "sdpa"
     return "fused"
 
@@ -186,6 +187,11 @@ def affine_attention(
             assert terms.negative_q is not None
             negative_k = k if terms.negative_k is None else terms.negative_k
             output = output - terms.negative * sdpa(terms.negative_q, negative_k, v, mask)
+    elif need_weights:
+        weights = fused_weights(
+            q, k, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, terms.queries
+        )
+        return apply_weights(weights, v, dropout_p), weights
     else:
         output = fused_attention(
             q, k, v, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p, terms.queries

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.masks import AttentionMask
@@ -218,6 +219,11 @@ def softmax(scores: Tensor) -> Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         return torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(scores)
     return torch.softmax(scores, dim=-1)
+
+
+def apply_weights(weights: Tensor, v: Tensor, dropout_p: float) -> Tensor:
+    """Returns dropout(P) v. Shapes: P B × H × T × S; v B × H × S × D; result B × H × T × D."""
+    return torch.matmul(F.dropout(weights, dropout_p) if dropout_p > 0 else weights, v)
 
 
 def may_be_bypassed(module: nn.Module, x: Tensor) -> bool:

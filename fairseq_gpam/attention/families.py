@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.affine import Affine, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site
+from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site, apply_weights
 from fairseq_gpam.attention.masks import AttentionMask
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -73,8 +72,7 @@ class MatrixMechanism(AttentionMechanism):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         weights = self.weights(q, k, mask).type_as(v)
-        dropped = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
-        output = self.finish(torch.matmul(dropped, v), v, mask, x)
+        output = self.finish(apply_weights(weights, v, dropout_p), v, mask, x)
         return output, weights if need_weights else None
 
 

@@ -113,92 +113,135 @@ def _combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
     return _combine(exact[:, :, 0], None if b is None else exact[:, :, 1], a, b).to(weights.dtype)
 
 
-def _attend_at_once(
-    queries: Tensor,
-    k: Tensor,
-    v: Tensor,
-    negative_k: Tensor | None,
-    a: Coefficient,
-    b: Coefficient | None,
-    mask: AttentionMask,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns the output B × H × T × D, the weights B × H × branches × T × S, and dropout's factors of P."""
+def _applied(combined: Tensor, v: Tensor) -> Tensor:
+    """Returns P v, B × H × T × D."""
+    return torch.bmm(_flat(combined), _flat(v)).view(*combined.shape[:3], -1)
+
+
+def _weights_at_once(
+    queries: Tensor, k: Tensor, negative_k: Tensor | None, branches: int, mask: AttentionMask
+) -> Tensor:
+    """Returns the weights of each branch, B × H × branches × T × S, zero in the rows that see nothing."""
     bsz, heads, stacked_length, width = queries.shape
-    length = stacked_length if b is None else stacked_length // 2
-    num_keys = k.size(2)
+    length, num_keys = stacked_length // branches, k.size(2)
     scale = 1 / math.sqrt(width)
     if negative_k is None:
         scores = _product(_flat(queries), _flat(k).transpose(1, 2), scale)
     else:
         pairs = zip(queries.split(length, dim=2), (k, negative_k), strict=True)
         scores = torch.cat([_product(_flat(each), _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
-    weights = scores.view(bsz, heads, -1, length, num_keys)
+    weights = scores.view(bsz, heads, branches, length, num_keys)
     bias, sighted = mask.for_scores(length, num_keys, k)
     if bias is not None:
         weights.add_(_for_branches(bias))
     _softmax_(weights)
     if sighted is not None:
         weights.mul_(_for_branches(sighted))
-    combined = _combined(weights, a, b)
-    keep = None
-    if dropout_p > 0:
-        keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
-        combined = combined * keep
-    output = torch.bmm(_flat(combined), _flat(v))
-    return output.view(bsz, heads, length, -1), weights, keep
+    return weights
+
+
+def _backward_at_once(
+    ctx: Any,
+    grad_combined: Tensor,
+    queries: Tensor,
+    k: Tensor,
+    negative_k: Tensor | None,
+    a: Coefficient,
+    b: Coefficient | None,
+    weights: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Returns what P's gradient, B × H × T × S, becomes: the gradients of the queries, both keys, a and b."""
+    scale = 1 / math.sqrt(k.size(-1))
+    length = weights.size(3)
+    # A row that sees nothing has zero weights, and so no gradient.
+    weights = weights.to(_exact(k.dtype))
+    grad_scores = weights * grad_combined.unsqueeze(2)
+    row_sums = grad_scores.sum(dim=-1, keepdim=True)
+    grad_scores.addcmul_(weights, row_sums, value=-1)
+    grad_a = _summed(row_sums[:, :, 0], a) if ctx.learns_a else None
+    grad_b = None if b is None or not ctx.learns_b else _summed(row_sums[:, :, 1].neg(), b)
+    if not (isinstance(a, float) and a == 1):
+        grad_scores[:, :, 0].mul_(a)
+    if b is not None:
+        grad_scores[:, :, 1].mul_(b).neg_()
+    stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(k.dtype)
+    grad_negative_k = None
+    if negative_k is None:
+        grad_queries = _product(stacked, _flat(k), scale)
+        grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
+    else:
+        parts = tuple(zip(stacked.split(length, 1), queries.split(length, 1), (k, negative_k), strict=True))
+        grad_queries = torch.cat([_product(own, _flat(keys), scale) for own, _, keys in parts], dim=1)
+        grad_k, grad_negative_k = (_product(own.transpose(1, 2), query, scale).view(k.shape) for own, query, _ in parts)
+    return grad_queries.view(*k.shape[:2], -1, k.size(3)), grad_k, grad_negative_k, grad_a, grad_b
 
 
 class AtOnce(torch.autograd.Function):
     """Short sequences: the weights of both branches are stacked, N × 2T × S, and kept for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        """Takes what `_attend_at_once` takes."""
-        output, weights, keep = _attend_at_once(*arguments)
-        queries, k, v, negative_k, a, b, *_ = arguments
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        k: Tensor,
+        v: Tensor,
+        negative_k: Tensor | None,
+        a: Coefficient,
+        b: Coefficient | None,
+        mask: AttentionMask,
+        dropout_p: float,
+    ) -> Tensor:
+        weights = _weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask)
+        combined = _combined(weights, a, b)
+        keep = None
+        if dropout_p > 0:
+            keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
+            combined = combined * keep
+        ctx.learns_a, ctx.learns_b = ctx.needs_input_grad[4:6]
         _save(ctx, a, b, k, v, negative_k, _flat(queries), weights, keep)
-        return output
+        return _applied(combined, v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         a, b, saved = _saved(ctx)
         k, v, negative_k, queries, weights, keep = saved
-        scale = 1 / math.sqrt(k.size(-1))
-        length = weights.size(3)
         grad_rows = _flat(grad_output)
         combined = _combined(weights, a, b)
         if keep is not None:
             combined = combined * keep
         grad_v = torch.bmm(_flat(combined).transpose(1, 2), grad_rows).view(v.shape)
-        grad_weights = torch.bmm(grad_rows, _flat(v).transpose(1, 2)).view(combined.shape)
+        grad_combined = torch.bmm(grad_rows, _flat(v).transpose(1, 2)).view(combined.shape)
         if keep is not None:
-            grad_weights.mul_(keep)
-        # A row that sees nothing has zero weights, and so no gradient.
-        weights = weights.to(_exact(k.dtype))
-        grad_scores = weights * grad_weights.unsqueeze(2)
-        row_sums = grad_scores.sum(dim=-1, keepdim=True)
-        grad_scores.addcmul_(weights, row_sums, value=-1)
-        grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[4] else None
-        grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[5] else None
-        if not (isinstance(a, float) and a == 1):
-            grad_scores[:, :, 0].mul_(a)
-        if b is not None:
-            grad_scores[:, :, 1].mul_(b).neg_()
-        stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(k.dtype)
-        if negative_k is None:
-            grad_queries = _product(stacked, _flat(k), scale)
-            grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
-            grad_negative_k = None
-        else:
-            parts = tuple(zip(stacked.split(length, 1), queries.split(length, 1), (k, negative_k), strict=True))
-            grad_queries = torch.cat([_product(own, _flat(keys), scale) for own, _, keys in parts], dim=1)
-            grad_k, grad_negative_k = (
-                _product(own.transpose(1, 2), query, scale).view(k.shape) for own, query, _ in parts
-            )
-        grad_queries = grad_queries.view(*k.shape[:2], -1, k.size(3))
-        return grad_queries, grad_k, grad_v, grad_negative_k, grad_a, grad_b, None, None
+            grad_combined.mul_(keep)
+        grad_queries, grad_k, *others = _backward_at_once(ctx, grad_combined, queries, k, negative_k, a, b, weights)
+        return grad_queries, grad_k, grad_v, *others, None, None
+
+
+class WeightsAtOnce(torch.autograd.Function):
+    """P of short sequences, where it is asked for: whatever is made of it has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        k: Tensor,
+        negative_k: Tensor | None,
+        a: Coefficient,
+        b: Coefficient | None,
+        mask: AttentionMask,
+    ) -> Tensor:
+        weights = _weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask)
+        ctx.learns_a, ctx.learns_b = ctx.needs_input_grad[3:5]
+        _save(ctx, a, b, k, negative_k, _flat(queries), weights)
+        return _combined(weights, a, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, saved = _saved(ctx)
+        k, negative_k, queries, weights = saved
+        return *_backward_at_once(ctx, grad_combined, queries, k, negative_k, a, b, weights), None
 
 
 def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
@@ -627,6 +670,31 @@ def _empty(layout: tuple[torch.Size, tuple[int, ...]], like: Tensor) -> Tensor:
     return like.new_empty([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(shape))])
 
 
+def is_short(q: Tensor, k: Tensor) -> bool:
+    """Whether queries and keys are so few that their weights are held."""
+    return max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE
+
+
+def fused_weights(
+    q: Tensor,
+    k: Tensor,
+    mask: AttentionMask,
+    a: Coefficient = 1.0,
+    b: Coefficient | None = None,
+    negative_q: Tensor | None = None,
+    negative_k: Tensor | None = None,
+    queries: Tensor | None = None,
+) -> Tensor:
+    """Returns P = a·softmax(q kᵀ/√D + M) − b·softmax(q⁻ k⁻ᵀ/√D + M), B × H × T × S; the rest as `fused_attention`."""
+    a = a if isinstance(a, Tensor) else float(a)
+    b = b if b is None or isinstance(b, Tensor) else float(b)
+    if queries is None:
+        queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
+    if torch.is_grad_enabled():
+        return WeightsAtOnce.apply(queries, k, negative_k, a, b, mask)
+    return _combined(_weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask), a, b)
+
+
 def fused_attention(
     q: Tensor,
     k: Tensor,
@@ -646,10 +714,9 @@ def fused_attention(
     """
     a = a if isinstance(a, Tensor) else float(a)
     b = b if b is None or isinstance(b, Tensor) else float(b)
-    is_short = max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE
     if queries is None:
         queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
-    arguments = (queries, k, v, negative_k, a, b, mask, dropout_p)
-    if is_short and not torch.is_grad_enabled():
-        return _attend_at_once(*arguments)[0]
-    return (AtOnce if is_short else ByBlocks).apply(*arguments)
+    if is_short(q, k) and dropout_p == 0 and not torch.is_grad_enabled():
+        return _applied(fused_weights(q, k, mask, a, b, negative_q, negative_k, queries), v)
+    path = AtOnce if is_short(q, k) else ByBlocks
+    return path.apply(queries, k, v, negative_k, a, b, mask, dropout_p)

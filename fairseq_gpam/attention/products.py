@@ -1,7 +1,7 @@
 """Matrix products by the library that is faster on this processor.
 
-PyTorch's own products are MKL's, which keeps AVX-512 to Intel's processors; oneDNN, which PyTorch brings along too, uses
-it wherever it is. Both compute in fp32; sums are rounded in another order. `torch.backends.mkldnn.flags(enabled=False)`
+PyTorch's own products are MKL's, which keeps AVX-512 to Intel's processors; oneDNN, which PyTorch brings along, uses it
+wherever it is. Both compute in fp32 and round their sums in different orders. `torch.backends.mkldnn.flags(False)`
 leaves everything to MKL.
 """
 
@@ -39,7 +39,7 @@ def _processor() -> str:
 def _by_onednn(left: Tensor, rows: int, inner: int, columns: int) -> bool:
     if left.dtype != torch.float32 or left.device.type != "cpu" or rows * inner * columns < WORTH_ONEDNN:
         return False
-    return onednn_is_faster() and torch.backends.mkldnn.enabled
+    return onednn_is_faster() and bool(torch.backends.mkldnn.enabled)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -43,8 +43,9 @@ class _JointLinear(torch.autograd.Function):
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """Returns what each linear map makes of x, … × C. Maps with hooks (quantisation noise) are called as they are."""
-    if not all(type(layer) is nn.Linear and may_be_bypassed(layer, x) for layer in layers):
+    plain = [layer for layer in layers if type(layer) is nn.Linear and may_be_bypassed(layer, x)]
+    if len(plain) < len(layers):
         return tuple(layer(x) for layer in layers)
     if torch.is_grad_enabled():
-        return _JointLinear.apply(x, *(parameter for layer in layers for parameter in (layer.weight, layer.bias)))
-    return tuple(linear(x, layer.weight, layer.bias) for layer in layers)
+        return _JointLinear.apply(x, *(parameter for layer in plain for parameter in (layer.weight, layer.bias)))
+    return tuple(linear(x, layer.weight, layer.bias) for layer in plain)
