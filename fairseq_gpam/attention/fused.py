@@ -28,7 +28,7 @@ BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 BLOCK_WEIGHTS_ON_GPU = 2**24
 
-# Long sequences take powers of 2, in a third of the time that powers of e need: scores are multiplied by log₂ e.
+# Powers of 2 take a third of the time of powers of e: scores are multiplied by log₂ e.
 LOG2_E = math.log2(math.e)
 # 2^−115 is nothing beside 1; below 2^−126 numbers are denormal, and slow to work with.
 LOWEST_EXPONENT = -115.0
@@ -79,13 +79,18 @@ def _combine(positive: Tensor, negative: Tensor | None, a: Coefficient, b: Coeff
     return weights.addcmul_(negative, b, value=-1)
 
 
-def _softmax_(scores: Tensor) -> None:
-    """Softmax over the last dimension, in place. With fewer than 16 keys, PyTorch's own is slower on a CPU."""
-    if scores.size(-1) >= 16 or scores.is_cuda or scores.dtype not in (torch.float32, torch.float64):
-        torch.softmax(scores, dim=-1, out=scores)
-    else:
-        scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
-        scores.div_(scores.sum(dim=-1, keepdim=True))
+def _is_moderate(exponents: Tensor) -> bool:
+    """Whether powers of 2 with these exponents, and sums of them, are neither too large nor too small for fp32."""
+    lowest, highest = torch.aminmax(exponents)
+    return lowest.item() > -SAFE_EXPONENT and highest.item() < SAFE_EXPONENT
+
+
+def _softmax_of_powers_(exponents: Tensor, moderate: bool) -> None:
+    """Makes each row its powers of 2 over their sum, in place: two thirds of the time of PyTorch's softmax on a CPU."""
+    if not moderate:
+        exponents.sub_(exponents.amax(dim=-1, keepdim=True))
+    exponents.exp2_()
+    exponents.div_(exponents.sum(dim=-1, keepdim=True))
 
 
 def _for_branches(mask: Tensor) -> Tensor:
@@ -124,17 +129,23 @@ def _weights_at_once(
     """Returns the weights of each branch, B × H × branches × T × S, zero in the rows that see nothing."""
     bsz, heads, stacked_length, width = queries.shape
     length, num_keys = stacked_length // branches, k.size(2)
-    scale = 1 / math.sqrt(width)
+    takes_powers = not k.is_cuda and k.dtype == _exact(k.dtype)
+    unit = LOG2_E if takes_powers else 1.0
+    scale = unit / math.sqrt(width)
     if negative_k is None:
         scores = _product(_flat(queries), _flat(k).transpose(1, 2), scale)
     else:
         pairs = zip(queries.split(length, dim=2), (k, negative_k), strict=True)
         scores = torch.cat([_product(_flat(each), _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
     weights = scores.view(bsz, heads, branches, length, num_keys)
+    moderate = takes_powers and mask.bias is None and _is_moderate(scores)
     bias, sighted = mask.for_scores(length, num_keys, k)
     if bias is not None:
-        weights.add_(_for_branches(bias))
-    _softmax_(weights)
+        weights.add_(_for_branches(bias), alpha=unit)
+    if takes_powers:
+        _softmax_of_powers_(weights, moderate)
+    else:
+        torch.softmax(weights, dim=-1, out=weights)
     if sighted is not None:
         weights.mul_(_for_branches(sighted))
     return weights
