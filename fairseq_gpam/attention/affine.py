@@ -6,6 +6,7 @@ uniform over the keys that a row sees. Attention dropout drops P itself, in ever
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import apply_weights, softmax
-from fairseq_gpam.attention.fused import Coefficient, fused_attention, fused_weights, is_short
+from fairseq_gpam.attention.fused import Coefficient, QueryMap, fused_attention, fused_weights, is_short
 from fairseq_gpam.attention.masks import AttentionMask
 
 # Of PyTorch's kernel under a boolean mask: NaN before 2.5.
@@ -27,19 +28,17 @@ class Affine:
     """The coefficients and the second branch of one member of the family.
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
-    B × H × T × 1; `negative_q` B × H × T × D; `negative_k` B × H × S × D, the keys of the positive branch if None;
-    `sink` H, the logit of a key that every row sees and whose value is zero; `queries` B × H × 2T × D, the queries of
-    both branches where they lie together already.
+    B × H × T × 1; `negative_q` B × H × T × D, or what makes it of q; `negative_k` B × H × S × D, the keys of the
+    positive branch if None; `sink` H, the logit of a key that every row sees and whose value is zero.
     """
 
     positive: Coefficient = 1.0
     negative: Coefficient | None = None
-    negative_q: Tensor | None = None
+    negative_q: Tensor | QueryMap | None = None
     negative_k: Tensor | None = None
     uniform: Coefficient | None = None
     identity: Coefficient | None = None
     sink: Tensor | None = None
-    queries: Tensor | None = None
 
 
 def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:
@@ -59,7 +58,7 @@ def affine_weights(q: Tensor, k: Tensor, mask: AttentionMask, terms: Affine) -> 
     bias, sighted = mask.for_scores(num_queries, num_keys, q)
     weights = terms.positive * branch_weights(q, k, bias, terms.sink)
     if terms.negative is not None:
-        assert terms.negative_q is not None
+        assert isinstance(terms.negative_q, Tensor)
         negative_k = k if terms.negative_k is None else terms.negative_k
         weights = weights - terms.negative * branch_weights(terms.negative_q, negative_k, bias)
     if terms.uniform is not None:
@@ -176,26 +175,25 @@ def affine_attention(
     Shapes: q B × H × T × D; k, v B × H × S × D; result B × H × T × D, and P (B × H × T × S) if `need_weights`.
     """
     chosen = choose_backend(q, k, v, mask, terms, dropout_p, need_weights, backend)
-    if chosen == "reference":
-        output, weights = reference_attention(q, k, v, mask, terms, dropout_p)
-        return output, weights if need_weights else None
-    if chosen == "sdpa":
+    if chosen == "fused":
+        branches = (terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p)
+        if need_weights:
+            return fused_weights(q, k, v, mask, *branches)
+        output = fused_attention(q, k, v, mask, *branches)
+    else:
+        if isinstance(terms.negative_q, QueryMap):
+            q, negative_q = terms.negative_q.both(q).chunk(2, dim=2)
+            terms = dataclasses.replace(terms, negative_q=negative_q)
+        if chosen == "reference":
+            output, weights = reference_attention(q, k, v, mask, terms, dropout_p)
+            return output, weights if need_weights else None
         output = sdpa(q, k, v, mask)
         if isinstance(terms.positive, Tensor) or terms.positive != 1:
             output = terms.positive * output
         if terms.negative is not None:
-            assert terms.negative_q is not None
+            assert isinstance(terms.negative_q, Tensor)
             negative_k = k if terms.negative_k is None else terms.negative_k
             output = output - terms.negative * sdpa(terms.negative_q, negative_k, v, mask)
-    elif need_weights:
-        weights = fused_weights(
-            q, k, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, terms.queries
-        )
-        return apply_weights(weights, v, dropout_p), weights
-    else:
-        output = fused_attention(
-            q, k, v, mask, terms.positive, terms.negative, terms.negative_q, terms.negative_k, dropout_p, terms.queries
-        )
     if terms.uniform is not None:
         output = output - terms.uniform * visible_mean(v, mask, q.size(-2))
     if terms.identity is not None:

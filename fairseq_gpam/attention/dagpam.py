@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,8 @@ from fairseq_gpam.attention.affine import Affine, Coefficient
 from fairseq_gpam.attention.base import Option, Settings, Site, may_be_bypassed, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.fused import rows_first
+from fairseq_gpam.attention.fused import QueryMap
 from fairseq_gpam.attention.masks import AttentionMask
-from fairseq_gpam.attention.products import linear, product
-
-# Elements of one head's queries, of all sentences, from which on a loop over the heads is faster than one product.
-WORTH_A_LOOP = 2**15
 
 DAGPAM_OPTIONS = (
     *LAMBDA_OPTIONS,
@@ -34,57 +29,60 @@ DAGPAM_OPTIONS = (
 )
 
 
-def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
+def dagpam_terms(negative_q: Tensor | QueryMap, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
     """Returns the terms of P = (1+λ⁺)·softmax(QKᵀ/√D + M) − λ⁻·softmax(Q⁻Kᵀ/√D + M), B × H × T × S.
 
-    Shapes: negative_q (Q⁻ = ReLU(Q)W_Q⁻) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi 2024, arXiv
-    2410.15578.
+    Shapes: negative_q (Q⁻ = ReLU(Q)W_Q⁻, or how it is made) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi
+    2024, arXiv 2410.15578.
     """
     return Affine(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
 
 
+def _both_queries(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns Q and ReLU(Q)W_Q⁻, B × H × 2T × D."""
+    bsz, heads, length, width = q.shape
+    queries = q.new_empty(bsz, heads, 2, length, width)
+    queries[:, :, 0] = q
+    mapped = _per_head(torch.relu(q), weight.transpose(1, 2), bias)
+    queries[:, :, 1] = mapped.view(heads, length, bsz, width).permute(2, 0, 1, 3)
+    return queries.flatten(2, 3)
+
+
+def _both_queries_backward(
+    q: Tensor, grad_queries: Tensor, grad_q: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Writes both branches' gradients of Q to `grad_q` at once; returns those of W_Q⁻ and its bias."""
+    bsz, heads, length, width = q.shape
+    upstream, mapped_upstream = grad_queries.chunk(2, dim=2)
+    rows, positive = _rows(mapped_upstream), torch.relu(q)
+    through = torch.bmm(rows, weight).view(heads, length, bsz, width).permute(2, 0, 1, 3)
+    torch.add(upstream, torch.ops.aten.threshold_backward(through, positive, 0), out=grad_q)
+    return torch.bmm(rows.transpose(1, 2), _rows(positive)), None if bias is None else rows.sum(dim=1)
+
+
+def _rows(heads: Tensor) -> Tensor:
+    """Returns B × H × T × D as H × (T·B) × D: what fairseq's projections made needs no copy."""
+    return heads.permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _per_head(heads: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns B × H × T × D times a matrix for each head, plus a bias for each head, as H × (T·B) × D."""
+    rows = _rows(heads)
+    return torch.bmm(rows, matrices) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, matrices)
+
+
 class _BothQueries(torch.autograd.Function):
-    """Q and ReLU(Q)W_Q⁻, B × H × 2T × D, head after head: what lies between them stays in a processor's cache.
-
-    Both gradients of Q meet here, and are written once, as its projection reads them.
-    """
-
     @staticmethod
     def forward(ctx: Any, q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(q, weight)
-        ctx.has_bias = bias is not None
-        bsz, heads, length, width = q.shape
-        queries = q.new_empty(bsz, heads, 2, length, width)
-        rows, destination = q.permute(1, 2, 0, 3), queries.permute(1, 2, 3, 0, 4)
-        positive = q.new_empty(rows.shape[1:])
-        for head, matrix in enumerate(weight):
-            destination[head, 0] = rows[head]
-            torch.clamp_min(rows[head], 0, out=positive)
-            destination[head, 1] = linear(positive, matrix, None if bias is None else bias[head])
-        return queries.flatten(2, 3)
+        ctx.save_for_backward(q, weight, bias)
+        return _both_queries(q, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_queries: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        q, weight = ctx.saved_tensors
-        bsz, heads, length, width = q.shape
-        grad_weight = torch.empty_like(weight)
-        grad_bias = weight.new_empty(heads, width) if ctx.has_bias else None
-        total = rows_first(q, length)
-        rows, total_rows = q.permute(1, 2, 0, 3), total.permute(1, 2, 0, 3)
-        upstream_rows = grad_queries.unflatten(2, (2, length)).permute(1, 2, 3, 0, 4)
-        positive, upstream = (q.new_empty(length, bsz, width) for _ in range(2))
-        flat_positive, flat_upstream = positive.flatten(0, 1), upstream.flatten(0, 1)
-        for head, matrix in enumerate(weight):
-            torch.clamp_min(rows[head], 0, out=positive)
-            upstream.copy_(upstream_rows[head, 1])
-            grad_weight[head] = product(flat_upstream.t(), flat_positive)
-            if grad_bias is not None:
-                torch.sum(flat_upstream, dim=0, out=grad_bias[head])
-            through = product(flat_upstream, matrix).view(positive.shape)
-            torch.ops.aten.threshold_backward.grad_input(through, positive, 0, grad_input=through)
-            torch.add(upstream_rows[head, 0], through, out=total_rows[head])
-        return total, grad_weight, grad_bias
+    def backward(ctx: Any, grad_queries: Tensor) -> tuple[Tensor | None, ...]:
+        q, weight, bias = ctx.saved_tensors
+        grad_q = torch.empty_like(q)
+        return grad_q, *_both_queries_backward(q, grad_queries, grad_q, weight, bias)
 
 
 class PerHeadLinear(nn.Linear):
@@ -98,18 +96,16 @@ class PerHeadLinear(nn.Linear):
     def forward(self, heads: Tensor) -> Tensor:
         """Maps B × H × T × D to the same shape."""
         bsz, _, length, _ = heads.shape
-        # Queries lie in memory as T × B × H × D: for each head, T·B rows that need no copy.
-        rows = heads.permute(1, 2, 0, 3).reshape(self.num_heads, length * bsz, self.head_dim)
-        transposed = self.blocks().transpose(1, 2)
-        if self.bias is None:
-            mapped = torch.bmm(rows, transposed)
-        else:
-            mapped = torch.baddbmm(self.bias.view(self.num_heads, 1, self.head_dim), rows, transposed)
+        mapped = _per_head(heads, self.blocks().transpose(1, 2), self.head_bias())
         return mapped.view(self.num_heads, length, bsz, self.head_dim).permute(2, 0, 1, 3)
 
     def blocks(self) -> Tensor:
         """Returns the map of each head, H × D (out) × D (in)."""
         return self.weight.view(self.num_heads, self.head_dim, self.head_dim)
+
+    def head_bias(self) -> Tensor | None:
+        """Returns the bias of each head, H × D."""
+        return None if self.bias is None else self.bias.view(self.num_heads, self.head_dim)
 
 
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
@@ -157,16 +153,10 @@ class DualGPAMAttention(AffineMechanism):
     def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
         lambdas = (self.lambda_plus(), self.lambda_minus())
         projection = self.negative_projection
-        if not self._maps_heads_in_turn(projection, q):
+        if not (isinstance(projection, PerHeadLinear) and may_be_bypassed(projection, q)):
             return dagpam_terms(projection(torch.relu(q)), *lambdas)
-        bias = None if projection.bias is None else projection.bias.view(projection.num_heads, -1)
-        queries = _BothQueries.apply(q, projection.blocks(), bias)
-        terms = dagpam_terms(queries[:, :, q.size(2) :], *lambdas)
-        return dataclasses.replace(terms, queries=queries)
-
-    @staticmethod
-    def _maps_heads_in_turn(projection: nn.Linear, q: Tensor) -> TypeGuard[PerHeadLinear]:
-        """Whether W_Q⁻ is applied head after head: it may be, and the queries are many."""
-        if not isinstance(projection, PerHeadLinear) or not may_be_bypassed(projection, q):
-            return False
-        return q[:, 0].numel() >= WORTH_A_LOOP
+        parameters = (projection.blocks(), projection.head_bias())
+        query_map = QueryMap(
+            _both_queries, _both_queries_backward, lambda q: _BothQueries.apply(q, *parameters), parameters
+        )
+        return dagpam_terms(query_map, *lambdas)

@@ -36,8 +36,6 @@ class AffineMechanism(AttentionMechanism):
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         terms = self.terms(q, k, mask, x)
-        if terms.queries is not None:
-            q = terms.queries[:, :, : q.size(2)]
         output, weights = affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)
         return self.finish(output, v, mask, x), weights
 

@@ -11,7 +11,7 @@ branches E = exp(scores) stay without their sums l until after the products: wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fairseq_gpam.attention.base import apply_weights
 from fairseq_gpam.attention.masks import AttentionMask
 
 # Measured on a CPU with AVX-512 and 2 MiB of second-level cache for a core: up to this length keeping the weights is
 # faster; above, blocks that stay in the cache are.
 LONGEST_AT_ONCE = 192
+GROUP_ELEMENTS = 2**20
 BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 BLOCK_WEIGHTS_ON_GPU = 2**24
@@ -146,13 +148,13 @@ def _weights_at_once(
         _softmax_of_powers_(weights, moderate)
     else:
         torch.softmax(weights, dim=-1, out=weights)
-    if sighted is not None:
+    # Asking a GPU whether every row sees something would cost more than the product.
+    if sighted is not None and (sighted.is_cuda or not sighted.all()):
         weights.mul_(_for_branches(sighted))
     return weights
 
 
 def _backward_at_once(
-    ctx: Any,
     grad_combined: Tensor,
     queries: Tensor,
     k: Tensor,
@@ -160,8 +162,11 @@ def _backward_at_once(
     a: Coefficient,
     b: Coefficient | None,
     weights: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """Returns what P's gradient, B × H × T × S, becomes: the gradients of the queries, both keys, a and b."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Returns what P's gradient, B × H × T × S, becomes: the gradients of the queries and of both keys, and row sums.
+
+    The sum of P± ∘ dP over the keys, B × H × branches × T × 1, is what the gradients of a and b are summed from.
+    """
     scale = 1 / math.sqrt(k.size(-1))
     length = weights.size(3)
     # A row that sees nothing has zero weights, and so no gradient.
@@ -169,22 +174,90 @@ def _backward_at_once(
     grad_scores = weights * grad_combined.unsqueeze(2)
     row_sums = grad_scores.sum(dim=-1, keepdim=True)
     grad_scores.addcmul_(weights, row_sums, value=-1)
-    grad_a = _summed(row_sums[:, :, 0], a) if ctx.learns_a else None
-    grad_b = None if b is None or not ctx.learns_b else _summed(row_sums[:, :, 1].neg(), b)
     if not (isinstance(a, float) and a == 1):
         grad_scores[:, :, 0].mul_(a)
     if b is not None:
         grad_scores[:, :, 1].mul_(b).neg_()
-    stacked = grad_scores.view(queries.size(0), queries.size(1), -1).to(k.dtype)
+    flat_queries = _flat(queries)
+    stacked = grad_scores.view(*flat_queries.shape[:2], -1).to(k.dtype)
     grad_negative_k = None
     if negative_k is None:
         grad_queries = _product(stacked, _flat(k), scale)
-        grad_k = _product(stacked.transpose(1, 2), queries, scale).view(k.shape)
+        grad_k = _product(stacked.transpose(1, 2), flat_queries, scale).view(k.shape)
     else:
-        parts = tuple(zip(stacked.split(length, 1), queries.split(length, 1), (k, negative_k), strict=True))
+        parts = tuple(zip(stacked.split(length, 1), flat_queries.split(length, 1), (k, negative_k), strict=True))
         grad_queries = torch.cat([_product(own, _flat(keys), scale) for own, _, keys in parts], dim=1)
         grad_k, grad_negative_k = (_product(own.transpose(1, 2), query, scale).view(k.shape) for own, query, _ in parts)
-    return grad_queries.view(*k.shape[:2], -1, k.size(3)), grad_k, grad_negative_k, grad_a, grad_b
+    return grad_queries.view(queries.shape), grad_k, grad_negative_k, row_sums
+
+
+@dataclass(frozen=True)
+class QueryMap:
+    """How the queries of the second branch are made of those of the first, where it is best done with what follows.
+
+    forward: takes q and the parameters; returns both branches' queries, B × H × 2T × D.
+    backward: takes q, the gradient of what `forward` returned, where to write q's, and the parameters; returns the
+    gradients of the parameters.
+    both: takes q; returns what `forward` returns, differentiable.
+    """
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    both: Callable[[Tensor], Tensor]
+    parameters: tuple[Tensor | None, ...]
+
+
+def _groups_of_sentences(q: Tensor, k: Tensor) -> Iterator[slice]:
+    """Yields groups of sentences whose queries and weights, of both branches, stay in a processor's cache together."""
+    bsz, heads, length, width = q.shape
+    at_once = bsz if q.is_cuda else GROUP_ELEMENTS // (heads * 2 * length * (width + k.size(2)))
+    at_once = max(1, at_once)
+    for start in range(0, max(1, bsz), at_once):
+        yield slice(start, min(start + at_once, bsz))
+
+
+def _attend_at_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    negative_k: Tensor | None,
+    a: Coefficient,
+    b: Coefficient | None,
+    mask: AttentionMask,
+    dropout_p: float,
+    query_map: QueryMap | None,
+    saved: list[Tensor | None] | None = None,
+    asked: Tensor | None = None,
+) -> Tensor:
+    """Returns the output, B × H × T × D, of one group of sentences after the other.
+
+    For each group, `saved` gets what the backward needs: queries (those of a query map), weights, and dropout's factors
+    of P. P itself is written to `asked`.
+    """
+    branches = 1 if b is None else 2
+    output: Tensor | None = None
+    for part in _groups_of_sentences(q, k):
+        queries = q[part] if query_map is None else query_map.forward(q[part], *query_map.parameters)
+        own_mask = mask.sentences(part.start, part.stop)
+        own_negative_k = None if negative_k is None else negative_k[part]
+        weights = _weights_at_once(queries, k[part], own_negative_k, branches, own_mask)
+        combined = _combined(weights, _of(a, part), _of(b, part))
+        if asked is not None:
+            asked[part] = combined
+        keep = None
+        if dropout_p > 0:
+            keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
+            combined = combined * keep
+        if saved is not None:
+            saved += [None if query_map is None else queries, weights, keep]
+        own = _applied(combined, v[part])
+        if own.size(0) == q.size(0):
+            return own
+        if output is None:
+            output = _rows_first(v, own.size(2))
+        output[part] = own
+    assert output is not None
+    return output
 
 
 class AtOnce(torch.autograd.Function):
@@ -193,7 +266,7 @@ class AtOnce(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        queries: Tensor,
+        q: Tensor,
         k: Tensor,
         v: Tensor,
         negative_k: Tensor | None,
@@ -201,32 +274,59 @@ class AtOnce(torch.autograd.Function):
         b: Coefficient | None,
         mask: AttentionMask,
         dropout_p: float,
+        query_map: QueryMap | None,
+        *parameters: Tensor | None,
     ) -> Tensor:
-        weights = _weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask)
-        combined = _combined(weights, a, b)
-        keep = None
-        if dropout_p > 0:
-            keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
-            combined = combined * keep
-        ctx.learns_a, ctx.learns_b = ctx.needs_input_grad[4:6]
-        _save(ctx, a, b, k, v, negative_k, _flat(queries), weights, keep)
-        return _applied(combined, v)
+        """Takes what `_attend_at_once` takes, and a query map's parameters themselves: they have gradients."""
+        saved: list[Tensor | None] = []
+        output = _attend_at_once(q, k, v, negative_k, a, b, mask, dropout_p, query_map, saved)
+        ctx.query_map = query_map
+        _save(ctx, a, b, q, k, v, negative_k, *parameters, *saved)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         a, b, saved = _saved(ctx)
-        k, v, negative_k, queries, weights, keep = saved
-        grad_rows = _flat(grad_output)
-        combined = _combined(weights, a, b)
-        if keep is not None:
-            combined = combined * keep
-        grad_v = torch.bmm(_flat(combined).transpose(1, 2), grad_rows).view(v.shape)
-        grad_combined = torch.bmm(grad_rows, _flat(v).transpose(1, 2)).view(combined.shape)
-        if keep is not None:
-            grad_combined.mul_(keep)
-        grad_queries, grad_k, *others = _backward_at_once(ctx, grad_combined, queries, k, negative_k, a, b, weights)
-        return grad_queries, grad_k, grad_v, *others, None, None
+        q, k, v, negative_k = (next(saved) for _ in range(4))
+        query_map = ctx.query_map
+        parameters = [] if query_map is None else [next(saved) for _ in query_map.parameters]
+        grad_q, grad_k, grad_v = (_empty_like(each) for each in (q, k, v))
+        grad_negative_k = None if negative_k is None else _empty_like(negative_k)
+        grad_parameters: list[Tensor | None] = [None] * len(parameters)
+        all_row_sums = []
+        for part in _groups_of_sentences(q, k):
+            queries, weights, keep = (next(saved) for _ in range(3))
+            own_a, own_b = _of(a, part), _of(b, part)
+            upstream = _flat(grad_output[part])
+            combined = _combined(weights, own_a, own_b)
+            if keep is not None:
+                combined = combined * keep
+            grad_v[part] = torch.bmm(_flat(combined).transpose(1, 2), upstream).view(v[part].shape)
+            grad_combined = torch.bmm(upstream, _flat(v[part]).transpose(1, 2)).view(combined.shape)
+            if keep is not None:
+                grad_combined.mul_(keep)
+            grad_queries, grad_k[part], own_grad_negative_k, row_sums = _backward_at_once(
+                grad_combined,
+                q[part] if query_map is None else queries,
+                k[part],
+                None if negative_k is None else negative_k[part],
+                own_a,
+                own_b,
+                weights,
+            )
+            all_row_sums.append(row_sums)
+            if grad_negative_k is not None and own_grad_negative_k is not None:
+                grad_negative_k[part] = own_grad_negative_k
+            if query_map is None:
+                grad_q[part] = grad_queries
+            else:
+                own = query_map.backward(q[part], grad_queries, grad_q[part], *query_map.parameters)
+                grad_parameters = [_added(*pair) for pair in zip(grad_parameters, own, strict=True)]
+        row_totals = torch.cat(all_row_sums)
+        grad_a = _summed(row_totals[:, :, 0], a) if ctx.needs_input_grad[4] else None
+        grad_b = _summed(row_totals[:, :, 1].neg(), b) if ctx.needs_input_grad[5] else None
+        return grad_q, grad_k, grad_v, grad_negative_k, grad_a, grad_b, None, None, None, *grad_parameters
 
 
 class WeightsAtOnce(torch.autograd.Function):
@@ -243,16 +343,29 @@ class WeightsAtOnce(torch.autograd.Function):
         mask: AttentionMask,
     ) -> Tensor:
         weights = _weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask)
-        ctx.learns_a, ctx.learns_b = ctx.needs_input_grad[3:5]
-        _save(ctx, a, b, k, negative_k, _flat(queries), weights)
+        _save(ctx, a, b, queries, k, negative_k, weights)
         return _combined(weights, a, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_combined: Tensor) -> tuple[Tensor | None, ...]:
         a, b, saved = _saved(ctx)
-        k, negative_k, queries, weights = saved
-        return *_backward_at_once(ctx, grad_combined, queries, k, negative_k, a, b, weights), None
+        queries, k, negative_k, weights = saved
+        *grads, row_sums = _backward_at_once(grad_combined, queries, k, negative_k, a, b, weights)
+        grad_a = _summed(row_sums[:, :, 0], a) if ctx.needs_input_grad[3] else None
+        grad_b = _summed(row_sums[:, :, 1].neg(), b) if ctx.needs_input_grad[4] else None
+        return *grads, grad_a, grad_b, None
+
+
+def _of(coefficient: Any, part: slice) -> Any:
+    """Returns these sentences' part of a or b."""
+    if isinstance(coefficient, Tensor) and coefficient.dim() == 4 and coefficient.size(0) > 1:
+        return coefficient[part]
+    return coefficient
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return more if total is None or more is None else total.add_(more)
 
 
 def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
@@ -545,7 +658,7 @@ class ByBlocks(torch.autograd.Function):
     ) -> Tensor:
         seed = _draw_seed(dropout_p)
         call = _Long(queries.shape, k.size(2), k, a, b, mask, dropout_p, seed)
-        output = rows_first(v, call.length)
+        output = _rows_first(v, call.length)
         saved: list[Tensor | None] = []
         for group in call.groups():
             keys = [group.of(each).flatten(0, 1).contiguous() for each in (k, negative_k) if each is not None]
@@ -668,7 +781,7 @@ def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: fl
         torch.mul(torch.bmm(left, right), scale, out=part)
 
 
-def rows_first(like: Tensor, length: int) -> Tensor:
+def _rows_first(like: Tensor, length: int) -> Tensor:
     """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
     bsz, heads, _, width = like.shape
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
@@ -681,6 +794,10 @@ def _empty(layout: tuple[torch.Size, tuple[int, ...]], like: Tensor) -> Tensor:
     return like.new_empty([shape[dim] for dim in order]).permute([order.index(dim) for dim in range(len(shape))])
 
 
+def _empty_like(tensor: Tensor) -> Tensor:
+    return _empty((tensor.shape, tensor.stride()), tensor)
+
+
 def is_short(q: Tensor, k: Tensor) -> bool:
     """Whether queries and keys are so few that their weights are held."""
     return max(q.size(-2), k.size(-2)) <= LONGEST_AT_ONCE
@@ -689,21 +806,23 @@ def is_short(q: Tensor, k: Tensor) -> bool:
 def fused_weights(
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     mask: AttentionMask,
     a: Coefficient = 1.0,
     b: Coefficient | None = None,
-    negative_q: Tensor | None = None,
+    negative_q: Tensor | QueryMap | None = None,
     negative_k: Tensor | None = None,
-    queries: Tensor | None = None,
-) -> Tensor:
-    """Returns P = a·softmax(q kᵀ/√D + M) − b·softmax(q⁻ k⁻ᵀ/√D + M), B × H × T × S; the rest as `fused_attention`."""
-    a = a if isinstance(a, Tensor) else float(a)
-    b = b if b is None or isinstance(b, Tensor) else float(b)
-    if queries is None:
-        queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Returns what `fused_attention` returns and P before dropout, B × H × T × S; only for short sequences."""
+    a, b = _number_or_tensor(a), None if b is None else _number_or_tensor(b)
     if torch.is_grad_enabled():
-        return WeightsAtOnce.apply(queries, k, negative_k, a, b, mask)
-    return _combined(_weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask), a, b)
+        weights = WeightsAtOnce.apply(_both_branches(q, negative_q), k, negative_k, a, b, mask)
+        return apply_weights(weights, v, dropout_p), weights
+    weights = q.new_empty(*q.shape[:3], k.size(2))
+    queries, query_map = _short_queries(q, negative_q)
+    output = _attend_at_once(queries, k, v, negative_k, a, b, mask, dropout_p, query_map, asked=weights)
+    return output, weights
 
 
 def fused_attention(
@@ -713,21 +832,38 @@ def fused_attention(
     mask: AttentionMask,
     a: Coefficient = 1.0,
     b: Coefficient | None = None,
-    negative_q: Tensor | None = None,
+    negative_q: Tensor | QueryMap | None = None,
     negative_k: Tensor | None = None,
     dropout_p: float = 0.0,
-    queries: Tensor | None = None,
 ) -> Tensor:
     """Returns dropout(a·softmax(q kᵀ/√D + M) − b·softmax(q⁻ k⁻ᵀ/√D + M)) v.
 
-    Shapes: q, q⁻ B × H × T × D; k, k⁻, v B × H × S × D; a, b numbers or broadcastable to B × H × T × 1; queries, if
-    given q and q⁻ themselves, B × H × 2T × D; result B × H × T × D. Differentiable once, in everything but the mask.
+    Shapes: q, q⁻ B × H × T × D; k, k⁻, v B × H × S × D; a, b numbers or broadcastable to B × H × T × 1; result
+    B × H × T × D. Differentiable once, in everything but the mask.
     """
-    a = a if isinstance(a, Tensor) else float(a)
-    b = b if b is None or isinstance(b, Tensor) else float(b)
-    if queries is None:
-        queries = q if negative_q is None else torch.cat([q, negative_q], dim=2)
-    if is_short(q, k) and dropout_p == 0 and not torch.is_grad_enabled():
-        return _applied(fused_weights(q, k, mask, a, b, negative_q, negative_k, queries), v)
-    path = AtOnce if is_short(q, k) else ByBlocks
-    return path.apply(queries, k, v, negative_k, a, b, mask, dropout_p)
+    a, b = _number_or_tensor(a), None if b is None else _number_or_tensor(b)
+    if not is_short(q, k):
+        return ByBlocks.apply(_both_branches(q, negative_q), k, v, negative_k, a, b, mask, dropout_p)
+    queries, query_map = _short_queries(q, negative_q)
+    if torch.is_grad_enabled():
+        parameters = () if query_map is None else query_map.parameters
+        return AtOnce.apply(queries, k, v, negative_k, a, b, mask, dropout_p, query_map, *parameters)
+    return _attend_at_once(queries, k, v, negative_k, a, b, mask, dropout_p, query_map)
+
+
+def _number_or_tensor(coefficient: Coefficient) -> Coefficient:
+    return coefficient if isinstance(coefficient, Tensor) else float(coefficient)
+
+
+def _both_branches(q: Tensor, negative_q: Tensor | QueryMap | None) -> Tensor:
+    """Returns the queries of all branches, one after the other, differentiable: B × H × (branches · T) × D."""
+    if isinstance(negative_q, QueryMap):
+        return negative_q.both(q)
+    return q if negative_q is None else torch.cat([q, negative_q], dim=2)
+
+
+def _short_queries(q: Tensor, negative_q: Tensor | QueryMap | None) -> tuple[Tensor, QueryMap | None]:
+    """Returns the queries of all branches, or those of the first and how both are made of them."""
+    if isinstance(negative_q, QueryMap):
+        return q, negative_q
+    return _both_branches(q, negative_q), None

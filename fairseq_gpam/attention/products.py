@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Multiply-adds from which on oneDNN's longer way to the product, and its code for a new shape, are worth it.
-WORTH_ONEDNN = 2**23
+WORTH_ONEDNN = 2**21
 
 
 @functools.cache

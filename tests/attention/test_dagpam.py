@@ -8,7 +8,7 @@ import torch
 from reference import dagpam_weights, row_softmax, visibility
 from tiny import attention
 
-from fairseq_gpam.attention import FUTURE, AttentionMask, dagpam
+from fairseq_gpam.attention import FUTURE, AttentionMask, fused
 
 BACKENDS = ("auto", "reference", "fused")
 HEADS, WIDTH = 2, 4
@@ -242,8 +242,9 @@ def test_heads_start_from_different_projections():
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("length", [6, 200])
-def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projection_gives(bias, length, monkeypatch):
-    monkeypatch.setattr(dagpam, "WORTH_A_LOOP", 1)
+@pytest.mark.parametrize("group_elements", [1, 2**20])
+def test_the_map_of_the_queries_gives_what_the_module_gives(bias, length, group_elements, monkeypatch):
+    monkeypatch.setattr(fused, "GROUP_ELEMENTS", group_elements)
     module = mechanism(negative_bias=bias).double()
     if bias:
         torch.nn.init.normal_(module.negative_projection.bias)
@@ -258,21 +259,20 @@ def test_the_loop_over_the_heads_gives_what_the_module_of_the_negative_projectio
         output, _ = attend(module, q, k, v, mask)
         return [output, *torch.autograd.grad(output, [q, k, v, *module.parameters()], upstream)]
 
-    looped = results()
+    mapped = results()
     with torch.no_grad():
-        torch.testing.assert_close(attend(module, q, k, v, mask)[0], looped[0])
+        torch.testing.assert_close(attend(module, q, k, v, mask)[0], mapped[0])
     calls = []
     module.negative_projection.register_forward_hook(lambda *arguments: calls.append(arguments))
-    for one, other in zip(looped, results(), strict=True):
+    for one, other in zip(mapped, results(), strict=True):
         torch.testing.assert_close(one, other)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_loop_over_the_heads_in_half_precision(dtype, monkeypatch):
+def test_half_precision(dtype):
     module = mechanism()
     q, k, v = (each.requires_grad_() for each in heads(batch=3, queries=9))
-    monkeypatch.setattr(dagpam, "WORTH_A_LOOP", 1)
     expected = attend(module, q, k, v)[0]
     found = attend(module.to(dtype), *(each.to(dtype) for each in (q, k, v)))[0]
     assert found.dtype == dtype

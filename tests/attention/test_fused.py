@@ -150,7 +150,12 @@ def test_the_choice_of_the_backend():
     assert choice(Affine(), length=1) == "fused"
     assert choice(Affine(), mask=AttentionMask(padding, causal=True)) == "fused"
     assert choice(Affine(uniform=1.0), dropout_p=0.1) == "reference"
-    assert choice(need_weights=True) == "reference"
+    assert choice(need_weights=True) == "fused"
+    assert choice(Affine(), need_weights=True) == "fused"
+    assert choice(need_weights=True, dropout_p=0.1) == "fused"
+    assert choice(need_weights=True, length=1000) == "reference"
+    assert choice(Affine(uniform=1.0), need_weights=True) == "reference"
+    assert choice(Affine(identity=1.0), need_weights=True) == "reference"
     assert choice(backend="reference") == "reference"
     assert choice(Affine(), backend="fused") == "fused"
     assert choice(Affine(sink=torch.zeros(HEADS))) == "reference"
@@ -266,4 +271,109 @@ def check_blocks(length, factor, kind):
     upstream = torch.randn_like(found)
     gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
     for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def terms_of(kind, batch, length):
+    """Members of the family that the core computes itself, and all the tensors in them that have gradients."""
+    if kind == "one branch":
+        return Affine(), []
+    negative_q, negative_k = heads(length, torch.float64, batch), heads(length, torch.float64, batch)
+    a = torch.rand(HEADS, 1, 1, dtype=torch.float64, requires_grad=True)
+    if kind == "own keys":
+        return Affine(a, 0.5, negative_q, negative_k), [a, negative_q, negative_k]
+    # As differential_v2's gate: one for each sentence, head and query.
+    b = torch.rand(batch, HEADS, length, 1, dtype=torch.float64, requires_grad=True)
+    return Affine(a, b, negative_q), [a, b, negative_q]
+
+
+def mask_of(kind, batch, length):
+    padding = torch.zeros(batch, length, dtype=torch.bool)
+    padding[1, -3:] = True
+    if kind == "padding":
+        return AttentionMask(padding)
+    if kind == "blind rows":
+        padding[2] = True
+        return AttentionMask(padding, causal=True)
+    if kind == "bias for each sentence":
+        return AttentionMask(bias=torch.randn(batch, HEADS, length, length, dtype=torch.float64))
+    return AttentionMask(causal=True)
+
+
+@pytest.mark.parametrize("mask_kind", ["causal", "padding", "blind rows", "bias for each sentence"])
+@pytest.mark.parametrize("kind", ["one branch", "own keys", "a gate"])
+@pytest.mark.parametrize("sentences_at_once", [1, 2])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_groups_of_sentences_give_what_the_reference_gives(
+    kind, mask_kind, sentences_at_once, need_weights, monkeypatch
+):
+    batch, length = 5, 9
+    stacked = 1 if kind == "one branch" else 2
+    monkeypatch.setattr(fused, "GROUP_ELEMENTS", sentences_at_once * HEADS * 2 * stacked * length * (WIDTH + length))
+    q, k, v = (heads(length, torch.float64, batch) for _ in range(3))
+    terms, own = terms_of(kind, batch, length)
+    mask = mask_of(mask_kind, batch, length)
+    leaves = [q, k, v, *own]
+    upstream = torch.randn(batch, HEADS, length, WIDTH, dtype=torch.float64)
+    upstream_of_weights = torch.randn(batch, HEADS, length, length, dtype=torch.float64)
+
+    def results(backend):
+        output, weights = affine_attention(q, k, v, mask, terms, need_weights=need_weights, backend=backend)
+        loss = (output * upstream).sum()
+        if need_weights:
+            loss = loss + (weights * upstream_of_weights).sum()
+        return [output, *((weights,) if need_weights else ()), *torch.autograd.grad(loss, leaves)]
+
+    found, expected = results("fused"), results("reference")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        output, weights = affine_attention(q, k, v, mask, terms, need_weights=need_weights, backend="fused")
+    torch.testing.assert_close(output, expected[0])
+    assert (weights is None) == (not need_weights)
+    if weights is not None:
+        torch.testing.assert_close(weights, expected[1])
+
+
+def test_the_weights_asked_for_are_those_that_the_output_is_made_of():
+    q, k, v, negative_q, a, b = inputs(12, torch.float64)
+    output, weights = affine_attention(q, k, v, AttentionMask(), Affine(a, b, negative_q), need_weights=True)
+    upstream = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, weights, upstream)
+    torch.testing.assert_close(gradient, upstream @ v.transpose(-2, -1))
+
+
+@pytest.mark.parametrize("factor", [30.0, 1e4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_large_scores_of_short_sequences_stay_finite(factor, padded):
+    q, k, v, negative_q, a, b = inputs(20, torch.float64)
+    with torch.no_grad():
+        q.mul_(factor)
+        negative_q.mul_(-factor)
+    padding = torch.zeros(1, 20, dtype=torch.bool)
+    padding[:, -4:] = padded
+    mask = AttentionMask(padding)
+    found = fused_attention(q, k, v, mask, a, b, negative_q)
+    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        *(torch.autograd.grad(y.sum(), (q, k, v, negative_q, a, b)) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_every_group_drops_weights_of_its_own(monkeypatch):
+    """With the identity as values the output is the dropped matrix; see above."""
+    monkeypatch.setattr(fused, "GROUP_ELEMENTS", 1)
+    length, batch = 40, 3
+    q, k, _, negative_q, a, b = inputs(length, torch.float64, batch)
+    v = torch.eye(length, dtype=torch.float64).expand(batch, HEADS, length, length).contiguous().requires_grad_()
+    dropped = fused_attention(q, k, v, AttentionMask(), a, b, negative_q, dropout_p=0.3)
+    plain, _ = reference_attention(q, k, v, AttentionMask(), Affine(a, b, negative_q))
+    kept = dropped != 0
+    assert 0.65 < kept.double().mean() < 0.75
+    assert not torch.equal(kept[0], kept[1])
+    upstream = torch.randn_like(dropped)
+    expected = torch.autograd.grad(torch.where(kept, plain / 0.7, 0.0), (q, k, negative_q, a, b), upstream)
+    for one, other in zip(torch.autograd.grad(dropped, (q, k, negative_q, a, b), upstream), expected, strict=True):
         torch.testing.assert_close(one, other)

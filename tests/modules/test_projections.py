@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fairseq_gpam.attention import products
 from fairseq_gpam.modules.projections import project
 
 
@@ -65,3 +66,20 @@ def test_a_layer_of_another_kind_is_called():
     layers = [Doubled(6, 4), nn.Linear(6, 4)]
     x = torch.randn(5, 2, 6)
     torch.testing.assert_close(project(x, *layers)[0], layers[0](x))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("bias", [False, True])
+def test_by_the_other_matrix_library(bias, monkeypatch):
+    torch.manual_seed(1)
+    layers = [nn.Linear(64, 48, bias=bias) for _ in range(3)]
+    x = torch.randn(50, 6, 64, requires_grad=True)
+    expected = [layer(x) for layer in layers]
+    wanted = gradients(expected, x, layers)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    found = project(x, *layers)
+    for one, other in zip([*found, *gradients(found, x, layers)], [*expected, *wanted], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(project(x, *layers)[0], expected[0], rtol=1e-4, atol=1e-4)
