@@ -36,10 +36,15 @@ def _processor() -> str:
     return platform.processor()
 
 
+def library() -> str:
+    """Returns which library makes large products in fp32 on the processor."""
+    return "oneDNN" if onednn_is_faster() and torch.backends.mkldnn.enabled else "PyTorch"
+
+
 def _by_onednn(left: Tensor, rows: int, inner: int, columns: int) -> bool:
     if left.dtype != torch.float32 or left.device.type != "cpu" or rows * inner * columns < WORTH_ONEDNN:
         return False
-    return onednn_is_faster() and bool(torch.backends.mkldnn.enabled)
+    return library() == "oneDNN"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

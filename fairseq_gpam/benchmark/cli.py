@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fairseq_gpam import engine
-from fairseq_gpam.attention import REGISTRY
+from fairseq_gpam.attention import REGISTRY, products
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
 from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Subject, all_cases, core_pair
@@ -54,12 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=_list_of(allowed), default=default, metavar="NAMES", help=words)
     parser.add_argument("--pairs", type=int, default=15, help="counted pairs of each comparison (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
+    parser.add_argument(
+        "--without-onednn", action="store_true", help="leave every matrix product to PyTorch's own library (MKL)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios, memory and scaling to FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
+    if arguments.without_onednn:
+        torch.backends.mkldnn.set_flags(False)
     results: dict[str, Any] = {"machine": machine(arguments.threads), "ratios": [], "memory": [], "scaling": []}
     subjects = [Subject(m, b) for m in arguments.mechanisms for b in arguments.backends]
     print(json.dumps(results["machine"]))
@@ -107,6 +112,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "processor": processor,
         "threads": threads,
+        "linear_maps_by": products.library(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": git.stdout.strip() or "unknown",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,0 +1,129 @@
+"""The benchmark compares what it says it compares, and writes what it measured. No test looks at a time."""
+
+import argparse
+import json
+
+import pytest
+import torch
+
+from fairseq_gpam.attention import products
+from fairseq_gpam.benchmark import cases, cli, memory
+from fairseq_gpam.benchmark.cases import Shape, Subject, all_cases, core_pair, layer_pair
+from fairseq_gpam.benchmark.timing import paired
+
+TINY = {
+    "iwslt": Shape(6, 3, 16, 24, 2, ("encoder", "decoder")),
+    "lm512": Shape(9, 2, 16, 24, 2, ("lm",)),
+}
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(cases, "SHAPES", TINY)
+    monkeypatch.setattr(cli, "SCALING_LENGTHS", (256, 512, 1024))
+    monkeypatch.setattr(memory, "LENGTHS", (256, 512, 1024))
+    monkeypatch.setattr(cases, "VOCABULARY", 20)
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(onednn)
+
+
+def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    file, picture = tmp_path / "benchmark.json", tmp_path / "benchmark.png"
+    words = ["--pairs", "2", "--shapes", "iwslt,lm512", "--mechanisms", "dagpam"]
+    assert cli.run(parsed(*words, "--json", str(file), "--picture", str(picture))) == 0
+    results = json.loads(file.read_text())
+    measured = {(row["level"], row["shape"], row["kind"], row["mode"], row["dropout"]) for row in results["ratios"]}
+    assert {level for level, *_ in measured} == set(cases.LEVELS)
+    for kind in ("encoder", "decoder"):
+        assert {("layer", "iwslt", kind, "training", 0.1), ("layer", "iwslt", kind, "inference", 0.0)} <= measured
+    for row in results["ratios"]:
+        assert 0 < row["lower"] <= row["median"] <= row["upper"]
+        assert row["pairs"] == 2
+    assert {row["what"] for row in results["memory"]} == {"stock", "dagpam:auto"}
+    assert [row["lengths"] for row in results["scaling"]] == [[256, 512, 1024]]
+    assert results["machine"]["threads"] == 1
+    assert results["machine"]["linear_maps_by"] in ("oneDNN", "PyTorch")
+    assert picture.stat().st_size > 10_000
+    assert f"written: {file}" in capsys.readouterr().out
+
+
+def test_without_onednn_nothing_is_made_by_it(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: pytest.fail("oneDNN made a product"))
+    file = tmp_path / "benchmark.json"
+    words = ["--pairs", "2", "--shapes", "iwslt", "--levels", "layer", "--json", str(file), "--without-onednn"]
+    assert cli.run(parsed(*words)) == 0
+    assert json.loads(file.read_text())["machine"]["linear_maps_by"] == "PyTorch"
+
+
+@pytest.mark.parametrize("flag", ["--shapes", "--levels", "--mechanisms", "--backends"])
+def test_an_unknown_name_is_refused_with_the_known_ones(flag, capsys):
+    with pytest.raises(SystemExit):
+        parsed(flag, "nothing")
+    message = capsys.readouterr().err
+    assert flag in message
+    assert "'nothing' is not allowed; allowed: " in message
+
+
+def test_pairs_alternate_in_who_goes_first():
+    calls = []
+    ratio = paired(lambda: calls.append("stock"), lambda: calls.append("ours"), pairs=4, warmup=0)
+    assert calls == ["ours", "stock", "stock", "ours"] * 2
+    assert ratio.pairs == 4
+
+
+def test_too_few_pairs_are_refused():
+    with pytest.raises(ValueError, match="--pairs 1 is not allowed; allowed: 2 or more"):
+        paired(lambda: None, lambda: None, pairs=1)
+
+
+def test_exponent():
+    assert cli.exponent([128, 256, 512], [3 * n**1.5 for n in (128, 256, 512)]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "lm"])
+def test_a_layer_is_compared_with_the_unmodified_one(kind, monkeypatch):
+    """With softmax in it, our layer does to the same numbers what fairseq's own class does."""
+    seen = []
+    monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
+    shape = Shape(6, 3, 16, 24, 2, (kind,))
+    stock, ours = layer_pair(Subject("softmax", "auto"), shape, kind, 0.0, training=True)
+    for step in (stock, ours):
+        torch.manual_seed(5)
+        step()
+    torch.testing.assert_close(*seen)
+
+
+def test_the_core_of_stock_is_softmax_attention(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
+    for step in core_pair(Subject("softmax", "auto"), 7, 2, 2, 8, 0.0):
+        step()
+    torch.testing.assert_close(*seen)
+
+
+def test_every_case_has_a_name_of_its_own():
+    names = [case.name for case in all_cases(list(cases.SHAPES), list(cases.LEVELS))]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_memory_sees_the_matrix_that_stock_holds():
+    """1024 × 1024 scores of 2 heads, fp32, with dropout: 8 MiB for each copy."""
+    assert memory.measure("stock", 1024, 0.1)["mebibytes"] > 16
+    assert memory.measure("dagpam:auto", 1024, 0.1)["mebibytes"] < memory.measure("stock", 1024, 0.1)["mebibytes"]
+
+
+def test_a_failed_measurement_says_why():
+    with pytest.raises(RuntimeError, match="nothing"):
+        memory.measure("nothing:auto", 256, 0.0)
