@@ -88,7 +88,14 @@ def future_matrix(length: int) -> Tensor:
 
 
 def core_pair(
-    subject: Subject, length: int, batch: int, heads: int, width: int, dropout: float, with_stock: bool = True
+    subject: Subject,
+    length: int,
+    batch: int,
+    heads: int,
+    width: int,
+    dropout: float,
+    training: bool = True,
+    with_stock: bool = True,
 ) -> tuple[Step, Step]:
     """Causal self-attention without its projections: what stock calls (SDPA with a T × T mask), and our mechanism.
 
@@ -96,22 +103,33 @@ def core_pair(
     """
 
     def leaf() -> Tensor:
-        return torch.randn(length, batch, heads, width).permute(1, 2, 0, 3).requires_grad_()
+        return torch.randn(length, batch, heads, width).permute(1, 2, 0, 3).requires_grad_(training)
 
     q, k, v = leaf(), leaf(), leaf()
     x = torch.randn(batch, length, heads * width)
     mechanism = _mechanism(subject, heads, width)
     matrix = future_matrix(length) if with_stock else None
 
-    def stock() -> None:
-        _clear(q, k, v)
-        _backward(F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout))
+    def stock() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout)
 
-    def ours() -> None:
-        _clear(q, k, v, *mechanism.parameters())
-        _backward(mechanism(q, k, v, AttentionMask(causal=True), x, dropout)[0])
+    def ours() -> Tensor:
+        return mechanism(q, k, v, AttentionMask(causal=True), x, dropout)[0]
 
-    return stock, ours
+    return _once(stock, training, q, k, v), _once(ours, training, q, k, v, *mechanism.parameters())
+
+
+def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Step:
+    """Returns a step that runs `forward` and, in training, its backward."""
+
+    def run() -> None:
+        _clear(*leaves)
+        with torch.set_grad_enabled(training):
+            output = forward()
+            if training:
+                _backward(output)
+
+    return run
 
 
 def _mechanism(subject: Subject, heads: int, width: int) -> nn.Module:
@@ -155,19 +173,14 @@ def layer_pair(subject: Subject, shape: Shape, kind: str, dropout: float, traini
     padding[::2, -3:] = True
 
     def step(layer: nn.Module, mask: Any) -> Step:
-        def run() -> None:
-            _clear(x, encoded, *layer.parameters())
-            with torch.set_grad_enabled(training):
-                if kind == "encoder":
-                    output = layer(x, padding)
-                elif kind == "decoder":
-                    output = layer(x, encoded, padding, self_attn_mask=mask)[0]
-                else:
-                    output = layer(x, self_attn_mask=mask)[0]
-                if training:
-                    _backward(output)
+        def forward() -> Tensor:
+            if kind == "encoder":
+                return layer(x, padding)
+            if kind == "decoder":
+                return layer(x, encoded, padding, self_attn_mask=mask)[0]
+            return layer(x, self_attn_mask=mask)[0]
 
-        return run
+        return _once(forward, training, x, encoded, *layer.parameters())
 
     return step(stock_layer, future_matrix(shape.length)), step(our_layer, FUTURE)
 
@@ -223,22 +236,21 @@ def _language_model(subject: Subject | None) -> Any:
     )  # fmt: skip
 
 
-def model_pair(subject: Subject, shape: Shape, kind: str) -> tuple[Step, Step]:
-    """A training step without the optimiser of `transformer_iwslt_de_en`, or of 6 layers of language model."""
+def model_pair(subject: Subject, shape: Shape, kind: str, training: bool) -> tuple[Step, Step]:
+    """A training step without the optimiser, or scoring, of `transformer_iwslt_de_en` or 6 layers of language model."""
     tokens = torch.randint(10, VOCABULARY, (shape.batch, shape.length))
 
     def step(model: Any) -> Step:
-        model.train()
+        model.train(training)
 
-        def run() -> None:
-            _clear(*model.parameters())
+        def forward() -> Tensor:
             if kind == "lm":
                 logits = model(tokens)[0]
             else:
                 logits = model(tokens, torch.full((shape.batch,), shape.length), tokens)[0]
-            F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+            return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
 
-        return run
+        return _once(forward, training, *model.parameters())
 
     if kind == "lm":
         return step(_language_model(None)), step(_language_model(subject))
@@ -283,14 +295,17 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
     for name in shape_names:
         shape = SHAPES[name]
         for kind in shape.kinds:
+            if kind != "encoder":
+                add("core", name, kind, "inference", 0.0, _core(shape, 0.0, False))
             for dropout in (0.0, 0.1):
                 if kind != "encoder":
-                    add("core", name, kind, "training", dropout, _core(shape, dropout))
+                    add("core", name, kind, "training", dropout, _core(shape, dropout, True))
                 add("layer", name, kind, "training", dropout, _bind(layer_pair, shape, kind, dropout, True))
             add("layer", name, kind, "inference", 0.0, _bind(layer_pair, shape, kind, 0.0, False))
             if kind != "encoder" and name in ("iwslt", "lm512"):
                 add("decoding", name, kind, "100 steps", 0.0, _bind(decoding_pair, shape, kind))
-                add("model", name, kind, "training", 0.0, _bind(model_pair, shape, kind))
+                add("model", name, kind, "training", 0.0, _bind(model_pair, shape, kind, True))
+                add("model", name, kind, "inference", 0.0, _bind(model_pair, shape, kind, False))
             if kind == "decoder" and name == "iwslt":
                 add("generation", name, kind, "beam 5", 0.0, _bind(generation_pair, shape))
     return cases
@@ -303,8 +318,9 @@ def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[
     return lambda subject: pair(subject, *arguments)
 
 
-def _core(shape: Shape, dropout: float) -> Callable[[Subject], tuple[Step, Step]]:
+def _core(shape: Shape, dropout: float, training: bool) -> Callable[[Subject], tuple[Step, Step]]:
     def build(subject: Subject) -> tuple[Step, Step]:
-        return core_pair(subject, shape.length, shape.batch, shape.heads, shape.width // shape.heads, dropout)
+        width = shape.width // shape.heads
+        return core_pair(subject, shape.length, shape.batch, shape.heads, width, dropout, training)
 
     return build

@@ -66,7 +66,9 @@ def run_here(what: str, length: int, dropout: float) -> dict[str, float]:
 
             return stock
         mechanism, _, backend = what.partition(":")
-        return core_pair(Subject(mechanism, backend or "auto"), at_length, BATCH, HEADS, WIDTH, dropout, False)[1]
+        return core_pair(
+            Subject(mechanism, backend or "auto"), at_length, BATCH, HEADS, WIDTH, dropout, with_stock=False
+        )[1]
 
     steps(256)()
     step = steps(length)
