@@ -124,8 +124,8 @@ def choose_backend(
 ) -> str:
     """Returns how to compute: `reference`, `sdpa` (PyTorch's kernel for each branch) or `fused` (the own backward).
 
-    Sinks are always the reference's, and so are a uniform or identity part and long sequences where P itself is wanted:
-    by the caller or by dropout (which has a fused path for long ones).
+    The reference it is for sinks and for biases that are trained; where P is dropped or asked for, also for uniform and
+    identity parts and under the compiler; where P is asked for, also for long sequences.
     """
     if backend == "reference" or terms.sink is not None or (mask.bias is not None and mask.bias.requires_grad):
         return "reference"
@@ -136,7 +136,7 @@ def choose_backend(
         # The compiler makes its own backward and cannot look into ours.
         return "reference" if wants_matrix else "sdpa"
     if need_weights:
-        return "fused" if is_short(q, k) else "reference"
+        return "fused" if is_short(q, k) and q.dtype == k.dtype else "reference"
     if dropout_p > 0 or backend == "fused":
         return "fused"
     if mask.causal and not mask.is_plainly_causal:

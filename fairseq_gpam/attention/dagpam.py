@@ -44,7 +44,7 @@ def _both_queries(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     queries = q.new_empty(bsz, heads, 2, length, width)
     queries[:, :, 0] = q
     mapped = _per_head(torch.relu(q), weight.transpose(1, 2), bias)
-    queries[:, :, 1] = mapped.view(heads, length, bsz, width).permute(2, 0, 1, 3)
+    queries[:, :, 1] = _heads(mapped, q)
     return queries.flatten(2, 3)
 
 
@@ -52,10 +52,9 @@ def _both_queries_backward(
     q: Tensor, grad_queries: Tensor, grad_q: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Writes both branches' gradients of Q to `grad_q` at once; returns those of W_Q⁻ and its bias."""
-    bsz, heads, length, width = q.shape
     upstream, mapped_upstream = grad_queries.chunk(2, dim=2)
     rows, positive = _rows(mapped_upstream), torch.relu(q)
-    through = torch.bmm(rows, weight).view(heads, length, bsz, width).permute(2, 0, 1, 3)
+    through = _heads(torch.bmm(rows, weight), q)
     torch.add(upstream, torch.ops.aten.threshold_backward(through, positive, 0), out=grad_q)
     return torch.bmm(rows.transpose(1, 2), _rows(positive)), None if bias is None else rows.sum(dim=1)
 
@@ -63,6 +62,12 @@ def _both_queries_backward(
 def _rows(heads: Tensor) -> Tensor:
     """Returns B × H × T × D as H × (T·B) × D: what fairseq's projections made needs no copy."""
     return heads.permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _heads(rows: Tensor, like: Tensor) -> Tensor:
+    """Returns H × (T·B) × D as B × H × T × D, as many as `like` has."""
+    bsz, heads, length, width = like.shape
+    return rows.view(heads, length, bsz, width).permute(2, 0, 1, 3)
 
 
 def _per_head(heads: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,9 +100,7 @@ class PerHeadLinear(nn.Linear):
 
     def forward(self, heads: Tensor) -> Tensor:
         """Maps B × H × T × D to the same shape."""
-        bsz, _, length, _ = heads.shape
-        mapped = _per_head(heads, self.blocks().transpose(1, 2), self.head_bias())
-        return mapped.view(self.num_heads, length, bsz, self.head_dim).permute(2, 0, 1, 3)
+        return _heads(_per_head(heads, self.blocks().transpose(1, 2), self.head_bias()), heads)
 
     def blocks(self) -> Tensor:
         """Returns the map of each head, H × D (out) × D (in)."""
@@ -153,7 +156,9 @@ class DualGPAMAttention(AffineMechanism):
     def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
         lambdas = (self.lambda_plus(), self.lambda_minus())
         projection = self.negative_projection
-        if not (isinstance(projection, PerHeadLinear) and may_be_bypassed(projection, q)):
+        # The reference's gradients are autograd's own.
+        is_reference = self.backend == "reference"
+        if is_reference or not isinstance(projection, PerHeadLinear) or not may_be_bypassed(projection, q):
             return dagpam_terms(projection(torch.relu(q)), *lambdas)
         parameters = (projection.blocks(), projection.head_bias())
         query_map = QueryMap(

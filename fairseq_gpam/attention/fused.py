@@ -1,11 +1,13 @@
 """a·softmax(QKᵀ/√D + M)V − b·softmax(Q⁻K⁻ᵀ/√D + M)V with an own backward: both branches meet before the product with V.
 
 That product, and dO·Vᵀ in the backward, are shared by the branches: 1.5 times the multiply-adds of softmax attention in
-place of 2. Short sequences are computed at once and keep their weights; long ones in blocks of rows whose weights are
-recomputed in the backward, so that no T × S matrix is ever held and the masked half of a causal one is skipped.
+place of 2. Short sequences are computed in groups of whole sentences and keep their weights; long ones in blocks of
+rows whose weights are recomputed in the backward, so that no T × S matrix is ever held and the masked half of a causal
+one is skipped.
 
 Inside, N = B·H counts the heads of all sentences, n those of a group, and tensors are N × T × D. Of long sequences the
-branches E = exp(scores) stay without their sums l until after the products: with w = (a/l⁺, −b/l⁻), P = w⁺E⁺ + w⁻E⁻.
+branches E = 2^(scores · log₂ e) stay without their sums l until after the products: with w = (a/l⁺, −b/l⁻),
+P = w⁺E⁺ + w⁻E⁻.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ def _combined(weights: Tensor, a: Coefficient, b: Coefficient | None) -> Tensor:
 
 def _applied(combined: Tensor, v: Tensor) -> Tensor:
     """Returns P v, B × H × T × D."""
-    return torch.bmm(_flat(combined), _flat(v)).view(*combined.shape[:3], -1)
+    return torch.bmm(_flat(combined), _flat(v)).view(*combined.shape[:3], v.size(-1))
 
 
 def _weights_at_once(
@@ -131,7 +133,8 @@ def _weights_at_once(
     """Returns the weights of each branch, B × H × branches × T × S, zero in the rows that see nothing."""
     bsz, heads, stacked_length, width = queries.shape
     length, num_keys = stacked_length // branches, k.size(2)
-    takes_powers = not k.is_cuda and k.dtype == _exact(k.dtype)
+    is_exact = queries.dtype == k.dtype == _exact(k.dtype) and not torch.is_autocast_enabled(k.device.type)
+    takes_powers = is_exact and not k.is_cuda
     unit = LOG2_E if takes_powers else 1.0
     scale = unit / math.sqrt(width)
     if negative_k is None:
@@ -140,7 +143,7 @@ def _weights_at_once(
         pairs = zip(queries.split(length, dim=2), (k, negative_k), strict=True)
         scores = torch.cat([_product(_flat(each), _flat(keys).transpose(1, 2), scale) for each, keys in pairs], dim=1)
     weights = scores.view(bsz, heads, branches, length, num_keys)
-    moderate = takes_powers and mask.bias is None and _is_moderate(scores)
+    moderate = takes_powers and mask.bias is None and scores.numel() > 0 and _is_moderate(scores)
     bias, sighted = mask.for_scores(length, num_keys, k)
     if bias is not None:
         weights.add_(_for_branches(bias), alpha=unit)
@@ -207,11 +210,11 @@ class QueryMap:
     parameters: tuple[Tensor | None, ...]
 
 
-def _groups_of_sentences(q: Tensor, k: Tensor) -> Iterator[slice]:
-    """Yields groups of sentences whose queries and weights, of both branches, stay in a processor's cache together."""
+def _groups_of_sentences(q: Tensor, k: Tensor, is_mapped: bool) -> Iterator[slice]:
+    """Yields groups of sentences whose queries and weights, of all branches, stay in a processor's cache together."""
     bsz, heads, length, width = q.shape
-    at_once = bsz if q.is_cuda else GROUP_ELEMENTS // (heads * 2 * length * (width + k.size(2)))
-    at_once = max(1, at_once)
+    rows = heads * (2 * length if is_mapped else length)
+    at_once = max(1, bsz if q.is_cuda else GROUP_ELEMENTS // (rows * (width + k.size(2))))
     for start in range(0, max(1, bsz), at_once):
         yield slice(start, min(start + at_once, bsz))
 
@@ -236,7 +239,7 @@ def _attend_at_once(
     """
     branches = 1 if b is None else 2
     output: Tensor | None = None
-    for part in _groups_of_sentences(q, k):
+    for part in _groups_of_sentences(q, k, query_map is not None):
         queries = q[part] if query_map is None else query_map.forward(q[part], *query_map.parameters)
         own_mask = mask.sentences(part.start, part.stop)
         own_negative_k = None if negative_k is None else negative_k[part]
@@ -261,7 +264,7 @@ def _attend_at_once(
 
 
 class AtOnce(torch.autograd.Function):
-    """Short sequences: the weights of both branches are stacked, N × 2T × S, and kept for the backward."""
+    """Short sequences: the weights of both branches lie together, B × H × 2 × T × S, and are kept for the backward."""
 
     @staticmethod
     def forward(
@@ -280,7 +283,8 @@ class AtOnce(torch.autograd.Function):
         """Takes what `_attend_at_once` takes, and a query map's parameters themselves: they have gradients."""
         saved: list[Tensor | None] = []
         output = _attend_at_once(q, k, v, negative_k, a, b, mask, dropout_p, query_map, saved)
-        ctx.query_map = query_map
+        ctx.map_backward = None if query_map is None else query_map.backward
+        ctx.num_parameters = len(parameters)
         _save(ctx, a, b, q, k, v, negative_k, *parameters, *saved)
         return output
 
@@ -289,13 +293,13 @@ class AtOnce(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         a, b, saved = _saved(ctx)
         q, k, v, negative_k = (next(saved) for _ in range(4))
-        query_map = ctx.query_map
-        parameters = [] if query_map is None else [next(saved) for _ in query_map.parameters]
+        parameters = [next(saved) for _ in range(ctx.num_parameters)]
+        is_mapped = ctx.map_backward is not None
         grad_q, grad_k, grad_v = (_empty_like(each) for each in (q, k, v))
         grad_negative_k = None if negative_k is None else _empty_like(negative_k)
         grad_parameters: list[Tensor | None] = [None] * len(parameters)
         all_row_sums = []
-        for part in _groups_of_sentences(q, k):
+        for part in _groups_of_sentences(q, k, is_mapped):
             queries, weights, keep = (next(saved) for _ in range(3))
             own_a, own_b = _of(a, part), _of(b, part)
             upstream = _flat(grad_output[part])
@@ -308,7 +312,7 @@ class AtOnce(torch.autograd.Function):
                 grad_combined.mul_(keep)
             grad_queries, grad_k[part], own_grad_negative_k, row_sums = _backward_at_once(
                 grad_combined,
-                q[part] if query_map is None else queries,
+                queries if is_mapped else q[part],
                 k[part],
                 None if negative_k is None else negative_k[part],
                 own_a,
@@ -318,14 +322,15 @@ class AtOnce(torch.autograd.Function):
             all_row_sums.append(row_sums)
             if grad_negative_k is not None and own_grad_negative_k is not None:
                 grad_negative_k[part] = own_grad_negative_k
-            if query_map is None:
-                grad_q[part] = grad_queries
-            else:
-                own = query_map.backward(q[part], grad_queries, grad_q[part], *query_map.parameters)
+            if is_mapped:
+                own = ctx.map_backward(q[part], grad_queries, grad_q[part], *parameters)
                 grad_parameters = [_added(*pair) for pair in zip(grad_parameters, own, strict=True)]
+            else:
+                grad_q[part] = grad_queries
         row_totals = torch.cat(all_row_sums)
         grad_a = _summed(row_totals[:, :, 0], a) if ctx.needs_input_grad[4] else None
         grad_b = _summed(row_totals[:, :, 1].neg(), b) if ctx.needs_input_grad[5] else None
+        grad_parameters = [None if grad is None else grad.to(q.dtype) for grad in grad_parameters]
         return grad_q, grad_k, grad_v, grad_negative_k, grad_a, grad_b, None, None, None, *grad_parameters
 
 
@@ -344,7 +349,9 @@ class WeightsAtOnce(torch.autograd.Function):
     ) -> Tensor:
         weights = _weights_at_once(queries, k, negative_k, 1 if b is None else 2, mask)
         _save(ctx, a, b, queries, k, negative_k, weights)
-        return _combined(weights, a, b)
+        combined = _combined(weights, a, b)
+        # Whoever asked may write into P; what is saved stays as it is.
+        return combined.clone() if combined.data_ptr() == weights.data_ptr() else combined
 
     @staticmethod
     @once_differentiable
@@ -365,7 +372,10 @@ def _of(coefficient: Any, part: slice) -> Any:
 
 
 def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    return more if total is None or more is None else total.add_(more)
+    """Returns the sum of two groups' gradients, in exact precision."""
+    if more is None:
+        return None
+    return more.to(_exact(more.dtype)) if total is None else total.add_(more)
 
 
 def _summed(row_sums: Tensor, coefficient: Coefficient) -> Tensor:
@@ -816,7 +826,8 @@ def fused_weights(
 ) -> tuple[Tensor, Tensor]:
     """Returns what `fused_attention` returns and P before dropout, B × H × T × S; only for short sequences."""
     a, b = _number_or_tensor(a), None if b is None else _number_or_tensor(b)
-    if torch.is_grad_enabled():
+    # A checkpointed activation is made without gradients and then again with them: the same weights must be dropped.
+    if torch.is_grad_enabled() or dropout_p > 0:
         weights = WeightsAtOnce.apply(_both_branches(q, negative_q), k, negative_k, a, b, mask)
         return apply_weights(weights, v, dropout_p), weights
     weights = q.new_empty(*q.shape[:3], k.size(2))

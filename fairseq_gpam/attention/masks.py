@@ -142,7 +142,9 @@ class AttentionMask:
 
     def sentences(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the sentences start…stop."""
-        padding = None if self.padding is None else self.padding[start:stop]
+        padding = self.padding
+        if padding is not None and padding.size(0) > 1:
+            padding = padding[start:stop]
         bias, hidden = _part(self.bias, 0, start, stop), _part(self.hidden, 0, start, stop)
         return AttentionMask(padding, self.causal, bias, hidden)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Multiply-adds from which on oneDNN's longer way to the product, and its code for a new shape, are worth it.
-WORTH_ONEDNN = 2**21
+WORTH_ONEDNN = 2**22
 
 
 @functools.cache
@@ -24,16 +24,17 @@ def onednn_is_faster() -> bool:
     """Whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
     if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AMD" in _processor()
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AMD" in processor("vendor_id")
 
 
-def _processor() -> str:
+def processor(field: str) -> str:
+    """Returns what the system says of its first processor under `field` ("vendor_id", "model name")."""
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
         for line in cpu_info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("vendor_id"):
-                return line
-    return platform.processor()
+            if line.startswith(field):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def library() -> str:

@@ -13,7 +13,7 @@ from fairseq_gpam.attention.products import linear, product
 
 
 class _JointLinear(torch.autograd.Function):
-    """x Wᵢᵀ + bᵢ for each i. A pass over the input's gradient, and memory for it, are saved for each map but one."""
+    """x Wᵢᵀ + bᵢ for each i. A pass over the input's gradient is saved for each map but one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:

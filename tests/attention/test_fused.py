@@ -309,7 +309,7 @@ def test_groups_of_sentences_give_what_the_reference_gives(
 ):
     batch, length = 5, 9
     stacked = 1 if kind == "one branch" else 2
-    monkeypatch.setattr(fused, "GROUP_ELEMENTS", sentences_at_once * HEADS * 2 * stacked * length * (WIDTH + length))
+    monkeypatch.setattr(fused, "GROUP_ELEMENTS", sentences_at_once * HEADS * stacked * length * (WIDTH + length))
     q, k, v = (heads(length, torch.float64, batch) for _ in range(3))
     terms, own = terms_of(kind, batch, length)
     mask = mask_of(mask_kind, batch, length)
@@ -343,23 +343,60 @@ def test_the_weights_asked_for_are_those_that_the_output_is_made_of():
     torch.testing.assert_close(gradient, upstream @ v.transpose(-2, -1))
 
 
-@pytest.mark.parametrize("factor", [30.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+@pytest.mark.parametrize("factor", [10.0, 30.0, 1e4])
 @pytest.mark.parametrize("padded", [False, True])
-def test_large_scores_of_short_sequences_stay_finite(factor, padded):
-    q, k, v, negative_q, a, b = inputs(20, torch.float64)
+def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype):
+    q, k, v, negative_q, a, b = inputs(20, dtype)
     with torch.no_grad():
-        q.mul_(factor)
-        negative_q.mul_(-factor)
+        for each in (q, negative_q):
+            each.copy_(factor * (sign * each.abs() if sign else each))
+        if sign:
+            k.abs_()
     padding = torch.zeros(1, 20, dtype=torch.bool)
     padding[:, -4:] = padded
     mask = AttentionMask(padding)
     found = fused_attention(q, k, v, mask, a, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
-    torch.testing.assert_close(found, expected)
-    for one, other in zip(
-        *(torch.autograd.grad(y.sum(), (q, k, v, negative_q, a, b)) for y in (found, expected)), strict=True
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    exact = [each.detach().double().requires_grad_() for each in (q, k, v, negative_q, a, b)]
+    expected, _ = reference_attention(*exact[:3], mask, Affine(exact[4], exact[5], exact[3]))
+    # Scores of a size of 1e4 have no more than three digits behind the point in fp32.
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-6 * factor
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    found.sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in (q, k, v, negative_q, a, b))
+
+
+def test_an_empty_batch():
+    q, k, v, negative_q, a, b = inputs(5, batch=1)
+    none = [each[:0] for each in (q, k, v, negative_q)]
+    for need_weights in (False, True):
+        terms = Affine(a, b, none[3])
+        output, _ = affine_attention(*none[:3], AttentionMask(), terms, need_weights=need_weights)
+        assert output.shape == (0, HEADS, 5, WIDTH)
+
+
+def test_weights_asked_for_may_be_written_to():
+    q, k, v, *_ = inputs(6)
+    output, weights = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)
+    _, expected = reference_attention(q, k, v, AttentionMask(), Affine())
+    torch.testing.assert_close(weights, expected)
+    with torch.no_grad():
+        weights_again = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)[1]
+        weights_again.mul_(100)
+    doubled = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)[1].mul_(2)
+    (gradient,) = torch.autograd.grad(doubled[..., 0].sum(), q)
+    (wanted,) = torch.autograd.grad(2 * expected[..., 0].sum(), q)
+    torch.testing.assert_close(gradient, wanted)
+    assert torch.isfinite(output).all()
+
+
+def test_keys_of_another_dtype_where_weights_are_asked_for():
+    q, k, v, *_ = inputs(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, weights = affine_attention(q.bfloat16(), k, v, AttentionMask(), Affine(), need_weights=True)
+        (output.float().sum() + weights.float().square().sum()).backward()
+    assert all(torch.isfinite(each.grad).all() for each in (q, k, v))
 
 
 def test_every_group_drops_weights_of_its_own(monkeypatch):

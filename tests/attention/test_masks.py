@@ -130,3 +130,8 @@ def test_future_is_one_object_that_survives_copies():
     assert copy.deepcopy(FUTURE) is FUTURE
     assert copy.copy(FUTURE) is FUTURE
     assert pickle.loads(pickle.dumps(FUTURE)) is FUTURE
+
+
+def test_padding_that_all_sentences_share_stays_shared():
+    mask = AttentionMask(torch.tensor([[False, True]]))
+    assert torch.equal(mask.sentences(3, 5).padding, mask.padding)

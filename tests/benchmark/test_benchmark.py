@@ -56,6 +56,7 @@ def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
     assert f"written: {file}" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 def test_without_onednn_nothing_is_made_by_it(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "WORTH_ONEDNN", 0)

@@ -78,7 +78,16 @@ def test_by_the_other_matrix_library(bias, monkeypatch):
     wanted = gradients(expected, x, layers)
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    own, made = torch.ops.mkldnn._linear_pointwise, []
+
+    def recorded(*arguments):
+        made.append(arguments)
+        return own(*arguments)
+
+    recorded.binary = own.binary
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorded)
     found = project(x, *layers)
+    assert len(made) == len(layers)
     for one, other in zip([*found, *gradients(found, x, layers)], [*expected, *wanted], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
