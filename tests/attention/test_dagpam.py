@@ -273,7 +273,7 @@ def test_the_map_of_the_queries_gives_what_the_module_gives(bias, length, group_
 def test_half_precision_of_many_groups(dtype, monkeypatch):
     monkeypatch.setattr(fused, "GROUP_ELEMENTS", 1)
     module = mechanism()
-    q, k, v = (each.requires_grad_() for each in heads(batch=60, queries=9))
+    q, k, v = (each.requires_grad_() for each in heads(batch=1500, queries=9))
     upstream = torch.randn_like(q)
 
     def results(*inputs):

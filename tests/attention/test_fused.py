@@ -1,5 +1,7 @@
 """The fused backend: when it is chosen, that it is the reference, and that no T × S matrix is ever held."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -365,6 +367,16 @@ def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     found.sum().backward()
     assert all(torch.isfinite(each.grad).all() for each in (q, k, v, negative_q, a, b))
+
+
+@pytest.mark.parametrize("exponent", [-200, -125, -44, 44, 125, 200])
+def test_equal_scores_of_any_size_give_the_mean(exponent):
+    """2^exponent, or the sum of 20 of them, lies beyond fp32."""
+    v = torch.randn(1, HEADS, 20, WIDTH)
+    k = torch.ones_like(v)
+    q = k * (exponent * math.log(2) / math.sqrt(WIDTH))
+    found = fused_attention(q, k, v, AttentionMask(), 1.5, 0.25, -q)
+    torch.testing.assert_close(found, 1.25 * v.mean(dim=2, keepdim=True).expand_as(v))
 
 
 def test_an_empty_batch():
