@@ -33,6 +33,8 @@ def check() -> None:
     """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
     # It would ask, at every start, for a library that only speech needs.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    # The same task lets the whole process log all that there is, and matplotlib tells of every font.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
     # An unusable fairseq fails in many ways: 0.12.2 itself, in its dataclasses, by ValueError on Python 3.11.

@@ -104,7 +104,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     torch.set_num_threads(arguments.threads)
     start = time.time()
     architectures = fresh_models(arguments.arch)

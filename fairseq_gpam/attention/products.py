@@ -24,7 +24,7 @@ def onednn_is_faster() -> bool:
     """Whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
     if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AMD" in processor("vendor_id")
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AuthenticAMD" in processor("vendor_id")
 
 
 def processor(field: str) -> str:
