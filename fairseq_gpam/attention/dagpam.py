@@ -38,14 +38,9 @@ def dagpam_terms(negative_q: Tensor | QueryMap, lambda_plus: Coefficient, lambda
     return Affine(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
 
 
-def _both_queries(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns Q and ReLU(Q)W_Q⁻, B × H × 2T × D."""
-    bsz, heads, length, width = q.shape
-    queries = q.new_empty(bsz, heads, 2, length, width)
-    queries[:, :, 0] = q
-    mapped = _per_head(torch.relu(q), weight.transpose(1, 2), bias)
-    queries[:, :, 1] = _heads(mapped, q)
-    return queries.flatten(2, 3)
+def _negative_queries(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns ReLU(Q)W_Q⁻, B × H × T × D."""
+    return _heads(_per_head(torch.relu(q), weight.transpose(1, 2), bias), q)
 
 
 def _both_queries_backward(
@@ -77,10 +72,12 @@ def _per_head(heads: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _BothQueries(torch.autograd.Function):
+    """Q and ReLU(Q)W_Q⁻, B × H × 2T × D; both gradients of Q are written once."""
+
     @staticmethod
     def forward(ctx: Any, q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(q, weight, bias)
-        return _both_queries(q, weight, bias)
+        return torch.cat([q, _negative_queries(q, weight, bias)], dim=2)
 
     @staticmethod
     @once_differentiable
@@ -162,6 +159,6 @@ class DualGPAMAttention(AffineMechanism):
             return dagpam_terms(projection(torch.relu(q)), *lambdas)
         parameters = (projection.blocks(), projection.head_bias())
         query_map = QueryMap(
-            _both_queries, _both_queries_backward, lambda q: _BothQueries.apply(q, *parameters), parameters
+            _negative_queries, _both_queries_backward, lambda q: _BothQueries.apply(q, *parameters), parameters
         )
         return dagpam_terms(query_map, *lambdas)

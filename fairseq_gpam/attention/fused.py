@@ -198,10 +198,10 @@ def _backward_at_once(
 class QueryMap:
     """How the queries of the second branch are made of those of the first, where it is best done with what follows.
 
-    forward: takes q and the parameters; returns both branches' queries, B × H × 2T × D.
-    backward: takes q, the gradient of what `forward` returned, where to write q's, and the parameters; returns the
-    gradients of the parameters.
-    both: takes q; returns what `forward` returns, differentiable.
+    forward: takes q and the parameters; returns q⁻, B × H × T × D.
+    backward: takes q, the gradient of q and q⁻ (B × H × 2T × D), where to write all of q's, and the parameters; returns
+    the gradients of the parameters.
+    both: takes q; returns q and q⁻, B × H × 2T × D, differentiable.
     """
 
     forward: Callable[..., Tensor]
@@ -234,13 +234,16 @@ def _attend_at_once(
 ) -> Tensor:
     """Returns the output, B × H × T × D, of one group of sentences after the other.
 
-    For each group, `saved` gets what the backward needs: queries (those of a query map), weights, and dropout's factors
-    of P. P itself is written to `asked`.
+    For each group, `saved` gets what the backward needs: q⁻ of a query map, weights, and dropout's factors of P. P
+    itself is written to `asked`.
     """
     branches = 1 if b is None else 2
     output: Tensor | None = None
     for part in _groups_of_sentences(q, k, query_map is not None):
-        queries = q[part] if query_map is None else query_map.forward(q[part], *query_map.parameters)
+        queries, negative_q = q[part], None
+        if query_map is not None:
+            negative_q = query_map.forward(queries, *query_map.parameters)
+            queries = torch.cat([queries, negative_q], dim=2)
         own_mask = mask.sentences(part.start, part.stop)
         own_negative_k = None if negative_k is None else negative_k[part]
         weights = _weights_at_once(queries, k[part], own_negative_k, branches, own_mask)
@@ -252,7 +255,7 @@ def _attend_at_once(
             keep = _keep(torch.empty_like(combined), dropout_p, _draw_seed(dropout_p))
             combined = combined * keep
         if saved is not None:
-            saved += [None if query_map is None else queries, weights, keep]
+            saved += [negative_q, weights, keep]
         own = _applied(combined, v[part])
         if own.size(0) == q.size(0):
             return own
@@ -300,7 +303,8 @@ class AtOnce(torch.autograd.Function):
         grad_parameters: list[Tensor | None] = [None] * len(parameters)
         all_row_sums = []
         for part in _groups_of_sentences(q, k, is_mapped):
-            queries, weights, keep = (next(saved) for _ in range(3))
+            negative_q, weights, keep = (next(saved) for _ in range(3))
+            queries = torch.cat([q[part], negative_q], dim=2) if is_mapped else q[part]
             own_a, own_b = _of(a, part), _of(b, part)
             upstream = _flat(grad_output[part])
             combined = _combined(weights, own_a, own_b)
@@ -312,7 +316,7 @@ class AtOnce(torch.autograd.Function):
                 grad_combined.mul_(keep)
             grad_queries, grad_k[part], own_grad_negative_k, row_sums = _backward_at_once(
                 grad_combined,
-                queries if is_mapped else q[part],
+                queries,
                 k[part],
                 None if negative_k is None else negative_k[part],
                 own_a,
