@@ -1,7 +1,4 @@
-"""Writes from the registry what would drift if it were written by hand.
-
-That is the page of the mechanisms, a drawing of each one's weights, and the README's table of flags.
-"""
+"""Writes the pages that are made from the registry: the mechanisms, a drawing of each one's weights, and the flags."""
 
 from __future__ import annotations
 
@@ -20,11 +17,10 @@ SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"
 EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
-FLAGS_START, FLAGS_END = "<!-- flags -->", "<!-- /flags -->"
 
-HEADER = """# The mechanisms
+HEADER = """# Mechanisms
 
-Made by `python -m fairseq_gpam mechanisms` from the registry: do not edit it here.
+<!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
 
 Every name goes with `--gpam-mechanism NAME`, or with `--gpam-encoder-mechanism`, `--gpam-decoder-mechanism` and
 `--gpam-cross-mechanism` for one site. `NAME:4,OTHER:4` gives each group of heads its own mechanism; the numbers must
@@ -39,10 +35,10 @@ The drawings show the weights of head 1 in the second of three layers, before an
 
 > {sentence}
 
-Its words as queries (the rows) look at its words as keys (the columns). Blue is above 0, red below, white 0; the
-deepest colour is the largest absolute weight, the number beside the drawing. Queries and keys are random, the same for
-all mechanisms, and equal words have equal keys. The mechanisms are as they are before training: a drawing shows what a
-formula can do, not what a model learns, and what starts as softmax attention looks like it.
+Rows are the words as queries, columns are the same words as keys. Red is positive, blue is negative, white is 0; the
+deepest colour is the largest absolute weight, which stands beside the drawing. Queries and keys are random and the same
+for all mechanisms; equal words have equal keys. The mechanisms are drawn before training: a drawing shows what a formula
+can do, not what a model learns, and a mechanism that starts as softmax attention looks like it.
 """
 
 CONTROLS = """## Controls with as many parameters
@@ -57,20 +53,24 @@ What they still differ by stands beside them. `--vocabulary N` sets the size of 
 """
 
 
+FLAGS_HEADER = """# Flags
+
+<!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
+
+The flags are the same for `transformer_gpam` and `transformer_lm_gpam`, and for every architecture that is derived from
+them. A flag on the command line overrides the architecture's preset, and the preset overrides the default given here.
+A checkpoint keeps its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation.
+
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("examples"),
+        default=Path("docs"),
         metavar="FOLDER",
-        help=f"where mechanisms.md and the folder {PICTURES} go; default: examples",
-    )
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        default=Path("README.md"),
-        metavar="FILE",
-        help=f"the file whose table between {FLAGS_START} and {FLAGS_END} is renewed, if it exists; default: README.md",
+        help=f"where mechanisms.md, flags.md and the folder {PICTURES} go; default: docs",
     )
 
 
@@ -79,38 +79,40 @@ def run(arguments: argparse.Namespace) -> int:
     pictures.mkdir(parents=True, exist_ok=True)
     for name in sorted(REGISTRY):
         (pictures / f"{name}.svg").write_text(drawing(example_weights(name)), encoding="utf-8")
-    page = arguments.output / "mechanisms.md"
-    page.write_text(page_text(), encoding="utf-8")
-    print(f"{page}: {len(REGISTRY)} mechanisms")
-    if arguments.readme.exists():
-        arguments.readme.write_text(with_flags_table(arguments.readme.read_text(encoding="utf-8")), encoding="utf-8")
-        print(f"{arguments.readme}: table of flags")
+    for name, text in (("mechanisms.md", page_text()), ("flags.md", flags_page())):
+        (arguments.output / name).write_text(text, encoding="utf-8")
+    print(f"{arguments.output}: {len(REGISTRY)} mechanisms, {len(options.all_options())} flags")
     return 0
 
 
-def with_flags_table(text: str) -> str:
-    """Returns `text` with the table of flags between its markers renewed.
+def flags_page() -> str:
+    """Returns the page of all flags: the general ones, then those of each mechanism, each flag once."""
+    sections: list[tuple[str, tuple[options.Option, ...]]] = [("All mechanisms", options.GENERAL_OPTIONS)]
+    listed = set(options.GENERAL_OPTIONS)
+    for name in ("dagpam", *sorted(set(REGISTRY) - {"dagpam"})):
+        own = tuple(option for option in REGISTRY[name].options if option not in listed)
+        listed.update(own)
+        if own:
+            sections.append((f"`{name}`", own))
+    return FLAGS_HEADER + "\n".join(f"## {title}\n\n{flags_table(group)}\n" for title, group in sections)
 
-    Raises ValueError if a marker is missing.
-    """
-    before, start, rest = text.partition(FLAGS_START)
-    _, end, after = rest.partition(FLAGS_END)
-    if not start or not end:
-        raise ValueError(f"no table of flags to renew: {FLAGS_START} and {FLAGS_END} must both be there")
-    return f"{before}{start}\n{flags_table()}\n{end}{after}"
 
-
-def flags_table() -> str:
-    """Returns the general flags and daGPAM's as a Markdown table."""
+def flags_table(group: tuple[options.Option, ...]) -> str:
+    """Returns a group of options as a Markdown table."""
     lines = ["| flag | value | default | meaning |", "|---|---|---|---|"]
-    for option in (*options.GENERAL_OPTIONS, *REGISTRY["dagpam"].options):
-        value = {bool: "(switch)", float: "number", int: "whole number", str: "name"}[option.type]
+    for option in group:
+        value = {bool: "(switch)", float: "number", int: "whole number", str: "text"}[option.type]
         if option.choices:
             value = ", ".join(f"`{choice}`" for choice in option.choices)
+        elif option.name.endswith("mechanism"):
+            value = "[mechanism](mechanisms.md)"
         default = "off" if option.type is bool else "" if option.default is None else f"`{option.default}`"
         meaning = option.help
-        if option.allowed and "mechanism" not in option.name:
+        if option.allowed and not option.name.endswith("mechanism"):
             meaning += f"; {option.allowed}"
+        others = [name for name in options.users(option) if name != "dagpam"]
+        if "dagpam" in options.users(option) and others:
+            meaning += "; also read by " + ", ".join(f"`{name}`" for name in others)
         lines.append(f"| `{option.flag}` | {value} | {default} | {meaning} |")
     return "\n".join(lines)
 
@@ -198,7 +200,7 @@ def example_weights(name: str) -> Tensor:
 
 
 def drawing(weights: Tensor) -> str:
-    """Returns an SVG picture of T × S weights, blue above 0 and red below, the deepest colour at the largest."""
+    """Returns an SVG picture of T × S weights, red above 0 and blue below, the deepest colour at the largest."""
     rows, columns = weights.shape
     largest = weights.abs().max().clamp(min=1e-12).item()
     width, height = columns * CELL, rows * CELL
@@ -222,7 +224,7 @@ def drawing(weights: Tensor) -> str:
 
 
 def colour(weight: float) -> str:
-    """Returns the colour of a weight in [−1, 1]: red, white, blue."""
-    deep = (178, 24, 43) if weight < 0 else (33, 102, 172)
+    """Returns the colour of a weight in [−1, 1]: blue, white, red."""
+    deep = (178, 24, 43) if weight > 0 else (33, 102, 172)
     mixed = (round(255 + abs(weight) * (channel - 255)) for channel in deep)
     return "#" + "".join(f"{channel:02x}" for channel in mixed)

@@ -6,32 +6,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_gpam import mechanism_page
+from fairseq_gpam import mechanism_page, options
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.attention import REGISTRY
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_committed_page_is_what_the_command_writes(tmp_path):
-    assert main(["mechanisms", "--output", str(tmp_path), "--readme", str(tmp_path / "none")]) == 0
-    written = (tmp_path / "mechanisms.md").read_text(encoding="utf-8")
-    committed = (EXAMPLES / "mechanisms.md").read_text(encoding="utf-8")
-    assert written == committed, "run: python -m fairseq_gpam mechanisms"
+def test_the_committed_pages_are_what_the_command_writes(tmp_path):
+    assert main(["mechanisms", "--output", str(tmp_path)]) == 0
+    for page in ("mechanisms.md", "flags.md"):
+        written, committed = ((folder / page).read_text(encoding="utf-8") for folder in (tmp_path, DOCS))
+        assert written == committed, "run: python -m fairseq_gpam mechanisms"
     names = {f"{name}.svg" for name in REGISTRY}
     assert {path.name for path in (tmp_path / "mechanisms").iterdir()} == names
-    assert {path.name for path in (EXAMPLES / "mechanisms").iterdir()} == names
+    assert {path.name for path in (DOCS / "mechanisms").iterdir()} == names
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_a_mechanism_has_its_facts_and_a_small_drawing(name):
-    page = (EXAMPLES / "mechanisms.md").read_text(encoding="utf-8")
+    page = (DOCS / "mechanisms.md").read_text(encoding="utf-8")
     mechanism = REGISTRY[name]
     for fact in (mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.cost):
         assert fact in page
     for option in mechanism.options:
         assert f"`{option.flag}`" in page
-    picture = EXAMPLES / "mechanisms" / f"{name}.svg"
+    picture = DOCS / "mechanisms" / f"{name}.svg"
     assert f"(mechanisms/{name}.svg)" in page
     assert picture.stat().st_size < 30_000
     assert ET.parse(picture).getroot().tag.endswith("svg")
@@ -55,11 +55,7 @@ def test_the_sums_of_the_drawn_rows():
         torch.testing.assert_close(rows, torch.full_like(rows, total))
 
 
-def test_the_readmes_table_of_flags_is_what_the_command_writes():
-    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
-    assert mechanism_page.with_flags_table(readme) == readme
-
-
-def test_a_table_without_its_markers_is_an_error():
-    with pytest.raises(ValueError, match="no table of flags"):
-        mechanism_page.with_flags_table("# no markers")
+def test_the_page_of_flags_holds_every_flag_once():
+    page = (DOCS / "flags.md").read_text(encoding="utf-8")
+    for option in options.all_options():
+        assert page.count(f"| `{option.flag}` |") == 1
