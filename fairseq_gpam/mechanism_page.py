@@ -37,8 +37,8 @@ The drawings show the weights of head 1 in the second of three layers, before an
 
 Rows are the words as queries, columns are the same words as keys. Red is positive, blue is negative, white is 0; the
 deepest colour is the largest absolute weight, which stands beside the drawing. Queries and keys are random and the same
-for all mechanisms; equal words have equal keys. The mechanisms are drawn before training: a drawing shows what a formula
-can do, not what a model learns, and a mechanism that starts as softmax attention looks like it.
+for all mechanisms; equal words have equal keys. The mechanisms are drawn before training: a drawing shows what a
+formula can do, not what a model learns, and a mechanism that starts as softmax attention looks like it.
 """
 
 CONTROLS = """## Controls with as many parameters
