@@ -30,5 +30,5 @@ if [[ -n $full ]]; then budget=("${full_flags[@]}"); else budget=("${default_fla
 
 run_stage train -- fairseq-train "$OUT/data-bin/$data" --user-dir "$USER_DIR" \
     --save-dir "$folder/checkpoints" --seed "$seed" "${model[@]}" "${train_flags[@]}" \
-    "${budget[@]}" --required-batch-size-multiple 1 --no-progress-bar --log-format json \
+    "${budget[@]}" --update-epoch-batch-itr True --required-batch-size-multiple 1 --no-progress-bar --log-format json \
     --no-epoch-checkpoints --keep-interval-updates "$keep_checkpoints" "${extra[@]}"

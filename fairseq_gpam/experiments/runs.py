@@ -32,6 +32,7 @@ from fairseq_gpam import engine
 from fairseq_gpam.experiments import results
 
 LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<message>.*)$")
+DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
 
 
 class RunError(RuntimeError):
@@ -138,6 +139,29 @@ def repair_last_checkpoint(checkpoints: Path) -> Path | None:
     shutil.copyfile(newest, copy)
     copy.replace(last)
     return newest
+
+
+def saved_updates(checkpoint: Path) -> int:
+    """Return the number of updates after which a checkpoint was saved, 0 if there is none."""
+    import torch
+
+    if not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["optimizer_history"][-1]["num_updates"])
+
+
+def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
+    """Tell whether the engine has trained to the end, so that running it again would train further.
+
+    It has if the last checkpoint has the updates, or if the log says that training is done and no
+    later start follows (early stopping, ``--max-epoch``).
+    """
+    updates = saved_updates(checkpoints / "checkpoint_last.pt")
+    if max_update is not None and updates >= max_update:
+        return True
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return updates > 0 and text.rfind(DONE) > text.rfind(STARTED)
 
 
 def execute(
@@ -290,8 +314,11 @@ def train(run: Run, command: Sequence[str]) -> None:
     Under torchrun or SLURM process 0 keeps the folder; the others only run the command.
     """
     rank = launcher_rank()
+    given = last_flag(command, "--max-update")
+    max_update = int(given) if given else None
+    checkpoints, log = run.folder / "checkpoints", run.folder / "train.log"
     if rank > 0:
-        if "train" not in results.read(run.folder):
+        if "train" not in results.read(run.folder) and not has_ended(checkpoints, log, max_update):
             execute(command, run.folder / f"train.rank-{rank}.log", None)
         return
     with exclusive(run.folder) as lock:
@@ -299,15 +326,16 @@ def train(run: Run, command: Sequence[str]) -> None:
         if "train" in results.read(run.folder):
             run.say(f"trained already: {run.folder}")
             return
-        repaired = repair_last_checkpoint(run.folder / "checkpoints")
+        repaired = repair_last_checkpoint(checkpoints)
         if repaired:
             run.say(f"checkpoint_last.pt was torn; going on from {repaired}")
-        max_update = last_flag(command, "--max-update")
-        log = run.folder / "train.log"
-        run.say(f"training; all messages go to {log}")
-        execute(command, log, lock, report=Progress(run.label, int(max_update) if max_update else None))
+        if has_ended(checkpoints, log, max_update):
+            run.say("training had ended before its results were recorded; recording them")
+        else:
+            run.say(f"training; all messages go to {log}")
+            execute(command, log, lock, report=Progress(run.label, max_update))
         measured = results.parse_training_log(log.read_text(encoding="utf-8"))
-        write_config(run.folder / "checkpoints/checkpoint_last.pt", run.folder / "config.json")
+        write_config(checkpoints / "checkpoint_last.pt", run.folder / "config.json")
         run.record("train", command, measured)
 
 

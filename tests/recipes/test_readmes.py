@@ -146,6 +146,7 @@ def check_run(run, task, name):
         line = (run / f"{stage}.command").read_text(encoding="utf-8").strip()
         assert line == recorded[stage]["command"]
         assert "--required-batch-size-multiple 1" in line
+        assert stage != "train" or "--update-epoch-batch-itr True" in line
         assert (run / f"{stage}.log").stat().st_size > 0
         environment = recorded[stage]["environment"]
         assert {"fairseq_gpam", "torch", "fairseq"} & set(environment["versions"])
