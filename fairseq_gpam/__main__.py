@@ -15,6 +15,7 @@ COMMANDS = {
     "info": ("fairseq_gpam.info", "print versions, engine, models, architectures, mechanisms; parameters of a model"),
     "mechanisms": ("fairseq_gpam.mechanism_page", "write the page of the mechanisms and its drawings"),
     "benchmark": ("fairseq_gpam.benchmark.cli", "compare time and memory with the unmodified fairseq"),
+    "export": ("fairseq_gpam.export", "turn a checkpoint into one of fairseq's own model, where that is exact"),
     "analyze": ("fairseq_gpam.analysis.cli", "measure and draw attention in checkpoints: collapse, gradients, maps"),
 }
 
