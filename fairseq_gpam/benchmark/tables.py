@@ -1,0 +1,96 @@
+"""Renders the benchmark's JSON files as Markdown tables, between markers in the page on speed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+SHAPES = {
+    "iwslt": "IWSLT {kind} (64 × 30 tokens, width 512, 4 heads)",
+    "wmt": "WMT {kind} (32 × 64 tokens, width 512, 8 heads)",
+    "lm512": "language model (4 × 512 tokens)",
+    "lm2048": "language model (2,048 tokens)",
+}
+Row = dict[str, Any]
+
+_MARKED = re.compile(r"(<!-- benchmark: (\w+) ([\w./-]+\.json) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def rebuilt(page: str, repository: Path) -> str:
+    """Returns the page with every table between `<!-- benchmark: TABLE FILE -->` markers made anew from FILE."""
+
+    def fresh(match: re.Match[str]) -> str:
+        measured = json.loads((repository / match[3]).read_text(encoding="utf-8"))
+        return f"{match[1]}\n{TABLES[match[2]](measured)}\n\n{match[4]}"
+
+    return _MARKED.sub(fresh, page)
+
+
+def _label(row: Row) -> str:
+    place = SHAPES[row["shape"]].format(kind=row["kind"] if row["level"] in ("layer", "decoding") else "model")
+    dropout = f", attention dropout {row['dropout']:g}" if row["dropout"] else ""
+    return f"{row['level']}, {place}, {row['mode']}{dropout}"
+
+
+def _grouped(measured: Row) -> dict[str, dict[tuple[str, str], Row]]:
+    """Returns the rows of each case, in their order, by mechanism and backend."""
+    cases: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in measured["ratios"]:
+        cases.setdefault(_label(row), {})[row["mechanism"], row["backend"]] = row
+    return cases
+
+
+def _quartiles(row: Row | None) -> str:
+    return "not run" if row is None else f"{row['median']:.3f} ({row['lower']:.3f}–{row['upper']:.3f})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def ratios(measured: Row) -> str:
+    """Returns daGPAM beside this package's softmax attention, and both beside stock."""
+    rows = []
+    for label, found in _grouped(measured).items():
+        softmax, dagpam = found.get(("softmax", "auto")), found.get(("dagpam", "auto"))
+        quotient = "not run" if softmax is None or dagpam is None else f"{dagpam['median'] / softmax['median']:.2f}"
+        rows.append([label, quotient, _quartiles(softmax), _quartiles(dagpam)])
+    return _table(["case", "daGPAM / softmax", "softmax / stock", "daGPAM / stock"], rows)
+
+
+def backends(measured: Row) -> str:
+    """Returns what `auto` gains on `reference`, for daGPAM and for softmax attention."""
+    rows = []
+    for label, found in _grouped(measured).items():
+        cells = [label]
+        for mechanism in ("dagpam", "softmax"):
+            cells += [_quartiles(found.get((mechanism, backend))) for backend in ("auto", "reference")]
+        rows.append(cells)
+    return _table(["case", "daGPAM, auto", "daGPAM, reference", "softmax, auto", "softmax, reference"], rows)
+
+
+def memory(measured: Row) -> str:
+    """Returns peak memory in MiB by length, and the exponent with which it grows."""
+    lengths = measured["memory"][0]["lengths"]
+    rows = []
+    for row in measured["memory"]:
+        name = row["what"] + (f", attention dropout {row['dropout']:g}" if row["dropout"] else "")
+        cells = [f"{value:,.0f}" for value in row["mebibytes"]]
+        rows.append([name, *cells, *["not run"] * (len(lengths) - len(cells)), f"T^{row['exponent']:.2f}"])
+    return _table(["tokens", *(f"{length:,}" for length in lengths), "grows as"], rows)
+
+
+def scaling(measured: Row) -> str:
+    """Returns the training time of the attention core against stock, by length."""
+    (row,) = (row for row in measured["scaling"] if row["mechanism"] == "dagpam")
+    pairs = zip(row["our_seconds"], row["stock_seconds"], strict=True)
+    return _table(
+        ["tokens", *(f"{length:,}" for length in row["lengths"])],
+        [["daGPAM / stock", *(f"{ours / stock:.2f}" for ours, stock in pairs)]],
+    )
+
+
+TABLES = {"ratios": ratios, "backends": backends, "memory": memory, "scaling": scaling}
