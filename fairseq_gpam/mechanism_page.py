@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import REGISTRY, SITES, AttentionMask, AttentionMechanism, Site, build_mechanism
+from fairseq_gpam.attention import (
+    REGISTRY,
+    SITES,
+    AttentionInput,
+    AttentionMask,
+    AttentionMechanism,
+    Site,
+    build_mechanism,
+)
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
 # The base transformer's attention: what the page counts parameters for.
@@ -194,7 +202,7 @@ def example_weights(name: str) -> Tensor:
         for layer in (0, 1):
             site = Site(REGISTRY[name].sites[0], layer, 3, heads * width, heads, width, shared)
             mechanism = build_mechanism(name, site, settings).double()
-            weights = mechanism(q, k, v, AttentionMask(), x, 0.0, True)[1]
+            weights = mechanism(AttentionInput(q, k, v, AttentionMask(), x, 0.0, True))[1]
     assert weights is not None
     return weights[0, 0]
 

@@ -32,19 +32,21 @@ from fairseq_gpam.attention import (  # noqa: F401
 from fairseq_gpam.attention.base import (
     REGISTRY,
     SITES,
+    AttentionInput,
     AttentionMechanism,
     Option,
     Settings,
     Site,
-    build_mechanism,
     register_mechanism,
 )
 from fairseq_gpam.attention.masks import FUTURE, AttentionMask, FutureMask
+from fairseq_gpam.attention.mixed import build_mechanism
 
 __all__ = [
     "FUTURE",
     "REGISTRY",
     "SITES",
+    "AttentionInput",
     "AttentionMask",
     "AttentionMechanism",
     "FutureMask",

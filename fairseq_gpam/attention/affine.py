@@ -24,7 +24,7 @@ BACKENDS = ("auto", "reference", "fused")
 
 
 @dataclass(frozen=True)
-class Affine:
+class AffineTerms:
     """The coefficients and the second branch of one member of the family.
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
@@ -52,7 +52,7 @@ def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | Non
     return softmax(torch.cat([scores, sink_scores], dim=-1))[..., :-1]
 
 
-def affine_weights(q: Tensor, k: Tensor, mask: AttentionMask, terms: Affine) -> Tensor:
+def affine_weights(q: Tensor, k: Tensor, mask: AttentionMask, terms: AffineTerms) -> Tensor:
     """Returns the combined matrix P, zero in the rows that see nothing: B × H × T × S."""
     num_queries, num_keys = q.size(-2), k.size(-2)
     bias, sighted = mask.for_scores(num_queries, num_keys, q)
@@ -105,7 +105,7 @@ def visible_mean(v: Tensor, mask: AttentionMask, num_queries: int) -> Tensor:
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, terms: Affine, dropout_p: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, terms: AffineTerms, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The plain formula: every matrix is held, P is dropped, then applied. Returns B × H × T × D and P undropped."""
     weights = affine_weights(q, k, mask, terms)
@@ -117,7 +117,7 @@ def choose_backend(
     k: Tensor,
     v: Tensor,
     mask: AttentionMask,
-    terms: Affine,
+    terms: AffineTerms,
     dropout_p: float,
     need_weights: bool,
     backend: str,
@@ -165,7 +165,7 @@ def affine_attention(
     k: Tensor,
     v: Tensor,
     mask: AttentionMask,
-    terms: Affine,
+    terms: AffineTerms,
     dropout_p: float = 0.0,
     need_weights: bool = False,
     backend: str = "auto",

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from fairseq_gpam.attention.affine import Affine, Coefficient
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms, Coefficient
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import AffineMechanism, numbers
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def attn_scale_terms(scale: Coefficient) -> Affine:
+def attn_scale_terms(scale: Coefficient) -> AffineTerms:
     """Returns P = U + (1+λ)·(softmax(QKᵀ/√D + M) − U), B × H × T × S, U uniform over the keys that a row sees.
 
     `scale` is λ, broadcastable to P; the low-pass part U keeps the weight 1. Wang et al. 2022, arXiv 2203.05962,
     section 4.1; learned per head from 0 in VITA-Group/ViT-Anti-Oversmoothing. There every token sees every other;
     U over the visible keys, a running mean under a causal mask, is our reading for masked attention.
     """
-    return Affine(positive=1 + scale, uniform=scale)
+    return AffineTerms(positive=1 + scale, uniform=scale)
 
 
 @register_mechanism
@@ -37,7 +35,7 @@ class AttnScaleAttention(AffineMechanism):
         super().__init__(site, settings)
         self.scale = learned_numbers(torch.full((site.num_heads,), settings.attn_scale_start))
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         return attn_scale_terms(self.scale.view(-1, 1, 1))
 
     def extra_repr(self) -> str:

@@ -139,6 +139,26 @@ class Site:
         return f"{self.name} layer {self.layer}"
 
 
+@dataclass(frozen=True)
+class AttentionInput:
+    """What one call of an attention mechanism gets.
+
+    q: B × H × T × D, not scaled. k, v: B × H × S × D.
+    mask: which keys a query may see.
+    x: B × T × C, the layer's input to the query projection.
+    dropout_p: the probability with which a weight is dropped now; 0 outside training.
+    need_weights: whether the weights are asked for.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: AttentionMask
+    x: Tensor
+    dropout_p: float = 0.0
+    need_weights: bool = False
+
+
 class AttentionMechanism(nn.Module):
     """The one interface: queries, keys and values in, values mixed by the mechanism's weights out.
 
@@ -165,23 +185,17 @@ class AttentionMechanism(nn.Module):
         self.site = site
         self.backend: str = settings.backend
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         """Attends.
 
-        Shapes: q B × H × T × D, not scaled; k, v B × H × S × D; x B × T × C, the layer's input to the query
-        projection; result B × H × T × D, and the weights B × H × T × S before dropout if `need_weights`, else None.
-        `dropout_p` is the probability that is in force now: 0 outside training.
+        Returns the output, B × H × T × D, and the weights before dropout, B × H × T × S, if `inputs.need_weights`, else
+        None.
         """
         raise NotImplementedError
+
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        """Returns what follows the weighted sum, B × H × T × D; the sum itself unless overridden."""
+        return output
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.site}"
@@ -196,22 +210,6 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
     if known is not cls:
         raise ValueError(f"two mechanisms are named {cls.name!r}: {known} and {cls}")
     return cls
-
-
-def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
-    """Builds the mechanism that `spec` names, or the mixture (`dagpam:4,softmax:4`) that it describes.
-
-    Raises ValueError if one is unknown or cannot stand at this site, or if a mixture does not fit the heads.
-    """
-    from fairseq_gpam.attention.mixed import MixedHeads, is_mixture
-
-    if is_mixture(spec):
-        return MixedHeads(spec, site, settings)
-    try:
-        mechanism = REGISTRY[spec]
-    except KeyError:
-        raise ValueError(f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}") from None
-    return mechanism(site, settings)
 
 
 def softmax(scores: Tensor) -> Tensor:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def centered_terms() -> Affine:
+def centered_terms() -> AffineTerms:
     """Returns P = softmax(QKᵀ/√D + M) − U, B × H × T × S, U uniform over the keys that a row sees.
 
     Ali, Galanti & Wolf 2023, arXiv 2306.01610; Nait Saada, Naderi & Tanner 2024 (Mind the Gap), arXiv 2410.07799,
     where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, a running mean of the values:
     the form that leaves no weight on the future.
     """
-    return Affine(uniform=1.0)
+    return AffineTerms(uniform=1.0)
 
 
 @register_mechanism
@@ -30,5 +27,5 @@ class CenteredAttention(AffineMechanism):
     row_sum = "0"
     cost = "1×, and a mean of the values"
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         return centered_terms()

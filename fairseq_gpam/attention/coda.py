@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, upcast, zero_hidden
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -53,8 +53,8 @@ class CodaAttention(MatrixMechanism):
         super().__init__(site, settings)
         self.centered = settings.coda_gate == "centered"
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return coda_weights(q, k, mask, self.centered)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return coda_weights(inputs.q, inputs.k, inputs.mask, self.centered)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gate {'centered' if self.centered else 'doubled'}"

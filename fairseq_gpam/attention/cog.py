@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -49,8 +49,12 @@ class CogAttention(MatrixMechanism):
             )
         self.keeps_softmax = not settings.cog_everywhere and site.layer in (0, site.num_layers - 1)
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return softmax_weights(q, k, mask) if self.keeps_softmax else cog_weights(q, k, mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return (
+            softmax_weights(inputs.q, inputs.k, inputs.mask)
+            if self.keeps_softmax
+            else cog_weights(inputs.q, inputs.k, inputs.mask)
+        )
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", softmax here" if self.keeps_softmax else "")

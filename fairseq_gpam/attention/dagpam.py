@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fairseq_gpam.attention.affine import Affine, Coefficient
-from fairseq_gpam.attention.base import Option, Settings, Site, may_be_bypassed, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms, Coefficient
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, may_be_bypassed, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.fused import QueryMap
-from fairseq_gpam.attention.masks import AttentionMask
 
 DAGPAM_OPTIONS = (
     *LAMBDA_OPTIONS,
@@ -29,13 +28,13 @@ DAGPAM_OPTIONS = (
 )
 
 
-def dagpam_terms(negative_q: Tensor | QueryMap, lambda_plus: Coefficient, lambda_minus: Coefficient) -> Affine:
+def dagpam_terms(negative_q: Tensor | QueryMap, lambda_plus: Coefficient, lambda_minus: Coefficient) -> AffineTerms:
     """Returns the terms of P = (1+λ⁺)·softmax(QKᵀ/√D + M) − λ⁻·softmax(Q⁻Kᵀ/√D + M), B × H × T × S.
 
     Shapes: negative_q (Q⁻ = ReLU(Q)W_Q⁻, or how it is made) B × H × T × D; λ⁺ and λ⁻ broadcastable to P. Heo & Choi
     2024, arXiv 2410.15578.
     """
-    return Affine(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
+    return AffineTerms(positive=1 + lambda_plus, negative=lambda_minus, negative_q=negative_q)
 
 
 def _negative_queries(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -150,13 +149,13 @@ class DualGPAMAttention(AffineMechanism):
         self.lambda_minus = build_lambda("lambda_minus", self.name, site, settings)
         self.negative_projection = build_negative_projection(site, settings)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         lambdas = (self.lambda_plus(), self.lambda_minus())
         projection = self.negative_projection
         # The reference's gradients are autograd's own.
         is_reference = self.backend == "reference"
-        if is_reference or not isinstance(projection, PerHeadLinear) or not may_be_bypassed(projection, q):
-            return dagpam_terms(projection(torch.relu(q)), *lambdas)
+        if is_reference or not isinstance(projection, PerHeadLinear) or not may_be_bypassed(projection, inputs.q):
+            return dagpam_terms(projection(torch.relu(inputs.q)), *lambdas)
         parameters = (projection.blocks(), projection.head_bias())
         query_map = QueryMap(
             _negative_queries, _both_queries_backward, lambda q: _BothQueries.apply(q, *parameters), parameters

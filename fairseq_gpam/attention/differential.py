@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine, Coefficient, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site, register_mechanism
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.affine import AffineTerms, Coefficient, affine_attention
+from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, register_mechanism
 from fairseq_gpam.attention.rmsnorm import rms_norm
 
 
@@ -18,13 +17,13 @@ def lambda_init(layer: int) -> float:
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
 
-def pair_terms(q: Tensor, k: Tensor, strength: Coefficient) -> tuple[Tensor, Tensor, Affine]:
+def pair_terms(q: Tensor, k: Tensor, strength: Coefficient) -> tuple[Tensor, Tensor, AffineTerms]:
     """Returns Q₁, K₁ and the terms of P = softmax(Q₁K₁ᵀ/√D + M) − λ·softmax(Q₂K₂ᵀ/√D + M), B × H/2 × T × S.
 
     Shapes: q B × H × T × D, k B × H × S × D, neighbouring heads 2h and 2h+1 being one pair; `strength` is λ. The pair's
     values have the width 2D. Ye et al. 2024, arXiv 2410.05258, eq. 1; microsoft/unilm, Diff-Transformer.
     """
-    return q[:, 0::2], k[:, 0::2], Affine(negative=strength, negative_q=q[:, 1::2], negative_k=k[:, 1::2])
+    return q[:, 0::2], k[:, 0::2], AffineTerms(negative=strength, negative_q=q[:, 1::2], negative_k=k[:, 1::2])
 
 
 def join_pairs(heads: Tensor) -> Tensor:
@@ -72,22 +71,20 @@ class DifferentialAttention(AttentionMechanism):
         ]
         return exponents[0].exp() - exponents[1].exp() + self.lambda_init
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        for per_key in (mask.bias, mask.hidden):
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        for per_key in (inputs.mask.bias, inputs.mask.hidden):
             if per_key is not None and per_key.dim() == 4 and per_key.size(1) > 1:
                 raise ValueError("attn_mask with one matrix per head is not allowed with --gpam-mechanism differential")
-        first_q, first_k, terms = pair_terms(q, k, self.strength().type_as(q))
+        first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength().type_as(inputs.q))
         output, weights = affine_attention(
-            first_q, first_k, join_pairs(v), mask, terms, dropout_p, need_weights, self.backend
+            first_q,
+            first_k,
+            join_pairs(inputs.v),
+            inputs.mask,
+            terms,
+            inputs.dropout_p,
+            inputs.need_weights,
+            self.backend,
         )
         output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
         return output, None if weights is None else weights.repeat_interleave(2, dim=1)

@@ -7,20 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, split_heads, upcast
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> Affine:
+def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTerms:
     """Returns P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M), B × H × T × S.
 
     Shapes: second_q (Q₂) B × H × T × D; strength_logits (X w) B × T × H. microsoft/unilm, Diff-Transformer-V2, where
     the two query sets lie interleaved in one projection of double width and no norm follows.
     """
     strength = torch.sigmoid(upcast(strength_logits)).type_as(second_q)
-    return Affine(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
+    return AffineTerms(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
 
 
 @register_mechanism
@@ -43,5 +42,7 @@ class DifferentialV2Attention(AffineMechanism):
         self.strength_proj = nn.Linear(site.embed_dim, site.num_heads, bias=False)
         nn.init.xavier_uniform_(self.strength_proj.weight)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        return differential_v2_terms(split_heads(self.second_q_proj(x), q.size(1)), self.strength_proj(x))
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return differential_v2_terms(
+            split_heads(self.second_q_proj(inputs.x), inputs.q.size(1)), self.strength_proj(inputs.x)
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import register_mechanism, softmax
+from fairseq_gpam.attention.base import AttentionInput, register_mechanism, softmax
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -49,5 +49,5 @@ class DnasAttention(MatrixMechanism):
     cost = "1×"
     sites = ("encoder",)
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return dnas_weights(q, k, mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return dnas_weights(inputs.q, inputs.k, inputs.mask)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, numbers, zero_blind
 from fairseq_gpam.attention.masks import AttentionMask
@@ -71,8 +71,8 @@ class EntmaxAttention(MatrixMechanism):
         """Returns the α of every head: H."""
         return ALPHA_FLOOR + F.softplus(self.theta)
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return entmax_weights(q, k, mask, self.alpha().view(-1, 1, 1))
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return entmax_weights(inputs.q, inputs.k, inputs.mask, self.alpha().view(-1, 1, 1))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, α {numbers(self.alpha())}"

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.affine import Affine, affine_attention
-from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site, apply_weights
+from fairseq_gpam.attention.affine import AffineTerms, affine_attention
+from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights
 from fairseq_gpam.attention.masks import AttentionMask
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -17,27 +17,16 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 class AffineMechanism(AttentionMechanism):
     """A mechanism that only chooses its terms of the affine family; the family's core does the work."""
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        """Returns this mechanism's coefficients and second branch; shapes as in `forward`."""
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        """Returns this mechanism's coefficients and its second branch."""
         raise NotImplementedError
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
-        """Returns what follows the weighted sum, B × H × T × D; the sum itself unless overridden."""
-        return output
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        terms = self.terms(q, k, mask, x)
-        output, weights = affine_attention(q, k, v, mask, terms, dropout_p, need_weights, self.backend)
-        return self.finish(output, v, mask, x), weights
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        terms = self.terms(inputs)
+        output, weights = affine_attention(
+            inputs.q, inputs.k, inputs.v, inputs.mask, terms, inputs.dropout_p, inputs.need_weights, self.backend
+        )
+        return self.finish(output, inputs), weights
 
 
 class MatrixMechanism(AttentionMechanism):
@@ -51,27 +40,14 @@ class MatrixMechanism(AttentionMechanism):
                 "computed; allowed: auto, reference"
             )
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    def weights(self, inputs: AttentionInput) -> Tensor:
         """Returns the weights, exactly 0 on hidden keys; in fp32 for half precision."""
         raise NotImplementedError
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
-        """Returns what follows the weighted sum, B × H × T × D; the sum itself unless overridden."""
-        return output
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        weights = self.weights(q, k, mask).type_as(v)
-        output = self.finish(apply_weights(weights, v, dropout_p), v, mask, x)
-        return output, weights if need_weights else None
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        weights = self.weights(inputs).type_as(inputs.v)
+        output = self.finish(apply_weights(weights, inputs.v, inputs.dropout_p), inputs)
+        return output, weights if inputs.need_weights else None
 
 
 def upcast(tensor: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, upcast, zero_hidden
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -112,35 +112,32 @@ class FastmaxAttention(MatrixMechanism):
         self.form: str = settings.fastmax_form
         self.norm: float = settings.fastmax_norm
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return fastmax_weights(normalize_tokens(q, self.norm), normalize_tokens(k, self.norm), mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return fastmax_weights(
+            normalize_tokens(inputs.q, self.norm), normalize_tokens(inputs.k, self.norm), inputs.mask
+        )
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        has_matrix = mask.bias is not None or mask.hidden is not None
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        has_matrix = inputs.mask.bias is not None or inputs.mask.hidden is not None
         if self.form == "linear":
-            if dropout_p > 0:
+            if inputs.dropout_p > 0:
                 raise ValueError(
-                    f"--attention-dropout {dropout_p:g} is not allowed with --gpam-fastmax-form linear, which has no "
-                    "weights to drop; allowed: 0, or --gpam-fastmax-form matrix"
+                    f"--attention-dropout {inputs.dropout_p:g} is not allowed with --gpam-fastmax-form linear, which "
+                    "has no weights to drop; allowed: 0, or --gpam-fastmax-form matrix"
                 )
             if has_matrix:
                 raise ValueError("attn_mask as a matrix is not allowed with --gpam-fastmax-form linear")
-        linear_pays = k.size(-2) > 2 * q.size(-1) ** 2 and not has_matrix and dropout_p == 0
-        if need_weights or self.form == "matrix" or (self.form == "auto" and not linear_pays):
-            return super().forward(q, k, v, mask, x, dropout_p, need_weights)
+        linear_pays = inputs.k.size(-2) > 2 * inputs.q.size(-1) ** 2 and not has_matrix and inputs.dropout_p == 0
+        if inputs.need_weights or self.form == "matrix" or (self.form == "auto" and not linear_pays):
+            return super().forward(inputs)
         output = fastmax_linear(
-            normalize_tokens(q, self.norm), normalize_tokens(k, self.norm), v, mask.padding, mask.causal
+            normalize_tokens(inputs.q, self.norm),
+            normalize_tokens(inputs.k, self.norm),
+            inputs.v,
+            inputs.mask.padding,
+            inputs.mask.causal,
         )
-        return output.type_as(v), None
+        return output.type_as(inputs.v), None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, form {self.form}"

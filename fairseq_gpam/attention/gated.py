@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, split_heads, upcast
-from fairseq_gpam.attention.masks import AttentionMask
 
 
 def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
@@ -46,8 +45,8 @@ class GatedAttention(AffineMechanism):
         self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * width, bias=False)
         nn.init.xavier_uniform_(self.gate_proj.weight)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        return Affine()
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
-        return gate_heads(output, self.gate_proj(x))
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        return gate_heads(output, self.gate_proj(inputs.x))

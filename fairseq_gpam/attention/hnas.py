@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.dnas import dnas_weights
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, numbers, zero_blind
@@ -49,8 +49,8 @@ class HnasAttention(MatrixMechanism):
         start = math.log(settings.hnas_share / (1 - settings.hnas_share))
         self.theta = learned_numbers(torch.full((site.num_heads,), start))
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return hnas_weights(q, k, mask, torch.sigmoid(self.theta).view(-1, 1, 1))
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return hnas_weights(inputs.q, inputs.k, inputs.mask, torch.sigmoid(self.theta).view(-1, 1, 1))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, u {numbers(torch.sigmoid(self.theta))}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import AttentionMechanism, Settings, Site, SiteName, build_mechanism
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.base import REGISTRY, AttentionInput, AttentionMechanism, Settings, Site, SiteName
 
 
 def is_mixture(spec: str) -> bool:
@@ -58,34 +59,32 @@ class MixedHeads(AttentionMechanism):
             self.counts.append(count)
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        x: Tensor,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         outputs, maps = [], []
         start = 0
         for group, count in zip(self.groups.values(), self.counts, strict=True):
             stop = start + count
-            output, weights = group(
-                q[:, start:stop],
-                k[:, start:stop],
-                v[:, start:stop],
-                mask.heads(start, stop),
-                x,
-                dropout_p,
-                need_weights,
-            )
+            q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
+            output, weights = group(replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop)))
             outputs.append(output)
             maps.append(weights)
             start = stop
-        return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if need_weights else None
+        return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if inputs.need_weights else None
 
     def extra_repr(self) -> str:
         heads = ", ".join(f"{name}:{count}" for name, count in zip(self.groups, self.counts, strict=True))
         return f"{super().extra_repr()}, {heads}"
+
+
+def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
+    """Builds the mechanism that `spec` names, or the mixture (`dagpam:4,softmax:4`) that it describes.
+
+    Raises ValueError if one is unknown or cannot stand at this site, or if a mixture does not fit the heads.
+    """
+    if is_mixture(spec):
+        return MixedHeads(spec, site, settings)
+    try:
+        mechanism = REGISTRY[spec]
+    except KeyError:
+        raise ValueError(f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}") from None
+    return mechanism(site, settings)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import (
     MatrixMechanism,
@@ -74,14 +74,14 @@ class NapAttention(MatrixMechanism):
         if settings.nap_output == "layernorm-gelu":
             self.norm = nn.LayerNorm(site.num_heads * site.head_dim, EPSILON)
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return nap_weights(q, k, mask, self.gain.view(-1, 1, 1), self.bias.view(-1, 1, 1))
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return nap_weights(inputs.q, inputs.k, inputs.mask, self.gain.view(-1, 1, 1), self.bias.view(-1, 1, 1))
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         if self.norm is None:
             return output
         # LayerNorm's bias would speak for a row that sees nothing.
-        sighted = sighted_rows(mask, output.size(-2), v.size(-2), v.device)
+        sighted = sighted_rows(inputs.mask, output.size(-2), inputs.v.size(-2), inputs.v.device)
         return zero_blind(pooled_output(output, self.norm.weight, self.norm.bias), sighted)
 
     def extra_repr(self) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, sighted_rows, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
 
 
 def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
@@ -41,14 +40,14 @@ class NeutrenoAttention(AffineMechanism):
         self.strength: float = settings.neutreno_lambda
         self.key = ("neutreno", site.name)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        return Affine()
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
-        num_queries, num_keys = output.size(-2), v.size(-2)
-        current = v[..., num_keys - num_queries :, :]
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        num_queries, num_keys = output.size(-2), inputs.v.size(-2)
+        current = inputs.v[..., num_keys - num_queries :, :]
         first = self._first_values(current)
-        sighted = sighted_rows(mask, num_queries, num_keys, v.device)
+        sighted = sighted_rows(inputs.mask, num_queries, num_keys, inputs.v.device)
         return zero_blind(pull_back(output, first, current, self.strength), sighted)
 
     def _first_values(self, current: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, zero_hidden
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -37,8 +37,8 @@ class NonAttention(MatrixMechanism):
         super().__init__(site, settings)
         self.output = settings.non_output
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return non_weights(q, k, mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return non_weights(inputs.q, inputs.k, inputs.mask)
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return F.gelu(output, approximate="tanh") if self.output == "gelu" else output

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast, zero_hidden
 from fairseq_gpam.attention.masks import AttentionMask
 from fairseq_gpam.attention.rmsnorm import rms_norm
@@ -45,8 +45,8 @@ class RelaAttention(MatrixMechanism):
         bound = math.sqrt(3 / width)
         self.norm_gate = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return rela_weights(q, k, mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return rela_weights(inputs.q, inputs.k, inputs.mask)
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return gated_rms_norm(output, self.norm_scale, self.norm_gate)

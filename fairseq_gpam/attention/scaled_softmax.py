@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fairseq_gpam.attention.affine import Affine, Coefficient
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms, Coefficient
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def scaled_softmax_terms(lambda_plus: Coefficient) -> Affine:
+def scaled_softmax_terms(lambda_plus: Coefficient) -> AffineTerms:
     """Returns P = (1+λ⁺)·softmax(QKᵀ/√D + M), B × H × T × S; λ⁺ broadcastable to it. A control of this project."""
-    return Affine(positive=1 + lambda_plus)
+    return AffineTerms(positive=1 + lambda_plus)
 
 
 @register_mechanism
@@ -31,5 +28,5 @@ class ScaledSoftmaxAttention(AffineMechanism):
         super().__init__(site, settings)
         self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         return scaled_softmax_terms(self.lambda_plus())

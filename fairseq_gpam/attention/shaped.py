@@ -7,14 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import AffineMechanism, numbers
 from fairseq_gpam.attention.masks import AttentionMask
 
 
-def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor | None) -> Affine:
+def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor | None) -> AffineTerms:
     """Returns P = α·I + β·softmax(QKᵀ/√D + M) − γ·U, B × H × T × S, U uniform over the keys that a row sees.
 
     α, β, γ are broadcastable to P; `own_visible`, broadcastable to B × H × T × 1, is false where a query's own key is
@@ -24,7 +24,7 @@ def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor
     does there, is our reading.
     """
     identity = alpha if own_visible is None else alpha * own_visible
-    return Affine(positive=beta, uniform=gamma, identity=identity)
+    return AffineTerms(positive=beta, uniform=gamma, identity=identity)
 
 
 def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
@@ -58,8 +58,8 @@ class ShapedAttention(AffineMechanism):
         self.beta = learned_numbers(torch.full((site.num_heads,), settings.shaped_beta))
         self.gamma = learned_numbers(torch.full((site.num_heads,), settings.shaped_gamma))
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        own_visible = own_key_visible(mask, q.size(-2), k.size(-2), q.device)
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        own_visible = own_key_visible(inputs.mask, inputs.q.size(-2), inputs.k.size(-2), inputs.q.device)
         alpha, beta, gamma = (number.view(-1, 1, 1) for number in (self.alpha, self.beta, self.gamma))
         return shaped_terms(alpha, beta, gamma, own_visible)
 

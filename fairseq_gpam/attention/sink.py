@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import AffineMechanism, numbers
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def sink_terms(logits: Tensor) -> Affine:
+def sink_terms(logits: Tensor) -> AffineTerms:
     """Returns P_ij = exp(S_ij) / (exp(s_h) + Σ_j exp(S_ij)), B × H × T × S, S = QKᵀ/√D + M, from the logits s, H.
 
     A learned s is openai/gpt-oss's; s = 0 is softmax-off-by-one, which is stock attention with a zero key and a zero
     value appended (`add_zero_attn`).
     """
-    return Affine(sink=logits)
+    return AffineTerms(sink=logits)
 
 
 @register_mechanism
@@ -49,7 +48,7 @@ class SinkAttention(AffineMechanism):
         else:
             self.register_buffer("logits", torch.zeros(site.num_heads), persistent=False)
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         return sink_terms(self.logits)
 
     def extra_repr(self) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.masks import AttentionMask
 
 
-def softmax_terms() -> Affine:
+def softmax_terms() -> AffineTerms:
     """Returns the terms of P = softmax(QKᵀ/√D + M), B × H × T × S: a = 1 and nothing else.
 
     Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
     """
-    return Affine()
+    return AffineTerms()
 
 
 @register_mechanism
@@ -28,5 +25,5 @@ class SoftmaxAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×"
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
         return softmax_terms()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.affine import Affine
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.masks import AttentionMask
 from fairseq_gpam.attention.rmsnorm import rms_norm
 
 
@@ -34,8 +33,8 @@ class SoftmaxRMSNormAttention(AffineMechanism):
         super().__init__(site, settings)
         self.norm_weight = nn.Parameter(torch.ones(site.head_dim))
 
-    def terms(self, q: Tensor, k: Tensor, mask: AttentionMask, x: Tensor) -> Affine:
-        return Affine()
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
 
-    def finish(self, output: Tensor, v: Tensor, mask: AttentionMask, x: Tensor) -> Tensor:
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return normed_heads(output, self.norm_weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.entmax import entmax_package
 from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
 from fairseq_gpam.attention.masks import AttentionMask
@@ -33,5 +33,5 @@ class SparsemaxAttention(MatrixMechanism):
         super().__init__(site, settings)
         entmax_package()
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return sparsemax_weights(q, k, mask)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return sparsemax_weights(inputs.q, inputs.k, inputs.mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism, softmax
 from fairseq_gpam.attention.families import MatrixMechanism, hide, upcast, zero_blind
 from fairseq_gpam.attention.masks import AttentionMask
 
@@ -40,5 +40,5 @@ class TalkingHeadsAttention(MatrixMechanism):
         self.mix_scores = nn.Parameter(torch.eye(site.num_heads))
         self.mix_weights = nn.Parameter(torch.eye(site.num_heads))
 
-    def weights(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        return talking_heads_weights(q, k, mask, self.mix_scores, self.mix_weights)
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return talking_heads_weights(inputs.q, inputs.k, inputs.mask, self.mix_scores, self.mix_weights)

@@ -18,7 +18,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor, nn
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import FUTURE, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.benchmark.timing import Step
 from fairseq_gpam.modules import install_attention
 
@@ -114,7 +114,7 @@ def core_pair(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout)
 
     def ours() -> Tensor:
-        return mechanism(q, k, v, AttentionMask(causal=True), x, dropout)[0]
+        return mechanism(AttentionInput(q, k, v, AttentionMask(causal=True), x, dropout))[0]
 
     return _once(stock, training, q, k, v), _once(ours, training, q, k, v, *mechanism.parameters())
 

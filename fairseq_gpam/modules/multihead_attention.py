@@ -11,7 +11,7 @@ from fairseq.modules import MultiheadAttention
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from fairseq_gpam.attention import AttentionMask, AttentionMechanism, FutureMask
+from fairseq_gpam.attention import AttentionInput, AttentionMask, AttentionMechanism, FutureMask
 from fairseq_gpam.modules.projections import project
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
             x = x.reshape(k.size(0), beams * num_queries, embed_dim)
 
         need_weights = need_weights or need_head_weights
-        heads, weights = self.mechanism(
-            q, k, v, mask, x, self._dropout_in_force(), need_weights or bool(self.weights_hooks)
-        )
+        wants_weights = need_weights or bool(self.weights_hooks)
+        heads, weights = self.mechanism(AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights))
         if beams > 1:
             heads = self._unfold_beams(heads, beams)
             weights = None if weights is None else self._unfold_beams(weights, beams)

@@ -13,7 +13,7 @@ from reference import visibility
 from tiny import BASE, OURS, build_from, model_config, sentences, translation_input
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 BATCH, HEADS, LENGTH, WIDTH = 3, 2, 5, 3
@@ -157,7 +157,7 @@ class Contract:
         return mechanism
 
     def call(self, mechanism, q, k, v, mask, x, dropout_p=0.0, need_weights=False):
-        return mechanism(q, k, v, mask, x, dropout_p, need_weights)
+        return mechanism(AttentionInput(q, k, v, mask, x, dropout_p, need_weights))
 
     def inputs(self, queries, keys=LENGTH, dtype=torch.float64):
         def draw(*shape):

@@ -7,7 +7,7 @@ import torch
 from reference import row_softmax, visibility
 
 from fairseq_gpam.attention import FUTURE, AttentionMask
-from fairseq_gpam.attention.affine import BACKENDS, Affine, affine_attention
+from fairseq_gpam.attention.affine import BACKENDS, AffineTerms, affine_attention
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 
@@ -122,7 +122,7 @@ KINDS = [
 @pytest.mark.parametrize("length", [3, 63])
 def test_two_branches_under_every_mask(backend, kind, length):
     inputs = [tensor(BATCH, HEADS, length, WIDTH) for _ in range(3)]
-    terms = Affine(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
+    terms = AffineTerms(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
     check(backend, length, *masks(kind, length, length), terms, inputs)
 
 
@@ -131,7 +131,7 @@ def test_two_branches_under_every_mask(backend, kind, length):
 @pytest.mark.parametrize("negative", ["number", "scalar", "head", "token"])
 def test_coefficients_of_every_shape(backend, positive, negative):
     inputs = [tensor(BATCH, HEADS, 7, WIDTH) for _ in range(3)]
-    terms = Affine(coefficient(positive), coefficient(negative), tensor(BATCH, HEADS, 7, WIDTH))
+    terms = AffineTerms(coefficient(positive), coefficient(negative), tensor(BATCH, HEADS, 7, WIDTH))
     check(backend, 7, *masks("causal", 7, 7), terms, inputs)
 
 
@@ -150,14 +150,14 @@ def test_the_other_terms(backend, kind, extra):
     chosen = everything if extra == "all" else {extra: everything[extra]}
     if "negative_k" in chosen:
         chosen = chosen | {"negative": coefficient("head"), "negative_q": tensor(BATCH, HEADS, length, WIDTH)}
-    check(backend, length, *masks(kind, length, length), Affine(coefficient("head"), **chosen), inputs)
+    check(backend, length, *masks(kind, length, length), AffineTerms(coefficient("head"), **chosen), inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_long_sequence_that_no_block_size_divides(backend):
     length = 601
     inputs = [tensor(BATCH, HEADS, length, WIDTH) for _ in range(3)]
-    terms = Affine(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
+    terms = AffineTerms(coefficient("head"), coefficient("head"), tensor(BATCH, HEADS, length, WIDTH))
     check(backend, length, *masks("causal, left", length, length), terms, inputs)
 
 
@@ -165,7 +165,7 @@ def test_a_long_sequence_that_no_block_size_divides(backend):
 @pytest.mark.parametrize("kind", ["none", "causal", "additive, right"])
 def test_dropout_keeps_the_expectation_and_zero_dropout_is_none(backend, kind):
     q, k, v = (tensor(BATCH, HEADS, 5, WIDTH) for _ in range(3))
-    terms = Affine(1.5, 0.5, tensor(BATCH, HEADS, 5, WIDTH))
+    terms = AffineTerms(1.5, 0.5, tensor(BATCH, HEADS, 5, WIDTH))
     mask, _, _ = masks(kind, 5, 5)
     whole, _ = affine_attention(q, k, v, mask, terms, 0.0, False, backend)
     with torch.no_grad():

@@ -3,7 +3,7 @@
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map, uniform_map
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestAttnScale(Contract):
@@ -24,5 +24,8 @@ def test_dagpam_without_its_projection_is_attn_scale():
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
         mask = masks(kind, LENGTH)[0]
-        one, other = ours(q, k, v, mask, q, 0.0, True), theirs(q, k, v, mask, q, 0.0, True)
+        one, other = (
+            ours(AttentionInput(q, k, v, mask, q, 0.0, True)),
+            theirs(AttentionInput(q, k, v, mask, q, 0.0, True)),
+        )
         torch.testing.assert_close(one, other, rtol=0, atol=1e-7)

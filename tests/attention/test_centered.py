@@ -3,7 +3,7 @@
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map, uniform_map
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 
 SITE = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
 
@@ -23,13 +23,18 @@ def test_dagpam_at_its_corner_is_centered():
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
         mask = masks(kind, LENGTH)[0]
-        one, other = ours(q, k, v, mask, q, 0.0, True), theirs(q, k, v, mask, q, 0.0, True)
+        one, other = (
+            ours(AttentionInput(q, k, v, mask, q, 0.0, True)),
+            theirs(AttentionInput(q, k, v, mask, q, 0.0, True)),
+        )
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_causal_rows_subtract_a_running_mean_and_sum_to_zero():
     q, k, v = torch.randn(3, 1, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    output, weights = build_mechanism("centered", SITE, settings())(q, k, v, AttentionMask(causal=True), q, 0.0, True)
+    output, weights = build_mechanism("centered", SITE, settings())(
+        AttentionInput(q, k, v, AttentionMask(causal=True), q, 0.0, True)
+    )
     assert weights.triu(1).abs().max() == 0
     assert weights.sum(-1).abs().max() < 1e-15
     assert output[:, :, 0].abs().max() < 1e-15

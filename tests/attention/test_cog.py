@@ -4,7 +4,7 @@ import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings, softmax_map
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestCog(Contract):
@@ -29,7 +29,7 @@ def test_the_first_and_the_last_layer_keep_softmax():
     expected = softmax_map(q, k, bias, visible) @ v
     for layer in range(4):
         mechanism = build_mechanism("cog", Site("decoder", layer, 4, HEADS * WIDTH, HEADS, WIDTH), settings())
-        output = mechanism(q, k, v, mask, q)[0]
+        output = mechanism(AttentionInput(q, k, v, mask, q))[0]
         assert torch.allclose(output, expected, rtol=0, atol=1e-12) == (layer in (0, 3))
         assert ("softmax here" in repr(mechanism)) == (layer in (0, 3))
 

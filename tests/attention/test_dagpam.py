@@ -8,7 +8,7 @@ import torch
 from reference import dagpam_weights, row_softmax, visibility
 from tiny import attention
 
-from fairseq_gpam.attention import FUTURE, AttentionMask, fused
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, fused
 
 BACKENDS = ("auto", "reference", "fused")
 HEADS, WIDTH = 2, 4
@@ -29,7 +29,7 @@ def heads(batch=2, queries=5, keys=None, dtype=torch.float32):
 
 def attend(attend_with, q, k, v, mask=None, **kwargs):
     x = q.new_zeros(q.size(0), q.size(2), HEADS * WIDTH)
-    return attend_with(q, k, v, AttentionMask() if mask is None else mask, x, **kwargs)
+    return attend_with(AttentionInput(q, k, v, AttentionMask() if mask is None else mask, x, **kwargs))
 
 
 def expected_weights(module, q, k, visible, added=0.0):
@@ -80,7 +80,7 @@ def test_gradcheck_of_every_input_and_parameter(backend, masked):
     def function(q, k, v, *values):
         x = q.new_zeros(q.size(0), q.size(2), HEADS * WIDTH)
         state = dict(zip(names, values, strict=True))
-        return torch.func.functional_call(module, state, (q, k, v, mask, x))[0]
+        return torch.func.functional_call(module, state, (AttentionInput(q, k, v, mask, x),))[0]
 
     inputs = [tensor.detach().requires_grad_() for tensor in (q, k, v, *parameters)]
     assert {"lambda_plus.theta", "lambda_minus.theta", "negative_projection.weight"} <= set(names)

@@ -7,7 +7,7 @@ import torch
 from contract import LENGTH, WIDTH, Contract, build_model, masks, settings, softmax_map
 from tiny import STOCK, build
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestDifferential(Contract):
@@ -70,4 +70,4 @@ def test_a_bias_for_each_head_is_refused():
     mechanism = build_mechanism("differential", Site("encoder", 0, 1, 4 * WIDTH, 4, WIDTH), settings())
     q = torch.randn(3, 4, LENGTH, WIDTH)
     with pytest.raises(ValueError, match="one matrix per head"):
-        mechanism(q, q, q, masks("bias for each head", LENGTH, heads=4)[0], q)
+        mechanism(AttentionInput(q, q, q, masks("bias for each head", LENGTH, heads=4)[0], q))

@@ -5,7 +5,7 @@ import torch
 from contract import Contract, future_gradients, plain_softmax, row_by_row, settings
 from tiny import OURS, build
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.attention.dnas import dnas_weights
 
 
@@ -45,7 +45,7 @@ def test_the_future_test_catches_dnas_in_a_decoder():
 
     def softmax(q, k, v, x):
         site = Site("decoder", 0, 1, q.size(1) * q.size(-1), q.size(1), q.size(-1))
-        return build_mechanism("softmax", site, settings())(q, k, v, AttentionMask(causal=True), x)[0]
+        return build_mechanism("softmax", site, settings())(AttentionInput(q, k, v, AttentionMask(causal=True), x))[0]
 
     assert future_gradients(dnas) > 1e-3
     assert future_gradients(softmax) == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, row_by_row, settings
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 from fairseq_gpam.attention.entmax import ALPHA_FLOOR
 
 
@@ -50,8 +50,8 @@ def test_an_alpha_equals_the_known_method(alpha, name):
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     for kind in ("nothing", "left", "a sentence of padding", "causal", "bias, hiding, right"):
         mask = masks(kind, LENGTH)[0]
-        one = mechanism("entmax", entmax_alpha=alpha)(q, k, v, mask, q)[0]
-        torch.testing.assert_close(one, mechanism(name)(q, k, v, mask, q)[0], rtol=0, atol=1e-6)
+        one = mechanism("entmax", entmax_alpha=alpha)(AttentionInput(q, k, v, mask, q))[0]
+        torch.testing.assert_close(one, mechanism(name)(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-6)
 
 
 def test_alpha_stays_above_one():
@@ -60,7 +60,7 @@ def test_alpha_stays_above_one():
         entmax.theta.fill_(-1000.0)
     assert (entmax.alpha() > 1).all()
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
-    output = entmax(q, k, v, masks("causal, left", LENGTH)[0], q)[0]
+    output = entmax(AttentionInput(q, k, v, masks("causal, left", LENGTH)[0], q))[0]
     output.sum().backward()
     assert output.isfinite().all()
     assert math.isfinite(entmax.theta.grad.sum().item())

@@ -12,8 +12,17 @@ from tiny import OURS, build, sentences
 
 import fairseq_gpam.attention as room
 from fairseq_gpam import options
-from fairseq_gpam.attention import REGISTRY, AttentionMask, AttentionMechanism, Option, Site, base, build_mechanism
-from fairseq_gpam.attention.affine import Affine, affine_attention
+from fairseq_gpam.attention import (
+    REGISTRY,
+    AttentionInput,
+    AttentionMask,
+    AttentionMechanism,
+    Option,
+    Site,
+    base,
+    build_mechanism,
+)
+from fairseq_gpam.attention.affine import AffineTerms, affine_attention
 from fairseq_gpam.attention.families import AffineMechanism, MatrixMechanism
 
 LENGTH = 6
@@ -46,8 +55,8 @@ def test_dropout_drops_the_weights_themselves(name):
     first, mechanism = in_a_stack(name, **PLAIN.get(name, {}))
     if name in ("softmax_rmsnorm", "differential", "gated", "rela"):
         pytest.skip("what follows the weighted sum hides the matrix; the sum is the family's")
-    first(q, k, eye, AttentionMask(), x)
-    output, weights = mechanism(q, k, eye, AttentionMask(), x, 0.5, True)
+    first(AttentionInput(q, k, eye, AttentionMask(), x))
+    output, weights = mechanism(AttentionInput(q, k, eye, AttentionMask(), x, 0.5, True))
     dropped = output == 0
     where = weights.abs() > 1e-9
     assert 0.3 < (dropped & where).sum() / where.sum() < 0.7
@@ -105,7 +114,7 @@ def test_the_family_goes_through_the_shared_core(name, backend, monkeypatch):
     q = torch.randn(2, HEADS, LENGTH, LENGTH, dtype=torch.float64)
     x = torch.randn(2, LENGTH, HEADS * LENGTH, dtype=torch.float64)
     for mechanism in in_a_stack(name, backend=backend):
-        mechanism(q, q, q, AttentionMask(), x)
+        mechanism(AttentionInput(q, q, q, AttentionMask(), x))
     assert seen == [backend] * 2
 
 
@@ -118,7 +127,7 @@ def test_no_silent_fall_back_from_the_fused_backend(name):
 def test_unscaled_scores_fit_fp16():
     q = torch.full((1, 1, 2, 64), 60.0, dtype=torch.float16)
     mechanism = build_mechanism("nap", Site("encoder", 0, 1, 64, 1, 64), settings(nap_output="none")).half()
-    output, weights = mechanism(q, q, q, AttentionMask(), q[:, 0], 0.0, True)
+    output, weights = mechanism(AttentionInput(q, q, q, AttentionMask(), q[:, 0], 0.0, True))
     assert output.isfinite().all() and weights.isfinite().all()
 
 
@@ -132,8 +141,8 @@ def test_the_fused_backend_gives_the_same_numbers(name):
     for backend in ("reference", "fused"):
         torch.manual_seed(5)
         first, second = in_a_stack(name, backend=backend)
-        first(q, k, v.flip(-1), mask, x)
-        output = second(q, k, v, mask, x)[0]
+        first(AttentionInput(q, k, v.flip(-1), mask, x))
+        output = second(AttentionInput(q, k, v, mask, x))[0]
         results.append((output, *torch.autograd.grad(output.square().sum(), [q, k, v, *second.parameters()])))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
@@ -149,7 +158,7 @@ def test_dagpam_learns_and_decodes(task):
 
 def test_no_gradient_from_the_future_in_dagpam():
     dagpam = build_mechanism("dagpam", Site("decoder", 1, 3, HEADS * WIDTH, HEADS, WIDTH), settings()).double()
-    assert future_gradients(lambda q, k, v, x: dagpam(q, k, v, AttentionMask(causal=True), x)[0]) == 0
+    assert future_gradients(lambda q, k, v, x: dagpam(AttentionInput(q, k, v, AttentionMask(causal=True), x))[0]) == 0
 
 
 @pytest.fixture
@@ -170,8 +179,8 @@ def toy():
             super().__init__(site, settings)
             self.size = settings.toy_size
 
-        def terms(self, q, k, mask, x):
-            return Affine(positive=self.size)
+        def terms(self, inputs):
+            return AffineTerms(positive=self.size)
 
     base.register_mechanism(Toy)
     base.register_mechanism(Toy)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, future_gradients, masks, row_by_row, settings
 
-from fairseq_gpam.attention import FUTURE, AttentionMask, Site, build_mechanism, fastmax
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism, fastmax
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 LINEAR_KINDS = ("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left")
@@ -47,7 +47,7 @@ def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, monkeypatch):
     q = torch.randn(3, HEADS, queries, WIDTH, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask, bias, visible = masks(kind, queries)
-    output, weights = build(fastmax_form="linear")(q, k, v, mask, q)
+    output, weights = build(fastmax_form="linear")(AttentionInput(q, k, v, mask, q))
     assert weights is None
     expected = polynomial_map(q, k, bias, visible, 1.5) @ v
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
@@ -62,9 +62,9 @@ def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, monkeypatch):
 
 def test_the_linear_form_sees_no_future_and_survives_empty_rows():
     linear = build(fastmax_form="linear")
-    assert future_gradients(lambda q, k, v, x: linear(q, k, v, AttentionMask(causal=True), x)[0]) == 0
+    assert future_gradients(lambda q, k, v, x: linear(AttentionInput(q, k, v, AttentionMask(causal=True), x))[0]) == 0
     q = torch.randn(1, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
-    output = linear(q, q, q, AttentionMask(torch.ones(1, LENGTH, dtype=torch.bool), True), q)[0]
+    output = linear(AttentionInput(q, q, q, AttentionMask(torch.ones(1, LENGTH, dtype=torch.bool), True), q))[0]
     output.sum().backward()
     assert output.abs().max() == 0 and q.grad.isfinite().all()
 
@@ -86,13 +86,13 @@ def test_no_matrix_is_made_where_the_sequence_is_long(monkeypatch):
     """More than 2·D² keys: auto takes the sums."""
     monkeypatch.setattr(fastmax, "fastmax_weights", lambda *_: pytest.fail("a matrix was made"))
     q = torch.randn(1, HEADS, 2 * WIDTH**2 + 1, WIDTH, dtype=torch.float64)
-    build()(q, q, q, AttentionMask(causal=True), q)
+    build()(AttentionInput(q, q, q, AttentionMask(causal=True), q))
 
 
 def test_the_linear_form_refuses_what_needs_a_matrix():
     q = torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     linear = build(fastmax_form="linear")
     with pytest.raises(ValueError, match=r"--attention-dropout 0.1 .*--gpam-fastmax-form linear"):
-        linear(q, q, q, AttentionMask(), q, 0.1)
+        linear(AttentionInput(q, q, q, AttentionMask(), q, 0.1))
     with pytest.raises(ValueError, match="attn_mask as a matrix"):
-        linear(q, q, q, masks("bias", LENGTH)[0], q)
+        linear(AttentionInput(q, q, q, masks("bias", LENGTH)[0], q))

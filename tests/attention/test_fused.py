@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionMask, fused
-from fairseq_gpam.attention.affine import Affine, affine_attention, choose_backend, reference_attention
+from fairseq_gpam.attention.affine import AffineTerms, affine_attention, choose_backend, reference_attention
 from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, fused_attention
 
 HEADS = 2
@@ -54,7 +54,7 @@ def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
 def test_the_recorder_sees_the_matrix_that_the_reference_holds():
     q, k, v, negative_q, a, b = inputs(300)
     with LargestTensor() as seen:
-        reference_attention(q, k, v, AttentionMask(causal=True), Affine(a, b, negative_q))
+        reference_attention(q, k, v, AttentionMask(causal=True), AffineTerms(a, b, negative_q))
     assert seen.largest >= 300 * 300
 
 
@@ -66,7 +66,7 @@ def test_dropout_drops_the_combined_weights_and_the_backward_drops_the_same_ones
     mask = AttentionMask(causal=True)
     leaves = [q, k, negative_q, a, b]
     dropped = fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
-    plain, weights = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    plain, weights = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
     kept = dropped != 0
     visible = weights != 0
     assert 0.65 < kept[visible].double().mean() < 0.75
@@ -100,7 +100,7 @@ def test_a_positive_branch_of_any_factor_also_zero(a, length):
     factor = torch.tensor(a, dtype=torch.float64, requires_grad=True)
     mask = AttentionMask(causal=True)
     found = fused_attention(q, k, v, mask, factor, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, Affine(factor, b, negative_q))
+    expected, _ = reference_attention(q, k, v, mask, AffineTerms(factor, b, negative_q))
     torch.testing.assert_close(found, expected)
     leaves = [q, k, v, negative_q, factor, b]
     upstream = torch.randn_like(found)
@@ -131,14 +131,14 @@ def test_scores_that_would_overflow_an_exponential_stay_finite():
     mask = AttentionMask(causal=True)
     output = fused_attention(q, k, v, mask, a, b, negative_q)
     output.backward(torch.ones_like(output))
-    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
     assert torch.isfinite(q.grad).all()
 
 
 def choice(terms=None, dropout_p=0.0, need_weights=False, backend="auto", mask=None, length=10):
     q = torch.zeros(1, HEADS, length, WIDTH)
-    negative = Affine(1.5, 0.5, q) if terms is None else terms
+    negative = AffineTerms(1.5, 0.5, q) if terms is None else terms
     return choose_backend(q, q, q, mask or AttentionMask(), negative, dropout_p, need_weights, backend)
 
 
@@ -147,20 +147,20 @@ def test_the_choice_of_the_backend():
     assert choice() == "fused"
     assert choice(length=1000) == "fused"
     assert choice(dropout_p=0.1) == "fused"
-    assert choice(Affine()) == "sdpa"
-    assert choice(Affine(), dropout_p=0.1) == "fused"
-    assert choice(Affine(), length=1) == "fused"
-    assert choice(Affine(), mask=AttentionMask(padding, causal=True)) == "fused"
-    assert choice(Affine(uniform=1.0), dropout_p=0.1) == "reference"
+    assert choice(AffineTerms()) == "sdpa"
+    assert choice(AffineTerms(), dropout_p=0.1) == "fused"
+    assert choice(AffineTerms(), length=1) == "fused"
+    assert choice(AffineTerms(), mask=AttentionMask(padding, causal=True)) == "fused"
+    assert choice(AffineTerms(uniform=1.0), dropout_p=0.1) == "reference"
     assert choice(need_weights=True) == "fused"
-    assert choice(Affine(), need_weights=True) == "fused"
+    assert choice(AffineTerms(), need_weights=True) == "fused"
     assert choice(need_weights=True, dropout_p=0.1) == "fused"
     assert choice(need_weights=True, length=1000) == "reference"
-    assert choice(Affine(uniform=1.0), need_weights=True) == "reference"
-    assert choice(Affine(identity=1.0), need_weights=True) == "reference"
+    assert choice(AffineTerms(uniform=1.0), need_weights=True) == "reference"
+    assert choice(AffineTerms(identity=1.0), need_weights=True) == "reference"
     assert choice(backend="reference") == "reference"
-    assert choice(Affine(), backend="fused") == "fused"
-    assert choice(Affine(sink=torch.zeros(HEADS))) == "reference"
+    assert choice(AffineTerms(), backend="fused") == "fused"
+    assert choice(AffineTerms(sink=torch.zeros(HEADS))) == "reference"
 
 
 @pytest.mark.parametrize("length", [30, 300])
@@ -202,7 +202,7 @@ def test_a_coefficient_of_one_element_and_four_dimensions(length):
     a, b = torch.rand(1, 1, 1, 1, requires_grad=True), torch.rand(1, 1, 1, 1, requires_grad=True)
     mask = AttentionMask(causal=True)
     found = fused_attention(q, k, v, mask, a, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(*(torch.autograd.grad(y.sum(), (a, b)) for y in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -218,7 +218,7 @@ def test_on_a_gpu_as_on_the_cpu(length, dropout_p):
     mask = AttentionMask(causal=True)
     results = []
     for q, k, v, negative_q, a, b in (on_cpu, on_gpu):
-        output, _ = affine_attention(q, k, v, mask, Affine(a, b, negative_q), dropout_p)
+        output, _ = affine_attention(q, k, v, mask, AffineTerms(a, b, negative_q), dropout_p)
         results.append([output, *torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))])
     if dropout_p == 0:
         for one, other in zip(*results, strict=True):
@@ -268,7 +268,7 @@ def check_blocks(length, factor, kind):
     leaves = [q, k, v, negative_q, a, b]
     mask = masks_of(kind, batch, length)
     found = fused_attention(q, k, v, mask, a, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, Affine(a, b, negative_q))
+    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(found)
     gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
@@ -279,14 +279,14 @@ def check_blocks(length, factor, kind):
 def terms_of(kind, batch, length):
     """Members of the family that the core computes itself, and all the tensors in them that have gradients."""
     if kind == "one branch":
-        return Affine(), []
+        return AffineTerms(), []
     negative_q, negative_k = heads(length, torch.float64, batch), heads(length, torch.float64, batch)
     a = torch.rand(HEADS, 1, 1, dtype=torch.float64, requires_grad=True)
     if kind == "own keys":
-        return Affine(a, 0.5, negative_q, negative_k), [a, negative_q, negative_k]
+        return AffineTerms(a, 0.5, negative_q, negative_k), [a, negative_q, negative_k]
     # As differential_v2's gate: one for each sentence, head and query.
     b = torch.rand(batch, HEADS, length, 1, dtype=torch.float64, requires_grad=True)
-    return Affine(a, b, negative_q), [a, b, negative_q]
+    return AffineTerms(a, b, negative_q), [a, b, negative_q]
 
 
 def mask_of(kind, batch, length):
@@ -339,7 +339,7 @@ def test_groups_of_sentences_give_what_the_reference_gives(
 
 def test_the_weights_asked_for_are_those_that_the_output_is_made_of():
     q, k, v, negative_q, a, b = inputs(12, torch.float64)
-    output, weights = affine_attention(q, k, v, AttentionMask(), Affine(a, b, negative_q), need_weights=True)
+    output, weights = affine_attention(q, k, v, AttentionMask(), AffineTerms(a, b, negative_q), need_weights=True)
     upstream = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, weights, upstream)
     torch.testing.assert_close(gradient, upstream @ v.transpose(-2, -1))
@@ -361,7 +361,7 @@ def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype
     mask = AttentionMask(padding)
     found = fused_attention(q, k, v, mask, a, b, negative_q)
     exact = [each.detach().double().requires_grad_() for each in (q, k, v, negative_q, a, b)]
-    expected, _ = reference_attention(*exact[:3], mask, Affine(exact[4], exact[5], exact[3]))
+    expected, _ = reference_attention(*exact[:3], mask, AffineTerms(exact[4], exact[5], exact[3]))
     # Scores of a size of 1e4 have no more than three digits behind the point in fp32.
     tolerance = 1e-9 if dtype == torch.float64 else 1e-6 * factor
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
@@ -383,20 +383,20 @@ def test_an_empty_batch():
     q, k, v, negative_q, a, b = inputs(5, batch=1)
     none = [each[:0] for each in (q, k, v, negative_q)]
     for need_weights in (False, True):
-        terms = Affine(a, b, none[3])
+        terms = AffineTerms(a, b, none[3])
         output, _ = affine_attention(*none[:3], AttentionMask(), terms, need_weights=need_weights)
         assert output.shape == (0, HEADS, 5, WIDTH)
 
 
 def test_weights_asked_for_may_be_written_to():
     q, k, v, *_ = inputs(6)
-    output, weights = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)
-    _, expected = reference_attention(q, k, v, AttentionMask(), Affine())
+    output, weights = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)
+    _, expected = reference_attention(q, k, v, AttentionMask(), AffineTerms())
     torch.testing.assert_close(weights, expected)
     with torch.no_grad():
-        weights_again = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)[1]
+        weights_again = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)[1]
         weights_again.mul_(100)
-    doubled = affine_attention(q, k, v, AttentionMask(), Affine(), need_weights=True)[1].mul_(2)
+    doubled = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)[1].mul_(2)
     (gradient,) = torch.autograd.grad(doubled[..., 0].sum(), q)
     (wanted,) = torch.autograd.grad(2 * expected[..., 0].sum(), q)
     torch.testing.assert_close(gradient, wanted)
@@ -406,7 +406,7 @@ def test_weights_asked_for_may_be_written_to():
 def test_keys_of_another_dtype_where_weights_are_asked_for():
     q, k, v, *_ = inputs(6)
     with torch.autocast("cpu", torch.bfloat16):
-        output, weights = affine_attention(q.bfloat16(), k, v, AttentionMask(), Affine(), need_weights=True)
+        output, weights = affine_attention(q.bfloat16(), k, v, AttentionMask(), AffineTerms(), need_weights=True)
         (output.float().sum() + weights.float().square().sum()).backward()
     assert all(torch.isfinite(each.grad).all() for each in (q, k, v))
 
@@ -418,7 +418,7 @@ def test_every_group_drops_weights_of_its_own(monkeypatch):
     q, k, _, negative_q, a, b = inputs(length, torch.float64, batch)
     v = torch.eye(length, dtype=torch.float64).expand(batch, HEADS, length, length).contiguous().requires_grad_()
     dropped = fused_attention(q, k, v, AttentionMask(), a, b, negative_q, dropout_p=0.3)
-    plain, _ = reference_attention(q, k, v, AttentionMask(), Affine(a, b, negative_q))
+    plain, _ = reference_attention(q, k, v, AttentionMask(), AffineTerms(a, b, negative_q))
     kept = dropped != 0
     assert 0.65 < kept.double().mean() < 0.75
     assert not torch.equal(kept[0], kept[1])

@@ -5,7 +5,7 @@ import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map
 from test_dnas import doubly_normalised
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestHnas(Contract):
@@ -28,7 +28,9 @@ def test_a_share_of_nothing_is_softmax_and_of_all_is_dnas(theta, name):
     for kind in ("nothing", "left", "a sentence of padding", "bias, hiding, right"):
         mask = masks(kind, LENGTH)[0]
         other = build_mechanism(name, site, settings())
-        torch.testing.assert_close(hnas(q, k, v, mask, q)[0], other(q, k, v, mask, q)[0], rtol=0, atol=1e-14)
+        torch.testing.assert_close(
+            hnas(AttentionInput(q, k, v, mask, q))[0], other(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-14
+        )
 
 
 def test_a_share_outside_is_refused():

@@ -5,7 +5,7 @@ import torch
 from contract import HEADS, LENGTH, WIDTH, check_stepwise, masks, settings, train
 from tiny import OURS, build
 
-from fairseq_gpam.attention import REGISTRY, SITES, Site, build_mechanism
+from fairseq_gpam.attention import REGISTRY, SITES, AttentionInput, Site, build_mechanism
 
 
 def site(name="encoder", heads=HEADS, layer=1):
@@ -25,7 +25,8 @@ def test_a_mixture_of_one_group_is_that_mechanism(name):
     mixed = build_mechanism(f"{name}:{HEADS}", site(), settings()).double()
     q, k, v, x = inputs()
     mask = masks("a sentence of padding", LENGTH)[0]
-    for one, other in zip(alone(q, k, v, mask, x, 0.0, True), mixed(q, k, v, mask, x, 0.0, True), strict=True):
+    call = AttentionInput(q, k, v, mask, x, need_weights=True)
+    for one, other in zip(alone(call), mixed(call), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -34,15 +35,15 @@ def test_each_group_attends_by_itself(kind):
     mixed = build_mechanism("dagpam:1,sink:2,softmax:1", site(heads=4), settings()).double()
     q, k, v, x = inputs(4)
     mask = masks(kind, LENGTH, heads=4)[0]
-    output, weights = mixed(q, k, v, mask, x, 0.0, True)
+    output, weights = mixed(AttentionInput(q, k, v, mask, x, 0.0, True))
     for name, start, stop in (("dagpam", 0, 1), ("sink", 1, 3), ("softmax", 3, 4)):
         part = slice(start, stop)
         expected, expected_weights = mixed.groups[name](
-            q[:, part], k[:, part], v[:, part], mask.heads(start, stop), x, 0.0, True
+            AttentionInput(q[:, part], k[:, part], v[:, part], mask.heads(start, stop), x, 0.0, True)
         )
         torch.testing.assert_close(output[:, part], expected)
         torch.testing.assert_close(weights[:, part], expected_weights)
-    assert mixed(q, k, v, mask, x)[1] is None
+    assert mixed(AttentionInput(q, k, v, mask, x))[1] is None
 
 
 @pytest.mark.parametrize("site_name", SITES)

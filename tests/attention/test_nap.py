@@ -5,7 +5,7 @@ import math
 import torch
 from contract import Contract, joined, row_by_row
 
-from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 
 
 def gelu(values):
@@ -42,7 +42,7 @@ class TestNap(Contract):
         mechanism = self.build({"nap_output": "none"})
         torch.nn.init.zeros_(mechanism.bias)
         q, k, v, x = self.inputs(5)
-        output, weights = mechanism(q, k, v, AttentionMask(causal=True), x, 0.0, True)
+        output, weights = mechanism(AttentionInput(q, k, v, AttentionMask(causal=True), x, 0.0, True))
         assert output[:, :, 0].abs().max() == 0 and weights[:, :, 0].abs().max() == 0
         output.sum().backward()
         assert q.grad.isfinite().all() and k.grad.isfinite().all()

@@ -7,7 +7,7 @@ import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, build_model, masks, settings, softmax_map
 from tiny import OURS, build, translation_input
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 def first_values(v):
@@ -21,7 +21,7 @@ class TestNeutreno(Contract):
     def call(self, mechanism, q, k, v, mask, x, dropout_p=0.0, need_weights=False):
         current = v[..., v.size(-2) - q.size(-2) :, :]
         mechanism.site.shared[mechanism.key] = (mechanism.site.layer - 1, first_values(current))
-        return mechanism(q, k, v, mask, x, dropout_p, need_weights)
+        return mechanism(AttentionInput(q, k, v, mask, x, dropout_p, need_weights))
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         weights = softmax_map(q, k, bias, visible)
@@ -54,7 +54,7 @@ def test_three_layers_share_the_first_ones_values():
     mask, bias, visible = masks("causal", LENGTH)
     softmax = softmax_map(q, k, bias, visible)
     for mechanism, v in zip(mechanisms, values, strict=True):
-        output = mechanism(q, k, v, mask, q)[0]
+        output = mechanism(AttentionInput(q, k, v, mask, q))[0]
         torch.testing.assert_close(output, softmax @ v + 0.6 * (values[0] - v), rtol=0, atol=1e-12)
     assert not shared
 
@@ -63,11 +63,11 @@ def test_a_skipped_layer_is_refused():
     mechanisms, _ = layers()
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     mask = masks("causal", LENGTH)[0]
-    mechanisms[0](q, q, q, mask, q)
+    mechanisms[0](AttentionInput(q, q, q, mask, q))
     with pytest.raises(ValueError, match=r"all 3 decoder layers.*layer 2 followed 0.*--decoder-layerdrop"):
-        mechanisms[2](q, q, q, mask, q)
+        mechanisms[2](AttentionInput(q, q, q, mask, q))
     with pytest.raises(ValueError, match="layer 1 followed None"):
-        mechanisms[1](q, q, q, mask, q)
+        mechanisms[1](AttentionInput(q, q, q, mask, q))
 
 
 @pytest.mark.parametrize("flags", [["--decoder-layerdrop", "0.2"], ["--checkpoint-activations"]])

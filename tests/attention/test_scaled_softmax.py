@@ -3,7 +3,7 @@
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, settings, softmax_map
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 
 
 class TestScaledSoftmax(Contract):
@@ -28,4 +28,6 @@ def test_no_scale_is_softmax():
     scaled = build_mechanism("scaled_softmax", site, settings(**{"lambda": "fixed", "lambda_plus": 0.0}))
     plain = build_mechanism("softmax", site, settings())
     mask = AttentionMask(causal=True)
-    torch.testing.assert_close(scaled(q, k, v, mask, x)[0], plain(q, k, v, mask, x)[0], rtol=0, atol=1e-15)
+    torch.testing.assert_close(
+        scaled(AttentionInput(q, k, v, mask, x))[0], plain(AttentionInput(q, k, v, mask, x))[0], rtol=0, atol=1e-15
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map, uniform_map
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestShaped(Contract):
@@ -28,7 +28,9 @@ def test_neutral_is_softmax():
     softmax = build_mechanism("softmax", site, settings())
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH)
     mask = masks("left", LENGTH)[0]
-    torch.testing.assert_close(shaped(q, k, v, mask, q)[0], softmax(q, k, v, mask, q)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        shaped(AttentionInput(q, k, v, mask, q))[0], softmax(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-6
+    )
 
 
 def test_refused_at_cross_attention():

@@ -3,7 +3,7 @@
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 
 class TestTalkingHeads(Contract):
@@ -30,4 +30,9 @@ def test_the_identity_is_softmax():
     softmax = build_mechanism("softmax", site, settings())
     for kind in ("nothing", "causal, left", "a sentence of padding", "bias, hiding, right"):
         mask = masks(kind, LENGTH)[0]
-        torch.testing.assert_close(talking(q, k, v, mask, q)[0], softmax(q, k, v, mask, q)[0], rtol=0, atol=1e-14)
+        torch.testing.assert_close(
+            talking(AttentionInput(q, k, v, mask, q))[0],
+            softmax(AttentionInput(q, k, v, mask, q))[0],
+            rtol=0,
+            atol=1e-14,
+        )
