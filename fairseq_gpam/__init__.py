@@ -1,7 +1,7 @@
 """daGPAM attention, and what it is compared with, for fairseq: the folder that `--user-dir` names.
 
 Importing it checks the installed fairseq, lets checkpoints be loaded safely and distributed training end in order, and
-registers the models, architectures and optimiser. Importing it again is harmless.
+registers the models, architectures, optimiser and the mechanisms of installed packages. Importing it again is harmless.
 """
 
 from fairseq_gpam import engine
@@ -12,7 +12,9 @@ engine.check()
 engine.allow_checkpoint_types()
 engine.leave_process_group_at_exit()
 
-from fairseq_gpam import models, optim  # noqa: E402
+from fairseq_gpam import models, optim, plugins  # noqa: E402
 from fairseq_gpam.modules import register_attention_hook  # noqa: E402
 
-__all__ = ["__version__", "engine", "models", "optim", "register_attention_hook"]
+plugins.import_entry_points()
+
+__all__ = ["__version__", "engine", "models", "optim", "plugins", "register_attention_hook"]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any, Optional
 
 from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.attention.mixed import is_mixture
+from fairseq_gpam.plugins import import_file, import_named_file
 
 
 def _mechanism(name: str, default: str | None, help: str) -> Option:
@@ -33,6 +35,14 @@ GENERAL_OPTIONS = (
     _mechanism("encoder_mechanism", None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
     _mechanism("decoder_mechanism", None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
     _mechanism("cross_mechanism", None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
+    Option(
+        "import",
+        str,
+        None,
+        "a Python file that registers a mechanism; the checkpoint keeps its path, and the file runs again wherever the "
+        "checkpoint is loaded",
+        allowed="a Python file",
+    ),
     Option(
         "backend",
         str,
@@ -92,7 +102,12 @@ def _argparse_type(option: Option) -> Callable[[str], Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds every --gpam flag to `parser`, without a default."""
+    """Adds every --gpam flag to `parser`, without a default.
+
+    fairseq asks for the flags before it reads their values: a file named by --gpam-import has to be run first, so its
+    name is looked for on the command line.
+    """
+    import_named_file(sys.argv[1:])
     for option in all_options():
         if option.type is bool:
             parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=help_text(option))
@@ -107,7 +122,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fill_defaults(args: Any) -> None:
-    """Sets on `args` (a namespace or a DictConfig open for writing) every option that is not set yet."""
+    """Sets on `args` (a namespace or a DictConfig open for writing) every option that is not set yet.
+
+    The file of --gpam-import is run before, so that the options of its mechanisms are among them.
+    """
+    path = getattr(args, "gpam_import", None)
+    if path is not None:
+        args.gpam_import = import_file(path)
     for option in all_options():
         if getattr(args, option.dest, None) is None:
             setattr(args, option.dest, option.default)
@@ -130,6 +151,8 @@ def resolve(args: Any) -> Settings:
 
     Raises ValueError with the flag's name, the value and what is allowed.
     """
+    if getattr(args, "gpam_import", None) is not None:
+        import_file(args.gpam_import)
     values = {}
     for option in all_options():
         values[option.name] = option.parse(getattr(args, option.dest, None))

@@ -15,12 +15,12 @@ from fairseq.models import (
     ARCH_MODEL_INV_REGISTRY,
     ARCH_MODEL_NAME_REGISTRY,
     ARCH_MODEL_REGISTRY,
-    MODEL_DATACLASS_REGISTRY,
 )
 from torch import nn
 
 from fairseq_gpam.attention.mixed import MixedHeads
 from fairseq_gpam.modules import attention_modules
+from fairseq_gpam.plugins import import_named_file
 
 TASKS = {"transformer_gpam": "translation", "transformer_lm_gpam": "language_modeling"}
 STOCK = {"transformer_gpam": "transformer", "transformer_lm_gpam": "transformer_lm"}
@@ -72,12 +72,14 @@ def parse(model: Model) -> argparse.Namespace:
     name = ARCH_MODEL_NAME_REGISTRY[model.arch]
     task = TASKS.get(name) or TASKS[f"{name}_gpam"]
     parser = fairseq_options.get_training_parser(task)
+    import_named_file(model.flags)
     parser.usage = "python -m fairseq_gpam info --arch ARCH [flags of the model] [--gpam-…]"
     words = ["the-data", "--task", task, "--arch", model.arch, *model.flags]
     settings = fairseq_options.parse_args_and_arch(parser, words)
-    if model.arch in MODEL_DATACLASS_REGISTRY:
+    dataclass = getattr(ARCH_MODEL_REGISTRY[model.arch], "__dataclass", None)
+    if dataclass is not None and model.arch == name:
         # An architecture that is named as its model has the defaults of the model's dataclass.
-        settings = argparse.Namespace(**vars(MODEL_DATACLASS_REGISTRY[model.arch].from_namespace(settings)))
+        settings = argparse.Namespace(**vars(dataclass.from_namespace(settings)))
     return settings
 
 

@@ -9,7 +9,6 @@ from fairseq.models import (
     ARCH_MODEL_INV_REGISTRY,
     ARCH_MODEL_NAME_REGISTRY,
     ARCH_MODEL_REGISTRY,
-    MODEL_DATACLASS_REGISTRY,
     register_model_architecture,
 )
 from omegaconf import DictConfig
@@ -239,7 +238,7 @@ def test_site_mechanisms_default_to_the_general_one():
 
 
 def test_hydras_fields_have_the_flags_names_and_defaults():
-    config = MODEL_DATACLASS_REGISTRY[OURS["language_modeling"]]()
+    config = getattr(ARCH_MODEL_REGISTRY[OURS["language_modeling"]], "__dataclass")()
     for flag, default in PROMISED.items():
         assert getattr(config, dest(flag)) == default
 

@@ -12,7 +12,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import REGISTRY, Site, build_mechanism, register_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 TRANSLATION = [
@@ -65,6 +65,13 @@ def build(task, arch, *flags, words=20):
     if task == "translation":  # fairseq hands its legacy models the parsed namespace; hydra takes a third of a second
         return build_from(parse(task, arch, *BASE[task], *flags), words)
     return build_from(model_config(task, arch, *BASE[task], *flags), words)
+
+
+def unlist(*names):
+    """Takes mechanisms of a test out of the registry again, and their options out of the language model's dataclass."""
+    for name in names:
+        del REGISTRY[name]
+    register_mechanism(REGISTRY["softmax"])
 
 
 def scramble(model, scale=0.3):

@@ -37,6 +37,7 @@ from fairseq_gpam.attention.base import (
     Option,
     Settings,
     Site,
+    on_registration,
     register_mechanism,
 )
 from fairseq_gpam.attention.masks import FUTURE, AttentionMask, FutureMask
@@ -54,5 +55,6 @@ __all__ = [
     "Settings",
     "Site",
     "build_mechanism",
+    "on_registration",
     "register_mechanism",
 ]

@@ -202,14 +202,25 @@ class AttentionMechanism(nn.Module):
 
 
 REGISTRY: dict[str, type[AttentionMechanism]] = {}
+_registration_listeners: list[Callable[[], None]] = []
 
 
 def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism]:
-    """Lists a mechanism under its name; listing the same class again is harmless, another of that name is an error."""
+    """Lists a mechanism under its name; listing the same class again is harmless.
+
+    Raises ValueError if another class has that name already.
+    """
     known = REGISTRY.setdefault(cls.name, cls)
     if known is not cls:
         raise ValueError(f"two mechanisms are named {cls.name!r}: {known} and {cls}")
+    for listener in _registration_listeners:
+        listener()
     return cls
+
+
+def on_registration(listener: Callable[[], None]) -> None:
+    """Calls `listener` after every later registration: whoever copied the registry's options copies them again."""
+    _registration_listeners.append(listener)
 
 
 def softmax(scores: Tensor) -> Tensor:

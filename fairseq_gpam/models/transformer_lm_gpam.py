@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from typing import Any
 
-from fairseq.models import register_model
+from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf, open_dict
 
 from fairseq_gpam import options
+from fairseq_gpam.attention import on_registration
 from fairseq_gpam.models.twins import register_twins
 from fairseq_gpam.modules.install import check_quantisation, install_attention
 
-TransformerLanguageModelGPAMConfig = dataclasses.make_dataclass(
-    "TransformerLanguageModelGPAMConfig", options.dataclass_fields(), bases=(TransformerLanguageModelConfig,)
-)
-TransformerLanguageModelGPAMConfig.__module__ = __name__
+MODEL = "transformer_lm_gpam"
 
 
-@register_model("transformer_lm_gpam", dataclass=TransformerLanguageModelGPAMConfig)
+def make_config() -> type[TransformerLanguageModelConfig]:
+    """Returns fairseq's dataclass with a field for every --gpam option that is registered now."""
+    config = dataclasses.make_dataclass(
+        "TransformerLanguageModelGPAMConfig", options.dataclass_fields(), bases=(TransformerLanguageModelConfig,)
+    )
+    config.__module__ = __name__
+    return config
+
+
+@register_model(MODEL, dataclass=make_config())
 class TransformerLanguageModelGPAM(TransformerLanguageModel):
     """The `transformer_lm` model whose attentions are chosen by the --gpam flags."""
 
@@ -35,6 +45,7 @@ class TransformerLanguageModelGPAM(TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelGPAM:
+        fill_fairseq_defaults(args)
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)
@@ -42,4 +53,27 @@ class TransformerLanguageModelGPAM(TransformerLanguageModel):
         return model
 
 
-register_twins("transformer_lm", "transformer_lm_gpam")
+def publish_options() -> None:
+    """Puts the options of a mechanism that was registered later where fairseq and hydra look for a model's settings."""
+    config = make_config()
+    setattr(TransformerLanguageModelGPAM, "__dataclass", config)
+    node = config()
+    node._name = MODEL
+    ConfigStore.instance().store(name=MODEL, group="model", node=node, provider="fairseq_gpam")
+
+
+def fill_fairseq_defaults(args: Any) -> None:
+    """Sets on `args` (a namespace or a DictConfig) what is absent of fairseq's own settings, from its dataclass."""
+    with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
+        for name, value in vars(TransformerLanguageModelConfig()).items():
+            if not name.startswith("_") and name not in args:
+                setattr(args, name, value)
+
+
+# fairseq merges the settings of an architecture that is named like a model into the dataclass, before any of our code
+# runs: it would drop the flags of a mechanism whose file --gpam-import has yet to run. So this architecture takes the
+# way of all others, and `build_model` fills in what is absent.
+MODEL_DATACLASS_REGISTRY.pop(MODEL, None)
+ARCH_CONFIG_REGISTRY[MODEL] = options.fill_defaults
+on_registration(publish_options)
+register_twins("transformer_lm", MODEL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from contract import HEADS, WIDTH, build_model, check_stepwise, future_gradients, settings, train
-from tiny import OURS, build, sentences
+from tiny import OURS, build, sentences, unlist
 
 import fairseq_gpam.attention as room
 from fairseq_gpam import options
@@ -185,7 +185,7 @@ def toy():
     base.register_mechanism(Toy)
     base.register_mechanism(Toy)
     yield Toy
-    del REGISTRY["toy"]
+    unlist("toy")
 
 
 def test_registering_makes_the_flags(toy):

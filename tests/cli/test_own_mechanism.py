@@ -1,0 +1,90 @@
+"""The example of a mechanism in a file of the user's, through fairseq's own commands, in both model families."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, SMALL_LM, TRAIN, USER_DIR
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "your-own-mechanism" / "tempered.py"
+
+
+def train(command, data, save_dir, file, *arguments, **kwargs):
+    own = ["--gpam-import", file, "--gpam-mechanism", "tempered", "--gpam-tempered-tau", "4"]
+    short = ["--optimizer", "adam", "--max-tokens", "256", "--max-update", "2", "--save-dir", save_dir]
+    return command("fairseq-train", data, *TRAIN, *short, *arguments, *own, **kwargs)
+
+
+def settings(save_dir, name="checkpoint_last.pt"):
+    model = torch.load(save_dir / name, weights_only=True)["cfg"]["model"]
+    return model if isinstance(model, dict) else vars(model)
+
+
+def generate(command, parallel, save_dir, *arguments, **kwargs):
+    flags = ["--gen-subset", "test", "--beam", "2", "--cpu", "--max-tokens", "400"]
+    return command(
+        "fairseq-generate", parallel, "--path", save_dir / "checkpoint_last.pt", *flags, *arguments, **kwargs
+    )
+
+
+@pytest.fixture
+def file(tmp_path):
+    return Path(shutil.copy(EXAMPLE, tmp_path / "tempered.py"))
+
+
+def test_translation_trains_and_generates_with_the_stored_file_only(command, parallel, tmp_path, file):
+    save_dir = tmp_path / "translation"
+    result = train(command, parallel, save_dir, file.name, "--arch", "transformer_gpam", *SMALL, cwd=tmp_path)
+    assert f"--gpam-import runs the Python file {file}" in result.text
+    assert settings(save_dir)["gpam_import"] == str(file)
+    assert settings(save_dir)["gpam_tempered_tau"] == 4.0
+    plain = generate(command, parallel, save_dir)
+    assert f"--gpam-import runs the Python file {file}" in plain.text
+
+    moved = file.rename(tmp_path / "moved.py")
+    missing = generate(command, parallel, save_dir, ok=False)
+    assert f"--gpam-import '{file}' is not allowed: there is no such Python file" in missing.text
+    override = ["--model-overrides", f"{{'gpam_import': '{moved}'}}"]
+    again = generate(command, parallel, save_dir, *override)
+    assert [line for line in again.stdout.splitlines() if line.startswith("H-")] == [
+        line for line in plain.stdout.splitlines() if line.startswith("H-")
+    ]
+
+
+@pytest.mark.parametrize("arch", ["transformer_lm_gpam", "transformer_lm_gpam_gpt"])
+def test_a_language_model_evaluates_with_the_temperature_it_was_trained_with(
+    command, monolingual, tmp_path, file, arch
+):
+    save_dir = tmp_path / "language_model"
+    task = ["--task", "language_modeling", "--arch", arch, *SMALL_LM]
+    train(command, monolingual, save_dir, file, *task)
+    assert settings(save_dir)["gpam_tempered_tau"] == 4.0
+
+    def evaluate(*arguments):
+        flags = ["--cpu", "--sample-break-mode", "eos", "--tokens-per-sample", "16", "--gen-subset", "valid"]
+        text = command(
+            "fairseq-eval-lm", monolingual, "--path", save_dir / "checkpoint_last.pt", *flags, *arguments
+        ).text
+        return text[text.index("Loss (base 2)") :].split(",")[0]
+
+    plain = evaluate()
+    assert evaluate("--model-overrides", "{'gpam_tempered_tau': 4.0}") == plain
+    assert evaluate("--model-overrides", "{'gpam_tempered_tau': 0.01}") != plain
+
+
+def test_hydra_takes_the_file_and_its_flags(command, monolingual, tmp_path, file):
+    sizes = ["decoder_layers=1", "decoder_embed_dim=16", "decoder_input_dim=16", "decoder_output_dim=16"]
+    sizes += ["decoder_ffn_embed_dim=16", "decoder_attention_heads=2"]
+    command(
+        "fairseq-hydra-train",
+        *("task=language_modeling", f"task.data={monolingual}", "task.tokens_per_sample=16"),
+        *("task.sample_break_mode=eos", "model=transformer_lm", "model._name=transformer_lm_gpam"),
+        *(f"model.{size}" for size in sizes),
+        *(f"+model.gpam_import={file}", "+model.gpam_mechanism=tempered", "+model.gpam_tempered_tau=4"),
+        *("criterion=cross_entropy", "optimizer=adam", "lr_scheduler=fixed", "common.cpu=true"),
+        *("optimization.max_update=1", "optimization.lr=[0.01]", "dataset.max_tokens=256"),
+        *(f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={tmp_path}/hydra", "hydra.run.dir=hydra_own"),
+        user_dir=False,
+    )
+    assert settings(tmp_path / "hydra")["gpam_tempered_tau"] == 4

@@ -1,0 +1,124 @@
+"""Mechanisms from outside the package: registered late, by an entry point, or from a file that a flag names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import BASE, OURS, TASKS, build, build_from, logits, model_config, model_input, unlist
+
+from fairseq_gpam import plugins
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.attention import REGISTRY
+from fairseq_gpam.modules import attention_modules
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "your-own-mechanism" / "tempered.py"
+FLAGS = ("--gpam-mechanism", "tempered", "--gpam-tempered-tau", "4")
+SOURCE = """
+from fairseq_gpam.attention import Option, register_mechanism
+from fairseq_gpam.attention.softmax import SoftmaxAttention
+
+
+@register_mechanism
+class Made(SoftmaxAttention):
+    name = "{name}"
+    options = (Option("{name}_size", float, 0.5, "a number of a test"),)
+
+    def __init__(self, site, settings):
+        super().__init__(site, settings)
+        self.size = settings["{name}_size"]
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registry():
+    """Lists the example, and unlists at the end what these tests registered, so that no other test meets it."""
+    known = set(REGISTRY)
+    plugins.import_file(str(EXAMPLE))
+    yield
+    unlist(*set(REGISTRY) - known)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_flags_of_a_mechanism_registered_late_reach_both_models(task):
+    model = build_from(model_config(task, OURS[task], *BASE[task], *FLAGS))
+    assert {attention.mechanism.tau for attention in attention_modules(model)} == {4.0}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_example_computes_what_it_says(task):
+    """A temperature of 1 is softmax attention, and another one is not."""
+    softmax = build(task, OURS[task], "--gpam-mechanism", "softmax")
+    inputs = model_input(task)
+    expected = logits(softmax, inputs)
+    for tau, equal in (("1", True), ("3", False)):
+        model = build(task, OURS[task], "--gpam-mechanism", "tempered", "--gpam-tempered-tau", tau)
+        model.load_state_dict(softmax.state_dict())
+        assert torch.allclose(logits(model, inputs), expected, atol=1e-5) == equal
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_configuration_that_names_the_file_brings_its_options(task, tmp_path):
+    """This is how a checkpoint or hydra hands over a mechanism whose file has not been run yet."""
+    name = f"named_{task}"
+    (tmp_path / "made.py").write_text(SOURCE.format(name=name))
+    config = model_config(task, OURS[task], *BASE[task])
+    for key, value in {"import": str(tmp_path / "made.py"), "mechanism": name, f"{name}_size": 0.25}.items():
+        if task == "language_modeling":
+            config._set_flag("struct", False)
+        setattr(config, f"gpam_{key}", value)
+    model = build_from(config)
+    assert {attention.mechanism.size for attention in attention_modules(model)} == {0.25}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_missing_file_is_refused_in_one_sentence(task):
+    config = model_config(task, OURS[task], *BASE[task])
+    config.gpam_import = "nowhere/none.py"
+    with pytest.raises(ValueError, match=r"--gpam-import 'nowhere/none.py' is not allowed.*--model-overrides"):
+        build_from(config)
+
+
+def test_a_file_runs_once_and_says_so(tmp_path, caplog):
+    (tmp_path / "made.py").write_text(SOURCE.format(name="once"))
+    assert plugins.import_file(str(tmp_path / "made.py")) == plugins.import_file(str(tmp_path / "." / "made.py"))
+    assert [record.message for record in caplog.records] == [
+        f"--gpam-import runs the Python file {tmp_path / 'made.py'}"
+    ]
+
+
+def test_a_file_that_fails_is_not_kept_half_imported(tmp_path):
+    (tmp_path / "broken.py").write_text("raise RuntimeError('of the test')\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="of the test"):
+            plugins.import_file(str(tmp_path / "broken.py"))
+
+
+def announce(folder, module, source, monkeypatch):
+    """Puts an installed package with one entry point on the path, as pip would leave it."""
+    (folder / f"{module}.py").write_text(source)
+    facts = folder / f"{module}-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(f"[fairseq_gpam.mechanisms]\nmade = {module}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_an_installed_package_announces_its_mechanism(tmp_path, monkeypatch):
+    announce(tmp_path, "package_of_a_test", SOURCE.format(name="announced"), monkeypatch)
+    plugins.import_entry_points()
+    plugins.import_entry_points()
+    model = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "announced")
+    assert all(attention.mechanism.name == "announced" for attention in attention_modules(model))
+
+
+def test_a_broken_package_is_named(tmp_path, monkeypatch):
+    announce(tmp_path, "broken_of_a_test", "import no_such_module_at_all\n", monkeypatch)
+    with pytest.raises(ImportError, match=r"'made'.*broken_of_a_test.*no_such_module_at_all.*uninstall"):
+        plugins.import_entry_points()
+
+
+def test_info_counts_the_parameters_of_a_mechanism_from_a_file(tmp_path, capsys):
+    (tmp_path / "made.py").write_text(SOURCE.format(name="counted"))
+    flags = ["--gpam-import", str(tmp_path / "made.py"), "--gpam-mechanism", "counted", "--gpam-counted-size", "2"]
+    assert main(["info", "--arch", "transformer_lm_gpam", *flags]) == 0
+    assert "counted" in capsys.readouterr().out
