@@ -72,6 +72,7 @@ def unlist(*names):
     for name in names:
         del REGISTRY[name]
     register_mechanism(REGISTRY["softmax"])
+    _converted.cache_clear()
 
 
 def scramble(model, scale=0.3):
