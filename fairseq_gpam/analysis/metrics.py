@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -261,20 +262,19 @@ def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: t
     return composite_norm(paths - rank_one) / composite_norm(paths)
 
 
-def log_log_slope(ratios: Sequence[float], floor: float = 1e-6) -> tuple[float, float, int]:
+def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: int = 4) -> tuple[float, float, int]:
     """Fits log(−log r) = slope · depth + intercept; returns slope, intercept and the number of points.
 
     A ratio that falls doubly exponentially, r = exp(−exp(intercept + slope · depth)), has a positive slope; a constant
     or plainly exponential one has a slope that tends to 0. The first entry is depth 0. Ratios outside (floor, 1) are
-    left out: below the floor stands rounding. NaN with fewer than two points.
+    left out: below the floor stands rounding. Slope and intercept are NaN with fewer than `least_points` points, which
+    show no trend.
     """
     points = [(depth, math.log(-math.log(r))) for depth, r in enumerate(ratios) if floor < r < 1]
-    if len(points) < 2:
+    if len(points) < least_points:
         return math.nan, math.nan, len(points)
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-    return slope, mean_y - slope * mean_x, len(points)
+    slope, intercept = np.polyfit(*zip(*points, strict=True), deg=1)
+    return float(slope), float(intercept), len(points)
 
 
 def attention_relevance(weights: Tensor, gradient: Tensor) -> Tensor:

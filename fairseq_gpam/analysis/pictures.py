@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from fairseq_gpam.analysis.definitions import describe
@@ -46,7 +46,7 @@ def _grid(rows: int, columns: int, lines: int, width: float = 3.0, height: float
     matplotlib's own layout measures every label, which takes seconds for a page of panels.
     """
     left, right, beside, above, below, between = 0.65, 0.15, 0.7, 0.5, 0.5, 0.95
-    legend = 0.2 * lines + 0.05
+    legend = 0.17 * lines + 0.05
     total_width = left + columns * width + (columns - 1) * beside + right
     total_height = legend + above + rows * height + (rows - 1) * between + below
     figure = Figure(figsize=(total_width, total_height))
@@ -90,12 +90,16 @@ def _save(figure: Figure, path: Path, dpi: int) -> None:
     small.save(path, optimize=True)
 
 
+Series = Sequence[tuple[str, str]]
+"""Checkpoint and setting of every line of a report, in its order: the position of a checkpoint decides its colour."""
+
+
 def _series(records: pd.DataFrame) -> list[tuple[str, str]]:
     return list(records[["checkpoint", "variant"]].drop_duplicates().itertuples(index=False, name=None))
 
 
-def _style_of(series: Sequence[tuple[str, str]], checkpoint: str, variant: str) -> dict[str, Any]:
-    checkpoints = list(dict.fromkeys(name for name, _ in series))
+def _style_of(series: Series, checkpoint: str, variant: str, checkpoints: Sequence[str]) -> dict[str, Any]:
+    """Returns colour by checkpoint (its place in `checkpoints`, all of the report's) and dashes by setting."""
     variants = list(dict.fromkeys(name for _, name in series))
     label = checkpoint if len(variants) == 1 else f"{checkpoint}, {variant}"
     return {
@@ -105,29 +109,45 @@ def _style_of(series: Sequence[tuple[str, str]], checkpoint: str, variant: str) 
     }
 
 
-def _draw_panel(axes: Any, records: pd.DataFrame, metric: str, site: str, series: list[tuple[str, str]]) -> None:
+def _logarithmic(axes: Any) -> None:
+    """Makes the vertical axis logarithmic with a few plain labels; matplotlib's own crowd within one decade."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    axes.yaxis.set_minor_locator(NullLocator())
+    if decades < 2.5:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.3g}"))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+
+
+def _draw_panel(
+    axes: Any, records: pd.DataFrame, metric: str, site: str, series: Series, checkpoints: Sequence[str]
+) -> None:
     definition = describe(metric)
     chosen = records[(records.metric == metric) & (records.site == site) & records["head"].isna()]
     for checkpoint, variant in series:
         line = chosen[(chosen.checkpoint == checkpoint) & (chosen.variant == variant)].sort_values("layer")
         if line.empty:
             continue
-        style = _style_of(series, checkpoint, variant)
+        style = _style_of(series, checkpoint, variant, checkpoints)
         middle = line["median"] if definition.logarithmic else line["mean"]
         axes.plot(line.layer, middle, marker="o", markersize=3, **style)
         if (line["count"] > 1).any():
             axes.fill_between(line.layer, line.low, line.high, color=style["color"], alpha=0.13, linewidth=0)
     if definition.logarithmic and (chosen["median"] > 0).any():
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_title(f"{definition.label}\n{SITES.get(site, site)}")
     axes.set_xlabel("layer")
 
 
-def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path) -> None:
+def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path, checkpoints: Sequence[str]) -> None:
     """Draws metrics (columns) by layer for every site (rows), one line for each checkpoint and setting of switches.
 
-    Lines are the mean over the samples, or the median on a logarithmic axis; bands reach from 10 % to 90 %.
+    `checkpoints` are all of the report's, so that each has one colour in every picture. Lines are the mean over the
+    samples, or the median on a logarithmic axis; bands reach from 10 % to 90 %.
     """
     records = records[records.metric.isin(chosen)]
     sites = [site for site in SITES if (records.site == site).any()]
@@ -137,7 +157,7 @@ def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path) -> None:
         figure, panels = _grid(len(sites), len(chosen), math.ceil(len(series) / columns))
         for row, site in enumerate(sites):
             for column, metric in enumerate(chosen):
-                _draw_panel(panels[row, column], records, metric, site, series)
+                _draw_panel(panels[row, column], records, metric, site, series, checkpoints)
                 if not panels[row, column].lines:
                     panels[row, column].axis("off")
                     panels[row, column].set_title("")
@@ -148,27 +168,34 @@ def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path) -> None:
 FIGURE_4 = ("residual_norm", "mean_cosine", "query_gradient")
 
 
-def log_log(slopes: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the residual ratio, and log(−log r) with its fitted line, against depth."""
+MARKERS = {"encoder": "o", "decoder": "s"}
+
+
+def log_log(fits: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
+    """Draws the residual ratio, and log(−log r) with its fitted line, against depth; encoder dots, decoder squares."""
     with mpl.rc_context(STYLE):
-        figure, panels = _grid(1, 2, math.ceil(len(slopes) / 2), 4.5, 2.8)
+        figure, panels = _grid(1, 2, math.ceil(len(fits) / 2), 4.5, 2.8)
         left, right = panels[0]
-        series = [(entry["checkpoint"], f"{entry['variant']}, {entry['site']}") for entry in slopes]
-        for entry, (checkpoint, variant) in zip(slopes, series, strict=True):
-            style = _style_of(series, checkpoint, variant)
+        series = [(entry["checkpoint"], f"{entry['variant']}, {entry['site']}") for entry in fits]
+        for entry, (checkpoint, variant) in zip(fits, series, strict=True):
+            style = _style_of(series, checkpoint, variant, checkpoints)
+            dots = {
+                "marker": MARKERS[entry["site"]],
+                "markersize": 4,
+                "markerfacecolor": style["color"] if entry["site"] == "encoder" else "white",
+            }
             ratios = np.asarray(entry["ratios"], dtype=float)
-            left.plot(range(len(ratios)), ratios, marker="o", markersize=3, **style)
+            left.plot(range(len(ratios)), ratios, **style, **dots)
             with np.errstate(invalid="ignore", divide="ignore"):
                 heights = np.where((ratios > entry["floor"]) & (ratios < 1), np.log(-np.log(ratios)), np.nan)
-            right.plot(range(len(ratios)), heights, marker="o", linestyle="none", markersize=4, color=style["color"])
+            label = f"{style['label']}: no fit, {entry['points']} layers above rounding"
             if entry["slope"] is not None:
+                label = f"{style['label']}: slope {entry['slope']:.3g}"
                 depths = np.flatnonzero(np.isfinite(heights))
-                right.plot(
-                    depths,
-                    entry["intercept"] + entry["slope"] * depths,
-                    **{**style, "label": f"{style['label']}: slope {entry['slope']:.4g}"},
-                )
-        left.set_yscale("log")
+                right.plot(depths, entry["intercept"] + entry["slope"] * depths, **{**style, "label": None})
+            right.plot(range(len(ratios)), heights, linestyle="none", color=style["color"], **dots)
+            right.plot([], [], **{**style, "label": label}, **dots)
+        _logarithmic(left)
         left.set_title("residual ratio (mean token)")
         right.set_title("log(−log r): a straight rising line is doubly exponential decay")
         for axes in (left, right):
@@ -178,37 +205,36 @@ def log_log(slopes: Sequence[dict[str, Any]], path: Path) -> None:
         _save(figure, path, 110)
 
 
-def paths(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws the residual of sampled paths, median and 10–90 % band, and the number of paths, against path length."""
+def paths(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
+    """Draws the residual of sampled paths, median and 10–90 % band, against path length: a panel for each stack."""
     frame = pd.DataFrame(rows)
-    series = [
-        (checkpoint, f"{variant}, {site}")
-        for checkpoint, variant, site in frame[["checkpoint", "variant", "site"]]
-        .drop_duplicates()
-        .itertuples(index=False)
-    ]
+    series = _series(frame)
+    sites = list(dict.fromkeys(frame.site))
     with mpl.rc_context(STYLE):
-        figure, panels = _grid(1, 2, math.ceil(len(series) / 2), 4.5, 2.8)
-        left, right = panels[0]
-        for (checkpoint, variant, site), line in frame.groupby(["checkpoint", "variant", "site"], sort=False):
-            style = _style_of(series, str(checkpoint), f"{variant}, {site}")
-            left.plot(line.length, line["median"], marker="o", markersize=3, **style)
-            left.fill_between(line.length, line.low, line.high, color=style["color"], alpha=0.13, linewidth=0)
-            right.plot(line.length, line.number_of_paths.astype(float), marker="o", markersize=3, **style)
-        left.set_title("residual ‖P − rank1(P)‖ / ‖P‖ of a path")
-        right.set_title("number of paths, C(L,k)·Hᵏ")
-        if (frame["median"] > 0).all():
-            left.set_yscale("log")
-        right.set_yscale("log")
-        for axes in (left, right):
+        figure, panels = _grid(1, len(sites), math.ceil(len(series) / 2), 4.5, 2.8)
+        for axes, site in zip(panels[0], sites, strict=True):
+            here = frame[frame.site == site]
+            for (checkpoint, variant), line in here.groupby(["checkpoint", "variant"], sort=False):
+                style = _style_of(series, str(checkpoint), str(variant), checkpoints)
+                axes.plot(line.length, line["median"], marker="o", markersize=3, **style)
+                axes.fill_between(line.length, line.low, line.high, color=style["color"], alpha=0.13, linewidth=0)
+            if (here["median"] > 0).all():
+                _logarithmic(axes)
+            axes.set_title(f"residual ‖P − rank1(P)‖ / ‖P‖ of a path, {site}")
             axes.set_xlabel("path length k")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        _legend(figure, left, 2)
+        _legend(figure, panels, 2)
         _save(figure, path, 110)
+
+
+def _visible_label(token: str) -> str:
+    """Returns a token as an axis shows it: one without a letter or digit is put in quotes, or it is a lost dot."""
+    return token if any(character.isalnum() for character in token) else f"‘{token}’"
 
 
 def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[str], path: Path, dpi: int) -> None:
     """Draws the signed maps of a layer's heads, H × T × S: red positive, blue negative, white zero, one scale."""
+    queries, keys = [_visible_label(token) for token in queries], [_visible_label(token) for token in keys]
     heads = len(weights)
     columns = min(MAPS_IN_A_ROW, heads)
     rows = math.ceil(heads / columns)
@@ -256,8 +282,8 @@ def relevance(values: np.ndarray, target: Sequence[str], source: Sequence[str], 
         figure = Figure(figsize=(0.26 * len(source) + 2.6, 0.24 * len(target) + 1.6), layout="constrained")
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(source)), source, rotation=90)
-        axes.set_yticks(range(len(target)), target)
+        axes.set_xticks(range(len(source)), map(_visible_label, source), rotation=90)
+        axes.set_yticks(range(len(target)), map(_visible_label, target))
         axes.tick_params(length=0)
         axes.set_xlabel("source")
         axes.set_ylabel("target token that is predicted")

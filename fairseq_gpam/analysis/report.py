@@ -51,14 +51,15 @@ def write_report(
     write_maps(findings, out / "maps.npz")
 
     # JSON has no infinite numbers: what is null there is not drawn.
+    checkpoints = list(dict.fromkeys(finding.subject.name for finding in findings))
     drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
     page = {
-        "title": "Attention report: " + ", ".join(dict.fromkeys(finding.subject.name for finding in findings)),
+        "title": "Attention report: " + ", ".join(checkpoints),
         "results": results,
-        "figures_4": figures_4(drawn, folder),
-        "curves": all_curves(drawn, folder),
-        "log_log": collapse(results["slopes"], folder),
-        "path_picture": path_picture(results["paths"], folder),
+        "figures_4": figures_4(drawn, folder, checkpoints),
+        "curves": all_curves(drawn, folder, checkpoints),
+        "log_log": collapse(results["slopes"], folder, checkpoints),
+        "path_picture": path_picture(results["paths"], folder, checkpoints),
         "relevance": relevance_pictures(findings, folder),
         "maps": map_pictures(findings, folder),
         "histories": history_picture(history, folder, out),
@@ -77,10 +78,10 @@ def write_report(
 
 
 def shown(value: float | int | None) -> str:
-    """Returns a number as the page shows it: whole numbers in full, others with four significant digits."""
+    """Returns a number as the page shows it: whole numbers with separators of thousands, others with four digits."""
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, 
                     "updates": finding.subject.updates,
                     "parameters": sum(parameter.numel() for parameter in finding.subject.model.parameters()),
                     "loss": finding.loss,
+                    "loss_unit": "nats per sentence" if finding.subject.loss_is_per_sentence else "nats per token",
                     "samples": finding.num_samples,
                 }
                 for finding in findings
@@ -202,18 +204,20 @@ def _in_words(records: pd.DataFrame, chosen: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def figures_4(records: pd.DataFrame, folder: Path) -> list[tuple[str, dict[str, Any]]]:
+def figures_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Draws residual norm, cosine and query gradient of the self-attention stacks, once for each setting."""
     found = []
     caption = "Residual norm and gradient on logarithmic axes; gradients are those of the whole sample, unclipped."
     for number, (variant, chosen) in enumerate(records[records.site != "cross"].groupby("variant", sort=False)):
         path = folder / f"figure4-{number + 1}.png"
-        pictures.curves(chosen, pictures.FIGURE_4, path)
+        pictures.curves(chosen, pictures.FIGURE_4, path, checkpoints)
         found.append((str(variant), _image(path, _in_words(chosen, pictures.FIGURE_4), caption)))
     return found
 
 
-def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+def all_curves(
+    records: pd.DataFrame, folder: Path, checkpoints: list[str]
+) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
     """Draws every group of metrics for the first setting, and the ones that switches change most for the others."""
     found = []
     for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
@@ -224,18 +228,18 @@ def all_curves(records: pd.DataFrame, folder: Path) -> list[tuple[str, list[tupl
             names = [name for name in group if name in known]
             if names and (number == 0 or title in OF_EVERY_SETTING):
                 path = folder / f"{_slug(title)}-{number + 1}.png"
-                pictures.curves(chosen, names, path)
+                pictures.curves(chosen, names, path, checkpoints)
                 caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)
                 drawn.append((title, _image(path, _in_words(chosen, names), caption)))
         found.append((str(variant), drawn))
     return found
 
 
-def collapse(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any] | None:
+def collapse(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
     if not rows:
         return None
     path = folder / "collapse.png"
-    pictures.log_log(rows, path)
+    pictures.log_log(rows, path, checkpoints)
     words = "; ".join(
         f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
         f"{row['ratios'][-1]:.3g}, slope {shown(row['slope'])}"
@@ -244,11 +248,11 @@ def collapse(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any] | N
     return _image(path, f"Residual ratio and its log-log against depth. {words}.", "Left: mean over the samples.")
 
 
-def path_picture(rows: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any] | None:
+def path_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
     if not rows:
         return None
     path = folder / "paths.png"
-    pictures.paths(rows, path)
+    pictures.paths(rows, path, checkpoints)
     words = "; ".join(
         f"{row['checkpoint']}, {row['variant']}, {row['site']}, length {row['length']}: {row['median']:.3g}"
         for row in rows

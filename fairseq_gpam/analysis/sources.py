@@ -34,6 +34,11 @@ class Subject:
     def is_translation(self) -> bool:
         return hasattr(self.model, "encoder")
 
+    @property
+    def loss_is_per_sentence(self) -> bool:
+        """Whether the criterion divides by sentences (--sentence-avg) and not by target tokens."""
+        return bool(getattr(self.criterion, "sentence_avg", False))
+
 
 @dataclass
 class Samples:

@@ -8,24 +8,48 @@ from typing import Any
 
 
 def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training (thin) and validation loss (bits per subword) over updates of every run."""
+    """Draws training (thin) and validation loss of every run over updates, in bits per subword.
+
+    With runs of `stock` and of other arms, a second panel has the validation loss of each run less that of the stock
+    run of the same seed (the first stock run where that seed has none), at the updates that both have.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    stock = {run["seed"]: dict(run["train"]["curve"]["valid"]) for run in runs if run["name"] == "stock"}
+    others = [run for run in runs if run["name"] != "stock"]
+    panels = 2 if stock and others else 1
+    figure = Figure(figsize=(7 * panels, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for number, run in enumerate(runs):
-        colour, label = f"C{number}", f"{run['name']}, seed {run['seed']}"
-        curve = run["train"]["curve"]
+    losses, *differences = figure.subplots(1, panels, squeeze=False)[0]
+    colours = {id(run): f"C{number}" for number, run in enumerate(runs)}
+    for run in runs:
+        curve, colour = run["train"]["curve"], colours[id(run)]
         if curve["train"]:
-            axes.plot(*zip(*curve["train"], strict=True), color=colour, alpha=0.4, linewidth=0.8)
-        axes.plot(*zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=label)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("loss (bits per subword)")
-    axes.set_title(f"{runs[0]['task']}: validation loss (thin: training loss)")
-    axes.grid(alpha=0.3)
-    axes.legend()
+            losses.plot(*zip(*curve["train"], strict=True), color=colour, alpha=0.4, linewidth=0.8)
+        losses.plot(*zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=_label(run))
+    losses.set_ylabel("loss (bits per subword)")
+    losses.set_title(f"{runs[0]['task']}: validation loss (thin: training loss)")
+    for axes in differences:
+        axes.axhline(0, color="black", linewidth=0.8)
+        for run in others:
+            reference = stock.get(run["seed"], next(iter(stock.values())))
+            points = [(at, loss - reference[at]) for at, loss in run["train"]["curve"]["valid"] if at in reference]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True), color=colours[id(run)], marker="o", markersize=4, label=_label(run)
+                )
+        axes.set_ylabel("validation loss − stock's (bits per subword)")
+        axes.set_title("difference to stock: below 0 is better")
+    for axes in (losses, *differences):
+        axes.set_xlabel("updates")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", dpi=150)
     part.replace(path)
+
+
+def _label(run: dict[str, Any]) -> str:
+    return f"{run['name']}, seed {run['seed']}"

@@ -87,7 +87,7 @@ def test_the_numbers_shown_are_those_of_the_json(report, page):
         if value is None:
             assert text == "–"
         else:
-            assert text == (str(value) if isinstance(value, int) else f"{value:.4g}"), path
+            assert text == (f"{value:,}" if isinstance(value, int) else f"{value:.4g}"), path
     shown = {path for path in page.numbers if path.startswith("records/")}
     assert len(shown) == sum(record["head"] is None for record in results["records"])
 
@@ -118,6 +118,34 @@ def test_what_the_report_holds(report, page):
         assert sum(name.endswith("relevance") for name in maps) == 3
         assert sum(name.count("/") == 3 for name in maps) == 6 * 6
     assert (report / "report.html").stat().st_size < 20e6
+    # Two layers are too few for a fit, and the page says so.
+    assert all(row["slope"] is None and row["points"] < 4 for row in results["slopes"])
+    assert "no fit: fewer than four layers" in (report / "report.html").read_text(encoding="utf-8")
+    assert {run["loss_unit"] for run in results["runs"]} == {"nats per token"}
+
+
+def test_a_checkpoint_keeps_its_colour_where_others_have_no_such_metric(tmp_path):
+    line = {"variant": "full", "metric": "lambda_plus", "site": "encoder", "head": None, "low": 0.5, "high": 0.5}
+    records = pd.DataFrame([{**line, "checkpoint": "ours", "layer": n, "mean": 0.5, "count": 1} for n in (1, 2)])
+    pictures.curves(records, ["lambda_plus"], tmp_path / "lambda.png", ["stock", "ours"])
+    with Image.open(tmp_path / "lambda.png") as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=int)
+
+    def shows(colour):
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        return (np.abs(pixels - wanted).max(axis=-1) < 24).any()
+
+    assert shows(pictures.COLOURS[1]) and not shows(pictures.COLOURS[0])
+
+
+def test_tokens_without_a_letter_are_quoted():
+    assert [pictures._visible_label(token) for token in (",", "▁.", "a", "</s>", "7")] == [
+        "‘,’",
+        "‘▁.’",
+        "a",
+        "</s>",
+        "7",
+    ]
 
 
 def test_zero_is_white_and_signs_have_their_colours(tmp_path):
