@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
     The projections stay the ones that fairseq built, so that under one seed a model of any mechanism starts from the
     same shared weights as the stock model. Raises ValueError where a layer is of an unknown kind.
     """
+    check_sharding()
     shared: dict[tuple[object, ...], Any] = {}
     for stack_name in ("encoder", "decoder"):
         stack = getattr(model, stack_name, None)
@@ -52,6 +54,16 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
     attach_training_log(model, settings.log_attention)
+
+
+def check_sharding() -> None:
+    """Raises ValueError inside fairscale's wrapping, where `--ddp-backend fully_sharded` lets models be built."""
+    wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
+    if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
+        raise ValueError(
+            "--ddp-backend 'fully_sharded' is not allowed with --gpam-mechanism, whose layers may share parameters; "
+            "allowed: c10d, legacy_ddp"
+        )
 
 
 def check_quantisation(model: nn.Module, args: Any) -> None:

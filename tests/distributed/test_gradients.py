@@ -1,0 +1,60 @@
+"""Two gloo processes, started by torchrun: their averaged gradients are those of one process on the joined batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairseq_gpam.attention import REGISTRY
+
+HERE = Path(__file__).parent
+LANGUAGE_MODEL, TRANSLATION = "language_modeling", "translation"
+
+
+def cases():
+    """Every mechanism at all of its sites at once, in both models, and variants whose parameters are shared."""
+    found = {}
+    for name, mechanism in sorted(REGISTRY.items()):
+        flags = ["--gpam-mechanism", "softmax", "--gpam-cog-everywhere"]
+        for site in mechanism.sites:
+            flags += [f"--gpam-{site}-mechanism", name]
+        found[f"{name} {TRANSLATION}"] = (TRANSLATION, flags)
+        if "decoder" in mechanism.sites:
+            found[f"{name} {LANGUAGE_MODEL}"] = (LANGUAGE_MODEL, [*flags[:3], "--gpam-decoder-mechanism", name])
+    for name, flags in {
+        "one λ for the model": ["--gpam-lambda-scope", "model"],
+        "one λ for a layer, tied": ["--gpam-lambda-scope", "layer", "--gpam-lambda-tied"],
+        "fixed λ": ["--gpam-lambda", "fixed"],
+        "shared W_Q⁻ with bias": ["--gpam-negative-projection", "shared", "--gpam-negative-bias"],
+        "mixture": ["--gpam-mechanism", "dagpam:1,gated:1"],
+        "reference": ["--gpam-backend", "reference"],
+        "legacy_ddp": [],
+    }.items():
+        found[name] = (TRANSLATION, flags)
+    return found
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "cases.json").write_text(json.dumps([[name, *case] for name, case in CASES.items()]))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [HERE / "worker.py", folder / "cases.json", folder / "results.json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    argv = [str(part) for part in (sys.executable, *launcher, *arguments)]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_averaged_gradients_are_those_of_the_joined_batch(results, name):
+    assert results[name]["unused"] == []
+    assert results[name]["difference"] <= 1e-5
