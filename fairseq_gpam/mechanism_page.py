@@ -197,12 +197,14 @@ def example_weights(name: str) -> Tensor:
     settings = options.resolve(argparse.Namespace())
     shared: dict[tuple[object, ...], object] = {}
     weights: Tensor | None = None
+    # What only decoders may have is drawn with the future hidden.
+    mask = AttentionMask(causal=REGISTRY[name].sites == ("decoder",))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for layer in (0, 1):
             site = Site(REGISTRY[name].sites[0], layer, 3, heads * width, heads, width, shared)
             mechanism = build_mechanism(name, site, settings).double()
-            weights = mechanism(AttentionInput(q, k, v, AttentionMask(), x, 0.0, True))[1]
+            weights = mechanism(AttentionInput(q, k, v, mask, x, 0.0, True))[1]
     assert weights is not None
     return weights[0, 0]
 

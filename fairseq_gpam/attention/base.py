@@ -148,6 +148,9 @@ class AttentionInput:
     x: B × T × C, the layer's input to the query projection.
     dropout_p: the probability with which a weight is dropped now; 0 outside training.
     need_weights: whether the weights are asked for.
+    past: what the mechanism itself keeps from one decoding step to the next, by names of its choice, tensors with the
+        batch first; it reads and replaces them here. Empty at the first step, None outside decoder self-attention's
+        decoding.
     """
 
     q: Tensor
@@ -157,6 +160,14 @@ class AttentionInput:
     x: Tensor
     dropout_p: float = 0.0
     need_weights: bool = False
+    past: dict[str, Tensor] | None = None
+
+    def with_new_keys(self) -> AttentionInput:
+        """Returns the input with the keys and values of the queries' own positions only."""
+        new = slice(self.k.size(-2) - self.q.size(-2), None)
+        padding = None if self.mask.padding is None else self.mask.padding[:, new]
+        mask = replace(self.mask, padding=padding)
+        return replace(self, k=self.k[..., new, :], v=self.v[..., new, :], mask=mask)
 
 
 class AttentionMechanism(nn.Module):
@@ -174,6 +185,8 @@ class AttentionMechanism(nn.Module):
     sites: ClassVar[tuple[SiteName, ...]] = SITES
     # Whether its layers hand something on, so that none may be skipped or run again.
     needs_every_layer: bool = False
+    # Whether decoder self-attention's keys and values are cached; if not, `past` holds all that is needed of them.
+    caches_keys: bool = True
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__()

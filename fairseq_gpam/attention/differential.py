@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient, affine_attention
 from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, register_mechanism
+from fairseq_gpam.attention.masks import AttentionMask
 from fairseq_gpam.attention.rmsnorm import rms_norm
 
 
@@ -54,7 +55,7 @@ class DifferentialAttention(AttentionMechanism):
         super().__init__(site, settings)
         if site.num_heads % 2:
             raise ValueError(
-                f"mechanism 'differential' (--gpam-mechanism or --gpam-{site.name}-mechanism) pairs its heads: "
+                f"mechanism {self.name!r} (--gpam-mechanism or --gpam-{site.name}-mechanism) pairs its heads: "
                 f"{site.num_heads} heads are not allowed; allowed: an even number"
             )
         self.lambda_init = lambda_init(site.layer)
@@ -71,10 +72,14 @@ class DifferentialAttention(AttentionMechanism):
         ]
         return exponents[0].exp() - exponents[1].exp() + self.lambda_init
 
-    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        for per_key in (inputs.mask.bias, inputs.mask.hidden):
+    def check_mask(self, mask: AttentionMask) -> None:
+        """Raises ValueError if the mask tells the heads of a pair apart."""
+        for per_key in (mask.bias, mask.hidden):
             if per_key is not None and per_key.dim() == 4 and per_key.size(1) > 1:
-                raise ValueError("attn_mask with one matrix per head is not allowed with --gpam-mechanism differential")
+                raise ValueError("attn_mask with one matrix per head is not allowed with --gpam-mechanism " + self.name)
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        self.check_mask(inputs.mask)
         first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength().type_as(inputs.q))
         output, weights = affine_attention(
             first_q,

@@ -29,16 +29,21 @@ class AffineMechanism(AttentionMechanism):
         return self.finish(output, inputs), weights
 
 
+def refuse_fused(mechanism: str, settings: Settings) -> None:
+    """Raises ValueError if the fused backend is asked for, which the mechanism does not have."""
+    if settings.backend == "fused":
+        raise ValueError(
+            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has only one way to be "
+            "computed; allowed: auto, reference"
+        )
+
+
 class MatrixMechanism(AttentionMechanism):
     """A mechanism whose weights are a matrix that is held as a whole: B × H × T × S."""
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        if settings.backend == "fused":
-            raise ValueError(
-                f"--gpam-backend 'fused' is not allowed with mechanism {self.name!r}, which has only one way to be "
-                "computed; allowed: auto, reference"
-            )
+        refuse_fused(self.name, settings)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         """Returns the weights, exactly 0 on hidden keys; in fp32 for half precision."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import REGISTRY, AttentionInput, AttentionMechanism, Settings, Site, SiteName
 
@@ -58,18 +58,36 @@ class MixedHeads(AttentionMechanism):
             self.groups[name] = build_mechanism(name, site.with_heads(count), settings)
             self.counts.append(count)
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
+        self.caches_keys = any(group.caches_keys for group in self.groups.values())
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         outputs, maps = [], []
         start = 0
-        for group, count in zip(self.groups.values(), self.counts, strict=True):
+        for (name, group), count in zip(self.groups.items(), self.counts, strict=True):
             stop = start + count
             q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
-            output, weights = group(replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop)))
+            part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
+            if inputs.past is None:
+                output, weights = group(part)
+            else:
+                output, weights = self._decode(name, group, part, inputs.past)
             outputs.append(output)
             maps.append(weights)
             start = stop
         return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if inputs.need_weights else None
+
+    def _decode(
+        self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends with one group, whose memory lies under its own name in the memory of all."""
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
+        part = replace(part, past=own)
+        if self.caches_keys and not group.caches_keys:
+            part = part.with_new_keys()
+        output, weights = group(part)
+        past.update({prefix + key: tensor for key, tensor in own.items()})
+        return output, weights
 
     def extra_repr(self) -> str:
         heads = ", ".join(f"{name}:{count}" for name, count in zip(self.groups, self.counts, strict=True))

@@ -7,6 +7,7 @@ from torch import Tensor
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, sighted_rows, zero_blind
+from fairseq_gpam.attention.first_layer import first_layer_values
 
 
 def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
@@ -38,7 +39,6 @@ class NeutrenoAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.strength: float = settings.neutreno_lambda
-        self.key = ("neutreno", site.name)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()
@@ -46,25 +46,9 @@ class NeutrenoAttention(AffineMechanism):
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         num_queries, num_keys = output.size(-2), inputs.v.size(-2)
         current = inputs.v[..., num_keys - num_queries :, :]
-        first = self._first_values(current)
+        first = first_layer_values(self.name, self.site, current)
         sighted = sighted_rows(inputs.mask, num_queries, num_keys, inputs.v.device)
         return zero_blind(pull_back(output, first, current, self.strength), sighted)
-
-    def _first_values(self, current: Tensor) -> Tensor:
-        shared, layer = self.site.shared, self.site.layer
-        if layer == 0:
-            first = current
-        else:
-            previous, first = shared.pop(self.key, (None, current))
-            if previous != layer - 1 or first.shape != current.shape:
-                raise ValueError(
-                    f"--gpam-mechanism neutreno needs all {self.site.num_layers} {self.site.name} layers to run in "
-                    f"order, but layer {layer} followed {previous}: not allowed with --encoder-layerdrop, "
-                    "--decoder-layerdrop or --checkpoint-activations, and every layer must have this mechanism"
-                )
-        if layer < self.site.num_layers - 1:
-            shared[self.key] = (layer, first)
-        return first
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {self.strength:g}"

@@ -21,6 +21,8 @@ XFORMERS_REFUSAL = (
 )
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
+# The cache's names for what a mechanism keeps.
+PAST = "past."
 WeightsHook = Callable[["GPAMMultiheadAttention", Tensor], None]
 
 
@@ -106,10 +108,12 @@ class GPAMMultiheadAttention(MultiheadAttention):
             q, k, v, padding = self._project(query, key, value, key_padding_mask, bsz, decoding)
             if "prev_key" in saved:
                 k, v, padding = self._append_to_cache(saved, k, v, padding)
+        past = self._past(saved) if incremental_state is not None and self.self_attention else None
+        buffer: dict[str, Tensor | None] = {}
         if incremental_state is not None:
-            self._set_input_buffer(
-                incremental_state, {"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding}
-            )
+            if past is None or self.mechanism.caches_keys:
+                buffer.update({"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding})
+            self._set_input_buffer(incremental_state, buffer)
 
         mask = AttentionMask.from_fairseq(padding, attn_mask)
         k, v, mask = self._append_constant_keys(k, v, mask, num_queries)
@@ -125,7 +129,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
         need_weights = need_weights or need_head_weights
         wants_weights = need_weights or bool(self.weights_hooks)
-        heads, weights = self.mechanism(AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights))
+        heads, weights = self.mechanism(AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past))
+        if past is not None:
+            buffer.update({PAST + name: tensor for name, tensor in past.items()})
         if beams > 1:
             heads = self._unfold_beams(heads, beams)
             weights = None if weights is None else self._unfold_beams(weights, beams)
@@ -200,6 +206,16 @@ class GPAMMultiheadAttention(MultiheadAttention):
             padding = torch.cat(parts, dim=1)
         return _reordered_with(prev_k, order, k), _reordered_with(prev_v, order, v), padding
 
+    @staticmethod
+    def _past(saved: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        """Returns what the mechanism kept at the last step, its sentences in the order of the beams that survived."""
+        order = saved.get("beam_order")
+        return {
+            name.removeprefix(PAST): tensor if order is None else tensor.index_select(0, order)
+            for name, tensor in saved.items()
+            if name.startswith(PAST) and tensor is not None
+        }
+
     def reorder_incremental_state(
         self, incremental_state: IncrementalState | None, new_order: Tensor
     ) -> IncrementalState | None:
@@ -210,7 +226,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if self.encoder_decoder_attention:
             return super().reorder_incremental_state(incremental_state, new_order)
         saved = self._get_input_buffer(incremental_state)
-        if "prev_key" in saved:
+        if saved:
             pending = saved.get("beam_order")
             saved["beam_order"] = new_order if pending is None else pending.index_select(0, new_order)
         return incremental_state

@@ -36,7 +36,9 @@ def in_a_stack(name, **chosen):
     site = REGISTRY[name].sites[0]
     stack = [
         build_mechanism(
-            name, Site(site, layer, 3, HEADS * LENGTH, HEADS, LENGTH, shared), settings(cog_everywhere=True, **chosen)
+            name,
+            Site(site, layer, 3, HEADS * LENGTH, HEADS, LENGTH, shared),
+            settings(cog_everywhere=True, integral_signals=2, **chosen),
         ).double()
         for layer in (0, 1)
     ]
@@ -53,14 +55,17 @@ def test_dropout_drops_the_weights_themselves(name):
     x = torch.randn(4, LENGTH, HEADS * LENGTH, dtype=torch.float64)
     eye = torch.eye(LENGTH, dtype=torch.float64).expand(4, HEADS, LENGTH, LENGTH)
     first, mechanism = in_a_stack(name, **PLAIN.get(name, {}))
-    if name in ("softmax_rmsnorm", "differential", "gated", "rela"):
+    if name in ("softmax_rmsnorm", "differential", "gated", "rela", "dint", "gated_linear"):
         pytest.skip("what follows the weighted sum hides the matrix; the sum is the family's")
-    first(AttentionInput(q, k, eye, AttentionMask(), x))
-    output, weights = mechanism(AttentionInput(q, k, eye, AttentionMask(), x, 0.5, True))
-    dropped = output == 0
-    where = weights.abs() > 1e-9
+    mask = AttentionMask(causal=REGISTRY[name].sites == ("decoder",))
+    first(AttentionInput(q, k, eye, mask, x))
+    output, weights = mechanism(AttentionInput(q, k, eye, mask, x, 0.5, True))
+    # A diagonal value of `exclusive` is taken out, not dropped.
+    kept = ~torch.eye(LENGTH, dtype=torch.bool) if name == "exclusive" else torch.ones(LENGTH, LENGTH).bool()
+    dropped = (output == 0) & kept
+    where = (weights.abs() > 1e-9) & kept
     assert 0.3 < (dropped & where).sum() / where.sum() < 0.7
-    torch.testing.assert_close(output[~dropped], 2 * weights[~dropped], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(output[~dropped & kept], 2 * weights[~dropped & kept], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
@@ -95,6 +100,7 @@ def test_the_pure_function_comes_first(name):
 AFFINE_FAMILY = (
     *("softmax", "scaled_softmax", "dagpam", "differential", "differential_v2", "attn_scale", "centered"),
     *("shaped", "neutreno", "sink", "gated", "softmax_rmsnorm"),
+    *("exclusive", "integral", "scalable_softmax", "value_residual"),
 )
 
 

@@ -17,14 +17,17 @@ def inputs(heads=HEADS):
     return q, k, v, torch.randn(3, LENGTH, heads * WIDTH, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if name != "neutreno"])
+@pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_a_mixture_of_one_group_is_that_mechanism(name):
+    causal = REGISTRY[name].sites == ("decoder",)
+    place = site("decoder" if causal else "encoder", layer=0 if REGISTRY[name].needs_every_layer else 1)
+    chosen = settings(integral_signals=WIDTH)
     torch.manual_seed(3)
-    alone = build_mechanism(name, site(), settings()).double()
+    alone = build_mechanism(name, place, chosen).double()
     torch.manual_seed(3)
-    mixed = build_mechanism(f"{name}:{HEADS}", site(), settings()).double()
+    mixed = build_mechanism(f"{name}:{HEADS}", place, chosen).double()
     q, k, v, x = inputs()
-    mask = masks("a sentence of padding", LENGTH)[0]
+    mask = masks("causal, a sentence of padding" if causal else "a sentence of padding", LENGTH)[0]
     call = AttentionInput(q, k, v, mask, x, need_weights=True)
     for one, other in zip(alone(call), mixed(call), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -20,7 +20,7 @@ class TestNeutreno(Contract):
 
     def call(self, mechanism, q, k, v, mask, x, dropout_p=0.0, need_weights=False):
         current = v[..., v.size(-2) - q.size(-2) :, :]
-        mechanism.site.shared[mechanism.key] = (mechanism.site.layer - 1, first_values(current))
+        mechanism.site.shared[mechanism.name, mechanism.site.name] = (mechanism.site.layer - 1, first_values(current))
         return mechanism(AttentionInput(q, k, v, mask, x, dropout_p, need_weights))
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
@@ -36,7 +36,7 @@ class TestNeutreno(Contract):
     def attend(self, attention, x, padding, **arguments):
         site = attention.mechanism.site
         values = attention.v_proj(x).view(*x.shape[:2], HEADS, WIDTH).permute(1, 2, 0, 3)
-        site.shared[attention.mechanism.key] = (site.layer - 1, first_values(values))
+        site.shared[attention.mechanism.name, site.name] = (site.layer - 1, first_values(values))
         return attention(x, x, x, key_padding_mask=padding, **arguments)
 
 

@@ -1,0 +1,65 @@
+"""Integral attention: the mean of several signals of scores before the softmax (Kobyzev et al. 2025)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism
+
+
+def integral_queries(q: Tensor, signals: int) -> Tensor:
+    """Returns Q/√G, B × H × T × D, whose scores QKᵀ/√D are (1/G)·Σ_g Q_g K_gᵀ/√(D/G), the mean of G signals.
+
+    Q_g and K_g are the g-th of G equal parts of a head's channels. Kobyzev et al. 2025, arXiv 2508.18387.
+    """
+    return q / math.sqrt(signals)
+
+
+@register_mechanism
+class IntegralAttention(AffineMechanism):
+    """Softmax of the mean of G signals, each the scores of a part of D/G channels: (1/G)·Σ_g Q_g K_gᵀ/√(D/G).
+
+    The sum over the parts is the product QKᵀ itself, so this is softmax attention with the scores divided by √G, and
+    it is computed so. The paper's own text and code were not at hand: the formula and G = 8 are as two independent
+    public descriptions have them, the scale 1/√(D/G) as one of them has it. The paper keeps softmax in the lower
+    layers, which a mechanism for each layer expresses. G = 1 is softmax attention.
+    """
+
+    name = "integral"
+    formula = "P = softmax((1/G)·Σ_g Q_g K_gᵀ/√(D/G) + M) = softmax(QKᵀ/√(D·G) + M)"
+    source = "Kobyzev et al. 2025, arXiv 2508.18387; scale and G from public descriptions"
+    row_sum = "1"
+    cost = "1×"
+    options = (
+        Option(
+            "integral_signals",
+            int,
+            8,
+            "the number G of signals, which divides the head dimension",
+            check=lambda count: count > 0,
+            allowed="a whole number > 0 that divides the head dimension",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.signals: int = settings.integral_signals
+        if site.head_dim % self.signals:
+            raise ValueError(
+                f"--gpam-integral-signals {self.signals} is not allowed with heads of dimension {site.head_dim}; "
+                f"allowed: a number that divides {site.head_dim}"
+            )
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        return super().forward(replace(inputs, q=integral_queries(inputs.q, self.signals)))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.signals} signals"

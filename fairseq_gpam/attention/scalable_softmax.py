@@ -1,0 +1,55 @@
+"""Scalable softmax: scores grow with the logarithm of the number of keys (Nakanishi 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.affine import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.coefficients import learned_numbers
+from fairseq_gpam.attention.families import AffineMechanism, count_visible, numbers
+
+
+def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
+    """Returns the input with Q times s·log n, so that its softmax is n^(s·z) / Σ n^(s·z) of the scores z = QKᵀ/√D.
+
+    Q is B × H × T × D; `scale` is s, one number for each head (H); n is the number of keys that a row sees.
+    Nakanishi 2025, arXiv 2501.19399. A row with one key has log n = 0, and the whole weight on that key.
+    """
+    rows = inputs.q.new_empty((1, 1)).expand(inputs.q.size(-2), inputs.k.size(-2))
+    count = count_visible(inputs.mask, rows if rows.dtype == torch.float64 else rows.float())
+    factor = (scale.to(count.dtype).view(-1, 1, 1) * count.log()).to(inputs.q.dtype)
+    return replace(inputs, q=inputs.q * factor)
+
+
+@register_mechanism
+class ScalableSoftmaxAttention(AffineMechanism):
+    """Softmax attention whose sharpness keeps up with the number of keys: the scores are multiplied by s·log n.
+
+    s is learned for each head of each layer. Only the formula could be confirmed: that s starts at 0.43, the paper's
+    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax), and that a finite bias of the mask is
+    not multiplied is our reading. The variant with a learned offset is not offered.
+    """
+
+    name = "scalable_softmax"
+    formula = "P = softmax(s·log n·QKᵀ/√D + M), n the keys that a row sees"
+    source = "Nakanishi 2025, arXiv 2501.19399"
+    row_sum = "1"
+    cost = "1×"
+    options = (Option("scalable_softmax_start", float, 0.43, "where the learned s of every head starts"),)
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.scale = learned_numbers(torch.full((site.num_heads,), settings.scalable_softmax_start))
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        return super().forward(scale_queries(inputs, self.scale))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, s {numbers(self.scale)}"

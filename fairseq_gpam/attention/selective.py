@@ -1,0 +1,62 @@
+"""Selective attention: a token may lower the weight of earlier tokens for all that follow (Leviathan et al. 2024)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.base import AttentionInput, register_mechanism, softmax
+from fairseq_gpam.attention.causal import earlier_keys, new_positions_hidden, remembered, require_causal
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+
+
+def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None) -> Tensor:
+    """Returns S_ij = relu(s_ij) of head 0 for keys j strictly before i but the first, 0 elsewhere: B × T × S.
+
+    Shapes: scores (s) B × H × T × S; padding B × S and own_hidden B × T, the padding among keys and queries: it is
+    not selected and selects nothing. Leviathan, Kalman & Matias 2024, arXiv 2410.02703, section 3.
+    """
+    selected = torch.relu(scores[:, 0])
+    allowed = earlier_keys(selected)
+    if padding is None:
+        allowed = allowed & (torch.arange(selected.size(-1), device=selected.device) > 0)
+    else:
+        visible = ~padding
+        first = visible & (visible.cumsum(dim=-1) == 1)
+        allowed = allowed & (visible & ~first)[:, None, :]
+    if own_hidden is not None:
+        allowed = allowed & ~own_hidden[:, :, None]
+    return selected.masked_fill(~allowed, 0.0)
+
+
+@register_mechanism
+class SelectiveAttention(MatrixMechanism):
+    """Softmax attention whose scores fall by what the tokens in between have selected, the same for all heads.
+
+    A token selects with head 0's positive scores; it spares itself and the first token (the paper's <BOS>), and what
+    it selects falls for later tokens only. No parameters. In decoding, the accumulated selections are cached, one
+    number a position. The pruning of the cache that the paper builds on it is not part of it.
+    """
+
+    name = "selective"
+    formula = "P = softmax(QKᵀ/√D + M − F), F_ij = Σ_{l<i} relu(s_lj), s of head 0, j < l, not the first key"
+    source = "Leviathan, Kalman & Matias 2024, arXiv 2410.02703"
+    row_sum = "1"
+    cost = "1×, and a running sum of head 0's scores"
+    sites = ("decoder",)
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        require_causal(self.name, inputs)
+        scores = dot_scores(inputs.q, inputs.k, inputs.mask)
+        kept = remembered(inputs, "selected", self.name)
+        selected = selections(scores, inputs.mask.padding, new_positions_hidden(inputs))
+        if kept is not None:
+            before = F.pad(kept, (0, selected.size(-2)))[:, None, :]
+            selected = torch.cat([before, selected], dim=-2).cumsum(dim=-2)
+        else:
+            selected = F.pad(selected.cumsum(dim=-2), (0, 0, 1, 0))
+        if inputs.past is not None:
+            inputs.past["selected"] = selected[:, -1]
+        hidden, sighted = hide(scores - selected[:, None, :-1], inputs.mask)
+        return zero_blind(softmax(hidden), sighted)

@@ -1,0 +1,60 @@
+"""Sigmoid attention: every weight for itself, without a sum over the keys (Ramapuram et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, zero_hidden
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | None = None) -> Tensor:
+    """Returns P_ij = sigmoid(s_ij − log n) on the keys that row i sees, 0 elsewhere: B × H × T × S.
+
+    s = QKᵀ/√D + the mask's finite bias; n is `length`, or the number of keys that the row sees. Ramapuram et al.
+    2024, arXiv 2409.04431; apple/ml-sigmoid-attention, where n is the length of the training sequences.
+    """
+    scores = dot_scores(q, k, mask)
+    offset = math.log(length) if length else count_visible(mask, scores).log()
+    return zero_hidden(torch.sigmoid(scores - offset), mask)
+
+
+@register_mechanism
+class SigmoidAttention(MatrixMechanism):
+    """Independent weights in (0, 1), whose sum is near 1 at the start because of the offset −log n.
+
+    The authors' code has one constant n for a model. By default n is here what each row sees, so that padding and
+    step-by-step decoding change nothing; `--gpam-sigmoid-length` gives the authors' constant. The LayerScale and the
+    norm of queries and keys that they add for large models are not part of it.
+    """
+
+    name = "sigmoid"
+    formula = "P = sigmoid(QKᵀ/√D + M − log n)"
+    source = "Ramapuram et al. 2024, arXiv 2409.04431; apple/ml-sigmoid-attention"
+    row_sum = "between 0 and n"
+    cost = "1×"
+    options = (
+        Option(
+            "sigmoid_length",
+            int,
+            0,
+            "the n of the offset −log n: a number, the length of the training sequences in the source, or 0 for the "
+            "number of keys that a row sees",
+            check=lambda length: length >= 0,
+            allowed="0 or a whole number of keys",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.length: int | None = settings.sigmoid_length or None
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return sigmoid_weights(inputs.q, inputs.k, inputs.mask, self.length)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n {self.length or 'what a row sees'}"

@@ -1,0 +1,41 @@
+"""Softpick: weights that are rectified and need not sum to 1 (Zuhri, Fuadi & Aji 2025)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.base import AttentionInput, register_mechanism
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.masks import AttentionMask
+
+EPSILON = 1e-8
+
+
+def softpick_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P_ij = relu(exp(s_ij) − 1) / (Σ_j |exp(s_ij) − 1| + ε) over the keys that row i sees: B × H × T × S.
+
+    s = QKᵀ/√D + the mask's finite bias. Zuhri, Fuadi & Aji 2025, arXiv 2504.20966;
+    zaydzuhri/softpick-attention. Numerator and denominator are divided by
+    exp(m), m = max(0, the largest score of the row), before ε = 1e-8 is added, as in that code; a row without a
+    positive score is zero.
+    """
+    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    largest = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
+    powers = torch.exp(scores - largest) - torch.exp(-largest)
+    total = powers.abs().masked_fill(scores == float("-inf"), 0.0).sum(dim=-1, keepdim=True)
+    return zero_blind(torch.relu(powers) / (total + EPSILON), sighted)
+
+
+@register_mechanism
+class SoftpickAttention(MatrixMechanism):
+    """Weights in [0, 1) that are exactly 0 for keys whose score is not positive, so that no key must be a sink."""
+
+    name = "softpick"
+    formula = "P = relu(exp(S) − 1) / (Σ |exp(S) − 1| + ε), S = QKᵀ/√D + M"
+    source = "Zuhri, Fuadi & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention"
+    row_sum = "between 0 and 1"
+    cost = "1×"
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return softpick_weights(inputs.q, inputs.k, inputs.mask)

@@ -1,0 +1,64 @@
+"""DINT."""
+
+import math
+
+import pytest
+import torch
+from contract import LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings
+
+from fairseq_gpam.attention import Site, build_mechanism
+
+
+class TestDint(Contract):
+    name = "dint"
+    heads = 4
+    needs_positions = True
+    mixes_queries = True
+    knows_heads = False
+
+    def pair_weights(self, mechanism, q, k, bias, visible):
+        """A₁ − λA₂ + λG, B × H/2 × T × S, row by row."""
+        vectors = (mechanism.lambda_q1, mechanism.lambda_k1, mechanism.lambda_q2, mechanism.lambda_k2)
+        strength = torch.exp(vectors[0] @ vectors[1]) - torch.exp(vectors[2] @ vectors[3])
+        strength = strength + 0.8 - 0.6 * math.exp(-0.3 * mechanism.site.layer)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1)) + bias
+        maps = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))
+        first, second = maps[:, 0::2], maps[:, 1::2]
+        result = []
+        for b in range(q.size(0)):
+            shown = [i for i in range(q.size(2)) if visible[b, 0, :, i].any()]
+            rows = []
+            for i in range(q.size(2)):
+                counted = [j for j in shown if mechanism.site.name == "encoder" or j <= i]
+                mean = sum(first[b, :, j] for j in counted) / max(len(counted), 1)
+                row = first[b, :, i] + strength * (mean - second[b, :, i])
+                rows.append(row * visible[b, 0, i].any())
+            result.append(torch.stack(rows, dim=1))
+        return torch.stack(result)
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        weights = self.pair_weights(mechanism, q, k, bias, visible)
+        values = torch.cat([v[:, 0::2], v[:, 1::2]], dim=-1)
+        output = weights @ values
+        output = output / (output.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mechanism.norm_weight
+        output = output * (0.2 + 0.6 * math.exp(-0.3 * mechanism.site.layer))
+        output = torch.stack([output[..., :WIDTH], output[..., WIDTH:]], dim=2).flatten(1, 2)
+        return output, weights.repeat_interleave(2, dim=1)
+
+
+class TestDintEncoder(TestDint):
+    needs_positions = False
+
+
+@pytest.mark.parametrize("site", ["encoder", "decoder"])
+def test_rows_sum_to_one(site):
+    contract = TestDint()
+    mechanism = contract.build({}, site)
+    q, k, v, x = contract.inputs(LENGTH)
+    weights = contract.call(mechanism, q, k, v, masks("causal", LENGTH)[0], x, 0.0, True)[1]
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+def test_cross_attention_is_refused():
+    with pytest.raises(ValueError, match=r"'dint' cannot be used for cross attention.*encoder, decoder"):
+        build_mechanism("dint", Site("cross", 0, 1, 8, 4, 2), settings())
