@@ -1,7 +1,9 @@
 """The command line, `python -m fairseq_gpam [COMMAND …]`: it finds a command's module and calls it.
 
 A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`, and a docstring that is its help.
-With TAKES_FURTHER_FLAGS it finds the flags that it does not know itself in `arguments.further_flags`.
+With TAKES_FURTHER_FLAGS it finds the flags that it does not know itself in `arguments.further_flags`, with
+TAKES_FLAGS_AFTER_DASHES what stands after `--`. After `MODULE:` stands the name of an object in the module that has
+these, where a module has several commands.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from typing import Any
 
 COMMANDS = {
     "path": ("fairseq_gpam.path", "print the folder to give to --user-dir (the default)"),
@@ -17,7 +20,22 @@ COMMANDS = {
     "benchmark": ("fairseq_gpam.benchmark.cli", "compare time and memory with the unmodified fairseq"),
     "export": ("fairseq_gpam.export", "turn a checkpoint into one of fairseq's own model, where that is exact"),
     "analyze": ("fairseq_gpam.analysis.cli", "measure and draw attention in checkpoints: collapse, gradients, maps"),
+    "quickstart": ("fairseq_gpam.recipes.quickstart", "from nothing to a table: stock softmax attention and daGPAM"),
+    "prepare": ("fairseq_gpam.recipes.prepare", "fetch and prepare the data of a standard task"),
+    "train": ("fairseq_gpam.recipes.stages:TRAIN", "train a model on a standard task"),
+    "generate": ("fairseq_gpam.recipes.stages:GENERATE", "translate a task's test set"),
+    "eval-lm": ("fairseq_gpam.recipes.stages:EVAL_LM", "evaluate a language model on a task's test set"),
+    "score": ("fairseq_gpam.recipes.score", "score translations with sacreBLEU, or compare those of two runs"),
+    "average": ("fairseq_gpam.recipes.averaging", "average checkpoints of a run"),
+    "results": ("fairseq_gpam.experiments.results", "tables, reports and kept results of runs"),
 }
+
+
+def load(name: str) -> Any:
+    """Returns the module, or the object in it, that is the command."""
+    module_name, _, attribute = COMMANDS[name][0].partition(":")
+    module = importlib.import_module(module_name)
+    return getattr(module, attribute) if attribute else module
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,20 +44,25 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m fairseq_gpam", description="daGPAM attention for fairseq. Bare, it prints the --user-dir path."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (module_name, summary) in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         # Only the chosen command is imported: its libraries may be an extra that is not installed.
         if argv[:1] == [name]:
-            module = importlib.import_module(module_name)
+            module = load(name)
             command = commands.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
             module.add_arguments(command)
         else:
             commands.add_parser(name, help=summary)
-    arguments, further = parser.parse_known_args(argv or ["path"])
-    module = importlib.import_module(COMMANDS[arguments.command][0])
+    argv = argv or ["path"]
+    module = load(argv[0]) if argv[0] in COMMANDS else None
+    after_dashes: list[str] = []
+    if getattr(module, "TAKES_FLAGS_AFTER_DASHES", False) and "--" in argv:
+        position = argv.index("--")
+        argv, after_dashes = argv[:position], argv[position + 1 :]
+    arguments, further = parser.parse_known_args(argv)
     if further and not getattr(module, "TAKES_FURTHER_FLAGS", False):
         parser.error(f"unrecognized arguments: {' '.join(further)}")
-    arguments.further_flags = further
-    return module.run(arguments)
+    arguments.further_flags = [*further, *after_dashes]
+    return load(arguments.command).run(arguments)
 
 
 if __name__ == "__main__":

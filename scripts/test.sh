@@ -7,14 +7,10 @@
 # Environment: PYTHON, the interpreter that the virtual environment is made with (default:
 # python3.11 or python3.12). GPAM_TORCH, what pip is to install as torch, options included.
 
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
-
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    usage
-    exit 0
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then usage; fi
 (($#)) || set -- -m "not recipes"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 make_venv "$REPO/.venv" fairseq,analysis,entmax,test
-export PYTHON
 cd "$REPO"
 PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --numprocesses "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" "$@"

@@ -16,3 +16,14 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory):
+    """A stand-in for the interpreter that forks instead of importing fairseq anew; one for each test process."""
+    import forked
+
+    python, server = forked.start(tmp_path_factory.mktemp("interpreter"))
+    yield python
+    server.stdin.close()
+    server.wait()

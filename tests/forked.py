@@ -70,6 +70,8 @@ def receive(connection):
 def run(argv):
     """Do what the interpreter or a fairseq command would do with these arguments."""
     name = Path(argv[0]).name
+    if argv[1] == "-I":
+        argv = [argv[0], *argv[2:]]
     if name != "python":
         sys.argv = argv
         runpy.run_path(str(Path(sys.executable).with_name(name)), run_name="__main__")
@@ -122,7 +124,7 @@ def preload():
     import tabulate  # noqa: F401
     import torch
 
-    import fairseq_gpam.experiments  # noqa: F401
+    import fairseq_gpam.recipes.quickstart  # noqa: F401
 
     torch.set_num_threads(1)
     logging.getLogger().handlers.clear()

@@ -1,10 +1,8 @@
-"""Read fairseq's logs, score hypotheses, and keep and show the results of runs.
+"""Reads fairseq's logs, scores hypotheses, and keeps and shows the results of runs.
 
-``python -m fairseq_gpam.experiments.results score RUN --references FILE`` scores one run, ``...
-compare RUN RUN --references FILE`` tests two for a significant difference, ``... table RUN...``
-prints runs as a Markdown table, ``... report RUN... --out FOLDER`` writes that table, the JSON and the
-learning curves, ``... keep RUN...`` copies results to ``examples/results``, and ``... tables``
-rebuilds the tables of README.md and examples/ from there.
+``table RUN...`` prints runs as a Markdown table, ``report RUN... --out FOLDER`` writes that table, the JSON and the
+learning curves, ``keep RUN...`` copies results to ``examples/results``, and ``tables`` rebuilds the tables of README.md
+and examples/ from there.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments.subwords import MosesDetokenize, split_compounds, write_lines
-from fairseq_gpam.experiments.subwords import read_lines as iterate_lines
+from fairseq_gpam.recipes.subwords import MosesDetokenize, split_compounds, write_lines
+from fairseq_gpam.recipes.subwords import read_lines as iterate_lines
 
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
@@ -416,19 +414,8 @@ def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m fairseq_gpam.experiments.results")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, count, text in (("score", 1, "sacreBLEU of one run"), ("compare", 2, "paired bootstrap of two runs")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("runs", type=Path, nargs=count)
-        command.add_argument("--references", type=Path, required=True, help="raw text")
-        command.add_argument("--lowercase", action="store_true", help="ignore case")
-        command.add_argument("--detokenize", metavar="LANGUAGE", help="undo Moses tokenisation first")
-        command.add_argument("--tokenized", type=Path, help="tokenised references, for tokenised BLEU")
-        command.add_argument("--split-compounds", action="store_true", help="tokenised BLEU: split at hyphens")
-        command.add_argument("--samples", type=int, default=1000, help="bootstrap samples; default 1000")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="results_command", required=True, metavar="COMMAND")
     command = commands.add_parser("table", help="Markdown table of runs")
     command.add_argument("runs", type=Path, nargs="+")
     command = commands.add_parser("report", help="table, JSON and learning curves of runs")
@@ -440,30 +427,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = commands.add_parser("tables", help="rebuild the results tables of README.md and examples/")
     command.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     command.add_argument("--repository", type=Path, default=Path())
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
     # Some of fairseq's modules set the root logger to DEBUG when imported.
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        if args.command in ("score", "compare"):
-            test = References(args.references, args.lowercase, args.detokenize, args.tokenized, args.split_compounds)
-            if args.command == "score":
-                print(*score_lines(score(args.runs[0], test)), sep="\n")
-            else:
-                print(compare(args.runs[0], args.runs[1], test, args.samples))
-        elif args.command == "table":
+        if args.results_command == "table":
             print(table([read(run) for run in args.runs]))
-        elif args.command == "report":
+        elif args.results_command == "report":
             print(report([read(run) for run in args.runs], args.out))
         else:
             _tables(args)
     except (CountMismatchError, FileNotFoundError) as error:
         sys.exit(str(error))
+    return 0
 
 
 def _tables(args: argparse.Namespace) -> None:
     from fairseq_gpam.experiments import tables
 
-    if args.command == "keep":
+    if args.results_command == "keep":
         for run in args.runs:
             print(tables.keep(run, args.repository))
         return
@@ -471,8 +455,4 @@ def _tables(args: argparse.Namespace) -> None:
     for path in changed:
         print(f"out of date: {path}" if args.check else path)
     if args.check and changed:
-        sys.exit("run: python -m fairseq_gpam.experiments.results tables")
-
-
-if __name__ == "__main__":
-    main()
+        sys.exit("run: python -m fairseq_gpam results tables")

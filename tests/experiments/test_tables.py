@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.experiments import results, tables
 
 REPOSITORY = Path(__file__).parents[2]
@@ -14,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 def test_committed_tables_agree_with_the_committed_results():
     changed = tables.rebuild(REPOSITORY, write=False)
-    assert not changed, "run: python -m fairseq_gpam.experiments.results tables"
+    assert not changed, "run: python -m fairseq_gpam results tables"
 
 
 def test_every_result_has_a_table_and_every_published_anchor_is_shown():
@@ -56,16 +57,16 @@ def made_run(out, name, **entries):
 def test_kept_runs_fill_the_table(repository):
     evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
     run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
-    results.main(["keep", str(run), "--repository", str(repository)])
+    main(["results", "keep", str(run), "--repository", str(repository)])
     kept = json.loads((repository / "examples/results/made-lm.dagpam.1.json").read_text())
     assert kept["train"]["command"] == "fairseq-train out/data-bin/made-lm --user-dir fairseq_gpam"
     assert "curve" not in kept["train"]
 
     with pytest.raises(SystemExit, match="run: python"):
-        results.main(["tables", "--check", "--repository", str(repository)])
+        main(["results", "tables", "--check", "--repository", str(repository)])
     assert "old" in (repository / "README.md").read_text()
-    results.main(["tables", "--repository", str(repository)])
-    results.main(["tables", "--check", "--repository", str(repository)])
+    main(["results", "tables", "--repository", str(repository)])
+    main(["results", "tables", "--check", "--repository", str(repository)])
     text = (repository / "README.md").read_text()
     assert text.startswith("before\n<!-- results: made-lm -->\n")
     assert text.endswith("<!-- /results -->\nafter\n")

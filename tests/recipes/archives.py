@@ -1,5 +1,6 @@
 """Small made archives with the layout, file names and markup of the published ones."""
 
+import gzip
 import hashlib
 import io
 import random
@@ -124,6 +125,27 @@ def wmt14(folder):
                 add(archive, f"{name}.bpe.32000.{language}", lines)
     environment["WMT14_TEST_URL"] = path.as_uri()
     environment["WMT14_TEST_SUM"] = "md5:" + hashlib.md5(path.read_bytes()).hexdigest()
+    return environment
+
+
+def multi30k(folder):
+    generator = random.Random(3)
+    words = made_words(generator, 300)
+    base = folder / "multi30k/made/data/task1"
+    environment = {"MULTI30K_URL": (folder / "multi30k").as_uri(), "MULTI30K_COMMIT": "made"}
+    for split, count in (("train", 400), ("val", 30), ("test_2016_flickr", 41)):
+        pairs = made_pairs(generator, words, count)
+        for side, language in enumerate(("de", "en")):
+            lines = "".join(f"{pair[side]}\n" for pair in pairs)
+            for path, text in (
+                (f"tok/{split}.lc.norm.tok.{language}", lines.lower().replace(",", " ,").replace(".", " .")),
+                (f"raw/{split}.{language}.gz", lines),
+            ):
+                (base / path).parent.mkdir(parents=True, exist_ok=True)
+                content = text.encode()
+                (base / path).write_bytes(gzip.compress(content) if path.endswith(".gz") else content)
+                kind = path.split("/")[0]
+                environment[f"MULTI30K_{kind}_{split.split('_')[0]}_{language}_SUM".upper()] = checksum(base / path)
     return environment
 
 

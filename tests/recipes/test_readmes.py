@@ -19,6 +19,7 @@ FOLDERS = {
     "iwslt14-de-en": archives.iwslt14,
     "iwslt14-en-de": archives.iwslt14,
     "wmt14-en-de": archives.wmt14,
+    "multi30k-en-de": archives.multi30k,
     "ptb-lm": archives.ptb,
     "wikitext-103-lm": archives.wikitext_103,
     "enwik8-lm": archives.enwik8,
@@ -26,7 +27,7 @@ FOLDERS = {
 TASKS = sorted(
     folder if path.stem == "recipe" else f"{folder}.{path.stem}"
     for folder in FOLDERS
-    for path in (REPOSITORY / "examples" / folder).glob("*.sh")
+    for path in (REPOSITORY / "examples" / folder).glob("*.toml")
 )
 NAMES = ("stock", "softmax", "dagpam")
 
@@ -80,6 +81,8 @@ def commands(task):
                 if task.endswith(".sentencepiece") and match[1].startswith("prepare-"):
                     line += " --sentencepiece --vocabulary 150"
                 line += flags(match[1], task)
+            if line.startswith("for name in"):
+                line = line.replace("--last 10", "--last 1")
             line = line.replace("bash scripts/", f"bash {REPOSITORY}/scripts/").replace("--last 10", "--last 2")
             lines.append(re.sub(r"^python ", '"$PYTHON" ', line))
     return "\n".join(lines)
@@ -170,8 +173,8 @@ def test_every_folder_has_a_recipe_a_readme_and_all_three_models():
         for name in NAMES:
             assert f"bash scripts/train.sh $task {name} 1\n" in text
     named = (REPOSITORY / "examples/README.md").read_text(encoding="utf-8")
-    for recipe in (REPOSITORY / "examples").glob("*/recipe.sh"):
-        assert f"]({recipe.parent.name})" in named
+    for recipe in (REPOSITORY / "examples").glob("*/recipe.toml"):
+        assert f"| `{recipe.parent.name}` |" in named or f"| [{recipe.parent.name}](" in named
         assert (recipe.parent / "README.md").exists()
     for task in TASKS:
         folder, _, variant = task.partition(".")

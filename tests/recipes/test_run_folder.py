@@ -1,0 +1,122 @@
+"""Stages are claimed, locked and reported so that they can be killed and started again."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fairseq_gpam.experiments import results
+from fairseq_gpam.recipes import run_folder
+from fairseq_gpam.recipes.engine_process import EngineFailure, Progress, execute
+
+
+def test_a_changed_command_is_refused_by_the_flag_that_differs(tmp_path):
+    command = ["fairseq-train", "data", "--lr", "0.1", "--cpu", "--adam-betas", "(0.9, 0.98)"]
+    assert run_folder.claim(tmp_path, "train", command)
+    assert not run_folder.claim(tmp_path, "train", command)
+    # The last value of a flag counts, as it does for the engine.
+    assert not run_folder.claim(tmp_path, "train", [*command[:2], "--lr", "5", *command[2:]])
+    assert run_folder.claim(tmp_path, "generate", ["fairseq-generate"])
+    with pytest.raises(run_folder.RunError) as raised:
+        run_folder.claim(
+            tmp_path, "train", ["fairseq-train", "data", "--lr", "0.2", "--cpu", "--fp16", "--adam-betas=x"]
+        )
+    message = str(raised.value)
+    assert "--lr (there: 0.1; now: 0.2)" in message
+    assert "--fp16 (there: not given; now: given)" in message
+    assert "--adam-betas (there: '(0.9, 0.98)'; now: x)" in message
+    assert "--cpu" not in message
+    assert f"start afresh: rm -r {tmp_path}" in message
+
+
+def failing(folder, *, checkpoint):
+    code = "import pathlib, sys; print('usage: made')"
+    if checkpoint:
+        code += "; pathlib.Path('checkpoints').mkdir(); pathlib.Path('checkpoints/checkpoint_last.pt').touch()"
+    return [sys.executable, "-c", f"{code}; sys.exit(2)", "--arguments"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_command_that_failed_before_its_first_checkpoint_leaves_the_folder_to_the_next(
+    tmp_path, monkeypatch, checkpoint
+):
+    monkeypatch.chdir(tmp_path)
+    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
+    with pytest.raises(EngineFailure, match=r"(?s)status 2.*usage: made"):
+        run_folder.train(run, failing(tmp_path, checkpoint=checkpoint))
+    assert (tmp_path / "train.command").exists() is checkpoint
+    assert (tmp_path / "train.log").exists() is checkpoint
+    assert (tmp_path / "train.failed.log").exists() is not checkpoint
+
+
+def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
+    seen = []
+    command = [sys.executable, "-c", "print('why it failed'); raise SystemExit(3)"]
+    with run_folder.exclusive(tmp_path) as lock, pytest.raises(EngineFailure, match=r"(?s)status 3.*why it failed"):
+        execute(command, tmp_path / "log", lock, report=seen.append)
+    assert seen == ["why it failed"]
+
+
+def test_only_new_lines_of_an_old_log_are_reported(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    seen = []
+    with run_folder.exclusive(tmp_path) as lock:
+        execute([sys.executable, "-c", "print('after')"], log, lock, report=seen.append)
+    assert seen == ["after"]
+    assert log.read_text() == "before\nafter\n"
+
+
+def test_a_folder_is_locked_until_the_engine_ends_and_says_by_whom(tmp_path, capsys):
+    log = tmp_path / "train.log"
+    log.write_text('2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "25", "loss": "9.5", "wps": "1234.5"}\n')
+    code = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from fairseq_gpam.recipes import engine_process, run_folder
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+folder = Path(sys.argv[1])
+with run_folder.exclusive(folder) as lock:
+    engine_process.execute([sys.executable, "-c", "import time; time.sleep(2.5)"], folder / "train.log", lock)
+"""
+    script = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert script.returncode == -signal.SIGKILL
+    begun = time.monotonic()
+    with run_folder.exclusive(tmp_path):
+        assert time.monotonic() - begun > 0.5
+    engine = (tmp_path / "lock").read_text().split()[0]
+    waiting = capsys.readouterr().out
+    assert f"waiting for process {engine}, which still works here (update 25: loss 9.5, 1,234 tokens/s)" in waiting
+    assert f"to stop it: kill {engine}" in waiting
+
+
+def test_an_unfinished_training_is_not_evaluated(tmp_path):
+    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
+    with pytest.raises(run_folder.RunError, match="training has not ended"):
+        run_folder.generate(run, ["fairseq-generate"])
+    with pytest.raises(run_folder.RunError, match="training has not ended"):
+        run_folder.evaluate(run, ["fairseq-eval-lm"], tmp_path / "text", tmp_path / "subword")
+    run.record("train", ["fairseq-train", "a b"], {"valid_loss": 1.0})
+    recorded = results.read(tmp_path)
+    assert recorded["train"]["command"] == "fairseq-train 'a b'"
+    assert set(recorded["train"]["environment"]) == {"versions", "machine", "commit"}
+
+
+def test_progress_lines(capsys):
+    progress = Progress("made dagpam 1", 100)
+    prefix = "2026-01-01 00:00:00 | INFO |"
+    progress(f'{prefix} train_inner | {{"num_updates": "25", "loss": "9.5", "wps": "1234.5"}}')
+    progress(f'{prefix} train_inner | {{"num_updates": "50", "loss": "8.5", "wps": "1234.5"}}')
+    progress(f'{prefix} valid | {{"valid_num_updates": "50", "valid_loss": "8"}}')
+    progress("some other line")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[made dagpam 1] update 25/100: loss 9.5, 1,234 tokens/s"
+    assert lines[1].startswith("[made dagpam 1] update 50/100: loss 8.5, 1,234 tokens/s, 0.0 min left")
+    assert lines[2:] == ["[made dagpam 1] update 50: valid loss 8"]
+
+
+def test_last_flag_wins():
+    assert run_folder.last_flag(["--max-update", "1", "--lr", "2", "--max-update", "3"], "--max-update") == "3"
+    assert run_folder.last_flag(["--lr", "2"], "--max-update") is None
