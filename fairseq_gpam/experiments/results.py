@@ -1,7 +1,7 @@
 """Reads fairseq's logs, scores hypotheses, and keeps and shows the results of runs.
 
 ``table RUN...`` prints runs as a Markdown table, ``report RUN... --out FOLDER`` writes that table, the JSON and the
-learning curves, ``keep RUN...`` copies results to ``examples/results``, and ``tables`` rebuilds the tables of README.md
+learning curves, ``keep RUN...`` adds results to ``examples/results``, and ``tables`` rebuilds the tables of README.md
 and examples/ from there.
 """
 
@@ -421,7 +421,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command = commands.add_parser("report", help="table, JSON and learning curves of runs")
     command.add_argument("runs", type=Path, nargs="+")
     command.add_argument("--out", type=Path, required=True)
-    command = commands.add_parser("keep", help="copy runs' results, without curves and paths, to examples/results")
+    command = commands.add_parser(
+        "keep", help="add runs' results, without training curves and paths, to examples/results"
+    )
     command.add_argument("runs", type=Path, nargs="+")
     command.add_argument("--repository", type=Path, default=Path())
     command = commands.add_parser("tables", help="rebuild the results tables of README.md and examples/")
@@ -448,8 +450,7 @@ def _tables(args: argparse.Namespace) -> None:
     from fairseq_gpam.experiments import tables
 
     if args.results_command == "keep":
-        for run in args.runs:
-            print(tables.keep(run, args.repository))
+        print(*tables.keep(args.runs, args.repository), sep="\n")
         return
     changed = tables.rebuild(args.repository, write=not args.check)
     for path in changed:

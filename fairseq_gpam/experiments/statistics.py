@@ -1,0 +1,214 @@
+"""Statistics of comparisons between arms that were trained with the same seeds.
+
+The rule of every verdict, fixed before any run is looked at:
+
+- Runs are paired by seed: the same initial shared weights and the same batches. What is tested is the mean of the
+  differences arm − baseline over the seeds.
+- The test of the verdict is the two-sided paired t test: its p is exact if the differences are normal, and it can
+  decide with few seeds. The exact sign-flip permutation test stands beside it: it assumes only that differences are
+  symmetric, but its smallest p is 2/2ⁿ, so with five seeds (0.0625) it could never decide anything.
+- p values are corrected by Holm's method over all arms of a table, which holds whatever their dependence (they share
+  the baseline).
+- The verdict is the first of these that applies: *powerless* with fewer than three pairs; *better* or *worse* if the
+  corrected p is below 0.05; *bounded null* if the 95 % t interval of the difference lies within ±δ; else
+  *uninformative*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+from statsmodels.stats.power import TTestPower
+
+ALPHA = 0.05
+POWER = 0.8
+MIN_PAIRS = 3
+MOST_SEEDS = 10_000
+EXACT_PAIRS = 16
+"""Up to this many pairs all sign flips are enumerated."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % t interval; without at least two values the interval and `sd` are None."""
+
+    n: int
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against the baseline in one quantity, both p two-sided, `p_holm` and `verdict` after the whole table."""
+
+    seeds: tuple[int, ...]
+    interval: Interval
+    p_t: float | None
+    p_sign_flip: float | None
+    p_holm: float | None = None
+    verdict: str = "powerless"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Returns the mean of at least one value and its 95 % t interval."""
+    data = np.asarray(values, dtype=float)
+    mean = float(data.mean())
+    if len(data) < 2:
+        return Interval(len(data), mean, None, None, None)
+    sd = float(data.std(ddof=1))
+    half = float(special.stdtrit(len(data) - 1, 1 - ALPHA / 2)) * sd / math.sqrt(len(data))
+    return Interval(len(data), mean, sd, mean - half, mean + half)
+
+
+def paired_t(differences: Sequence[float]) -> float | None:
+    """Returns the two-sided p of the paired t test, None for fewer than two pairs."""
+    if len(differences) < 2:
+        return None
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    shown = interval(differences)
+    assert shown.sd is not None
+    return float(2 * special.stdtr(shown.n - 1, -abs(shown.mean) / shown.sd * math.sqrt(shown.n)))
+
+
+def sign_flip(differences: Sequence[float], samples: int = 100_000, seed: int = 1) -> float | None:
+    """Returns the two-sided p of the sign-flip permutation test of a mean of 0, None for no pair.
+
+    Exact, all 2ⁿ flips, for up to 16 pairs; beyond, of `samples` random flips and the observed one.
+    """
+    data = np.asarray(differences, dtype=float)
+    if len(data) == 0:
+        return None
+    observed = abs(data.sum())
+    # A flip that gives the same sum in another order of additions counts as equal.
+    limit = observed * (1 - 1e-12)
+    if len(data) <= EXACT_PAIRS:
+        return float(np.mean(np.abs(_all_signs(len(data)) @ data) >= limit))
+    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(samples, len(data)))
+    return float((1 + np.sum(np.abs(signs @ data) >= limit)) / (samples + 1))
+
+
+@functools.cache
+def _all_signs(pairs: int) -> np.ndarray:
+    return np.array(list(itertools.product((1.0, -1.0), repeat=pairs)))
+
+
+def seeds_needed(effect: float, sd: float, arms: int) -> int | None:
+    """Returns how many pairs find a true mean of `effect` with 80 % power in a two-sided paired t test.
+
+    At the level 0.05 / `arms`, Holm's hardest step in a table of that many arms; `sd` is that of the differences. None
+    if that takes more than 10,000.
+    """
+    if effect == 0:
+        return None
+    alpha, size = ALPHA / arms, abs(effect) / sd if sd > 0 else math.inf
+    by_normal = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) / size) ** 2
+    if by_normal > MOST_SEEDS:
+        return None
+    # The t test needs more than the normal approximation says; beyond very large effects its power is 1.
+    pairs = max(MIN_PAIRS, math.ceil(by_normal))
+    while size < 20 and TTestPower().power(size, pairs, alpha) < POWER:
+        pairs += 1
+    return pairs
+
+
+def difference(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Returns arm − baseline over the seeds that both have, not yet corrected; None if there are none."""
+    seeds = tuple(sorted(arm.keys() & baseline.keys()))
+    if not seeds:
+        return None
+    values = [arm[seed] - baseline[seed] for seed in seeds]
+    return Difference(seeds, interval(values), paired_t(values), sign_flip(values))
+
+
+def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
+    """Returns the verdict in words; `found` has its corrected p."""
+    shown = found.interval
+    if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or found.p_holm is None:
+        return "powerless"
+    if found.p_holm < ALPHA:
+        return "better" if (shown.mean < 0) == lower_is_better else "worse"
+    return "bounded null" if -delta <= shown.low and shown.high <= delta else "uninformative"
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Returns the p values corrected by Holm's step-down method (Holm 1979).
+
+    statsmodels' multipletests gives the same, but collects garbage at each call, which takes a second beside PyTorch.
+    """
+    corrected, smallest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
+        smallest = max(smallest, min(1.0, (len(p_values) - rank) * p))
+        corrected[name] = smallest
+    return corrected
+
+
+def compare(
+    arms: Mapping[str, Mapping[int, float]], baseline: str, delta: float, lower_is_better: bool
+) -> dict[str, Difference]:
+    """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
+
+    `arms` holds values by seed. An arm without a common seed is left out. Raises ``KeyError`` if there is no baseline.
+    """
+    found = {
+        name: one
+        for name, values in arms.items()
+        if name != baseline and (one := difference(values, arms[baseline])) is not None
+    }
+    tested = {name: one.p_t for name, one in found.items() if one.p_t is not None}
+    p_holm = holm(tested)
+    result = {}
+    for name, one in found.items():
+        one = dataclasses.replace(one, p_holm=p_holm.get(name))
+        result[name] = dataclasses.replace(one, verdict=verdict(one, delta, lower_is_better))
+    return result
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; None where it is not defined."""
+
+    n: int
+    rho: float | None
+    low: float | None
+    high: float | None
+
+
+def spearman(
+    x: Sequence[float], y: Sequence[float], groups: Sequence[str] | None = None, samples: int = 2000, seed: int = 1
+) -> Correlation:
+    """Returns Spearman's rank correlation of `x` and `y`.
+
+    The bootstrap draws whole `groups` (arms) with replacement, because the runs of an arm are alike; without groups it
+    draws single runs. Fewer than four runs or groups, or a constant, give no interval.
+    """
+    rho = _rank_correlation(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
+    names = np.asarray(groups if groups is not None else range(len(x)))
+    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
+    if rho is None or len(members) < 4:
+        return Correlation(len(x), rho, None, None)
+    generator = np.random.default_rng(seed)
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    drawn = []
+    for _ in range(samples):
+        chosen = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
+        value = _rank_correlation(a[chosen], b[chosen])
+        if value is not None:
+            drawn.append(value)
+    low, high = np.quantile(drawn, (ALPHA / 2, 1 - ALPHA / 2))
+    return Correlation(len(x), rho, float(low), float(high))
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
