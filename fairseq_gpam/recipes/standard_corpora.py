@@ -48,7 +48,7 @@ _SEGMENT = re.compile(r"<seg id=\"[0-9]*\">\s*(.*?)\s*</seg>")
 
 
 def segments(path: Path) -> list[str]:
-    """Return the text of every ``<seg>`` of an SGML or XML test set."""
+    """Returns the text of every ``<seg>`` of an SGML or XML test set."""
     return [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
 
 
@@ -68,7 +68,7 @@ def _report(folder: Path) -> None:
 
 
 def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, workers: int = 1) -> None:
-    """Write IWSLT14 German–English from ``de-en.tgz``.
+    """Writes IWSLT14 German–English from ``de-en.tgz``.
 
     Pairs of 1 to 175 Moses tokens with a length ratio of at most 1.5 are kept and lower-cased, every
     23rd is validation; the test set joins the TED and TEDx sets of 2010 to 2012. With ``moses`` the
@@ -105,7 +105,7 @@ def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, wor
 
 
 def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, workers: int = 1) -> None:
-    """Write WMT14 German–English: Europarl v7, Common Crawl and News Commentary v9.
+    """Writes WMT14 German–English: Europarl v7, Common Crawl and News Commentary v9.
 
     Every 100th pair is validation, newstest2014 (full) is the test set. Lengths are cleaned after
     subwords are known: see ``clean_wmt14``.
@@ -144,7 +144,7 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
 
 
 def prepare_wmt16(archives: Sequence[Path], out: Path) -> None:
-    """Write WMT16 English–German as Google preprocessed it; newstest2013 and newstest2014 are held out.
+    """Writes WMT16 English–German as Google preprocessed it; newstest2013 and newstest2014 are held out.
 
     ``archives`` are ``wmt16_en_de.tar.gz``, tokenised and in 32,000 joint BPE merges, and WMT14's
     ``test-full.tgz`` with the raw references.
@@ -166,7 +166,7 @@ def prepare_wmt16(archives: Sequence[Path], out: Path) -> None:
 
 
 def clean_wmt14(subword: Path) -> None:
-    """Keep training and validation pairs of 1 to 250 subwords with a length ratio of at most 1.5."""
+    """Keeps training and validation pairs of 1 to 250 subwords with a length ratio of at most 1.5."""
     for split in ("train", "valid"):
         paths = [subword / f"{split}.{language}" for language in LANGUAGES]
         parts = [path.with_name(path.name + ".part") for path in paths]
@@ -198,7 +198,7 @@ def unpack_ptb(archive: Path, downloads: Path) -> Path:
 
 
 def prepare_ptb(files: Sequence[Path], out: Path) -> None:
-    """Write the Penn Treebank (10,000 words, rare ones ``<unk>``) from its three text files."""
+    """Writes the Penn Treebank (10,000 words, rare ones ``<unk>``) from its three text files."""
     by_name = {path.name: path for path in files}
     for split in SPLITS:
         name = f"ptb.{split}.txt"
@@ -208,7 +208,7 @@ def prepare_ptb(files: Sequence[Path], out: Path) -> None:
 
 
 def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
-    """Write WikiText-103 (words, rare ones ``<unk>``) from ``wikitext-103-v1.zip``."""
+    """Writes WikiText-103 (words, rare ones ``<unk>``) from ``wikitext-103-v1.zip``."""
     (path,) = archives
     for split in SPLITS:
         with archive_files.zip_member(path, f"wiki.{split}.tokens") as content:
@@ -216,7 +216,7 @@ def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:
-    """Write enwik8's bytes as they are to ``SPLIT.txt`` and as tokens to ``subword/SPLIT.txt``.
+    """Writes enwik8's bytes as they are to ``SPLIT.txt`` and as tokens to ``subword/SPLIT.txt``.
 
     The last ``held_out`` bytes are the test set, those before it the validation set.
     """

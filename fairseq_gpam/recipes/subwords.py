@@ -19,14 +19,14 @@ _worker: Callable[[str], str] | None = None
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text, split at line feeds only."""
+    """Yields the lines of a text, split at line feeds only."""
     with path.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
             yield line.removesuffix("\n")
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write one item per line, in UTF-8 with Unix line ends."""
+    """Writes one item per line, in UTF-8 with Unix line ends."""
     with path.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(f"{line}\n" for line in lines)
 
@@ -42,7 +42,7 @@ def _work(line: str) -> str:
 
 
 def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int = 1) -> Iterator[str]:
-    """Apply a function that can be pickled to every line, in order, in ``workers`` processes."""
+    """Applies a function that can be pickled to every line, in order, in ``workers`` processes."""
     if workers <= 1:
         yield from map(function, lines)
         return
@@ -66,7 +66,7 @@ class MosesTokenize:
         self.lowercase = lowercase
 
     def __call__(self, line: str) -> str:
-        """Return the line's tokens, separated by single spaces."""
+        """Returns the line's tokens, separated by single spaces."""
         if self.normalizer is not None:
             line = self.normalizer.normalize(line)
             if not line.isprintable():
@@ -84,17 +84,17 @@ class MosesDetokenize:
         self.detokenizer = MosesDetokenizer(lang=language)
 
     def __call__(self, line: str) -> str:
-        """Return plain text."""
+        """Returns plain text."""
         return self.detokenizer.detokenize(line.split())
 
 
 def split_compounds(line: str) -> str:
-    """Make three tokens of each word with a hyphen, as "compound splitting" for tokenised BLEU does."""
+    """Makes three tokens of each word with a hyphen, as "compound splitting" for tokenised BLEU does."""
     return _HYPHEN.sub(r"\1 ##AT##-##AT## \2", line)
 
 
 def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> bool:
-    """Tell whether both sides have 1 to ``longest`` tokens and neither ``ratio`` times the other's."""
+    """Tells whether both sides have 1 to ``longest`` tokens and neither ``ratio`` times the other's."""
     lengths = len(source.split()), len(target.split())
     if not 1 <= min(lengths) <= max(lengths) <= longest:
         return False
@@ -102,7 +102,7 @@ def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> 
 
 
 def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
-    """Learn a sentencepiece model on ``texts`` and write ``prefix.model`` and ``prefix.vocab``.
+    """Learns a sentencepiece model on ``texts`` and writes ``prefix.model`` and ``prefix.vocab``.
 
     ``vocabulary`` counts sentencepiece's own three symbols too. One thread, so that the same texts
     give the same model.
@@ -129,12 +129,12 @@ class SentencePieceEncode:
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
     def __call__(self, line: str) -> str:
-        """Return the pieces."""
+        """Returns the pieces."""
         return " ".join(self.processor.encode(line, out_type=str))
 
 
 def learn_bpe(texts: Sequence[Path], codes: Path, merges: int) -> None:
-    """Learn up to ``merges`` joint BPE merges on tokenised ``texts``."""
+    """Learns up to ``merges`` joint BPE merges on tokenised ``texts``."""
     from subword_nmt.learn_bpe import learn_bpe
 
     with codes.open("w", encoding="utf-8", newline="\n") as out:
@@ -151,12 +151,12 @@ class BPEEncode:
             self.bpe = BPE(lines)
 
     def __call__(self, line: str) -> str:
-        """Return the subwords."""
+        """Returns the subwords."""
         return self.bpe.process_line(line).strip()
 
 
 def bytes_as_tokens(content: bytes) -> str:
-    """Return each byte as a decimal number, one line per line feed, which ends the line itself."""
+    """Returns each byte as a decimal number, one line per line feed, which ends the line itself."""
     lines = content.removesuffix(b"\n").split(b"\n")
     return "".join(" ".join(map(str, line)) + "\n" for line in lines)
 
@@ -169,7 +169,7 @@ def encode_splits(
     vocabulary: int,
     workers: int = 1,
 ) -> None:
-    """Learn one model on the training files of ``source`` and write all splits, encoded, to ``target``.
+    """Learns one model on the training files of ``source`` and writes all splits, encoded, to ``target``.
 
     ``kind`` is ``sentencepiece`` (``vocabulary`` pieces) or ``subword-nmt`` (``vocabulary`` merges);
     an existing ``target`` folder is replaced.

@@ -104,6 +104,17 @@ def test_an_unfinished_training_is_not_evaluated(tmp_path):
     assert set(recorded["train"]["environment"]) == {"versions", "machine", "commit"}
 
 
+def test_an_evaluation_of_nothing_is_refused(tmp_path):
+    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
+    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    (tmp_path / "text").write_text("one two\n")
+    log = "Evaluated 0 tokens in 0.0s (0.00 tokens/s)\\nLoss (base 2): 0.0000, Perplexity: 1.00"
+    with pytest.raises(run_folder.RunError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
+        run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], tmp_path / "text", tmp_path / "text")
+    assert "eval-lm" not in results.read(tmp_path)
+    assert not (tmp_path / "eval-lm.command").exists()
+
+
 def test_progress_lines(capsys):
     progress = Progress("made dagpam 1", 100)
     prefix = "2026-01-01 00:00:00 | INFO |"

@@ -99,3 +99,11 @@ def script(script_environment, interpreter):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def bible(script, bible_wheel, tmp_path_factory):
+    """Output folder with the made translation data prepared."""
+    out = tmp_path_factory.mktemp("out")
+    script("prepare-bible.sh", "--archive", bible_wheel, "--out", out)
+    return out

@@ -60,14 +60,6 @@ def test_an_archive_with_another_checksum_is_refused(script, tmp_path):
     assert "no such file" in text
 
 
-@pytest.fixture(scope="session")
-def bible(script, bible_wheel, tmp_path_factory):
-    """Output folder with the made translation data prepared."""
-    out = tmp_path_factory.mktemp("out")
-    script("prepare-bible.sh", "--archive", bible_wheel, "--out", out)
-    return out
-
-
 def test_prepare_is_not_repeated_and_leaves_no_parts(script, bible, bible_wheel):
     before = {path: path.stat().st_mtime_ns for path in bible.rglob("*") if path.is_file()}
     assert "data ready" in script("prepare-bible.sh", "--archive", bible_wheel, "--out", bible)
