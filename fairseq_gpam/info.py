@@ -90,6 +90,9 @@ def print_parameters(model: parameters.Model) -> None:
     print(f"                {extra / layers:+.4%} of the {layers:,} in stock's layers (no embeddings, no output)")
     for site, name, number, added in parameters.count_sites(ours):
         print(f"  {site:8} {name:20} {number:3} attentions  {added:+,}")
+    if any("dagpam" in name for _, name, _, _ in parameters.count_sites(ours)):
+        projection = parameters.parse(model).gpam_negative_projection
+        print(f"  W_Q⁻ of daGPAM: {projection} (--gpam-negative-projection)")
 
 
 def print_controls(model: parameters.Model) -> None:

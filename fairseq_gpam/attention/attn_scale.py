@@ -22,7 +22,11 @@ def attn_scale_terms(scale: Coefficient) -> AffineTerms:
 
 @register_mechanism
 class AttnScaleAttention(AffineMechanism):
-    """Softmax attention whose high-frequency part is scaled by 1+λ, one λ a head; λ = 0 is softmax attention."""
+    """Softmax attention whose high-frequency part is scaled by 1+λ, one λ a head; λ = 0 is softmax attention.
+
+    The source offers FeatScale beside it, which scales the mean and the rest of a block's features over all tokens of
+    an image. It is not part of this mechanism: it acts outside attention, and its mean would show a decoder the future.
+    """
 
     name = "attn_scale"
     formula = "P = (1+λ)·softmax(QKᵀ/√D + M) − λ·U"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms
-from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, split_heads, upcast
 
 
@@ -26,7 +26,9 @@ def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTe
 class DifferentialV2Attention(AffineMechanism):
     """Softmax attention minus a second softmax branch over the same keys, weighted by each token for each head.
 
-    It adds a second query projection, with a bias and a start like fairseq's first, and one vector a head.
+    It adds a second query projection and one vector a head, which starts as nn.Linear does, as in the source, or by
+    Xavier. In the source both query sets are one projection without a bias; here the second has a bias and the start of
+    fairseq's first, so that the two branches are alike.
     """
 
     name = "differential_v2"
@@ -35,12 +37,23 @@ class DifferentialV2Attention(AffineMechanism):
     row_sum = "1−sigmoid(x·w)"
     cost = "1.5×, and a second query projection"
 
+    options = (
+        Option(
+            "differential_v2_init",
+            str,
+            "linear",
+            "how the projection to the weight of the second branch starts",
+            choices=("linear", "xavier"),
+        ),
+    )
+
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.second_q_proj = nn.Linear(site.embed_dim, site.num_heads * site.head_dim)
         nn.init.xavier_uniform_(self.second_q_proj.weight, gain=1 / math.sqrt(2))
         self.strength_proj = nn.Linear(site.embed_dim, site.num_heads, bias=False)
-        nn.init.xavier_uniform_(self.strength_proj.weight)
+        if settings.differential_v2_init == "xavier":
+            nn.init.xavier_uniform_(self.strength_proj.weight)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return differential_v2_terms(

@@ -43,7 +43,11 @@ def entmax_package() -> ModuleType:
 
 @register_mechanism
 class EntmaxAttention(MatrixMechanism):
-    """Sparse weights, how sparse being learned by each head: α = 1.01 + softplus(θ), so that α stays above 1."""
+    """Sparse weights, how sparse being learned by each head.
+
+    As in public code, α = 1 + sigmoid(θ) within [1.01, 2], and each head's θ is drawn from N(0, 1). With the form
+    softplus, α = 1.01 + softplus(θ) has no upper bound and all heads start at 1.5.
+    """
 
     name = "entmax"
     formula = "P = α-entmax(QKᵀ/√D + M), α > 1 learned"
@@ -54,22 +58,43 @@ class EntmaxAttention(MatrixMechanism):
         Option(
             "entmax_alpha",
             float,
-            1.5,
-            "where the learned α of every head starts",
+            None,
+            "where the learned α of every head starts; drawn for each head if absent, or 1.5 with the form softplus",
             check=lambda alpha: alpha > ALPHA_FLOOR,
             allowed=f"a number > {ALPHA_FLOOR}",
+        ),
+        Option(
+            "entmax_form",
+            str,
+            "sigmoid",
+            "what keeps α above 1: 1 + sigmoid(θ), at most 2, or 1.01 + softplus(θ)",
+            choices=("sigmoid", "softplus"),
         ),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         entmax_package()
-        start = math.log(math.expm1(settings.entmax_alpha - ALPHA_FLOOR))
-        self.theta = learned_numbers(torch.full((site.num_heads,), start))
+        self.form: str = settings.entmax_form
+        start: float | None = settings.entmax_alpha
+        if self.form == "softplus":
+            theta = torch.full((site.num_heads,), math.log(math.expm1((start or 1.5) - ALPHA_FLOOR)))
+        elif start is None:
+            theta = torch.randn(site.num_heads)
+        elif start < 2:
+            theta = torch.full((site.num_heads,), math.log((start - 1) / (2 - start)))
+        else:
+            raise ValueError(
+                f"--gpam-entmax-alpha {start} is not allowed with --gpam-entmax-form sigmoid; allowed: a number "
+                f"between {ALPHA_FLOOR} and 2, both excluded"
+            )
+        self.theta = learned_numbers(theta)
 
     def alpha(self) -> Tensor:
         """Returns the α of every head: H."""
-        return ALPHA_FLOOR + F.softplus(self.theta)
+        if self.form == "softplus":
+            return ALPHA_FLOOR + F.softplus(self.theta)
+        return (1 + torch.sigmoid(self.theta)).clamp(ALPHA_FLOOR, 2.0)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         return entmax_weights(inputs.q, inputs.k, inputs.mask, self.alpha().view(-1, 1, 1))

@@ -22,7 +22,11 @@ def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
 
 @register_mechanism
 class GatedAttention(AffineMechanism):
-    """Softmax attention times sigmoid(X W_g), W_g without a bias; not softmax attention at any finite W_g."""
+    """Softmax attention times sigmoid(X W_g), W_g without a bias; not softmax attention at any finite W_g.
+
+    W_g starts from N(0, 0.02²), as in the authors' code; Xavier's start, fairseq's for its own projections, makes the
+    gate's logits about three times as large.
+    """
 
     name = "gated"
     formula = "O = softmax(QKᵀ/√D + M)·V ⊙ sigmoid(X W_g)"
@@ -37,13 +41,17 @@ class GatedAttention(AffineMechanism):
             "one gate for a head or one for each of its channels",
             choices=("headwise", "elementwise"),
         ),
+        Option("gated_init", str, "normal", "how W_g starts: N(0, 0.02²), or Xavier", choices=("normal", "xavier")),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         width = 1 if settings.gated_gate == "headwise" else site.head_dim
         self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * width, bias=False)
-        nn.init.xavier_uniform_(self.gate_proj.weight)
+        if settings.gated_init == "normal":
+            nn.init.normal_(self.gate_proj.weight, std=0.02)
+        else:
+            nn.init.xavier_uniform_(self.gate_proj.weight)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()

@@ -89,6 +89,12 @@ class MixedHeads(AttentionMechanism):
         past.update({prefix + key: tensor for key, tensor in own.items()})
         return output, weights
 
+    def after_projection(self, output: Tensor) -> Tensor:
+        for group in self.groups.values():
+            assert isinstance(group, AttentionMechanism)
+            output = group.after_projection(output)
+        return output
+
     def extra_repr(self) -> str:
         heads = ", ".join(f"{name}:{count}" for name, count in zip(self.groups, self.counts, strict=True))
         return f"{super().extra_repr()}, {heads}"

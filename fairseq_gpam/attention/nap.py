@@ -42,17 +42,21 @@ def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: T
 
 
 def pooled_output(heads: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU by tanh, ε as in the source."""
+    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU by tanh."""
     joined = F.layer_norm(join_heads(heads), weight.shape, weight, bias, EPSILON)
     return split_heads(F.gelu(joined, approximate="tanh"), heads.size(1))
 
 
 @register_mechanism
 class NapAttention(MatrixMechanism):
-    """Normalised scores as weights; as the output's variance grows with the number of keys, a norm follows it."""
+    """Normalised scores as weights; as the output's variance grows with the number of keys, a norm follows it.
+
+    As in the source, GELU acts on the pooled heads and LayerNorm on the output projection; with `layernorm-gelu` both
+    come before the projection.
+    """
 
     name = "nap"
-    formula = "P = g·(s − mean s)/std s + b, s = QKᵀ; O = GELU(LayerNorm(P·V, heads joined))"
+    formula = "P = g·(s − mean s)/std s + b, s = QKᵀ; the layer gives LayerNorm(GELU(P·V)·W_O)"
     source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
     row_sum = "b·n, before the norm"
     cost = "1×"
@@ -60,9 +64,10 @@ class NapAttention(MatrixMechanism):
         Option(
             "nap_output",
             str,
-            "layernorm-gelu",
-            "what follows the weighted sum: LayerNorm and GELU on the joined heads, or nothing",
-            choices=("layernorm-gelu", "none"),
+            "gelu-layernorm",
+            "what follows the weighted sum: GELU, and LayerNorm after the output projection; LayerNorm and GELU on the "
+            "joined heads; or nothing",
+            choices=("gelu-layernorm", "layernorm-gelu", "none"),
         ),
     )
 
@@ -71,8 +76,11 @@ class NapAttention(MatrixMechanism):
         self.gain = learned_numbers(torch.ones(site.num_heads))
         self.bias = learned_numbers(torch.zeros(site.num_heads))
         self.norm: nn.LayerNorm | None = None
-        if settings.nap_output == "layernorm-gelu":
+        self.order: str = settings.nap_output
+        if self.order == "layernorm-gelu":
             self.norm = nn.LayerNorm(site.num_heads * site.head_dim, EPSILON)
+        elif self.order == "gelu-layernorm":
+            self.norm = nn.LayerNorm(site.embed_dim, EPSILON)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         return nap_weights(inputs.q, inputs.k, inputs.mask, self.gain.view(-1, 1, 1), self.bias.view(-1, 1, 1))
@@ -80,9 +88,14 @@ class NapAttention(MatrixMechanism):
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         if self.norm is None:
             return output
+        if self.order == "gelu-layernorm":
+            return F.gelu(output, approximate="tanh")
         # LayerNorm's bias would speak for a row that sees nothing.
         sighted = sighted_rows(inputs.mask, output.size(-2), inputs.v.size(-2), inputs.v.device)
         return zero_blind(pooled_output(output, self.norm.weight, self.norm.bias), sighted)
+
+    def after_projection(self, output: Tensor) -> Tensor:
+        return self.norm(output) if self.norm is not None and self.order == "gelu-layernorm" else output
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, g {numbers(self.gain)}, b {numbers(self.bias)}"

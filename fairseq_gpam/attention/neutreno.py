@@ -13,8 +13,8 @@ from fairseq_gpam.attention.first_layer import first_layer_values
 def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
     """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V) from the softmax heads; everything B × H × T × D, λ `strength`.
 
-    V⁰ are the values of the first layer at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; λ is 0.6
-    in tamnguyen9520/NeuTRENO_NeurIPS2024, and gradients flow through V⁰ there too.
+    V⁰ are the values of the first layer at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; in
+    tamnguyen9520/NeuTRENO_NeurIPS2024 λ is 0.6 for vision and 0.4 for language, and gradients flow through V⁰ too.
     """
     return heads + strength * (first_values - values)
 
@@ -34,7 +34,14 @@ class NeutrenoAttention(AffineMechanism):
     cost = "1×"
     sites = ("encoder", "decoder")
     needs_every_layer = True
-    options = (Option("neutreno_lambda", float, 0.6, "the strength λ of the pull towards the first layer's values"),)
+    options = (
+        Option(
+            "neutreno_lambda",
+            float,
+            0.4,
+            "the strength λ of the pull towards the first layer's values; 0.6 for vision in the source",
+        ),
+    )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

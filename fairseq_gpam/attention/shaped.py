@@ -38,7 +38,11 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 
 @register_mechanism
 class ShapedAttention(AffineMechanism):
-    """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention."""
+    """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention.
+
+    In the source it stands in blocks without skip connections, where the identity replaces them; fairseq's layers keep
+    theirs, so that α = 1 adds the values once more. `--gpam-shaped-alpha 0` starts without them.
+    """
 
     name = "shaped"
     formula = "P = α·I + β·softmax(QKᵀ/√D + M) − γ·U"

@@ -139,6 +139,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             assert weights is not None
             hook(self, weights)
         (output,) = project(heads.permute(2, 0, 1, 3).reshape(num_queries, bsz, self.embed_dim), self.out_proj)
+        output = self.mechanism.after_projection(output)
         if not need_weights or weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)

@@ -30,11 +30,13 @@ def solve(row, alpha):
 
 class TestEntmax(Contract):
     name = "entmax"
-    variants = ({}, {"entmax_alpha": 2.5})
+    variants = ({}, {"entmax_alpha": 1.6}, {"entmax_alpha": 2.5, "entmax_form": "softplus"})
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
-        alpha = ALPHA_FLOOR + torch.log(1 + torch.exp(mechanism.theta))
+        alpha = 1 + 1 / (1 + torch.exp(-mechanism.theta))
+        if mechanism.form == "softplus":
+            alpha = ALPHA_FLOOR + torch.log(1 + torch.exp(mechanism.theta))
         weights = row_by_row(
             q.size(2), k.size(2), visible, lambda b, h, i, seen: solve(scores[b, h, i, seen], alpha[h])
         )
@@ -50,12 +52,13 @@ def test_an_alpha_equals_the_known_method(alpha, name):
     q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     for kind in ("nothing", "left", "a sentence of padding", "causal", "bias, hiding, right"):
         mask = masks(kind, LENGTH)[0]
-        one = mechanism("entmax", entmax_alpha=alpha)(AttentionInput(q, k, v, mask, q))[0]
+        one = mechanism("entmax", entmax_alpha=alpha, entmax_form="softplus")(AttentionInput(q, k, v, mask, q))[0]
         torch.testing.assert_close(one, mechanism(name)(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-6)
 
 
-def test_alpha_stays_above_one():
-    entmax = mechanism("entmax")
+@pytest.mark.parametrize("form", ["sigmoid", "softplus"])
+def test_alpha_stays_above_one(form):
+    entmax = mechanism("entmax", entmax_form=form)
     with torch.no_grad():
         entmax.theta.fill_(-1000.0)
     assert (entmax.alpha() > 1).all()
@@ -69,3 +72,12 @@ def test_alpha_stays_above_one():
 def test_an_alpha_of_one_is_refused():
     with pytest.raises(ValueError, match=r"--gpam-entmax-alpha 1.0 is not allowed; allowed: a number > 1.01"):
         settings(entmax_alpha=1.0)
+
+
+def test_the_start_of_alpha():
+    site = Site("encoder", 0, 1, 1000, 1000, 1)
+    drawn = build_mechanism("entmax", site, settings()).alpha()
+    assert 1.45 < drawn.mean() < 1.55 and 0.15 < drawn.std() < 0.25 and drawn.max() <= 2
+    assert build_mechanism("entmax", site, settings(entmax_alpha=1.3)).alpha().mean().item() == pytest.approx(1.3)
+    with pytest.raises(ValueError, match=r"--gpam-entmax-alpha 2.5 .*--gpam-entmax-form sigmoid; allowed: .* and 2"):
+        build_mechanism("entmax", site, settings(entmax_alpha=2.5))

@@ -1,10 +1,12 @@
 """Fastmax, as a matrix and in linear time."""
 
+import math
+
 import pytest
 import torch
 from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, future_gradients, masks, row_by_row, settings
 
-from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism, fastmax
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism, fastmax, kernel_sums
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 LINEAR_KINDS = ("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left")
@@ -15,11 +17,15 @@ def normalised(vectors, size):
     return size * centred / (centred**2).sum(-1, keepdim=True) ** 0.5
 
 
-def polynomial_map(q, k, bias, visible, size):
-    scores = normalised(q, size) @ normalised(k, size).transpose(-1, -2) + bias
+def polynomial_map(q, k, bias, visible, size, degree=2, temperature=1.0):
+    scores = normalised(q, size) @ normalised(k, size).transpose(-1, -2) / temperature
+    if degree == 2:
+        scores = scores + bias
 
     def weigh(b, h, i, seen):
-        values = 1 + scores[b, h, i, seen] + scores[b, h, i, seen] ** 2 / 2
+        values = sum(scores[b, h, i, seen] ** power / math.factorial(power) for power in range(degree + 1))
+        if degree == 1:
+            values = values * torch.exp(bias[b, h, i, seen])
         return values / values.sum()
 
     return row_by_row(q.size(2), k.size(2), visible, weigh)
@@ -27,29 +33,35 @@ def polynomial_map(q, k, bias, visible, size):
 
 class TestFastmax(Contract):
     name = "fastmax"
-    variants = ({}, {"fastmax_norm": 2.0})
+    variants = (
+        {},
+        {"fastmax_norm": 2.0, "fastmax_temperature": 0.5},
+        {"fastmax_degree": 1, "fastmax_temperature": 1.5},
+    )
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
-        weights = polynomial_map(q, k, bias, visible, mechanism.norm)
+        weights = polynomial_map(q, k, bias, visible, mechanism.norm, mechanism.degree, mechanism.temperature)
         return weights @ v, weights
 
 
 def build(**options):
+    options = {"fastmax_temperature": 2.25, **options}
     site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     return build_mechanism("fastmax", site, settings(fastmax_norm=1.5, **options)).double()
 
 
+@pytest.mark.parametrize("degree", [1, 2])
 @pytest.mark.parametrize("chunk", [2, 64])
 @pytest.mark.parametrize("queries", [LENGTH, 3])
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
-def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, monkeypatch):
-    monkeypatch.setattr(fastmax, "CHUNK", chunk)
+def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, degree, monkeypatch):
+    monkeypatch.setattr(kernel_sums, "CHUNK", chunk)
     q = torch.randn(3, HEADS, queries, WIDTH, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask, bias, visible = masks(kind, queries)
-    output, weights = build(fastmax_form="linear")(AttentionInput(q, k, v, mask, q))
+    output, weights = build(fastmax_form="linear", fastmax_degree=degree)(AttentionInput(q, k, v, mask, q))
     assert weights is None
-    expected = polynomial_map(q, k, bias, visible, 1.5) @ v
+    expected = polynomial_map(q, k, bias, visible, 1.5, degree, 2.25) @ v
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     direction = torch.randn_like(expected)
     for one, other in zip(
@@ -69,8 +81,10 @@ def test_the_linear_form_sees_no_future_and_survives_empty_rows():
     assert output.abs().max() == 0 and q.grad.isfinite().all()
 
 
-def test_decoding_with_the_linear_form():
-    attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, build(fastmax_form="linear"), self_attention=True)
+@pytest.mark.parametrize("degree", [1, 2])
+def test_decoding_with_the_linear_form(degree):
+    mechanism = build(fastmax_form="linear", fastmax_degree=degree)
+    attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, mechanism, self_attention=True)
     attention = attention.double().eval()
     x = torch.randn(LENGTH, 3, HEADS * WIDTH, dtype=torch.float64)
     padding = torch.tensor(PADDING["left"]).bool()
@@ -80,6 +94,9 @@ def test_decoding_with_the_linear_form():
         one = x[i : i + 1]
         step, _ = attention(one, one, one, padding[:, i : i + 1], state, need_weights=False)
         torch.testing.assert_close(step[0], full[i], rtol=1e-9, atol=1e-10)
+        (buffer,) = state.values()
+        assert buffer.keys() == {"past.sums"}
+        assert buffer["past.sums"].shape == (3, HEADS, 1 + WIDTH + (degree - 1) * WIDTH**2, WIDTH + 1)
 
 
 def test_no_matrix_is_made_where_the_sequence_is_long(monkeypatch):
@@ -96,3 +113,13 @@ def test_the_linear_form_refuses_what_needs_a_matrix():
         linear(AttentionInput(q, q, q, AttentionMask(), q, 0.1))
     with pytest.raises(ValueError, match="attn_mask as a matrix"):
         linear(AttentionInput(q, q, q, masks("bias", LENGTH)[0], q))
+
+
+def test_negative_weights_and_weights_without_keys_are_refused():
+    with pytest.raises(ValueError, match=r"--gpam-fastmax-norm 1.5 and .*degree 1.*allowed: norm² ≤ temperature"):
+        build(fastmax_degree=1, fastmax_temperature=1.0)
+    with pytest.raises(ValueError, match=r"--gpam-fastmax-degree 3 is not allowed; allowed: 1 or 2"):
+        build(fastmax_degree=3)
+    q = torch.randn(3, HEADS, 1, WIDTH, dtype=torch.float64)
+    with pytest.raises(ValueError, match="weights are not allowed while --gpam-fastmax-form linear decodes"):
+        build(fastmax_form="linear")(AttentionInput(q, q, q, AttentionMask(), q, need_weights=True, past={}))

@@ -14,7 +14,7 @@ def gelu(values):
 
 class TestNap(Contract):
     name = "nap"
-    variants = ({}, {"nap_output": "none"})
+    variants = ({}, {"nap_output": "layernorm-gelu"}, {"nap_output": "none"})
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         scores = q @ k.transpose(-1, -2) + bias
@@ -29,7 +29,9 @@ class TestNap(Contract):
 
         weights = row_by_row(q.size(2), k.size(2), visible, weigh)
         output = weights @ v
-        if mechanism.norm is not None:
+        if mechanism.order == "gelu-layernorm":
+            output = gelu(output)
+        if mechanism.order == "layernorm-gelu":
             rows = joined(output)
             centred = rows - rows.mean(-1, keepdim=True)
             normed = centred / ((centred**2).mean(-1, keepdim=True) + 1e-3) ** 0.5
@@ -46,3 +48,19 @@ class TestNap(Contract):
         assert output[:, :, 0].abs().max() == 0 and weights[:, :, 0].abs().max() == 0
         output.sum().backward()
         assert q.grad.isfinite().all() and k.grad.isfinite().all()
+
+
+def test_the_layers_norm_follows_the_output_projection():
+    contract = TestNap()
+    attention = contract.module({}, "encoder", self_attention=True)
+    x = torch.randn(5, 2, contract.heads * 3, dtype=torch.float64)
+    output, _ = attention(x, x, x)
+    norm, attention.mechanism.norm = attention.mechanism.norm, None
+    attention.mechanism.order = "none"
+    pooled = {}
+    attention.out_proj.register_forward_pre_hook(lambda module, args: pooled.update(heads=args[0]))
+    attention(x, x, x)
+    rows = gelu(pooled["heads"]) @ attention.out_proj.weight.T + attention.out_proj.bias
+    centred = rows - rows.mean(-1, keepdim=True)
+    expected = centred / ((centred**2).mean(-1, keepdim=True) + 1e-3) ** 0.5
+    torch.testing.assert_close(output, expected * norm.weight + norm.bias)

@@ -29,7 +29,7 @@ class TestNeutreno(Contract):
         rows = []
         for i in range(q.size(2)):
             own = v[:, :, offset + i]
-            row = (weights[:, :, i, :, None] * v).sum(2) + 0.6 * (first_values(own) - own)
+            row = (weights[:, :, i, :, None] * v).sum(2) + 0.4 * (first_values(own) - own)
             rows.append(row * visible[:, :, i].any(-1, keepdim=True))
         return torch.stack(rows, dim=2), weights
 
@@ -55,7 +55,7 @@ def test_three_layers_share_the_first_ones_values():
     softmax = softmax_map(q, k, bias, visible)
     for mechanism, v in zip(mechanisms, values, strict=True):
         output = mechanism(AttentionInput(q, k, v, mask, q))[0]
-        torch.testing.assert_close(output, softmax @ v + 0.6 * (values[0] - v), rtol=0, atol=1e-12)
+        torch.testing.assert_close(output, softmax @ v + 0.4 * (values[0] - v), rtol=0, atol=1e-12)
     assert not shared
 
 

@@ -8,6 +8,7 @@ from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
 class TestTalkingHeads(Contract):
     name = "talking_heads"
+    variants = ({}, {"talking_heads_dropout": "after"})
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5
@@ -36,3 +37,15 @@ def test_the_identity_is_softmax():
             rtol=0,
             atol=1e-14,
         )
+
+
+def test_dropout_before_the_second_mixture_reaches_every_head():
+    """With W all ones each head sees the sum of the dropped maps: all heads are equal, unlike with dropout after it."""
+    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
+    q, k = torch.randn(2, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    eye = torch.eye(LENGTH, dtype=torch.float64).expand(3, HEADS, LENGTH, LENGTH)
+    for place in ("before", "after"):
+        talking = build_mechanism("talking_heads", site, settings(talking_heads_dropout=place)).double()
+        torch.nn.init.ones_(talking.mix_weights)
+        output = talking(AttentionInput(q, k, eye, masks("nothing", LENGTH)[0], q, 0.5))[0]
+        assert torch.equal(output[:, 0], output[:, 1]) == (place == "before")
