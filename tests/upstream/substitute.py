@@ -10,6 +10,7 @@ import sys
 import pytest
 from fairseq import models
 from fairseq.modules.multihead_attention import MultiheadAttention
+from hydra.core.config_store import ConfigStore
 
 import fairseq_gpam  # noqa: F401
 from fairseq_gpam import options
@@ -54,6 +55,10 @@ def pytest_configure(config):
         for registry in (models.MODEL_REGISTRY, models.MODEL_DATACLASS_REGISTRY):
             if ours in registry:
                 registry[stock] = registry[ours]
+        if ours in models.MODEL_DATACLASS_REGISTRY:
+            node = models.MODEL_DATACLASS_REGISTRY[ours]()
+            node._name = stock
+            ConfigStore.instance().store(name=stock, group="model", node=node, provider="fairseq")
 
 
 def pytest_collection_modifyitems(items):

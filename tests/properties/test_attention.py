@@ -1,0 +1,140 @@
+"""Properties of every mechanism in an attention layer, on inputs that hypothesis makes up.
+
+500 examples in all; GPAM_PROPERTY_EXAMPLES asks for another number.
+"""
+
+import copy
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import attention
+
+from fairseq_gpam.attention import FUTURE, REGISTRY
+from fairseq_gpam.attention.base import AttentionMechanism
+
+PROPERTIES = 4
+examples = settings(
+    max_examples=max(1, int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "500")) // PROPERTIES),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+PLACES = [(name, site) for name in sorted(REGISTRY) for site in REGISTRY[name].sites]
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
+pytestmark = pytest.mark.slow
+
+
+@st.composite
+def cases(draw, sites=("encoder", "decoder", "cross"), dtypes=(torch.float32, torch.float64)):
+    """A layer, its inputs T × B × C (queries) and S × B × C (keys), its padding B × S or None, and its future mask."""
+    mechanism, site = draw(st.sampled_from([place for place in PLACES if place[1] in sites]))
+    heads, width = draw(st.sampled_from([2, 4])), draw(st.sampled_from([2, 4, 6]))
+    queries, batch = draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    keys = draw(st.integers(1, 7)) if site == "cross" else queries
+    dtype = draw(st.sampled_from(dtypes))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    allowed = {"cog_everywhere": True, "integral_signals": 2}  # what two layers and narrow heads need
+    layer = attention(site, heads * width, heads, mechanism=mechanism, **allowed).to(dtype).eval()
+    query = torch.randn(queries, batch, heads * width, dtype=dtype)
+    key = torch.randn(keys, batch, heads * width, dtype=dtype) if site == "cross" else query
+    padding = None
+    if draw(st.booleans()):
+        lengths = torch.tensor(draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch)))
+        padding = torch.arange(keys) >= lengths.unsqueeze(1)
+        if draw(st.booleans()):
+            padding = padding.flip(1)
+    return layer, query, key, padding, FUTURE if site == "decoder" else None
+
+
+def with_backend(layer, backend):
+    layer = copy.deepcopy(layer)
+    for module in layer.modules():
+        if isinstance(module, AttentionMechanism):
+            module.backend = backend
+    return layer
+
+
+def run(layer, query, key, padding, future):
+    output, _ = layer(query, key, key, key_padding_mask=padding, attn_mask=future, need_weights=False)
+    return output
+
+
+def rows_that_count(query, key, padding):
+    """B × T: the queries whose results mean something. Where queries are keys, padding is no query."""
+    rows = torch.ones(query.size(1), query.size(0), dtype=torch.bool)
+    return ~padding if padding is not None and key is query else rows
+
+
+def close(found, expected):
+    tolerance = TOLERANCE[found.dtype]
+    scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    return bool((found - expected).abs().max() <= tolerance * scale) if expected.numel() else True
+
+
+@examples
+@given(cases(dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16)))
+def test_outputs_and_gradients_are_finite_whatever_is_masked(case):
+    layer, query, key, padding, future = case
+    output = run(layer, query.requires_grad_(), key, padding, future)
+    assert torch.isfinite(output).all()
+    output.float().pow(2).sum().backward()
+    assert torch.isfinite(query.grad).all()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+
+@examples
+@given(cases(), st.sampled_from(["auto", "fused"]))
+def test_backends_agree_in_outputs_and_gradients(case, backend):
+    layer, query, key, padding, future = case
+    counted = rows_that_count(query, key, padding).t()
+    direction = torch.randn_like(query)
+    results = []
+    for each in ("reference", backend):
+        one = with_backend(layer, each)
+        inputs = query.clone().requires_grad_()
+        output = run(one, inputs, inputs if key is query else key, padding, future)
+        (output * direction)[counted].sum().backward()
+        results.append([output[counted], inputs.grad, *(p.grad for p in one.parameters())])
+    for expected, found in zip(*results, strict=True):
+        assert (expected is None) == (found is None)
+        assert expected is None or close(found, expected)
+
+
+@examples
+@given(cases())
+def test_masked_keys_are_as_good_as_removed_and_batch_mates_do_not_matter(case):
+    layer, query, key, padding, future = case
+    whole = run(layer, query, key, padding, future)
+    for row in range(query.size(1)):
+        visible = torch.ones(key.size(0), dtype=torch.bool) if padding is None else ~padding[row]
+        if not visible.any():
+            continue
+        keys = key[visible, row : row + 1]
+        queries = keys if key is query else query[:, row : row + 1]
+        alone = run(layer, queries, keys, None, future)
+        assert close(whole[visible, row] if key is query else whole[:, row], alone[:, 0])
+
+
+@examples
+@given(cases(sites=("decoder",)), st.data())
+def test_step_by_step_with_reordered_beams_is_the_full_forward(case, data):
+    layer, query, _, _, future = case
+    steps, batch, _ = query.shape
+    state, history, found = {}, query[:0], []
+    for step in range(steps):
+        if step and data.draw(st.booleans()):
+            order = torch.tensor(data.draw(st.lists(st.integers(0, batch - 1), min_size=batch, max_size=batch)))
+            layer.reorder_incremental_state(state, order)
+            history = history[:, order]
+        history = torch.cat([history, query[step : step + 1]])
+        new = history[-1:]
+        with torch.no_grad():
+            output, _ = layer(new, new, new, incremental_state=state, need_weights=False)
+        full = run(layer, history, history, None, future)
+        assert close(output[0], full[-1].detach())
+        found.append(output)
+    assert len(found) == steps
