@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import shutil
 import sys
@@ -188,6 +189,8 @@ def binarise(task: Task, text: Path, out: Path) -> None:
     arguments = [word for split in subwords.SPLITS for word in (f"--{split}pref", str(text / f"{split}{suffix}"))]
     arguments += ["--destdir", str(out), *task.data.preprocess, "--workers", os.environ.get("WORKERS", "1")]
     messages = io.StringIO()
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, [logging.StreamHandler(messages)]
     try:
         with contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages):
             from fairseq_cli import preprocess
@@ -195,3 +198,5 @@ def binarise(task: Task, text: Path, out: Path) -> None:
             preprocess.main(options.get_preprocessing_parser().parse_args(arguments))
     except (Exception, SystemExit) as error:
         raise PrepareError(f"{messages.getvalue()}fairseq-preprocess failed: {error}") from error
+    finally:
+        root.handlers = handlers
