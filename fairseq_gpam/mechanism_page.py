@@ -19,6 +19,7 @@ from fairseq_gpam.attention import (
     Site,
     build_mechanism,
 )
+from fairseq_gpam.attention.base import describe_neutral
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
 # The base transformer's attention: what the page counts parameters for.
@@ -32,7 +33,8 @@ HEADER = """# Mechanisms
 
 Every name goes with `--gpam-mechanism NAME`, or with `--gpam-encoder-mechanism`, `--gpam-decoder-mechanism` and
 `--gpam-cross-mechanism` for one site. `NAME:4,OTHER:4` gives each group of heads its own mechanism; the numbers must
-add up to the heads.
+add up to the heads. `NAME@0-2,4;OTHER@3,5` gives each layer its own, layers counted from 0, and `NAME*3,OTHER` repeats
+three layers of one and one of the other. Both take groups of heads too, separated by `;`: `NAME:4,OTHER:4*2;NAME`.
 
 Shapes: Q, K, V hold D numbers for each of a head's T queries or S keys; M is the mask; U is uniform over the n keys
 that a row sees. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
@@ -47,6 +49,13 @@ Rows are the words as queries, columns are the same words as keys. Red is positi
 deepest colour is the largest absolute weight, which stands beside the drawing. Queries and keys are random and the same
 for all mechanisms; equal words have equal keys. The mechanisms are drawn before training: a drawing shows what a
 formula can do, not what a model learns, and a mechanism that starts as softmax attention looks like it.
+"""
+
+WARM_START = """## Warm start
+
+With `--gpam-warm-start` a model that is loaded from a stock checkpoint (`--finetune-from-model stock.pt`, or
+`--restore-file stock.pt --reset-optimizer`) gives exactly the stock model's outputs before its first update: every
+mechanism starts at its neutral setting, from which training moves away. A mechanism without one is refused.
 """
 
 CONTROLS = """## Controls with as many parameters
@@ -152,6 +161,11 @@ def page_text() -> str:
         for option in mechanism.options:
             lines.append(f"- `{option.flag}`: {option_text(option)}")
         lines.append("")
+    lines += [WARM_START, "| mechanism | neutral setting |", "|---|---|"]
+    for name, mechanism in sorted(REGISTRY.items()):
+        neutral = describe_neutral(mechanism)
+        lines.append(f"| `{name}` | {f'`{neutral}`' if neutral.startswith('--') else neutral} |")
+    lines.append("")
     lines.append(CONTROLS)
     return "\n".join(lines)
 

@@ -14,19 +14,21 @@ from typing import Any, Optional
 
 from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
 from fairseq_gpam.attention.affine import BACKENDS
+from fairseq_gpam.attention.layers import is_layered
 from fairseq_gpam.attention.mixed import is_mixture
 from fairseq_gpam.plugins import import_file, import_named_file
 
 
 def _mechanism(name: str, default: str | None, help: str) -> Option:
-    """An option whose value is a mechanism; a mixture is checked where it is built, against the number of heads."""
+    """An option whose value is a mechanism; a mixture is checked where it is built, against heads and layers."""
     return Option(
         name,
         str,
         default,
         help,
-        check=lambda spec: is_mixture(spec) or spec in REGISTRY,
-        allowed=", ".join(sorted(REGISTRY)) + ", or groups of heads as in dagpam:4,softmax:4",
+        check=lambda spec: is_mixture(spec) or is_layered(spec) or spec in REGISTRY,
+        allowed=", ".join(sorted(REGISTRY)) + "; groups of heads as in dagpam:4,softmax:4; layers as in "
+        "softmax@0-2,4;dagpam@3,5 or the cycle softmax*3,dagpam",
     )
 
 
@@ -42,6 +44,13 @@ GENERAL_OPTIONS = (
         "a Python file that registers a mechanism; the checkpoint keeps its path, and the file runs again wherever the "
         "checkpoint is loaded",
         allowed="a Python file",
+    ),
+    Option(
+        "warm_start",
+        bool,
+        False,
+        "start every mechanism at its neutral setting, which keeps a stock checkpoint's outputs exactly at step 0; "
+        "refused for a mechanism without one",
     ),
     Option(
         "backend",

@@ -33,6 +33,7 @@ class AttnScaleAttention(AffineMechanism):
     source = "Wang et al. 2022, arXiv 2203.05962; VITA-Group/ViT-Anti-Oversmoothing"
     row_sum = "1"
     cost = "1×, and a mean of the values"
+    neutral = (("attn_scale_start", 0.0),)
     options = (Option("attn_scale_start", float, 0.0, "where the λ of every head starts"),)
 
     def __init__(self, site: Site, settings: Settings) -> None:

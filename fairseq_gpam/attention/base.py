@@ -75,7 +75,8 @@ class Option:
     def refusal(self, value: Any) -> str:
         allowed = self.allowed
         if not allowed:
-            allowed = ", ".join(self.choices) if self.choices else f"a value of type {self.type.__name__}"
+            kinds = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
+            allowed = ", ".join(self.choices) if self.choices else kinds[self.type]
         return f"{self.flag} {value!r} is not allowed; allowed: {allowed}"
 
 
@@ -183,6 +184,10 @@ class AttentionMechanism(nn.Module):
     cost: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     sites: ClassVar[tuple[SiteName, ...]] = SITES
+    # The names and values of the options that make it softmax attention from which training moves away; None if there
+    # are none, for the reason that `why_never_neutral` completes.
+    neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
+    why_never_neutral: ClassVar[str] = "it names no setting at which it is softmax attention"
     # Whether its layers hand something on, so that none may be skipped or run again.
     needs_every_layer: bool = False
     # Whether decoder self-attention's keys and values are cached; if not, `past` holds all that is needed of them.
@@ -238,6 +243,41 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
 def on_registration(listener: Callable[[], None]) -> None:
     """Calls `listener` after every later registration: whoever copied the registry's options copies them again."""
     _registration_listeners.append(listener)
+
+
+def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) -> Settings:
+    """Returns `settings` with the options of `mechanism` at its neutral setting.
+
+    Raises ValueError if it has none, or if an option was given another value than that or its default.
+    """
+    if mechanism.neutral is None:
+        able = ", ".join(name for name, one in sorted(REGISTRY.items()) if one.neutral is not None)
+        raise ValueError(
+            f"--gpam-warm-start is not allowed with mechanism {mechanism.name!r}: {mechanism.why_never_neutral}; "
+            f"allowed with: {able}"
+        )
+    options = {option.name: option for option in mechanism.options}
+    for name, value in mechanism.neutral:
+        if settings[name] not in (value, options[name].default):
+            raise ValueError(
+                f"{options[name].flag} {settings[name]!r} is not allowed with --gpam-warm-start and mechanism "
+                f"{mechanism.name!r}; allowed: {value!r}"
+            )
+    return Settings({**settings, **dict(mechanism.neutral)})
+
+
+def describe_neutral(mechanism: type[AttentionMechanism]) -> str:
+    """Returns the flags of the neutral setting, or why there is none, in words."""
+    if mechanism.neutral is None:
+        return f"none: {mechanism.why_never_neutral}"
+    options = {option.name: option for option in mechanism.options}
+    words: list[str] = []
+    for name, value in mechanism.neutral:
+        if value != options[name].default:
+            words.append(options[name].flag)
+            if value is not True:
+                words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    return " ".join(words) or "as it starts"
 
 
 def softmax(scores: Tensor) -> Tensor:

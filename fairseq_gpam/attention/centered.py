@@ -26,6 +26,7 @@ class CenteredAttention(AffineMechanism):
     source = "arXiv 2306.01610; arXiv 2410.07799"
     row_sum = "0"
     cost = "1×, and a mean of the values"
+    why_never_neutral = "its uniform part is always subtracted"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return centered_terms()

@@ -144,6 +144,7 @@ class DualGPAMAttention(AffineMechanism):
     source = "Heo & Choi 2024, arXiv 2410.15578"
     row_sum = "1+λ⁺−λ⁻"
     cost = "1.5×"
+    neutral = (("lambda", "trainable"), ("lambda_max", None), ("lambda_plus", 0.0), ("lambda_minus", 0.0))
     options = DAGPAM_OPTIONS
 
     def __init__(self, site: Site, settings: Settings) -> None:

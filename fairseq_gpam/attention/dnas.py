@@ -47,6 +47,7 @@ class DnasAttention(MatrixMechanism):
     source = "Ding et al. 2020, arXiv 2009.14308"
     row_sum = "1"
     cost = "1×"
+    why_never_neutral = "its keys are normalised first at every setting"
     sites = ("encoder",)
 
     def weights(self, inputs: AttentionInput) -> Tensor:

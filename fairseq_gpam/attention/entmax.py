@@ -54,6 +54,7 @@ class EntmaxAttention(MatrixMechanism):
     source = "Correia, Niculae & Martins 2019, arXiv 1909.00015; the package entmax"
     row_sum = "1"
     cost = "1×, and 50 bisections of P"
+    why_never_neutral = "α stays above 1, and only α → 1 is softmax attention"
     options = (
         Option(
             "entmax_alpha",

@@ -28,6 +28,7 @@ class Entmax15Attention(MatrixMechanism):
     source = "Peters, Niculae & Martins 2019, arXiv 1905.05702; the package entmax"
     row_sum = "1"
     cost = "1×, and a sort of P"
+    why_never_neutral = "it is 1.5-entmax at every setting"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

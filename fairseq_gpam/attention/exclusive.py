@@ -33,6 +33,7 @@ class ExclusiveAttention(AffineMechanism):
     source = "Zhai 2026, arXiv 2603.09078"
     row_sum = "1, before the projection"
     cost = "1×"
+    why_never_neutral = "it takes the part along the token's own value away at every setting"
     sites = ("encoder", "decoder")
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:

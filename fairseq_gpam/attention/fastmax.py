@@ -70,6 +70,7 @@ class FastmaxAttention(MatrixMechanism):
     source = "Gerami et al. 2024, arXiv 2402.07901; the norm per token is our reading"
     row_sum = "1"
     cost = "1×, or D^p·(T+S) in the linear form"
+    why_never_neutral = "a polynomial is not the exponential function"
     options = (
         Option(
             "fastmax_form",

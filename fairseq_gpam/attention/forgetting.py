@@ -33,6 +33,7 @@ class ForgettingAttention(MatrixMechanism):
     source = "Lin et al. 2025, arXiv 2503.02130; zhixuan-lin/forgetting-transformer"
     row_sum = "1"
     cost = "1×, and one gate a head and position"
+    why_never_neutral = "its gate sigmoid(x·w + b) is never 1"
     sites = ("decoder",)
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -33,6 +33,7 @@ class GatedAttention(AffineMechanism):
     source = "Qiu et al. 2025, arXiv 2505.06708; qiuzh20/gated_attention"
     row_sum = "1, before the gate"
     cost = "1×, and the gate's projection"
+    neutral = (("gated_gain", 2.0), ("gated_init", "zero"))
     options = (
         Option(
             "gated_gate",
@@ -41,20 +42,30 @@ class GatedAttention(AffineMechanism):
             "one gate for a head or one for each of its channels",
             choices=("headwise", "elementwise"),
         ),
-        Option("gated_init", str, "normal", "how W_g starts: N(0, 0.02²), or Xavier", choices=("normal", "xavier")),
+        Option("gated_gain", float, 1.0, "the factor g of the gate g·sigmoid(X W_g)"),
+        Option(
+            "gated_init",
+            str,
+            "normal",
+            "how W_g starts: N(0, 0.02²), Xavier, or 0, which gives every gate half its gain",
+            choices=("normal", "xavier", "zero"),
+        ),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         width = 1 if settings.gated_gate == "headwise" else site.head_dim
         self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * width, bias=False)
+        self.gain: float = settings.gated_gain
         if settings.gated_init == "normal":
             nn.init.normal_(self.gate_proj.weight, std=0.02)
-        else:
+        elif settings.gated_init == "xavier":
             nn.init.xavier_uniform_(self.gate_proj.weight)
+        else:
+            nn.init.zeros_(self.gate_proj.weight)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        return gate_heads(output, self.gate_proj(inputs.x))
+        return self.gain * gate_heads(output, self.gate_proj(inputs.x))

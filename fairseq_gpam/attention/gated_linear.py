@@ -80,6 +80,7 @@ class GatedLinearAttention(AttentionMechanism):
     source = "Yang et al. 2023, arXiv 2312.06635"
     row_sum = "any, before the norm"
     cost = "D·(T+S) instead of T·S; D× with attention dropout"
+    why_never_neutral = "its weights are not normalised"
     sites = ("decoder",)
     caches_keys = False
 

@@ -32,6 +32,7 @@ class HnasAttention(MatrixMechanism):
     source = "Ding et al. 2020, arXiv 2009.14308"
     row_sum = "1"
     cost = "1×, and a second softmax"
+    why_never_neutral = "the share u of doubly normalised attention is above 0"
     sites = ("encoder",)
     options = (
         Option(

@@ -35,6 +35,7 @@ class IntegralAttention(AffineMechanism):
     source = "Kobyzev et al. 2025, arXiv 2508.18387; scale and G from public descriptions"
     row_sum = "1"
     cost = "1×"
+    why_never_neutral = "G is not trained, so that it would stay softmax attention"
     options = (
         Option(
             "integral_signals",

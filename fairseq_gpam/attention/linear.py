@@ -50,6 +50,7 @@ class LinearAttention(MatrixMechanism):
     source = "Katharopoulos et al. 2020, arXiv 2006.16236"
     row_sum = "1"
     cost = "D·(T+S) instead of T·S; 1× with attention dropout"
+    why_never_neutral = "elu + 1 is not the exponential function"
     caches_keys = False
 
     def weights(self, inputs: AttentionInput) -> Tensor:

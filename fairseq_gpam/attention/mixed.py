@@ -7,7 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import REGISTRY, AttentionInput, AttentionMechanism, Settings, Site, SiteName
+from fairseq_gpam.attention.base import (
+    REGISTRY,
+    AttentionInput,
+    AttentionMechanism,
+    Settings,
+    Site,
+    SiteName,
+    neutral_settings,
+)
+from fairseq_gpam.attention.layers import spec_of_layer
 
 
 def is_mixture(spec: str) -> bool:
@@ -101,14 +110,24 @@ class MixedHeads(AttentionMechanism):
 
 
 def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
-    """Builds the mechanism that `spec` names, or the mixture (`dagpam:4,softmax:4`) that it describes.
+    """Builds the mechanism that `spec` names for the layer of `site`, or the mixture (`a:4,b:4`) that it describes.
 
-    Raises ValueError if one is unknown or cannot stand at this site, or if a mixture does not fit the heads.
+    With `--gpam-warm-start` a mechanism is built at its neutral setting. Raises ValueError if one is unknown or cannot
+    stand at this site, if a mixture does not fit the heads or the layers, or if there is no neutral setting.
     """
-    if is_mixture(spec):
-        return MixedHeads(spec, site, settings)
-    try:
-        mechanism = REGISTRY[spec]
-    except KeyError:
-        raise ValueError(f"--gpam-mechanism {spec!r} is not allowed; allowed: {', '.join(sorted(REGISTRY))}") from None
-    return mechanism(site, settings)
+    chosen = spec_of_layer(spec, site)
+    mechanism: AttentionMechanism
+    if is_mixture(chosen):
+        mechanism = MixedHeads(chosen, site, settings)
+    elif chosen in REGISTRY:
+        cls = REGISTRY[chosen]
+        mechanism = cls(site, neutral_settings(cls, settings) if settings.warm_start else settings)
+    else:
+        within = "" if chosen == spec else f" (in {spec!r})"
+        raise ValueError(f"--gpam-mechanism {chosen!r}{within} is not allowed; allowed: {', '.join(sorted(REGISTRY))}")
+    if mechanism.needs_every_layer and chosen != spec:
+        raise ValueError(
+            f"--gpam-mechanism (or --gpam-{site.name}-mechanism) {spec!r} is not allowed: {chosen!r} must stand in "
+            f"every layer; allowed: {chosen}"
+        )
+    return mechanism

@@ -32,6 +32,7 @@ class NeutrenoAttention(AffineMechanism):
     source = "Nguyen et al. 2023, arXiv 2312.00751; tamnguyen9520/NeuTRENO_NeurIPS2024"
     row_sum = "1, before V⁰ − V"
     cost = "1×"
+    why_never_neutral = "its λ is not trained, so that it would stay softmax attention"
     sites = ("encoder", "decoder")
     needs_every_layer = True
     options = (

@@ -37,6 +37,7 @@ class RelaAttention(MatrixMechanism):
     source = "Zhang, Titov & Sennrich 2021, arXiv 2104.07012; bzhangGo/zero"
     row_sum = "≥ 0, before the norm"
     cost = "1×"
+    why_never_neutral = "its weights are rectified scores, not probabilities"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

@@ -39,6 +39,7 @@ class ScalableSoftmaxAttention(AffineMechanism):
     source = "Nakanishi 2025, arXiv 2501.19399"
     row_sum = "1"
     cost = "1×"
+    why_never_neutral = "its sharpness grows with the number of keys at every s > 0"
     options = (Option("scalable_softmax_start", float, 0.43, "where the learned s of every head starts"),)
 
     def __init__(self, site: Site, settings: Settings) -> None:

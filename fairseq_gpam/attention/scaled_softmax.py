@@ -22,6 +22,7 @@ class ScaledSoftmaxAttention(AffineMechanism):
     source = "a control of this project"
     row_sum = "1+λ⁺"
     cost = "1×"
+    neutral = (("lambda", "trainable"), ("lambda_max", None), ("lambda_plus", 0.0))
     options = LAMBDA_OPTIONS
 
     def __init__(self, site: Site, settings: Settings) -> None:

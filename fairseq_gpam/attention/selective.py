@@ -44,6 +44,7 @@ class SelectiveAttention(MatrixMechanism):
     source = "Leviathan, Kalman & Matias 2024, arXiv 2410.02703"
     row_sum = "1"
     cost = "1×, and a running sum of head 0's scores"
+    why_never_neutral = "it has no setting"
     sites = ("decoder",)
 
     def weights(self, inputs: AttentionInput) -> Tensor:

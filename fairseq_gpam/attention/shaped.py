@@ -49,6 +49,7 @@ class ShapedAttention(AffineMechanism):
     source = "Noci et al. 2023, arXiv 2306.17759; learned α, β, γ: arXiv 2311.01906"
     row_sum = "α+β−γ"
     cost = "1×, and a mean of the values"
+    neutral = (("shaped_alpha", 0.0), ("shaped_beta", 1.0), ("shaped_gamma", 0.0))
     sites = ("encoder", "decoder")
     options = (
         Option("shaped_alpha", float, 1.0, "where α, the identity's weight, starts"),

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.families import AffineMechanism, numbers, upcast
+
+SMALLEST_WEIGHT = 1e-30
 
 
 def sink_terms(logits: Tensor) -> AffineTerms:
@@ -22,20 +24,22 @@ def sink_terms(logits: Tensor) -> AffineTerms:
 
 @register_mechanism
 class SinkAttention(AffineMechanism):
-    """Softmax attention that need not attend: one sink logit a head, learned, or fixed at 0 (off by one)."""
+    """Softmax attention that need not attend: one sink a head, its logit or weight learned, or its logit fixed at 0."""
 
     name = "sink"
     formula = "P = exp(S)/(exp(s) + Σ exp(S)), S = QKᵀ/√D + M; s learned or 0"
     source = "openai/gpt-oss; off-by-one: Miller 2023, Attention Is Off By One"
     row_sum = "≤ 1"
     cost = "1×"
+    neutral = (("sink_kind", "weight"),)
     options = (
         Option(
             "sink_kind",
             str,
             "learned",
-            "the sink's logit: learned for each head, or 0 (softmax off by one)",
-            choices=("learned", "off-by-one"),
+            "the sink: for each head a learned logit s, or a learned weight |w| = exp(s) that starts at 0, or s = 0 "
+            "(softmax off by one)",
+            choices=("learned", "weight", "off-by-one"),
         ),
         Option("sink_start", float, 0.0, "where a learned sink's logit starts"),
     )
@@ -43,14 +47,23 @@ class SinkAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.logits: Tensor
+        self.weight: nn.Parameter | None = None
         if settings.sink_kind == "learned":
             self.logits = learned_numbers(torch.full((site.num_heads,), settings.sink_start))
+        elif settings.sink_kind == "weight":
+            self.weight = learned_numbers(torch.full((site.num_heads,), SMALLEST_WEIGHT))
         else:
             self.register_buffer("logits", torch.zeros(site.num_heads), persistent=False)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return sink_terms(self.logits)
+        if self.weight is None:
+            return sink_terms(self.logits)
+        # No exponential function's gradient vanishes here: d exp(s)/d|w| is 1, however small the sink is.
+        logits = upcast(self.weight).abs().clamp(min=SMALLEST_WEIGHT).log()
+        return sink_terms(logits.to(self.weight.dtype))
 
     def extra_repr(self) -> str:
+        if self.weight is not None:
+            return f"{super().extra_repr()}, weight {numbers(self.weight.abs())}"
         kind = f"s {numbers(self.logits)}" if isinstance(self.logits, nn.Parameter) else "off by one"
         return f"{super().extra_repr()}, {kind}"

@@ -24,6 +24,7 @@ class SoftmaxAttention(AffineMechanism):
     source = "Vaswani et al. 2017, arXiv 1706.03762, eq. 1"
     row_sum = "1"
     cost = "1×"
+    neutral = ()
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return softmax_terms()

@@ -28,6 +28,7 @@ class SoftmaxRMSNormAttention(AffineMechanism):
     source = "a control of this project for Differential (arXiv 2410.05258) and gated attention"
     row_sum = "1, before the norm"
     cost = "1×"
+    why_never_neutral = "its RMSNorm follows at every setting"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

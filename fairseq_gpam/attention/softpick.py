@@ -36,6 +36,7 @@ class SoftpickAttention(MatrixMechanism):
     source = "Zuhri, Fuadi & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention"
     row_sum = "between 0 and 1"
     cost = "1×"
+    why_never_neutral = "its weights are rectified"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         return softpick_weights(inputs.q, inputs.k, inputs.mask)

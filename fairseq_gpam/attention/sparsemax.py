@@ -28,6 +28,7 @@ class SparsemaxAttention(MatrixMechanism):
     source = "Martins & Astudillo 2016, arXiv 1602.02068; the package entmax"
     row_sum = "1"
     cost = "1×, and a sort of P"
+    why_never_neutral = "it is sparsemax at every setting"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

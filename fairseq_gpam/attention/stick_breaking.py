@@ -47,6 +47,7 @@ class StickBreakingAttention(MatrixMechanism):
     source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention"
     row_sum = "1; below 1 with the rest to nothing"
     cost = "1×"
+    why_never_neutral = "its weights come from a product of sigmoids"
     sites = ("decoder",)
     options = (
         Option(

@@ -43,6 +43,7 @@ class TalkingHeadsAttention(MatrixMechanism):
     source = "Shazeer et al. 2020, arXiv 2003.02436; the start at the identity is ours"
     row_sum = "Σ_g W_hg"
     cost = "1×, and two mixtures of H matrices"
+    neutral = ()
 
     options = (
         Option(

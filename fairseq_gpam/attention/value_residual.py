@@ -36,6 +36,7 @@ class ValueResidualAttention(AffineMechanism):
     source = "Zhou et al. 2024, arXiv 2410.17897; Zcchill/Value-Residual-Learning"
     row_sum = "1"
     cost = "1×"
+    neutral = (("value_residual_own", 1.0), ("value_residual_first", 0.0), ("value_residual_learned", True))
     sites = ("encoder", "decoder")
     needs_every_layer = True
     options = (

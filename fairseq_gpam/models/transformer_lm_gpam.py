@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 from typing import Any
@@ -15,7 +14,7 @@ from omegaconf import OmegaConf, open_dict
 from fairseq_gpam import options
 from fairseq_gpam.attention import on_registration
 from fairseq_gpam.models.twins import register_twins
-from fairseq_gpam.modules.install import check_quantisation, install_attention
+from fairseq_gpam.models.with_mechanisms import WithMechanisms
 
 MODEL = "transformer_lm_gpam"
 
@@ -30,27 +29,13 @@ def make_config() -> type[TransformerLanguageModelConfig]:
 
 
 @register_model(MODEL, dataclass=make_config())
-class TransformerLanguageModelGPAM(TransformerLanguageModel):
+class TransformerLanguageModelGPAM(WithMechanisms, TransformerLanguageModel):
     """The `transformer_lm` model whose attentions are chosen by the --gpam flags."""
-
-    @classmethod
-    def hub_models(cls) -> dict[str, Any]:
-        return {}
-
-    @classmethod
-    def add_args(cls, parser: argparse.ArgumentParser) -> None:
-        # fairseq skips the fields of the dataclass whose flags are there already.
-        options.add_arguments(parser)
-        super().add_args(parser)
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelGPAM:
         fill_fairseq_defaults(args)
-        settings = options.resolve(args)
-        model = super().build_model(args, task)
-        install_attention(model, settings)
-        check_quantisation(model, args)
-        return model
+        return super().build_model(args, task)
 
 
 def publish_options() -> None:

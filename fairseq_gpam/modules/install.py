@@ -128,7 +128,11 @@ def register_attention_hook(model: nn.Module, fn: Callable[[int, SiteName, Tenso
     """
     attentions = list(attention_modules(model))
     if not attentions:
-        raise ValueError(f"{type(model).__name__} has no attention of fairseq_gpam to listen to")
+        raise ValueError(
+            f"{type(model).__name__} has no attention of fairseq_gpam to listen to; for a stock model, build the "
+            "architecture's twin (transformer_gpam… for transformer…) with --gpam-mechanism softmax and load the stock "
+            "checkpoint into it: its weights are the same"
+        )
 
     def hook(attention: GPAMMultiheadAttention, weights: Tensor) -> None:
         fn(attention.mechanism.site.layer, attention.mechanism.site.name, weights)

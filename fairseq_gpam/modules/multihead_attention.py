@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, AttentionMechanism, FutureMask
 from fairseq_gpam.modules.projections import project
-
-logger = logging.getLogger(__name__)
 
 XFORMERS_REFUSAL = (
     "--encoder-xformers-att-config and --decoder-xformers-att-config are not allowed together with --gpam-mechanism"
@@ -266,9 +263,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if any(key.startswith(prefix) for key in state_dict):
             return
         own = {prefix + key: value for key, value in self.mechanism.state_dict().items()}
-        if own:
-            logger.warning(f"not in the checkpoint, left at their initial values: {', '.join(own)}")
-            state_dict.update(own)
+        state_dict.update(own)
 
 
 def _reordered_with(cached: Tensor, order: Tensor | None, new: Tensor) -> Tensor:

@@ -1,0 +1,56 @@
+"""What both models do beyond fairseq's own: build with the mechanisms chosen by flags, load stock checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from fairseq.models import BaseFairseqModel
+from torch import Tensor
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import REGISTRY, AttentionMechanism
+from fairseq_gpam.attention.base import describe_neutral
+from fairseq_gpam.modules.install import check_quantisation, install_attention
+
+logger = logging.getLogger(__name__)
+
+
+class WithMechanisms(BaseFairseqModel):
+    """Stands before fairseq's model among the bases of ours."""
+
+    starts_neutral = False
+
+    @classmethod
+    def hub_models(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        # fairseq skips the fields of a dataclass whose flags are there already.
+        options.add_arguments(parser)
+        super().add_args(parser)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> Any:
+        settings = options.resolve(args)
+        model = super().build_model(args, task)
+        install_attention(model, settings)
+        check_quantisation(model, args)
+        model.starts_neutral = settings.warm_start
+        return model
+
+    def upgrade_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Lets a stock checkpoint be loaded, and warns once where that changes the stock model's outputs."""
+        known = set(state_dict)
+        super().upgrade_state_dict(state_dict)
+        added = sorted(name for name in set(state_dict) - known if ".mechanism." in name)
+        if added and not self.starts_neutral:
+            used = {type(one) for one in self.modules() if isinstance(one, AttentionMechanism) and one.name in REGISTRY}
+            neutral = "; ".join(sorted(f"{one.name}: {describe_neutral(one)}" for one in used))
+            logger.warning(
+                f"not in the checkpoint, left at their initial values: {len(added)} parameters of the mechanisms, "
+                f"from {added[0]} on; a stock model's outputs are kept only at the neutral setting, which "
+                f"--gpam-warm-start chooses ({neutral})"
+            )
