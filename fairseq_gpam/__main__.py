@@ -28,6 +28,7 @@ COMMANDS = {
     "score": ("fairseq_gpam.recipes.score", "score translations with sacreBLEU, or compare those of two runs"),
     "average": ("fairseq_gpam.recipes.averaging", "average checkpoints of a run"),
     "results": ("fairseq_gpam.experiments.results", "tables, reports and kept results of runs"),
+    "ngrams": ("fairseq_gpam.analysis.induction", "write sequences of random n-gram sources, to study induction heads"),
 }
 
 

@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--maps", type=_whole, default=1, metavar="N", help="examples whose maps are drawn (default: 1)"
     )
     parser.add_argument(
+        "--operator",
+        action="store_true",
+        help="draw the whole model as one linear map between the tokens of the drawn examples, with a deletion test",
+    )
+    parser.add_argument(
         "--paths", type=_whole, default=24, metavar="N", help="sampled paths of each length and map (default: 24)"
     )
     parser.add_argument(
@@ -126,10 +131,17 @@ def run(arguments: argparse.Namespace) -> int:
             flags = architectures[number - len(arguments.checkpoints)]
             subject = sources.from_architecture(flags, arguments.data, name, arguments.seed)
         samples = sources.choose(subject, arguments.subset, arguments.samples)
-        portraits = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
+        drawn = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
         for variant in dict.fromkeys(variants):
             found = collect(
-                subject, samples, variant, arguments.batch_size, portraits, paths=arguments.paths, seed=arguments.seed
+                subject,
+                samples,
+                variant,
+                arguments.batch_size,
+                drawn,
+                paths=arguments.paths,
+                seed=arguments.seed,
+                operator=arguments.operator,
             )
             findings.append(found)
             logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")

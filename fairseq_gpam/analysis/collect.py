@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_gpam.analysis import metrics
+from fairseq_gpam.analysis import induction, metrics
+from fairseq_gpam.analysis.attribution import deletion_test, operator_map, relevance_map
 from fairseq_gpam.analysis.probe import Attended, Probe, States, find_attentions, iterate_parameters
 from fairseq_gpam.analysis.sources import Samples, Subject, labels
 from fairseq_gpam.attention.measures import lambdas
@@ -20,8 +22,11 @@ Key = tuple[str, str, int, int | None]
 
 
 @dataclass
-class Portrait:
-    """One sample in full: its maps H × T × S by (site, layer from 1), their token labels, its relevance map or None."""
+class SampleMaps:
+    """One sample in full: its attention maps H × T × S by (site, layer from 1) and their token labels.
+
+    `relevance` and `operator` are maps T × S of all layers together, or None where they were not computed.
+    """
 
     number: int
     source: list[str]
@@ -29,6 +34,7 @@ class Portrait:
     predicted: list[str]
     maps: dict[tuple[str, int], Tensor]
     relevance: Tensor | None = None
+    operator: Tensor | None = None
 
     def axes(self, site: str) -> tuple[list[str], list[str]]:
         """Returns the labels of the queries and of the keys."""
@@ -46,10 +52,11 @@ class Findings:
     sample_size: float = 0.0
     num_samples: int = 0
     values: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
-    portraits: list[Portrait] = field(default_factory=list)
+    drawn: list[SampleMaps] = field(default_factory=list)
     floor: float = 0.0
     """The residual ratio that rounding alone leaves."""
     paths: list[dict[str, Any]] = field(default_factory=list)
+    deletions: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def variant(self) -> str:
@@ -96,11 +103,15 @@ def collect(
     samples: Samples,
     without: Sequence[str] = (),
     batch_size: int = 4,
-    portraits: Sequence[int] = (),
+    drawn: Sequence[int] = (),
     paths: int = 24,
     seed: int = 1,
+    operator: bool = False,
 ) -> Findings:
-    """Measures one model on `samples`, dropout off; `portraits` are the numbers of the samples kept in full."""
+    """Measures one model on `samples`, dropout off.
+
+    `drawn` are the numbers of the samples whose maps are kept; `operator` also freezes the model at each of them.
+    """
     findings = Findings(subject, tuple(without))
     model = subject.model.eval()
     subject.criterion.eval()
@@ -111,12 +122,15 @@ def collect(
     try:
         measure_parameters(findings)
         measure_samples(findings, samples.batches(batch_size))
-        for number in portraits:
-            findings.portraits.append(draw_portrait(findings, samples, number))
+        measure_copying(findings)
+        for number in drawn:
+            findings.drawn.append(collect_maps(findings, samples, number))
         # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
         if subject.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
-            for portrait in findings.portraits:
-                portrait.relevance = relevance_map(findings, samples.batch([portrait.number]))
+            for sample in findings.drawn:
+                sample.relevance = relevance_map(model, samples.batch([sample.number]))
+        if operator and not without:
+            measure_operator(findings, samples)
         if paths:
             findings.paths = measure_paths(findings, paths, seed)
     finally:
@@ -131,10 +145,12 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
     gradients = [torch.zeros_like(weight) for _, _, weight in weights]
     total_loss = 0.0
     for batch in batches:
+        inputs = batch["net_input"]
+        token_ids = {"encoder": inputs["src_tokens"], "decoder": inputs.get("prev_output_tokens", inputs["src_tokens"])}
         with Probe(
             subject.model,
             findings.without,
-            on_attention=lambda attended: measure_attention(findings, attended),
+            on_attention=functools.partial(_measure_call, findings, token_ids),
             on_states=lambda states: measure_states(findings, states),
         ):
             loss, sample_size, _ = subject.criterion(subject.model, batch)
@@ -151,6 +167,10 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
         norm = gradient.double().norm() / findings.sample_size
         findings.add(f"{name}_gradient", place.site, place.layer, norm)
         findings.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
+
+
+def _measure_call(findings: Findings, token_ids: dict[str, Tensor], event: Attended) -> None:
+    measure_attention(findings, event, token_ids.get(event.site))
 
 
 @torch.no_grad()
@@ -178,7 +198,8 @@ def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, t
 
 
 @torch.no_grad()
-def measure_attention(findings: Findings, event: Attended) -> None:
+def measure_attention(findings: Findings, event: Attended, token_ids: Tensor | None) -> None:
+    """Adds the metrics of one attention's weights; `token_ids` are those of a self-attention, B × T."""
     weights, visible = event.weights.detach().double(), event.visible
     by_head = {
         "spectral_gap": metrics.spectral_gap(weights, visible),
@@ -193,6 +214,10 @@ def measure_attention(findings: Findings, event: Attended) -> None:
         probabilities = event.probabilities.double()
         by_head["softmax_jacobian_l1"] = metrics.softmax_jacobian_l1(probabilities, visible)
         by_head["softmax_jacobian_frobenius"] = metrics.softmax_jacobian_frobenius(probabilities, visible)
+    # With learned keys, or a source before the target, keys are not the tokens of the queries.
+    if token_ids is not None and weights.shape[-2:] == token_ids.shape[-1:] * 2:
+        by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
+        by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
     for name, values in by_head.items():
         findings.add(name, event.site, event.layer, values.mean(dim=1))
         for head in range(values.size(1)):
@@ -220,7 +245,39 @@ def measure_parameters(findings: Findings) -> None:
                 findings.add(name, place.site, place.layer, value, head + 1)
 
 
-def draw_portrait(findings: Findings, samples: Samples, number: int) -> Portrait:
+def measure_copying(findings: Findings) -> None:
+    """Adds the copying score of the decoder's heads, where the model has one matrix of output embeddings."""
+    decoder = findings.subject.model.decoder
+    output = getattr(decoder, "output_projection", None)
+    if output is None or not hasattr(output, "weight"):
+        return
+    embedding, unembedding = decoder.embed_tokens.weight.detach().double(), output.weight.detach().double()
+    for place in find_attentions(findings.subject.model):
+        values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
+        if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
+            continue
+        # Some mechanisms pair their heads: the maps say how many there are.
+        heads = max(key[3] or 0 for key in findings.values if key[:3] == ("row_sum", place.site, place.layer))
+        scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
+        findings.add("copying_score", place.site, place.layer, scores.mean())
+        for head, score in enumerate(scores):
+            findings.add("copying_score", place.site, place.layer, score, head + 1)
+
+
+@torch.no_grad()
+def measure_operator(findings: Findings, samples: Samples) -> None:
+    """Adds the operator's map to every drawn sample, and what the deletion test says of it and of the relevance."""
+    for sample in findings.drawn:
+        batch = samples.batch([sample.number])
+        sample.operator = operator_map(findings.subject.model, batch)
+        maps = {"operator": sample.operator}
+        if sample.relevance is not None:
+            maps["relevance"] = sample.relevance
+        place = {"checkpoint": findings.subject.name, "sample": sample.number}
+        findings.deletions += [{**place, **row} for row in deletion_test(findings.subject, batch, maps)]
+
+
+def collect_maps(findings: Findings, samples: Samples, number: int) -> SampleMaps:
     """Runs one sample alone, without padding, and keeps its attention maps."""
     subject = findings.subject
     batch = samples.batch([number])
@@ -236,60 +293,21 @@ def draw_portrait(findings: Findings, samples: Samples, number: int) -> Portrait
     predicted = labels(target_dictionary, batch["target"][0])
     if not subject.is_translation:
         tokens = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
-        return Portrait(number, tokens, tokens, predicted, maps)
+        return SampleMaps(number, tokens, tokens, predicted, maps)
     source = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
-    return Portrait(number, source, labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
-
-
-def relevance_map(findings: Findings, batch: dict[str, Any], copies: int = 16) -> Tensor:
-    """Returns the relevance of every source token for the logit of every target token: T × S.
-
-    Chefer et al. 2021 (arXiv 2103.15679). The sentence is repeated, once for each target position, so that one
-    backward pass gives the gradients of many logits.
-    """
-    subject = findings.subject
-    target = batch["target"][0]
-    rows = []
-    for start in range(0, len(target), copies):
-        positions = torch.arange(start, min(start + copies, len(target)))
-        inputs = {
-            name: value.expand(len(positions), *value.shape[1:]) if torch.is_tensor(value) else value
-            for name, value in batch["net_input"].items()
-        }
-        seen: dict[tuple[str, int], Tensor] = {}
-
-        def keep(event: Attended, seen: dict[tuple[str, int], Tensor] = seen) -> None:
-            seen[event.site, event.layer] = event.weights
-
-        with torch.enable_grad(), Probe(subject.model, findings.without, on_attention=keep):
-            logits = subject.model(**inputs)[0]
-        chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
-        # A mechanism without a map in the graph, or a layer that the output does not use, has no relevance.
-        gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
-        maps = {
-            key: metrics.attention_relevance(
-                weights.detach(), torch.zeros_like(weights) if gradient is None else gradient
-            )
-            for (key, weights), gradient in zip(seen.items(), gradients, strict=True)
-        }
-        by_site = {
-            site: [maps[key] for key in sorted(maps) if key[0] == site] for site in ("encoder", "decoder", "cross")
-        }
-        relevance = metrics.translation_relevance(by_site["encoder"], by_site["decoder"], by_site["cross"])
-        rows.append(relevance[torch.arange(len(positions)), positions])
-    return torch.cat(rows)
+    return SampleMaps(number, source, labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
 
 
 def measure_paths(findings: Findings, count: int, seed: int) -> list[dict[str, Any]]:
     """Returns, for every length of path through a stack's self-attentions, the residuals of sampled paths."""
     rows = []
     for site in ("encoder", "decoder"):
-        depth = max((layer for portrait in findings.portraits for s, layer in portrait.maps if s == site), default=0)
+        depth = max((layer for sample in findings.drawn for s, layer in sample.maps if s == site), default=0)
         for length in range(1, depth + 1):
             generator = torch.Generator().manual_seed(seed)
             residuals = []
-            for portrait in findings.portraits:
-                maps = [portrait.maps[site, layer].double() for layer in range(1, depth + 1)]
+            for sample in findings.drawn:
+                maps = [sample.maps[site, layer].double() for layer in range(1, depth + 1)]
                 residuals.append(metrics.path_residuals(maps, length, count, generator))
             values = torch.cat(residuals)
             quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()

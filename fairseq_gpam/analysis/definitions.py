@@ -115,6 +115,19 @@ DEFINITIONS: dict[str, Definition] = {
         "mean |μ − mean|² of the D eigenvalues of W_Q W_Kᵀ of a head",
         "Bao et al. 2024, arXiv 2402.02098",
     ),
+    "previous_token_score": Definition(
+        "previous-token score", "mean weight of a query on the token before it", "Olsson et al. 2022, arXiv 2209.11895"
+    ),
+    "induction_score": Definition(
+        "induction score",
+        "mean weight of a query on the tokens that followed earlier occurrences of its own token",
+        "Olsson et al. 2022, arXiv 2209.11895",
+    ),
+    "copying_score": Definition(
+        "copying score",
+        "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head, layer norms left out",
+        "Elhage et al. 2021, transformer-circuits.pub/2021/framework",
+    ),
     "lambda_plus": Definition("λ⁺", "the weight that the positive branch has above 1", GPAM),
     "lambda_minus": Definition("λ⁻", "the weight of the negative branch", GPAM),
 }
@@ -139,6 +152,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Activations": ("massive_activation_1", "massive_activation_3", "kurtosis"),
     "QK eigenspectrum": ("qk_eigenvalue_mean", "qk_eigenvalue_variance"),
+    "Induction heads": ("previous_token_score", "induction_score", "copying_score"),
     "λ by layer": ("lambda_plus", "lambda_minus"),
 }
 """The panels of the report's curves; the tables hold every metric."""

@@ -273,7 +273,7 @@ def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: in
     points = [(depth, math.log(-math.log(r))) for depth, r in enumerate(ratios) if floor < r < 1]
     if len(points) < least_points:
         return math.nan, math.nan, len(points)
-    slope, intercept = np.polyfit(*zip(*points, strict=True), deg=1)
+    slope, intercept = np.polyfit([depth for depth, _ in points], [height for _, height in points], deg=1)
     return float(slope), float(intercept), len(points)
 
 

@@ -273,8 +273,8 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
         _save(figure, path, dpi)
 
 
-def relevance(values: np.ndarray, target: Sequence[str], source: Sequence[str], title: str, path: Path) -> None:
-    """Draws a relevance map, target tokens by source tokens, each row scaled to its largest value."""
+def token_map(values: np.ndarray, target: Sequence[str], source: Sequence[str], title: str, path: Path) -> None:
+    """Draws a map that is not negative, target tokens by source tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     style: Any = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
@@ -288,7 +288,7 @@ def relevance(values: np.ndarray, target: Sequence[str], source: Sequence[str], 
         axes.set_xlabel("source")
         axes.set_ylabel("target token that is predicted")
         axes.set_title(title, fontsize=9)
-        figure.colorbar(picture, ax=axes, shrink=0.8, aspect=25, label="relevance, row maximum = 1")
+        figure.colorbar(picture, ax=axes, shrink=0.8, aspect=25, label="row maximum = 1")
         _save(figure, path, 110)
 
 

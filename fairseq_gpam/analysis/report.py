@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from fairseq_gpam.analysis import metrics, pictures
-from fairseq_gpam.analysis.collect import Findings, Portrait
+from fairseq_gpam.analysis.collect import Findings, SampleMaps
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
 OF_EVERY_SETTING = (
@@ -60,7 +60,7 @@ def write_report(
         "curves": all_curves(drawn, folder, checkpoints),
         "log_log": collapse(results["slopes"], folder, checkpoints),
         "path_picture": path_picture(results["paths"], folder, checkpoints),
-        "relevance": relevance_pictures(findings, folder),
+        "token_maps": token_map_pictures(findings, folder),
         "maps": map_pictures(findings, folder),
         "histories": history_picture(history, folder, out),
         "tables": tables(results["records"]),
@@ -109,6 +109,7 @@ def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, 
             "records": records,
             "slopes": [entry for finding in findings for entry in slopes(finding)],
             "paths": [row for finding in findings for row in finding.paths],
+            "deletions": [row for finding in findings for row in finding.deletions],
         }
     )
 
@@ -263,22 +264,22 @@ def path_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list
     )
 
 
-def relevance_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+def token_map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+    """Draws the relevance and the operator of every drawn sample, side by side."""
     images = []
     for run, finding in enumerate(findings, start=1):
-        for portrait in finding.portraits:
-            if portrait.relevance is not None:
-                path = folder / f"relevance-{run}-{portrait.number}.png"
-                values = portrait.relevance.numpy()
-                title = f"{finding.subject.name}, {finding.variant}, sample {portrait.number}"
-                pictures.relevance(values, portrait.predicted, portrait.source, title, path)
+        for sample in finding.drawn:
+            for kind, values in (("relevance", sample.relevance), ("operator", sample.operator)):
+                if values is None:
+                    continue
+                path = folder / f"{kind}-{run}-{sample.number}.png"
+                title = f"{finding.subject.name}, {finding.variant}, sample {sample.number}: {kind}"
+                pictures.token_map(values.numpy(), sample.predicted, sample.source, title, path)
                 strongest = "; ".join(
-                    f"{target} ← {portrait.source[int(row.argmax())]}"
-                    for target, row in zip(portrait.predicted, values, strict=True)
+                    f"{target} ← {sample.source[int(row.argmax())]}"
+                    for target, row in zip(sample.predicted, values, strict=True)
                 )
-                images.append(
-                    _image(path, f"Relevance map of {title}. Most relevant source token: {strongest}.", title)
-                )
+                images.append(_image(path, f"Map of {title}. Largest source token: {strongest}.", title))
     return images
 
 
@@ -287,20 +288,20 @@ def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, A
     first: dict[str, tuple[int, Findings]] = {}
     for run, finding in enumerate(findings, start=1):
         first.setdefault(finding.subject.name, (run, finding))
-    total = sum(len(portrait.maps) for _, finding in first.values() for portrait in finding.portraits)
+    total = sum(len(sample.maps) for _, finding in first.values() for sample in finding.drawn)
     # The page stays under 20 MB: a picture of eight heads is about 60 kB at 90 dots per inch.
     dpi = 110 if total <= 24 else 90 if total <= 90 else 72
     blocks = []
     for run, finding in first.values():
-        for portrait in finding.portraits:
+        for sample in finding.drawn:
             layers: dict[int, list[dict[str, Any]]] = {}
-            for (site, layer), weights in portrait.maps.items():
+            for (site, layer), weights in sample.maps.items():
                 layers.setdefault(layer, []).append(
-                    _map_picture(finding, portrait, site, layer, weights, run, dpi, folder)
+                    _map_picture(finding, sample, site, layer, weights, run, dpi, folder)
                 )
             blocks.append(
                 {
-                    "title": f"{finding.subject.name}, {finding.variant}, sample {portrait.number}",
+                    "title": f"{finding.subject.name}, {finding.variant}, sample {sample.number}",
                     "layers": [{"number": number, "images": images} for number, images in sorted(layers.items())],
                 }
             )
@@ -308,18 +309,18 @@ def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, A
 
 
 def _map_picture(
-    finding: Findings, portrait: Portrait, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
+    finding: Findings, sample: SampleMaps, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
 ) -> dict[str, Any]:
-    queries, keys = portrait.axes(site)
+    queries, keys = sample.axes(site)
     cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
-    path = folder / f"maps-{run}-{portrait.number}-{site}-{layer}.png"
+    path = folder / f"maps-{run}-{sample.number}-{site}-{layer}.png"
     title = f"{pictures.SITES[site]}, layer {layer}"
     # Keys that no token stands for (bias_kv, zero_attn) come last.
     keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
     pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
     negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
     alt = (
-        f"Attention maps of {len(cropped)} heads of {finding.subject.name}, {title}, sample {portrait.number}; "
+        f"Attention maps of {len(cropped)} heads of {finding.subject.name}, {title}, sample {sample.number}; "
         f"weights from {cropped.min():.3g} to {cropped.max():.3g}, {negative:.1%} of their mass negative."
     )
     caption = title
@@ -376,14 +377,16 @@ def lambda_rows(findings: Sequence[Findings]) -> list[dict[str, Any]]:
 
 
 def write_maps(findings: Sequence[Findings], path: Path) -> None:
-    """Saves every drawn map in full, by the name `run/sample/site/layer`; relevance as `run/sample/relevance`."""
+    """Saves every map in full: attention as `run/sample/site/layer`, others as `run/sample/relevance`, `…/operator`."""
     arrays = {}
     for run, finding in enumerate(findings, start=1):
-        for portrait in finding.portraits:
-            for (site, layer), weights in portrait.maps.items():
-                arrays[f"{run}/{portrait.number}/{site}/{layer}"] = weights.numpy()
-            if portrait.relevance is not None:
-                arrays[f"{run}/{portrait.number}/relevance"] = portrait.relevance.numpy()
+        for sample in finding.drawn:
+            for (site, layer), weights in sample.maps.items():
+                arrays[f"{run}/{sample.number}/{site}/{layer}"] = weights.numpy()
+            if sample.relevance is not None:
+                arrays[f"{run}/{sample.number}/relevance"] = sample.relevance.numpy()
+            if sample.operator is not None:
+                arrays[f"{run}/{sample.number}/operator"] = sample.operator.numpy()
     if arrays:
         np.savez_compressed(path, **arrays)
 

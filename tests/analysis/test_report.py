@@ -52,7 +52,7 @@ def report(trained, tmp_path_factory):
     ]
     assert len(checkpoints) == 3
     arguments = ["analyze", *map(str, checkpoints), "--data", str(trained / "translation"), "--samples", "5"]
-    arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3"]
+    arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3", "--operator"]
     arguments += ["--names", "stock", "ours 1", "ours 2"]
     assert main(arguments) == 0
     return out
@@ -116,8 +116,13 @@ def test_what_the_report_holds(report, page):
     assert lengths == {(site, k, n) for site in ("encoder", "decoder") for k, n in ((1, "4"), (2, "4"))}
     with np.load(report / "maps.npz") as maps:
         assert sum(name.endswith("relevance") for name in maps) == 3
+        assert sum(name.endswith("operator") for name in maps) == 3
         assert sum(name.count("/") == 3 for name in maps) == 6 * 6
     assert (report / "report.html").stat().st_size < 20e6
+    rankings = [(row["checkpoint"], row["map"]) for row in results["deletions"]]
+    assert rankings == [
+        (name, ranking) for name in ("stock", "ours 1", "ours 2") for ranking in ("operator", "relevance", "random")
+    ]
     # Two layers are too few for a fit, and the page says so.
     assert all(row["slope"] is None and row["points"] < 4 for row in results["slopes"])
     assert "no fit: fewer than four layers" in (report / "report.html").read_text(encoding="utf-8")
@@ -192,10 +197,15 @@ def test_a_browser_opens_it_without_an_error(report, tmp_path):
 
 def test_a_fresh_language_model(trained, tmp_path):
     arguments = ["analyze", "--data", str(trained / "language_modeling"), "--samples", "2", "--out", str(tmp_path)]
-    assert main([*arguments, "--paths", "0", "--arch", "transformer_lm_gpam", *SMALL["language_modeling"]]) == 0
+    arguments += ["--operator", "--paths", "0", "--arch", "transformer_lm_gpam", *SMALL["language_modeling"]]
+    assert main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["runs"][0]["updates"] is None and results["slopes"] == results["paths"] == []
-    assert "relevance" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).ids
+    assert [row["map"] for row in results["deletions"]] == ["operator", "random"]
+    with np.load(tmp_path / "maps.npz") as maps:
+        (operator,) = (maps[name] for name in maps if name.endswith("operator"))
+    # No block leads from a later token to an earlier one.
+    assert np.abs(np.triu(operator, 1)).max() < 1e-9 * np.abs(operator).max()
 
 
 def test_what_is_missing_is_named(monkeypatch):

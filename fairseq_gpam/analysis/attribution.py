@@ -1,0 +1,101 @@
+"""Which tokens a prediction rests on: relevance of the attention, the operator's blocks, and a test of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.analysis import metrics
+from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
+from fairseq_gpam.analysis.probe import Attended, Probe
+from fairseq_gpam.analysis.sources import Subject
+
+REMOVED_SHARE = 0.2
+"""The share of the tokens that the deletion test removes."""
+
+
+def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor:
+    """Returns the relevance of every source token for the logit of every target token: T × S.
+
+    Chefer et al. 2021 (arXiv 2103.15679). The sentence is repeated, once for each target position, so that one
+    backward pass gives the gradients of many logits.
+    """
+    target = batch["target"][0]
+    rows = []
+    for start in range(0, len(target), copies):
+        positions = torch.arange(start, min(start + copies, len(target)))
+        inputs = {
+            name: value.expand(len(positions), *value.shape[1:]) if torch.is_tensor(value) else value
+            for name, value in batch["net_input"].items()
+        }
+        seen: dict[tuple[str, int], Tensor] = {}
+
+        def keep(event: Attended, seen: dict[tuple[str, int], Tensor] = seen) -> None:
+            seen[event.site, event.layer] = event.weights
+
+        with torch.enable_grad(), Probe(model, on_attention=keep):
+            logits = model(**inputs)[0]
+        chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
+        # A mechanism without a map in the graph, or a layer that the output does not use, has no relevance.
+        gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
+        maps = {
+            key: metrics.attention_relevance(
+                weights.detach(), torch.zeros_like(weights) if gradient is None else gradient
+            )
+            for (key, weights), gradient in zip(seen.items(), gradients, strict=True)
+        }
+        by_site = {
+            site: [maps[key] for key in sorted(maps) if key[0] == site] for site in ("encoder", "decoder", "cross")
+        }
+        relevance = metrics.translation_relevance(by_site["encoder"], by_site["decoder"], by_site["cross"])
+        rows.append(relevance[torch.arange(len(positions)), positions])
+    return torch.cat(rows)
+
+
+def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Returns the Frobenius norms of the frozen model's blocks, from source to target tokens: T × S, in float64.
+
+    In a language model the source tokens are those of the sentence itself. Raises ValueError as `FrozenModel` does.
+    """
+    dtype = next(model.parameters()).dtype
+    try:
+        frozen = FrozenModel(model.double(), batch["net_input"])
+        return frozen.block_norms("decoder", "encoder" if hasattr(model, "encoder") else "decoder")
+    finally:
+        model.to(dtype)
+
+
+def deletion_test(subject: Subject, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Returns by how much the loss grows, in nats per predicted token, without the tokens that a map ranks highest.
+
+    A fifth of the tokens is removed. In translation these are source tokens other than the end of the sentence, ranked
+    by the sums of a map's columns, and the loss is that of the reference. In a language model they are the tokens
+    before the last one, ranked by the map's last row, and the loss is that of the token predicted last. `random` is
+    the mean over random choices.
+    """
+    inputs, target = batch["net_input"], batch["target"]
+    tokens = inputs["src_tokens"][0]
+    if subject.is_translation:
+        removable = tokens != subject.task.source_dictionary.eos()
+        scores = {name: values.sum(dim=0) for name, values in maps.items()}
+    else:
+        removable = torch.arange(len(tokens)) < len(tokens) - 1
+        scores = {name: values[-1] for name, values in maps.items()}
+        target = target[:, -1:]
+
+    def loss(kept: Tensor) -> float:
+        stays = ~removable
+        stays[removable] = kept
+        shorter = tokens[stays][None]
+        output = subject.model(**{**inputs, "src_tokens": shorter, "src_lengths": torch.tensor([shorter.size(1)])})
+        logarithms = subject.model.get_normalized_probs(output, log_probs=True)[:, -target.size(1) :]
+        return -float(logarithms.gather(-1, target[..., None]).mean())
+
+    candidates = int(removable.sum())
+    if candidates == 0:
+        return []
+    count = max(1, round(REMOVED_SHARE * candidates))
+    found = deletion_losses(loss, {name: values[removable] for name, values in scores.items()}, count)
+    return [{"map": name, "removed": count, "tokens": candidates, "increase": value} for name, value in found.items()]
