@@ -23,6 +23,7 @@ from fairseq_gpam.attention import (  # noqa: F401
     hnas,
     integral,
     linear,
+    local,
     nap,
     neutreno,
     non,
