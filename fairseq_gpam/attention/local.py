@@ -38,6 +38,7 @@ class LocalAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×"
     sites = ("encoder", "decoder")
+    why_never_neutral = "it hides what lies outside its window at every setting"
     options = (
         Option(
             "local_window",
