@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionMask
 from fairseq_gpam.attention.affine import branch_weights
-from fairseq_gpam.attention.measures import visible_to_tokens
+from fairseq_gpam.attention.measures import unpadded_tokens, visible_to_tokens, with_constant_keys
 from fairseq_gpam.modules import GPAMMultiheadAttention, register_attention_hook
 
 SWITCHES = ("skips", "mlps", "layer-norms")
@@ -155,12 +155,7 @@ class Probe:
                 given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
                 query, padding = given["query"], given.get("key_padding_mask")
                 if place.site != "cross":
-                    length, batch = query.shape[:2]
-                    if padding is None:
-                        self._tokens[place.site] = torch.ones(batch, length, dtype=torch.bool, device=query.device)
-                    else:
-                        # With cross_self_attention the source stands before the target.
-                        self._tokens[place.site] = ~padding.bool()[:, -length:]
+                    self._tokens[place.site] = unpadded_tokens(query, padding)
                 self._inputs[place.site, place.layer] = given
 
             _keep(stack, place.module.register_forward_pre_hook(before, with_kwargs=True))
@@ -207,10 +202,7 @@ class Probe:
         tokens = self._tokens["decoder" if place.site == "cross" else place.site]
         key = given["query"] if place.module.self_attention else given["key"]
         mask = AttentionMask.from_fairseq(given.get("key_padding_mask"), given.get("attn_mask"))
-        visible = visible_to_tokens(mask, tokens, key.size(0))
-        # Learned and zero keys (bias_kv, zero_attn) come last, and all tokens see them.
-        extra = weights.size(-1) - visible.size(-1)
-        visible = torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
+        visible = with_constant_keys(visible_to_tokens(mask, tokens, key.size(0)), weights.size(-1))
         probabilities: Tensor | None = weights.detach()
         if isinstance(place.module, GPAMMultiheadAttention):
             with torch.no_grad():

@@ -36,6 +36,23 @@ def visible_to_tokens(mask: AttentionMask, tokens: Tensor, num_keys: int) -> Ten
     return visible if hidden is None else visible & ~hidden
 
 
+def with_constant_keys(visible: Tensor, num_keys: int) -> Tensor:
+    """Returns `visible` (… × S) widened to `num_keys`: learned and zero keys come last, and all tokens see them."""
+    extra = num_keys - visible.size(-1)
+    return torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
+
+
+def unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:
+    """Returns which queries (T × B × C) are tokens, bool B × T; `padding` is that of self-attention's keys, B × S.
+
+    With --cross-self-attention the source stands before the target among the keys, so the last T are the queries.
+    """
+    length, batch = query.shape[:2]
+    if padding is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=query.device)
+    return ~padding.bool()[:, -length:]
+
+
 def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:
     """Averages values (… × T) over the rows that see at least `least_keys` keys; NaN if there is no such row."""
     if visible is None:

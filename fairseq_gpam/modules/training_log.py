@@ -21,7 +21,9 @@ from fairseq_gpam.attention.measures import (
     negative_mass,
     residual_ratio,
     row_sum,
+    unpadded_tokens,
     visible_to_tokens,
+    with_constant_keys,
 )
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.stacks import transformer_layers
@@ -97,22 +99,15 @@ class AttentionLog(nn.Module):
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         query, padding = given["query"], given.get("key_padding_mask")
         stack = "encoder" if module.mechanism.site.name == "encoder" else "decoder"
-        num_queries, num_keys = query.size(0), (query if module.self_attention else given["key"]).size(0)
+        num_keys = (query if module.self_attention else given["key"]).size(0)
         if module.mechanism.site.name != "cross":
-            self._tokens[stack] = (
-                torch.ones(query.size(1), num_queries, dtype=torch.bool, device=query.device)
-                if padding is None
-                else ~padding.bool()[:, -num_queries:]
-            )
+            self._tokens[stack] = unpadded_tokens(query, padding)
         mask = AttentionMask.from_fairseq(padding, given.get("attn_mask"))
         self._visible[name] = visible_to_tokens(mask, self._tokens[stack], num_keys)
 
     @torch.no_grad()
     def _log_weights(self, name: str, module: GPAMMultiheadAttention, weights: Tensor) -> None:
-        weights, visible = weights.float(), self._visible[name]
-        # Learned and zero keys (bias_kv, zero_attn) come last, and all tokens see them.
-        extra = weights.size(-1) - visible.size(-1)
-        visible = torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
+        weights, visible = weights.float(), with_constant_keys(self._visible[name], weights.size(-1))
         values = {
             "row_sum": row_sum(weights, visible),
             "negative_mass": negative_mass(weights, visible),
