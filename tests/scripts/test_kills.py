@@ -1,0 +1,71 @@
+"""A run killed (SIGKILL) at random moments of training, saving, translating and scoring ends as an undisturbed one.
+
+GPAM_KILLS is how many moments are tried (default: 2).
+"""
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from test_scripts import SCRIPTS, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def start(environment, out, name):
+    """Start training, translating and scoring one run in a process group of its own."""
+    run = f"bible-de-en dagpam --name {name} --out {shlex.quote(str(out))}"
+    lines = [
+        f"bash {SCRIPTS}/train.sh {run} -- {shlex.join(SMALL)}",
+        f"bash {SCRIPTS}/generate.sh {run} -- --max-len-a 0 --max-len-b 8",
+        f"bash {SCRIPTS}/score.sh {shlex.quote(str(out))}/runs/bible-de-en/{name}/1",
+    ]
+    return subprocess.Popen(
+        ["bash", "-c", " && ".join(lines)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def result(folder):
+    """What a run ends with, but for times."""
+    weights = {}
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        state = torch.load(folder / "checkpoints" / name, weights_only=True)
+        weights |= {(name, parameter): tensor.tolist() for parameter, tensor in state["model"].items()}
+    recorded = json.loads((folder / "results.json").read_text())
+    numbers = {key: recorded["train"][key] for key in ("updates", "valid_loss", "best_update", "curve")}
+    return weights, numbers, recorded["score"], (folder / "hypotheses.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(script_environment, bible):
+    """What an undisturbed run ends with, and the seconds that it takes."""
+    begun = time.monotonic()
+    process = start(script_environment, bible, "whole")
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    return result(bible / "runs/bible-de-en/whole/1"), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("GPAM_KILLS", "2"))))
+def test_killed_at_a_random_moment(script_environment, bible, undisturbed, number):
+    expected, seconds = undisturbed
+    name = f"killed-{number}"
+    killed = start(script_environment, bible, name)
+    time.sleep(random.Random(number).uniform(0, seconds))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    again = start(script_environment, bible, name)
+    text = again.communicate()[0]
+    assert again.returncode == 0, text
+    assert result(bible / "runs/bible-de-en" / name / "1") == expected
