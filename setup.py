@@ -31,7 +31,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["fairseq_gpam", "fairseq_gpam.*"]),
-    package_data={"fairseq_gpam": ["**/*.j2"]},
+    package_data={"fairseq_gpam": ["**/*.j2", "experiments/Snakefile"]},
     python_requires=">=3.11,<3.13",
     install_requires=["torch>=2.4", "numpy<2"],
     extras_require={

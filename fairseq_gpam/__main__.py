@@ -27,6 +27,8 @@ COMMANDS = {
     "eval-lm": ("fairseq_gpam.recipes.stages:EVAL_LM", "evaluate a language model on a task's test set"),
     "score": ("fairseq_gpam.recipes.score", "score translations with sacreBLEU, or compare those of two runs"),
     "average": ("fairseq_gpam.recipes.averaging", "average checkpoints of a run"),
+    "experiment": ("fairseq_gpam.experiments.experiment", "run a grid of arms, tasks, seeds and learning rates"),
+    "compare": ("fairseq_gpam.experiments.compare", "compare runs with a baseline by seed: tables, verdicts, a page"),
     "results": ("fairseq_gpam.experiments.results", "tables, reports and kept results of runs"),
     "ngrams": ("fairseq_gpam.analysis.induction", "write sequences of random n-gram sources, to study induction heads"),
 }

@@ -271,20 +271,32 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
-    """Return sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
+def paired_bootstrap(
+    first: Path, second: Path, test: References, samples: int = 1000
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+    """Returns sacreBLEU's paired bootstrap of two runs' BLEU and chrF2 by metric, and the signatures.
+
+    The first run is the baseline, whose p is None.
+    """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.base import Metric
-    from sacrebleu.significance import PairedTest, Result
+    from sacrebleu.significance import PairedTest
 
     systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
     metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
     references = [read_lines(test.raw)]
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
+    return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {
+        name: str(one) for name, one in signatures.items()
+    }
+
+
+def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
+    """Return sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
+    measured, signatures = paired_bootstrap(first, second, test, samples)
     lines = []
-    for metric in metrics:
-        for (folder, _), value in zip(systems, measured[metric], strict=True):
-            assert isinstance(value, Result)
+    for metric, values in measured.items():
+        for folder, value in zip((first, second), values, strict=True):
             p_value = "baseline" if value.p_value is None else f"p = {value.p_value:.4f}"
             lines.append(
                 f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, {p_value})  {folder}"

@@ -1,0 +1,290 @@
+"""Compare runs with a baseline, paired by seed: Markdown, CSV, JSON and one HTML page that works offline.
+
+RUNS are run folders or JSON lines files such as examples/results/bible-de-en.jsonl. The rule of the verdicts is the
+docstring of fairseq_gpam/experiments/statistics.py. With --json, the files are made from a comparison.json alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairseq_gpam.experiments import results, statistics, tables
+from fairseq_gpam.experiments.grid import LR_SUFFIX
+
+DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
+COLLAPSE = (
+    *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
+    *("attention_output_mean_cosine", "attention_output_effective_rank", "entropy_normalised", "negative_mass"),
+)
+LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
+RECORD = re.compile(r"\| INFO \| train_inner \| (\{.*\})$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """What arms are compared in: where a run has it (`path`), times `factor`."""
+
+    label: str
+    unit: str
+    path: tuple[str, str]
+    lower_is_better: bool
+    factor: float = 1.0
+
+    def of(self, run: dict[str, Any]) -> float | None:
+        """Returns the run's value, None if it was not measured."""
+        value = run.get(self.path[0], {}).get(self.path[1])
+        return None if value is None else value * self.factor
+
+
+QUANTITIES = (
+    Quantity("validation negative log-likelihood", "nats", ("train", "valid_nll_loss"), True, math.log(2)),
+    Quantity("test BLEU", "BLEU", ("score", "bleu"), False),
+    Quantity("test chrF", "chrF", ("score", "chrf"), False),
+    Quantity("test loss per subword", "nats", ("eval-lm", "bits_per_subword"), True, math.log(2)),
+)
+COSTS = (
+    ("parameters", "parameters", ("train", "parameters")),
+    ("training_seconds", "training (s)", ("benchmark", "s")),
+    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "max_rss")),
+    ("training_tokens_per_second", "training tokens/s", ("train", "tokens_per_second")),
+    ("decoding_tokens_per_second", "decoding tokens/s", ("generate", "tokens_per_second")),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, or a .jsonl file of runs")
+    parser.add_argument("--baseline", metavar="ARM", help="the arm that the others are compared with")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms (default: all)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="make the files from this comparison.json alone")
+    for unit, delta in DELTAS.items():
+        text = f"δ of a bounded null (default: {delta} {unit})"
+        parser.add_argument(f"--delta-{unit.lower()}", type=float, default=delta, metavar="D", help=text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fairseq_gpam.experiments import comparison_report
+
+    if bool(arguments.json) == bool(arguments.runs):
+        sys.exit("compare needs either RUNS or --json FILE")
+    if arguments.json:
+        found = json.loads(arguments.json.read_text(encoding="utf-8"))
+    else:
+        if not arguments.baseline:
+            sys.exit("--baseline is missing; allowed: the name of an arm of the runs")
+        deltas = {unit: getattr(arguments, f"delta_{unit.lower()}") for unit in DELTAS}
+        try:
+            found = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(str(error))
+    print(comparison_report.write(found, arguments.out))
+    return 0
+
+
+def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
+    """Compares run folders and writes all files into `out`."""
+    from fairseq_gpam.experiments import comparison_report
+
+    print(comparison_report.write(comparison(read_runs(runs), baseline), out))
+
+
+def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns runs with what lies beside them: the engine's benchmark, λ over training, and analyze's collapse.
+
+    Raises ``FileNotFoundError`` for a folder without a finished training.
+    """
+    found: list[dict[str, Any]] = []
+    for path in paths:
+        if path.suffix == ".jsonl":
+            found += tables.read_lines(path)
+            continue
+        recorded = results.read(path)
+        if "train" not in recorded:
+            raise FileNotFoundError(f"{path} holds no results of a finished training")
+        recorded["task"] = path.resolve().parents[1].name
+        benchmark, log, analysis = (path / n for n in ("train.benchmark.tsv", "train.log", "analysis/results.json"))
+        if benchmark.exists():
+            with benchmark.open(encoding="utf-8") as rows:
+                row = next(csv.DictReader(rows, delimiter="\t"))
+            recorded["benchmark"] = {
+                name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")
+            }
+        if log.exists():
+            recorded["lambdas"] = lambda_history(log.read_text(encoding="utf-8"))
+        if analysis.exists():
+            recorded["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
+        recorded["folder"] = str(path)
+        found.append(recorded)
+    return found
+
+
+def lambda_history(log: str) -> dict[str, list[list[float]]]:
+    """Returns [update, value] of every λ in a log written with --gpam-log-attention."""
+    history: dict[str, dict[int, float]] = {}
+    for text in RECORD.findall(log):
+        record = json.loads(text)
+        for name, value in record.items():
+            if match := LAMBDA.fullmatch(name):
+                history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
+    return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
+
+
+def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
+    """Returns each collapse measure of analyze's results in the last layer of each stack, of the whole model."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in analysis["records"]:
+        key = record["metric"], record["site"]
+        whole = record["variant"] == analysis["runs"][0]["variant"] and record["head"] is None
+        deeper = key not in last or record["layer"] > last[key]["layer"]
+        if key[0] in COLLAPSE and whole and record["mean"] is not None and deeper:
+            last[key] = record
+    return {f"{metric}, {site}": record["mean"] for (metric, site), record in last.items()}
+
+
+def arm_of(run: dict[str, Any]) -> tuple[str, str]:
+    """Returns a run's arm and its learning rate in the grid, empty where the grid has one."""
+    name, _, rate = run["name"].partition(LR_SUFFIX)
+    return name, rate
+
+
+def comparison(
+    runs: Sequence[dict[str, Any]],
+    baseline: str,
+    deltas: dict[str, float] = DELTAS,
+    arms: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Returns everything that the report shows, as plain JSON.
+
+    Raises ``ValueError`` if no run is of the baseline.
+    """
+    runs = [one for one in runs if arms is None or arm_of(one)[0] in (*arms, baseline)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in runs:
+        groups.setdefault((one["task"], arm_of(one)[1]), []).append(one)
+    if not any(arm_of(one)[0] == baseline for one in runs):
+        known = ", ".join(dict.fromkeys(arm_of(one)[0] for one in runs))
+        raise ValueError(f"--baseline is {baseline!r}; allowed: an arm of the runs: {known}")
+    found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, "tables": [], "costs": [], "curves": []}
+    found |= {"lambdas": [], "bootstrap": [], "collapse": collapse(runs)}
+    for (task, rate), members in groups.items():
+        title = task + (f", learning rate {rate}" if rate else "")
+        by_arm: dict[str, list[dict[str, Any]]] = {}
+        for one in sorted(members, key=lambda one: (arm_of(one)[0] != baseline, int(one["seed"]))):
+            by_arm.setdefault(arm_of(one)[0], []).append(one)
+        for quantity in QUANTITIES:
+            found["tables"] += table(title, by_arm, baseline, quantity, deltas[quantity.unit])
+        for arm, own in by_arm.items():
+            found["costs"].append({"group": title, "arm": arm, **costs(own)})
+            found["curves"].append({"group": title, "arm": arm, "points": curve(own)})
+            for one in own:
+                for name, points in one.get("lambdas", {}).items():
+                    found["lambdas"].append(
+                        {"group": title, "arm": arm, "seed": one["seed"], "name": name, "points": points}
+                    )
+        found["bootstrap"] += bootstrap(title, by_arm, baseline)
+    return found
+
+
+def table(
+    title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str, quantity: Quantity, delta: float
+) -> list[dict[str, Any]]:
+    """Returns one table, none where no run of the baseline has the quantity."""
+    values: dict[str, dict[int, float]] = {}
+    for arm, own in by_arm.items():
+        measured = {int(one["seed"]): value for one in own if (value := quantity.of(one)) is not None}
+        if measured:
+            values[arm] = measured
+    if baseline not in values:
+        return []
+    differences = statistics.compare(values, baseline, delta, quantity.lower_is_better)
+    rows = []
+    for arm, measured in values.items():
+        row: dict[str, Any] = {"arm": arm, **dataclasses.asdict(statistics.interval(list(measured.values())))}
+        if arm in differences:
+            one = differences[arm]
+            row["difference"] = dataclasses.asdict(one)
+            if one.interval.sd is not None:
+                count = len(differences)
+                row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, count)
+                row["seeds_for_observed"] = statistics.seeds_needed(one.interval.mean, one.interval.sd, count)
+        rows.append(row)
+    spread = list(values[baseline].values())
+    return [
+        {
+            "group": title,
+            "quantity": quantity.label,
+            "unit": quantity.unit,
+            "lower_is_better": quantity.lower_is_better,
+            "delta": delta,
+            "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
+            "rows": rows,
+        }
+    ]
+
+
+def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Returns the medians of an arm's costs, None for what was not measured."""
+    found: dict[str, float | None] = {}
+    for key, _, (stage, entry) in COSTS:
+        values = [one[stage][entry] for one in own if one.get(stage, {}).get(entry) is not None]
+        found[key] = float(np.median(values)) if values else None
+    return found
+
+
+def curve(own: Sequence[dict[str, Any]]) -> list[list[float | None]]:
+    """Returns [update, mean, low, high] of the validation loss (base 2) where all runs of the arm have it."""
+    curves = [dict(map(tuple, one["train"].get("curve", {}).get("valid", []))) for one in own]
+    common = set.intersection(*(set(one) for one in curves)) if curves else set()
+    points = []
+    for update in sorted(common):
+        shown = statistics.interval([one[update] for one in curves])
+        points.append([update, shown.mean, shown.low, shown.high])
+    return points
+
+
+def bootstrap(title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:
+    """Returns sacreBLEU's paired bootstrap of each seed whose hypotheses are at hand, against the baseline's."""
+    from fairseq_gpam.recipes import score
+
+    def at_hand(one: dict[str, Any]) -> bool:
+        return "folder" in one and (Path(one["folder"]) / "hypotheses.txt").exists()
+
+    base = {one["seed"]: one["folder"] for one in by_arm.get(baseline, ()) if at_hand(one)}
+    found = []
+    for arm, own in by_arm.items():
+        for one in own:
+            if arm != baseline and at_hand(one) and one["seed"] in base:
+                first, second = Path(base[one["seed"]]), Path(one["folder"])
+                measured, _ = results.paired_bootstrap(first, second, score.references(first))
+                for metric, (_, value) in measured.items():
+                    entry = {"group": title, "arm": arm, "seed": one["seed"], "metric": metric}
+                    found.append({**entry, "score": float(value.score), "p": float(value.p_value)})
+    return found
+
+
+def collapse(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns Spearman's ρ of each collapse measure against each task's first quantity that the runs have."""
+    found = []
+    for task in dict.fromkeys(one["task"] for one in runs):
+        measured = [one for one in runs if one["task"] == task and one.get("collapse")]
+        for name in dict.fromkeys(name for one in measured for name in one["collapse"]):
+            own = [one for one in measured if name in one["collapse"] and QUANTITIES[0].of(one) is not None]
+            x = [one["collapse"][name] for one in own]
+            y = [value for one in own if (value := QUANTITIES[0].of(one)) is not None]
+            names = [one["name"] for one in own]
+            if len(x) >= 3:
+                entry = dataclasses.asdict(statistics.spearman(x, y, names))
+                points = [list(point) for point in zip(x, y, names, strict=True)]
+                found.append({"group": task, "measure": name, **entry, "points": points})
+    return found

@@ -1,0 +1,163 @@
+"""Run a grid of experiments: arms × tasks × seeds × learning rates, from the data to the comparison.
+
+Snakemake does the scheduling. Killed at any moment and started again with the same line, nothing that has ended is
+repeated. A failed run does not stop the others and is named at the end. What the grid file may hold is the docstring of
+fairseq_gpam/experiments/grid.py; examples/studies/ has grids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_gpam.experiments import grid
+from fairseq_gpam.recipes.tasks import REPOSITORY
+
+HERE = Path(__file__).parent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", type=Path, metavar="GRID.toml")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run")
+    parser.add_argument(
+        "--executor",
+        choices=("local", "slurm"),
+        default="local",
+        help="slurm: submit each job with sbatch, --jobs of them at a time; the grid's [slurm] flags go along",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.jobs < 1:
+        sys.exit(f"--jobs is {arguments.jobs}; allowed: a whole number above 0")
+    try:
+        chosen = grid.load(arguments.grid)
+    except grid.GridError as error:
+        sys.exit(str(error))
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    # The engine inherits the descriptor and holds the lock as long as it lives, even if this process is killed: a lock
+    # that can be taken has no living owner, and the engine's own lock files, which outlive it, are not needed.
+    lock = os.open(out / "experiment.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{out}: another experiment still works here; wait for it, or choose another folder with --out")
+    command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.dry_run)
+    if arguments.dry_run:
+        return subprocess.run(command, env=environment(chosen)).returncode
+    jobs = list(chosen.jobs())
+    with (out / "snakemake.log").open("ab") as log:
+        engine = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), start_new_session=False
+        )
+        try:
+            follow(engine, jobs, out, arguments.jobs)
+        except KeyboardInterrupt:
+            engine.terminate()
+            engine.wait()
+            print("stopped; the same line goes on from here", file=sys.stderr)
+            return 130
+    return finish(chosen, jobs, out, engine.returncode)
+
+
+def environment(chosen: grid.Grid) -> dict[str, str]:
+    """Returns the environment of all jobs: this package first, then the grid's settings (empty ones are unset)."""
+    inherited = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+    return {name: value for name, value in {**inherited, **chosen.environment}.items() if value}
+
+
+def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, dry_run: bool = False) -> list[str]:
+    """Returns Snakemake's command line.
+
+    SLURM goes through the generic cluster plugin: Snakemake's own SLURM plugin needs numpy ≥ 2.4, fairseq numpy < 2.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
+    command += ["--config", f"grid={chosen.path.resolve()}", "--keep-going", "--rerun-incomplete", "--nolock"]
+    # A changed command is a changed job: it runs again, and the run's folder refuses another training command.
+    command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
+    if dry_run:
+        command += ["--dry-run", "--printshellcmds", "--quiet", "reason"]
+    if executor == "slurm" and not dry_run:
+        (out / "slurm").mkdir(exist_ok=True)
+        submit = ["sbatch", "--parsable", "--job-name={rule}", "--ntasks=1", "--cpus-per-task={threads}"]
+        submit += [f"--output={out}/slurm/%j.log", *shlex.split(chosen.slurm_flags)]
+        status = shlex.join([sys.executable, str(HERE / "slurm_status.py")])
+        command += ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", shlex.join(submit)]
+        command += ["--cluster-generic-status-cmd", status, "--cluster-generic-cancel-cmd", "scancel"]
+        return [*command, "--jobs", str(jobs), "--latency-wait", "60"]
+    return [*command, "--cores", str(jobs), "--latency-wait", "1"]
+
+
+def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path, parallel: int) -> None:
+    """Prints a line whenever a run or stage has ended, until the engine ends."""
+    shown = ""
+    while True:
+        ended = engine.poll() is not None
+        text = progress(jobs, out, parallel)
+        if text != shown:
+            print(text, flush=True)
+            shown = text
+        if ended:
+            return
+        time.sleep(1)
+
+
+def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
+    """Returns how many runs and stages have ended and, from the times of those, how long the rest takes."""
+    seconds: dict[str, list[float]] = {}
+    missing: dict[str, int] = {}
+    open_labels = set()
+    for job in jobs:
+        if (out / job.marker).exists():
+            seconds.setdefault(job.stage, []).append(job_seconds(out / job.benchmark))
+        else:
+            missing[job.stage] = missing.get(job.stage, 0) + 1
+            open_labels.add(job.label)
+    runs = {job.label for job in jobs if job.stage != "prepare"}
+    text = (
+        f"{len(runs - open_labels)} of {len(runs)} runs done, {len(jobs) - sum(missing.values())} of {len(jobs)} jobs"
+    )
+    if not missing:
+        return text
+    if missing.keys() <= seconds.keys():
+        rest = sum(count * sum(seconds[stage]) / len(seconds[stage]) for stage, count in missing.items())
+        return f"{text}, about {rest / parallel / 60:.1f} min left"
+    return f"{text}, the time left is known once each stage has ended once"
+
+
+def job_seconds(path: Path) -> float:
+    """Returns the seconds in a file of Snakemake's `benchmark:`, 0 if there is none."""
+    if not path.exists():
+        return 0.0
+    with path.open(encoding="utf-8") as rows:
+        return float(next(csv.DictReader(rows, delimiter="\t"))["s"])
+
+
+def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) -> int:
+    """Compares what has ended and names what has failed; returns the exit status."""
+    from fairseq_gpam.experiments import compare
+
+    done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
+    if done:
+        compare.write([marker.parent for marker in done], chosen.baseline, out / "comparison" / chosen.path.stem)
+    failed = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
+    for job in failed:
+        print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
+    if status and not failed:
+        print(f"Snakemake ended with status {status}; see {out / 'snakemake.log'}", file=sys.stderr)
+    return 1 if failed or status else 0

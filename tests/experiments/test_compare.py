@@ -1,0 +1,134 @@
+"""The comparison of made runs says what is true of them, in all four files, which are made from the JSON alone."""
+
+import base64
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.experiments import compare, comparison_report, results
+
+SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
+NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
+
+
+def made_run(name, seed, shift=None):
+    nll = 4 + 0.1 * seed + (SHIFTS[name] if shift is None else shift) + (0 if name == "stock" else NOISE[seed - 1])
+    curve = {"valid": [[update, nll + 1 / update] for update in (1, 2, 4)]}
+    train = {"parameters": 10, "updates": 4, "valid_loss": nll, "valid_nll_loss": nll, "tokens_per_second": 5.0}
+    run = {"task": "made-lm", "name": name, "seed": seed, "train": {**train, "curve": curve}}
+    run["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, 0.1 * seed]]} if name == "good" else {}
+    run["collapse"] = {"mean_cosine, decoder": nll}
+    return run
+
+
+@pytest.fixture(scope="module")
+def found():
+    return compare.comparison([made_run(name, seed) for name in SHIFTS for seed in range(1, 6)], "stock")
+
+
+def test_the_truth_about_made_runs(found):
+    [table] = found["tables"]
+    verdicts = {row["arm"]: (row.get("difference") or {}).get("verdict") for row in table["rows"]}
+    assert verdicts == {"stock": None, "good": "better", "bad": "worse", "same": "bounded null"}
+    good = next(row for row in table["rows"] if row["arm"] == "good")
+    expected = (-0.10 + sum(NOISE) / 5) * math.log(2)
+    assert good["difference"]["interval"]["mean"] == pytest.approx(expected)
+    assert table["noise"]["range"] == pytest.approx(0.4 * math.log(2))
+    [correlation] = found["collapse"]
+    assert correlation["rho"] == pytest.approx(1.0)
+    assert correlation["n"] == 20
+
+
+def test_learning_rates_are_compared_among_themselves():
+    runs = []
+    for rate, shift in (("0.001", 0.0), ("0.01", 0.5)):
+        for name in ("stock", "good"):
+            runs += [{**made_run(name, n, SHIFTS[name] + shift), "name": f"{name}_lr{rate}"} for n in (1, 2, 3)]
+    tables = compare.comparison(runs, "stock")["tables"]
+    assert [table["group"] for table in tables] == ["made-lm, learning rate 0.001", "made-lm, learning rate 0.01"]
+    means = [table["rows"][1]["difference"]["interval"]["mean"] for table in tables]
+    assert means[0] == pytest.approx(means[1])
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.images, self.addresses = [[]], [], []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.addresses += [given[name] for name in ("src", "href") if name in given]
+        if tag == "img":
+            self.images.append(given)
+        if tag == "tr":
+            self.cells.append([])
+        self.inside = tag == "td"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1].append(data)
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+
+def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tmp_path):
+    page = Page(comparison_report.write(found, tmp_path).read_text(encoding="utf-8"))
+    assert page.images
+    assert all(image["alt"] for image in page.images)
+    assert all(address.startswith("data:") for address in page.addresses)
+    written = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    [table] = written["tables"]
+    for row in comparison_report.cells(table):
+        assert row in page.cells
+    rows = {row["arm"]: row for row in table["rows"]}
+    shown = next(row for row in page.cells if row[:1] == ["good"])
+    assert float(shown[2].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
+    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
+    forest = base64.b64decode(page.images[0]["src"].split(",")[1]).decode()
+    assert "<svg" in forest
+
+    lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
+    assert float(lines[1]["mean"]) == rows[lines[1]["arm"]]["mean"]
+    assert "| good | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):
+    comparison_report.write(found, tmp_path / "a")
+    main(["compare", "--json", str(tmp_path / "a/comparison.json"), "--out", str(tmp_path / "b")])
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["comparison.csv", "comparison.html", "comparison.json", "comparison.md"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_run_folders_with_what_lies_beside_them(tmp_path):
+    folders = []
+    for name in ("stock", "good"):
+        for seed in (1, 2):
+            folder = tmp_path / f"runs/made-lm/{name}/{seed}"
+            folder.mkdir(parents=True)
+            run = made_run(name, seed)
+            results.update(folder, {key: run[key] for key in ("name", "seed", "train")})
+            (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
+            record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
+            (folder / "train.log").write_text(f"x | INFO | train_inner | {json.dumps(record)}\n")
+            folders.append(folder)
+    runs = compare.read_runs(folders)
+    assert runs[0]["benchmark"] == {"s": 12.5, "max_rss": 345.6}
+    assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25]]}
+    main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert re.search(r"\| good \| 10 \| 12 \| 346 \| 5 \| not measured \|", text)
+    assert "powerless" in text
+    with pytest.raises(SystemExit, match="--baseline is 'other'; allowed: an arm of the runs: stock, good"):
+        main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="either RUNS or --json"):
+        main(["compare", "--out", str(tmp_path / "out")])
