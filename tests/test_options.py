@@ -88,7 +88,16 @@ def kind_of_lambda(mechanism):
     return "fixed" if mechanism.lambda_plus.theta is None else "trainable"
 
 
+def trained(mechanism):
+    """Which of λ⁺ and λ⁻ are trained."""
+    return mechanism.lambda_plus.theta is not None, mechanism.lambda_minus.theta is not None
+
+
 REACHES = [
+    (["--gpam-lambda-plus-training", "fixed"], lambda m: trained(m) == (False, True)),
+    (["--gpam-lambda-minus-training", "fixed"], lambda m: trained(m) == (True, False)),
+    (["--gpam-lambda", "fixed", "--gpam-lambda-minus-training", "trainable"], lambda m: trained(m) == (False, True)),
+    (["--gpam-lambda-plus-training", "fixed", "--gpam-lambda-tied"], lambda m: trained(m) == (False, False)),
     (["--gpam-mechanism", "softmax"], lambda m: m.name == "softmax"),
     (["--gpam-decoder-mechanism", "softmax"], lambda m: (m.name == "softmax") == (m.site.name == "decoder")),
     (["--gpam-lambda", "fixed"], lambda m: kind_of_lambda(m) == "fixed"),
@@ -170,6 +179,9 @@ REFUSED = [
     ("--gpam-negative-projection", "full", "head, shared"),
     ("--gpam-negative-init", "identity", "xavier, zero, minus-identity"),
     ("--gpam-backend", "flash", "reference"),
+    ("--gpam-lambda-plus-training", "free", "fixed, trainable"),
+    ("--gpam-lambda-minus-training", "free", "fixed, trainable"),
+    ("--gpam-import", "nowhere.py", "the file that defines"),
 ]
 
 
@@ -197,6 +209,25 @@ def test_a_wrong_value_in_a_checkpoint_or_override_is_refused_likewise(task, fla
         assert flag in str(refusal.value) and value in str(refusal.value) and allowed in str(refusal.value)
     else:
         assert dest(flag) in str(refusal.value) and value in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--gpam-lambda-tied", "--gpam-lambda-minus-training", "fixed"],
+            "--gpam-lambda-minus-training 'fixed' is not",
+        ),
+        (
+            ["--gpam-warm-start", "--gpam-lambda-plus-training=fixed", "--gpam-lambda-minus-training=fixed"],
+            "is not allowed with --gpam-warm-start",
+        ),
+    ],
+)
+def test_training_of_one_lambda_is_refused_where_it_has_no_meaning(flags, why):
+    with pytest.raises(ValueError, match=why) as refusal:
+        built("translation", *flags)
+    assert "; allowed: " in str(refusal.value)
 
 
 @pytest.mark.parametrize("flag", ["--gpam-lambda-tied", "--gpam-negative-bias"])

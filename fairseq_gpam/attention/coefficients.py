@@ -26,6 +26,20 @@ LAMBDA_OPTIONS = (
         check=lambda bound: bound > 0,
         allowed="a number > 0",
     ),
+    Option(
+        "lambda_plus_training",
+        str,
+        None,
+        "whether λ⁺ is trained, in place of --gpam-lambda",
+        choices=("fixed", "trainable"),
+    ),
+    Option(
+        "lambda_minus_training",
+        str,
+        None,
+        "whether λ⁻ is trained, in place of --gpam-lambda; not with --gpam-lambda-tied",
+        choices=("fixed", "trainable"),
+    ),
 )
 
 
@@ -71,6 +85,17 @@ class Lambda(nn.Module):
 
 def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:
     """Builds, or finds, λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of the mechanism `owner`, in the scope asked for."""
+    trainings = {sign: settings[f"lambda_{sign}_training"] or settings["lambda"] for sign in ("plus", "minus")}
+    if settings.lambda_tied and settings.lambda_minus_training is not None:
+        raise ValueError(
+            f"--gpam-lambda-minus-training {settings.lambda_minus_training!r} is not allowed with --gpam-lambda-tied, "
+            "where λ⁻ is λ⁺; allowed: --gpam-lambda-plus-training"
+        )
+    if settings.warm_start and trainings["plus"] == trainings["minus"] == "fixed":
+        raise ValueError(
+            "--gpam-lambda-plus-training 'fixed' with --gpam-lambda-minus-training 'fixed' is not allowed with "
+            "--gpam-warm-start, from which nothing could move away; allowed: one of them trainable"
+        )
     source = "lambda_plus" if settings.lambda_tied else name
     key: tuple[object, ...] = ("lambda", owner, source)
     if settings.lambda_scope != "model":
@@ -79,7 +104,7 @@ def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambd
         site.shared[key] = Lambda(
             initial=settings[source],
             count=site.num_heads if settings.lambda_scope == "head" else 1,
-            trainable=settings["lambda"] == "trainable",
+            trainable=trainings[source.removeprefix("lambda_")] == "trainable",
             bound=settings.lambda_max,
             flag="--gpam-" + source.replace("_", "-"),
         )
