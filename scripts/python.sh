@@ -73,7 +73,7 @@ out_folder() { # ARGUMENTS...
 run_command() { # COMMAND ARGUMENTS...
     local candidate
     for candidate in "${PYTHON:-}" "$(out_folder "$@")/venv/bin/python" "${2:-.}/../../../../venv/bin/python" python python3; do
-        if [[ -n $candidate ]] && command -v "$candidate" >/dev/null; then
+        if [[ -n $candidate ]] && command -v -- "$candidate" >/dev/null; then
             "$candidate" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("fairseq_gpam") is None)' ||
                 die "$candidate does not find fairseq_gpam; run: pip install -e '.[fairseq]'"
             exec "$candidate" -m fairseq_gpam "$@"
