@@ -10,6 +10,7 @@ from fairseq.models import ARCH_MODEL_INV_REGISTRY
 import fairseq_gpam
 from fairseq_gpam import engine, parameters
 from fairseq_gpam.attention import REGISTRY
+from fairseq_gpam.attention.affine import describe_choices
 
 MODELS = ("transformer_gpam", "transformer_lm_gpam")
 VOCABULARY = 10_000
@@ -74,6 +75,8 @@ def print_info() -> None:
     print("\nmechanisms:")
     for name, mechanism in sorted(REGISTRY.items()):
         print(f"  {name:20} {mechanism.formula}")
+    print("\nhow the affine family (softmax, dagpam, …) is computed; the first line that applies is taken:")
+    print(describe_choices())
 
 
 def print_parameters(model: parameters.Model) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from fairseq_gpam.attention.measures import (
     composite_norm,
     entropy,
-    hide,
     mean_over_rows,
     mean_token,
     negative_mass,
@@ -25,6 +24,7 @@ from fairseq_gpam.attention.measures import (
     residual_ratio,
     row_sum,
     without_padding,
+    zero_unseen,
 )
 
 __all__ = [
@@ -157,7 +157,7 @@ def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
     Singular values, not eigenvalues: those of a causal P are its diagonal.
     """
-    values = torch.linalg.svdvals(hide(weights, visible))
+    values = torch.linalg.svdvals(zero_unseen(weights, visible))
     if values.size(-1) < 2:
         return torch.full_like(values[..., 0], torch.nan)
     return values[..., 0] / values[..., 1]
@@ -168,13 +168,13 @@ def sink(weights: Tensor, visible: Tensor | None = None, threshold: float = 0.3)
 
     The mean over layers, heads and samples is the sink rate (Gu et al. 2025, arXiv 2410.10781, eq. 6, first token).
     """
-    share = mean_over_rows(_first_key(hide(weights, visible), visible), weights, visible)
+    share = mean_over_rows(_first_key(zero_unseen(weights, visible), visible), weights, visible)
     return (share > threshold).to(weights.dtype)
 
 
 def first_token_share(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns Σ_i |P_i1| / Σ_ij |P_ij|, the share of the weight on the first visible key."""
-    magnitude = hide(weights, visible).abs()
+    magnitude = zero_unseen(weights, visible).abs()
     return _first_key(magnitude, visible).sum(dim=-1) / magnitude.sum(dim=(-2, -1))
 
 
@@ -192,7 +192,7 @@ def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
     Shapes: weights … × H × T × S; result without H.
     """
-    maps = torch.nn.functional.normalize(hide(weights, visible).flatten(-2), dim=-1, eps=1e-30)
+    maps = torch.nn.functional.normalize(zero_unseen(weights, visible).flatten(-2), dim=-1, eps=1e-30)
     heads = maps.size(-2)
     if heads < 2:
         return torch.full_like(maps[..., 0, 0], torch.nan)
@@ -205,13 +205,13 @@ def softmax_jacobian_l1(probabilities: Tensor, visible: Tensor | None = None) ->
 
     The norm of the paper's Lemma 3 (arXiv 2410.15578): greatest at the uniform row.
     """
-    p = hide(probabilities, visible)
+    p = zero_unseen(probabilities, visible)
     return mean_over_rows(2 * (1 - p.pow(2).sum(dim=-1)), p, visible)
 
 
 def softmax_jacobian_frobenius(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns ‖J‖_F = sqrt(Σp² − 2Σp³ + (Σp²)²) of J = diag(p) − ppᵀ, the mean over the rows."""
-    p = hide(probabilities, visible)
+    p = zero_unseen(probabilities, visible)
     square = p.pow(2).sum(dim=-1)
     return mean_over_rows((square - 2 * p.pow(3).sum(dim=-1) + square.pow(2)).clamp(min=0).sqrt(), p, visible)
 

@@ -6,8 +6,8 @@ import torch
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.families import AffineMechanism, format_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
 def attn_scale_terms(scale: Coefficient) -> AffineTerms:
@@ -38,10 +38,10 @@ class AttnScaleAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.scale = learned_numbers(torch.full((site.num_heads,), settings.attn_scale_start))
+        self.scale = no_decay_parameter(torch.full((site.num_heads,), settings.attn_scale_start))
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return attn_scale_terms(self.scale.view(-1, 1, 1))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, λ {numbers(self.scale)}"
+        return f"{super().extra_repr()}, λ {format_values(self.scale)}"

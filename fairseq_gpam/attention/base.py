@@ -293,10 +293,10 @@ def apply_weights(weights: Tensor, v: Tensor, dropout_p: float) -> Tensor:
 
 
 def may_be_bypassed(module: nn.Module, x: Tensor) -> bool:
-    """Whether an own autograd function may do on x what the module does, without calling it.
+    """Returns whether a custom autograd function may replace a call of the module on x.
 
-    Hooks want the call (quantisation noise is one), the compiler and autocast want PyTorch's own operations, and a GPU
-    gains nothing.
+    It may not where the module has hooks (quantisation noise is one), under the compiler, under autocast, or on a GPU,
+    which gains nothing.
     """
     if torch.compiler.is_compiling() or x.is_cuda or torch.is_autocast_enabled(x.device.type):
         return False

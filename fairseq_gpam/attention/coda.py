@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, upcast, zero_hidden
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, upcast
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> Tensor:
@@ -23,7 +23,9 @@ def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> T
     similarity = torch.tanh(dot_scores(q, k, mask))
     distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))
     if centered:
-        mean = zero_hidden(distance, mask).sum(dim=-1, keepdim=True) / count_visible(mask, distance)
+        mean = zero_hidden(distance, mask).sum(dim=-1, keepdim=True) / mask.visible_counts(
+            distance.size(-2), distance.size(-1), distance
+        )
         gate = torch.sigmoid(distance - mean)
     else:
         gate = 2 * torch.sigmoid(distance)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
 def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -17,14 +17,14 @@ def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     bias is part of s is our reading.
     """
     scores = dot_scores(q, k, mask)
-    sizes, sighted = hide(scores.abs(), mask)
-    return zero_blind(torch.sign(scores) * softmax(sizes), sighted)
+    sizes, fully_masked = hide(scores.abs(), mask)
+    return zero_rows(torch.sign(scores) * softmax(sizes), fully_masked)
 
 
 def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns softmax(QKᵀ/√D + M), B × H × T × S: what the first and the last layer keep."""
-    scores, sighted = hide(dot_scores(q, k, mask), mask)
-    return zero_blind(softmax(scores), sighted)
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
+    return zero_rows(softmax(scores), fully_masked)
 
 
 @register_mechanism

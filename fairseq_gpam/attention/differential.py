@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient, affine_attention
 from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import rms_norm
 from fairseq_gpam.attention.masks import AttentionMask
-from fairseq_gpam.attention.rmsnorm import rms_norm
 
 
 def lambda_init(layer: int) -> float:
@@ -83,14 +84,7 @@ class DifferentialAttention(AttentionMechanism):
         self.check_mask(inputs.mask)
         first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength().type_as(inputs.q))
         output, weights = affine_attention(
-            first_q,
-            first_k,
-            join_pairs(inputs.v),
-            inputs.mask,
-            terms,
-            inputs.dropout_p,
-            inputs.need_weights,
-            self.backend,
+            replace(inputs, q=first_q, k=first_k, v=join_pairs(inputs.v)), terms, self.backend
         )
         output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
         return output, None if weights is None else weights.repeat_interleave(2, dim=1)

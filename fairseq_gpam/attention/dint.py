@@ -9,8 +9,8 @@ from torch import Tensor
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, apply_weights, register_mechanism, softmax
 from fairseq_gpam.attention.causal import new_positions_hidden, remembered
 from fairseq_gpam.attention.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
-from fairseq_gpam.attention.families import dot_scores, hide, refuse_fused, zero_blind
-from fairseq_gpam.attention.rmsnorm import rms_norm
+from fairseq_gpam.attention.families import dot_scores, refuse_fused, rms_norm
+from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def mean_weights(weights: Tensor, own_hidden: Tensor | None) -> Tensor:
@@ -57,11 +57,11 @@ class DintAttention(DifferentialAttention):
         """Returns A₁ − λ·A₂ + λ·G, B × H/2 × T × S."""
         first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength())
         assert isinstance(terms.negative_q, Tensor) and terms.negative_k is not None
-        scores, sighted = hide(dot_scores(first_q, first_k, inputs.mask), inputs.mask)
-        first = zero_blind(softmax(scores), sighted)
+        scores, fully_masked = hide(dot_scores(first_q, first_k, inputs.mask), inputs.mask)
+        first = zero_rows(softmax(scores), fully_masked)
         second = softmax(hide(dot_scores(terms.negative_q, terms.negative_k, inputs.mask), inputs.mask)[0])
         strength = self.strength().to(first.dtype)
-        return zero_blind(first - strength * second + strength * self._mean_rows(first, inputs), sighted)
+        return zero_rows(first - strength * second + strength * self._mean_rows(first, inputs), fully_masked)
 
     def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
         """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""

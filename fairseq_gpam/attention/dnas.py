@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, register_mechanism, softmax
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
 def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -28,8 +28,8 @@ def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         # A column that no query sees is left open: its sum is finite, and its weights are hidden below.
         columns = columns & ~columns.all(dim=-2, keepdim=True)
     seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
-    rows, sighted = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
-    return zero_blind(softmax(rows), sighted)
+    rows, fully_masked = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
+    return zero_rows(softmax(rows), fully_masked)
 
 
 def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, numbers, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, format_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 # The bisection's exponent is 1/(α−1).
 ALPHA_FLOOR = 1.01
@@ -25,9 +26,19 @@ def entmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, alpha: Tensor) -> 
     Peters, Niculae & Martins 2019, arXiv 1905.05702; α learned per head as in Correia, Niculae & Martins 2019, arXiv
     1909.00015; computed by the `entmax` package, by bisection.
     """
-    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
     alpha = alpha.to(scores.dtype).expand(*scores.shape[:-1], 1)
-    return zero_blind(entmax_package().entmax_bisect(scores, alpha, dim=-1), sighted)
+    bisect = entmax_package().entmax_bisect
+    return zero_rows(nan_unless_finite(lambda finite: bisect(finite, alpha, dim=-1), scores), fully_masked)
+
+
+def nan_unless_finite(normalise: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
+    """Returns normalise(scores) along the keys, and NaN in the rows whose largest score is NaN or infinite.
+
+    The `entmax` package raises IndexError there; softmax gives NaN, so that a diverged run is seen.
+    """
+    not_finite = ~scores.detach().amax(dim=-1, keepdim=True).isfinite()
+    return normalise(scores.masked_fill(not_finite, 0.0)).masked_fill(not_finite, float("nan"))
 
 
 def entmax_package() -> ModuleType:
@@ -101,4 +112,4 @@ class EntmaxAttention(MatrixMechanism):
         return entmax_weights(inputs.q, inputs.k, inputs.mask, self.alpha().view(-1, 1, 1))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, α {numbers(self.alpha())}"
+        return f"{super().extra_repr()}, α {format_values(self.alpha())}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.entmax import entmax_package
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.entmax import entmax_package, nan_unless_finite
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
 def entmax15_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -15,8 +15,8 @@ def entmax15_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
     Peters, Niculae & Martins 2019, arXiv 1905.05702; computed exactly, by sorting, by the `entmax` package.
     """
-    scores, sighted = hide(dot_scores(q, k, mask), mask)
-    return zero_blind(entmax_package().entmax15(scores, dim=-1), sighted)
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
+    return zero_rows(nan_unless_finite(entmax_package().entmax15, scores), fully_masked)
 
 
 @register_mechanism

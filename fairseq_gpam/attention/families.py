@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms, affine_attention
@@ -15,17 +16,14 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class AffineMechanism(AttentionMechanism):
-    """A mechanism that only chooses its terms of the affine family; the family's core does the work."""
+    """A member of the affine family: it gives its terms, and `affine_attention` computes them."""
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         """Returns this mechanism's coefficients and its second branch."""
         raise NotImplementedError
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        terms = self.terms(inputs)
-        output, weights = affine_attention(
-            inputs.q, inputs.k, inputs.v, inputs.mask, terms, inputs.dropout_p, inputs.need_weights, self.backend
-        )
+        output, weights = affine_attention(inputs, self.terms(inputs), self.backend)
         return self.finish(output, inputs), weights
 
 
@@ -39,7 +37,7 @@ def refuse_fused(mechanism: str, settings: Settings) -> None:
 
 
 class MatrixMechanism(AttentionMechanism):
-    """A mechanism whose weights are a matrix that is held as a whole: B × H × T × S."""
+    """A mechanism that computes its whole matrix of weights, B × H × T × S."""
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
@@ -60,6 +58,12 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in HALF_TYPES else tensor
 
 
+def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Returns RMSNorm over the last dimension, in fp32 for half precision (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    wide = upcast(values)
+    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).type_as(values)
+
+
 def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
     """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; nothing is hidden.
 
@@ -73,48 +77,6 @@ def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = 
     return scores if mask.bias is None else scores + mask.bias.to(scores.dtype)
 
 
-def zero_hidden(weights: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns weights B × H × T × S with 0 on hidden keys."""
-    hidden = mask.hidden_keys(weights.size(-2), weights.size(-1), weights.device)
-    return weights if hidden is None else weights.masked_fill(hidden, 0.0)
-
-
-def hide(scores: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor | None]:
-    """Returns scores with −inf on hidden keys, and which rows see any key (B × H × T × 1, None: all of them).
-
-    A row that sees nothing is left open, so that its normalised weights are finite; `zero_blind` blanks it.
-    """
-    hidden = mask.hidden_keys(scores.size(-2), scores.size(-1), scores.device)
-    if hidden is None:
-        return scores, None
-    sighted = None
-    if mask.may_hide_all:
-        sighted = ~hidden.all(dim=-1, keepdim=True)
-        hidden = hidden & sighted
-    return scores.masked_fill(hidden, float("-inf")), sighted
-
-
-def zero_blind(rows: Tensor, sighted: Tensor | None) -> Tensor:
-    """Returns rows (… × T × anything) with 0 where a row sees nothing."""
-    return rows if sighted is None else rows * sighted
-
-
-def sighted_rows(mask: AttentionMask, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-    """Returns which rows see any key, broadcastable to B × H × T × 1; None if all of them do."""
-    if not mask.may_hide_all:
-        return None
-    hidden = mask.hidden_keys(num_queries, num_keys, device)
-    return None if hidden is None else ~hidden.all(dim=-1, keepdim=True)
-
-
-def count_visible(mask: AttentionMask, like: Tensor) -> Tensor:
-    """Returns how many keys each row of `like` (B × H × T × S) sees, at least 1: broadcastable to B × H × T × 1."""
-    hidden = mask.hidden_keys(like.size(-2), like.size(-1), like.device)
-    if hidden is None:
-        return like.new_full((1, 1), float(like.size(-1)))
-    return (~hidden).sum(dim=-1, keepdim=True).clamp(min=1).to(like.dtype)
-
-
 def join_heads(heads: Tensor) -> Tensor:
     """Maps B × H × T × D to B × T × (H·D)."""
     return heads.transpose(1, 2).flatten(2)
@@ -125,6 +87,6 @@ def split_heads(joined: Tensor, num_heads: int) -> Tensor:
     return joined.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def numbers(values: Tensor) -> str:
-    """Returns learned numbers as `extra_repr` shows them."""
+def format_values(values: Tensor) -> str:
+    """Returns the values in the form in which `extra_repr` shows them."""
     return " ".join(f"{value:.3f}" for value in values.detach().flatten().tolist())

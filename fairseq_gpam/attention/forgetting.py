@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism, softmax
 from fairseq_gpam.attention.causal import new_positions_hidden, remembered, require_causal
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, upcast, zero_blind
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, upcast
+from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
@@ -45,8 +46,8 @@ class ForgettingAttention(MatrixMechanism):
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)
         scores = forgetting_scores(dot_scores(inputs.q, inputs.k, inputs.mask), self._sums(inputs))
-        open_scores, sighted = hide(scores, inputs.mask)
-        return zero_blind(softmax(open_scores), sighted)
+        open_scores, fully_masked = hide(scores, inputs.mask)
+        return zero_rows(softmax(open_scores), fully_masked)
 
     def _sums(self, inputs: AttentionInput) -> Tensor:
         """Returns Σ_{l≤j} log f_l for every key j, B × H × S, and keeps them."""

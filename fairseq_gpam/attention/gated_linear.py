@@ -15,8 +15,7 @@ from fairseq_gpam.attention.base import (
     register_mechanism,
 )
 from fairseq_gpam.attention.causal import new_positions_hidden, require_causal
-from fairseq_gpam.attention.families import refuse_fused, split_heads, upcast
-from fairseq_gpam.attention.rmsnorm import rms_norm
+from fairseq_gpam.attention.families import refuse_fused, rms_norm, split_heads, upcast
 
 CHUNK = 16
 RANK = 16

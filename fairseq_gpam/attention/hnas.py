@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
-from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.dnas import dnas_weights
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, numbers, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, format_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
 def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Tensor:
@@ -19,8 +19,8 @@ def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Te
 
     Ding et al. 2020, arXiv 2009.14308. One u for each head, u = sigmoid(θ), is our reading.
     """
-    scores, sighted = hide(dot_scores(q, k, mask), mask)
-    return share * dnas_weights(q, k, mask) + (1 - share) * zero_blind(softmax(scores), sighted)
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
+    return share * dnas_weights(q, k, mask) + (1 - share) * zero_rows(softmax(scores), fully_masked)
 
 
 @register_mechanism
@@ -48,10 +48,10 @@ class HnasAttention(MatrixMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         start = math.log(settings.hnas_share / (1 - settings.hnas_share))
-        self.theta = learned_numbers(torch.full((site.num_heads,), start))
+        self.theta = no_decay_parameter(torch.full((site.num_heads,), start))
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         return hnas_weights(inputs.q, inputs.k, inputs.mask, torch.sigmoid(self.theta).view(-1, 1, 1))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, u {numbers(torch.sigmoid(self.theta))}"
+        return f"{super().extra_repr()}, u {format_values(torch.sigmoid(self.theta))}"

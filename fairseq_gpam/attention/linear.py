@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, upcast, zero_hidden
+from fairseq_gpam.attention.families import MatrixMechanism, upcast
 from fairseq_gpam.attention.kernel_sums import kernel_sums
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def positive_features(vectors: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class AttentionMask:
 
     @property
     def may_hide_all(self) -> bool:
-        """Whether some query may be left without any visible key."""
+        """Returns whether some query may be left without any visible key."""
         return self.padding is not None or self.hidden is not None
 
     def hidden_keys(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
@@ -124,21 +124,74 @@ class AttentionMask:
         hidden = AttentionMask(None, True, None, self.hidden).hidden_keys(num_queries, num_keys, device)
         return AttentionMask(self.padding, False, self.bias, hidden)
 
-    def for_scores(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns what is added to the scores, −inf where hidden, and which rows see any key (None: all of them).
+    def fully_masked(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
+        """Returns which rows see no key, bool, broadcastable to B × H × T × 1; None if every row sees one."""
+        hidden = self.hidden_keys(num_queries, num_keys, device) if self.may_hide_all else None
+        return None if hidden is None else hidden.all(dim=-1, keepdim=True)
 
-        Shapes: broadcastable to B × H × T × S and to B × H × T × 1. A row that sees nothing is left open, so that its
-        softmax is finite; the caller makes its output zero with the second result.
+    def _softmax_mask(
+        self, num_queries: int, num_keys: int, device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the hidden keys and the fully masked rows.
+
+        Fully masked rows stay unmasked, so that their softmax is finite; the caller zeroes them with `zero_rows`.
         """
-        hidden = self.hidden_keys(num_queries, num_keys, like.device)
+        hidden = self.hidden_keys(num_queries, num_keys, device)
+        if hidden is None or not self.may_hide_all:
+            return hidden, None
+        fully_masked = hidden.all(dim=-1, keepdim=True)
+        return hidden & ~fully_masked, fully_masked
+
+    def for_scores(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns what is added to the scores, −inf where hidden, and the fully masked rows (None: there are none).
+
+        Shapes: broadcastable to B × H × T × S and to B × H × T × 1. Fully masked rows stay unmasked here, so that their
+        softmax is finite; the caller zeroes them with `zero_rows`.
+        """
+        hidden, fully_masked = self._softmax_mask(num_queries, num_keys, like.device)
         if hidden is None:
             return (None if self.bias is None else self.bias.to(like.dtype)), None
-        sighted = None
-        if self.may_hide_all:
-            sighted = ~hidden.all(dim=-1, keepdim=True)
-            hidden = hidden & sighted
         bias = torch.zeros((), dtype=like.dtype, device=like.device) if self.bias is None else self.bias.to(like.dtype)
-        return torch.where(hidden, float("-inf"), bias), sighted
+        return torch.where(hidden, float("-inf"), bias), fully_masked
+
+    def for_kernel(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Returns the `attn_mask` of scaled_dot_product_attention, bool where it can be, and the fully masked rows."""
+        if self.bias is not None:
+            return self.for_scores(num_queries, num_keys, like)
+        hidden, fully_masked = self._softmax_mask(num_queries, num_keys, like.device)
+        return (None if hidden is None else ~hidden), fully_masked
+
+    def visible_counts(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
+        """Returns how many keys each row sees, at least 1: broadcastable to B × H × T × 1."""
+        hidden = self.hidden_keys(num_queries, num_keys, like.device)
+        if hidden is None:
+            return like.new_full((1, 1), float(num_keys))
+        return (~hidden).sum(dim=-1, keepdim=True).clamp(min=1).to(like.dtype)
+
+    def uniform_weights(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
+        """Returns 1/n on the n keys that a row sees, 0 elsewhere: broadcastable to B × H × T × S."""
+        weights = 1 / self.visible_counts(num_queries, num_keys, like)
+        return zero_hidden(weights.expand(*weights.shape[:-1], num_keys), self, num_queries)
+
+    def visible_mean(self, v: Tensor, num_queries: int) -> Tensor:
+        """Returns the mean of the values that each row sees, 0 in fully masked rows: broadcastable to B × H × T × D.
+
+        A causal mask makes it a running mean, computed without a matrix of weights.
+        """
+        num_keys = v.size(-2)
+        if self.hidden is not None:
+            return torch.matmul(self.uniform_weights(num_queries, num_keys, v).expand(*v.shape[:2], -1, -1), v)
+        values = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+        count = torch.ones(1, 1, num_keys, 1, dtype=values.dtype, device=v.device)
+        if self.padding is not None:
+            count = (~self.padding)[:, None, :, None].to(values.dtype)
+            values = values * count
+        if self.causal:
+            total = values.cumsum(dim=-2)[..., num_keys - num_queries :, :]
+            count = count.cumsum(dim=-2)[..., num_keys - num_queries :, :]
+        else:
+            total, count = values.sum(dim=-2, keepdim=True), count.sum(dim=-2, keepdim=True)
+        return (total / count.clamp(min=1)).type_as(v)
 
     def sentences(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the sentences start…stop."""
@@ -152,6 +205,23 @@ class AttentionMask:
         """Returns the mask of the heads start…stop."""
         bias, hidden = _part(self.bias, 1, start, stop), _part(self.hidden, 1, start, stop)
         return AttentionMask(self.padding, self.causal, bias, hidden)
+
+
+def hide(scores: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor | None]:
+    """Returns scores with −inf on hidden keys, and the fully masked rows, which stay unmasked until `zero_rows`."""
+    hidden, fully_masked = mask._softmax_mask(scores.size(-2), scores.size(-1), scores.device)
+    return (scores if hidden is None else scores.masked_fill(hidden, float("-inf"))), fully_masked
+
+
+def zero_hidden(weights: Tensor, mask: AttentionMask, num_queries: int | None = None) -> Tensor:
+    """Returns weights B × H × T × S with 0 on hidden keys; `num_queries` is T where they are only broadcastable."""
+    hidden = mask.hidden_keys(num_queries or weights.size(-2), weights.size(-1), weights.device)
+    return weights if hidden is None else weights.masked_fill(hidden, 0.0)
+
+
+def zero_rows(rows: Tensor, fully_masked: Tensor | None) -> Tensor:
+    """Returns rows (… × T × anything) with 0 where a row is fully masked."""
+    return rows if fully_masked is None else rows.masked_fill(fully_masked, 0.0)
 
 
 def _part(mask: Tensor | None, dim: int, start: int, stop: int) -> Tensor | None:

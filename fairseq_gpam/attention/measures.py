@@ -1,7 +1,8 @@
-"""What is read off an attention matrix, and off the states it mixes, cheaply enough to be logged during training.
+"""Measures of an attention matrix and of the states it mixes, cheap enough to be logged during training.
 
 Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
-states … × T × C; tokens bool … × T, True = not padding. None stands for all True. Every result has the leading shape.
+states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the
+leading shape.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.coefficients import Lambda
+from fairseq_gpam.attention.lambdas import Lambda
 from fairseq_gpam.attention.masks import AttentionMask
 
 
@@ -63,19 +64,19 @@ def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, leas
     return torch.where(counted, values, 0.0).sum(dim=-1) / counted.sum(dim=-1)
 
 
-def hide(weights: Tensor, visible: Tensor | None) -> Tensor:
+def zero_unseen(weights: Tensor, visible: Tensor | None) -> Tensor:
     """Returns the weights with zeros where nothing is seen."""
     return weights if visible is None else torch.where(visible, weights, 0.0)
 
 
 def row_sum(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns Σ_j P_ij, the mean over the rows; 1 + λ⁺ − λ⁻ for daGPAM (arXiv 2410.15578)."""
-    return mean_over_rows(hide(weights, visible).sum(dim=-1), weights, visible)
+    return mean_over_rows(zero_unseen(weights, visible).sum(dim=-1), weights, visible)
 
 
 def negative_mass(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns Σ max(−P, 0) / Σ |P| over the whole matrix: 0 for probabilities, at most 1."""
-    weights = hide(weights, visible)
+    weights = zero_unseen(weights, visible)
     return weights.clamp(max=0).abs().sum(dim=(-2, -1)) / weights.abs().sum(dim=(-2, -1))
 
 
@@ -84,7 +85,7 @@ def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = F
 
     `normalised` divides each row by log n, n the keys it sees, and leaves out the rows with one key: 0 … 1.
     """
-    magnitude = hide(weights, visible).abs()
+    magnitude = zero_unseen(weights, visible).abs()
     total = magnitude.sum(dim=-1, keepdim=True)
     shares = torch.where(total > 0, magnitude / total, 0.0)
     rows = torch.special.entr(shares).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Mixed heads: each group of heads has a mechanism of its own (Multiformer, arXiv 2205.07100)."""
+"""Mixed heads: each group of heads has its own mechanism (Multiformer, arXiv 2205.07100)."""
 
 from __future__ import annotations
 

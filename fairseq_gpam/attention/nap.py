@@ -7,19 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import (
-    MatrixMechanism,
-    count_visible,
-    dot_scores,
-    join_heads,
-    numbers,
-    sighted_rows,
-    split_heads,
-    zero_blind,
-    zero_hidden,
-)
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, format_values, join_heads, split_heads
+from fairseq_gpam.attention.lambdas import no_decay_parameter
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden, zero_rows
 
 EPSILON = 1e-3
 
@@ -32,7 +22,7 @@ def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: T
     OliverRichter/normalized-attention.
     """
     scores = dot_scores(q, k, mask, scale=1.0)
-    count = count_visible(mask, scores)
+    count = mask.visible_counts(scores.size(-2), scores.size(-1), scores)
     mean = zero_hidden(scores, mask).sum(dim=-1, keepdim=True) / count
     deviation = zero_hidden(scores - mean, mask)
     variance = deviation.square().sum(dim=-1, keepdim=True) / count
@@ -74,8 +64,8 @@ class NapAttention(MatrixMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.gain = learned_numbers(torch.ones(site.num_heads))
-        self.bias = learned_numbers(torch.zeros(site.num_heads))
+        self.gain = no_decay_parameter(torch.ones(site.num_heads))
+        self.bias = no_decay_parameter(torch.zeros(site.num_heads))
         self.norm: nn.LayerNorm | None = None
         self.order: str = settings.nap_output
         if self.order == "layernorm-gelu":
@@ -92,11 +82,11 @@ class NapAttention(MatrixMechanism):
         if self.order == "gelu-layernorm":
             return F.gelu(output, approximate="tanh")
         # LayerNorm's bias would speak for a row that sees nothing.
-        sighted = sighted_rows(inputs.mask, output.size(-2), inputs.v.size(-2), inputs.v.device)
-        return zero_blind(pooled_output(output, self.norm.weight, self.norm.bias), sighted)
+        fully_masked = inputs.mask.fully_masked(output.size(-2), inputs.v.size(-2), inputs.v.device)
+        return zero_rows(pooled_output(output, self.norm.weight, self.norm.bias), fully_masked)
 
     def after_projection(self, output: Tensor) -> Tensor:
         return self.norm(output) if self.norm is not None and self.order == "gelu-layernorm" else output
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, g {numbers(self.gain)}, b {numbers(self.bias)}"
+        return f"{super().extra_repr()}, g {format_values(self.gain)}, b {format_values(self.bias)}"

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import AffineMechanism, sighted_rows, zero_blind
+from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.first_layer import first_layer_values
+from fairseq_gpam.attention.masks import zero_rows
 
 
 def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
@@ -55,8 +56,8 @@ class NeutrenoAttention(AffineMechanism):
         num_queries, num_keys = output.size(-2), inputs.v.size(-2)
         current = inputs.v[..., num_keys - num_queries :, :]
         first = first_layer_values(self.name, self.site, current)
-        sighted = sighted_rows(inputs.mask, num_queries, num_keys, inputs.v.device)
-        return zero_blind(pull_back(output, first, current, self.strength), sighted)
+        fully_masked = inputs.mask.fully_masked(num_queries, num_keys, inputs.v.device)
+        return zero_rows(pull_back(output, first, current, self.strength), fully_masked)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {self.strength:g}"

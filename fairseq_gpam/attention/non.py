@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, zero_hidden
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -17,7 +17,7 @@ def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     sequence, which would depend on the batch: the visible keys are our reading.
     """
     scores = dot_scores(q, k, mask)
-    return zero_hidden(scores / count_visible(mask, scores).sqrt(), mask)
+    return zero_hidden(scores / mask.visible_counts(scores.size(-2), scores.size(-1), scores).sqrt(), mask)
 
 
 @register_mechanism

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast, zero_hidden
-from fairseq_gpam.attention.masks import AttentionMask
-from fairseq_gpam.attention.rmsnorm import rms_norm
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, join_heads, rms_norm, split_heads, upcast
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import AffineMechanism, count_visible, numbers
+from fairseq_gpam.attention.families import AffineMechanism, format_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
 def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
@@ -19,8 +19,8 @@ def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
     Q is B × H × T × D; `scale` is s, one number for each head (H); n is the number of keys that a row sees.
     Nakanishi 2025, arXiv 2501.19399. A row with one key has log n = 0, and the whole weight on that key.
     """
-    rows = inputs.q.new_empty((1, 1)).expand(inputs.q.size(-2), inputs.k.size(-2))
-    count = count_visible(inputs.mask, rows if rows.dtype == torch.float64 else rows.float())
+    exact = inputs.q.new_empty((), dtype=torch.float64 if inputs.q.dtype == torch.float64 else torch.float32)
+    count = inputs.mask.visible_counts(inputs.q.size(-2), inputs.k.size(-2), exact)
     factor = (scale.to(count.dtype).view(-1, 1, 1) * count.log()).to(inputs.q.dtype)
     return replace(inputs, q=inputs.q * factor)
 
@@ -44,7 +44,7 @@ class ScalableSoftmaxAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.scale = learned_numbers(torch.full((site.num_heads,), settings.scalable_softmax_start))
+        self.scale = no_decay_parameter(torch.full((site.num_heads,), settings.scalable_softmax_start))
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()
@@ -53,4 +53,4 @@ class ScalableSoftmaxAttention(AffineMechanism):
         return super().forward(scale_queries(inputs, self.scale))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, s {numbers(self.scale)}"
+        return f"{super().extra_repr()}, s {format_values(self.scale)}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.families import AffineMechanism
+from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS, build_lambda
 
 
 def scaled_softmax_terms(lambda_plus: Coefficient) -> AffineTerms:

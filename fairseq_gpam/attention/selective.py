@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, register_mechanism, softmax
 from fairseq_gpam.attention.causal import earlier_keys, new_positions_hidden, remembered, require_causal
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None) -> Tensor:
@@ -59,5 +60,5 @@ class SelectiveAttention(MatrixMechanism):
             selected = F.pad(selected.cumsum(dim=-2), (0, 0, 1, 0))
         if inputs.past is not None:
             inputs.past["selected"] = selected[:, -1]
-        hidden, sighted = hide(scores - selected[:, None, :-1], inputs.mask)
-        return zero_blind(softmax(hidden), sighted)
+        hidden, fully_masked = hide(scores - selected[:, None, :-1], inputs.mask)
+        return zero_rows(softmax(hidden), fully_masked)

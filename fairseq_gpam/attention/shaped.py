@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import AffineMechanism, numbers
+from fairseq_gpam.attention.families import AffineMechanism, format_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
 from fairseq_gpam.attention.masks import AttentionMask
 
 
@@ -59,9 +59,9 @@ class ShapedAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.alpha = learned_numbers(torch.full((site.num_heads,), settings.shaped_alpha))
-        self.beta = learned_numbers(torch.full((site.num_heads,), settings.shaped_beta))
-        self.gamma = learned_numbers(torch.full((site.num_heads,), settings.shaped_gamma))
+        self.alpha = no_decay_parameter(torch.full((site.num_heads,), settings.shaped_alpha))
+        self.beta = no_decay_parameter(torch.full((site.num_heads,), settings.shaped_beta))
+        self.gamma = no_decay_parameter(torch.full((site.num_heads,), settings.shaped_gamma))
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         own_visible = own_key_visible(inputs.mask, inputs.q.size(-2), inputs.k.size(-2), inputs.q.device)
@@ -69,5 +69,5 @@ class ShapedAttention(AffineMechanism):
         return shaped_terms(alpha, beta, gamma, own_visible)
 
     def extra_repr(self) -> str:
-        learned = f"α {numbers(self.alpha)}, β {numbers(self.beta)}, γ {numbers(self.gamma)}"
+        learned = f"α {format_values(self.alpha)}, β {format_values(self.beta)}, γ {format_values(self.gamma)}"
         return f"{super().extra_repr()}, {learned}"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, count_visible, dot_scores, zero_hidden
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | None = None) -> Tensor:
@@ -19,7 +19,7 @@ def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | Non
     2024, arXiv 2409.04431; apple/ml-sigmoid-attention, where n is the length of the training sequences.
     """
     scores = dot_scores(q, k, mask)
-    offset = math.log(length) if length else count_visible(mask, scores).log()
+    offset = math.log(length) if length else mask.visible_counts(scores.size(-2), scores.size(-1), scores).log()
     return zero_hidden(torch.sigmoid(scores - offset), mask)
 
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.rmsnorm import rms_norm
+from fairseq_gpam.attention.families import AffineMechanism, rms_norm
 
 
 def normed_heads(heads: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 EPSILON = 1e-8
 
@@ -20,11 +20,11 @@ def softpick_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     exp(m), m = max(0, the largest score of the row), before ε = 1e-8 is added, as in that code; a row without a
     positive score is zero.
     """
-    scores, sighted = hide(dot_scores(q, k, mask), mask)
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
     largest = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
     powers = torch.exp(scores - largest) - torch.exp(-largest)
     total = powers.abs().masked_fill(scores == float("-inf"), 0.0).sum(dim=-1, keepdim=True)
-    return zero_blind(torch.relu(powers) / (total + EPSILON), sighted)
+    return zero_rows(torch.relu(powers) / (total + EPSILON), fully_masked)
 
 
 @register_mechanism

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.causal import earlier_keys, require_causal
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, zero_hidden
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_rest: bool) -> Tensor:

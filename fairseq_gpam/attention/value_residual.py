@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
 from fairseq_gpam.attention.families import AffineMechanism
 from fairseq_gpam.attention.first_layer import first_layer_values
+from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
 def mix_values(values: Tensor, first_values: Tensor, own: Tensor | float, first: Tensor | float) -> Tensor:
@@ -50,7 +50,7 @@ class ValueResidualAttention(AffineMechanism):
         self.fixed: tuple[float, float] = (settings.value_residual_own, settings.value_residual_first)
         self.factors: nn.Parameter | None = None
         if settings.value_residual_learned and site.layer > 0:
-            self.factors = learned_numbers(torch.tensor(self.fixed))
+            self.factors = no_decay_parameter(torch.tensor(self.fixed))
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from fairseq_gpam import engine
-from fairseq_gpam.attention import REGISTRY, products
+from fairseq_gpam.attention import REGISTRY, matmul
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
 from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Subject, all_cases, core_pair
@@ -104,9 +104,9 @@ def machine(threads: int) -> dict[str, Any]:
         check=False,
     )
     return {
-        "processor": products.processor("model name"),
+        "processor": matmul.processor("model name"),
         "threads": threads,
-        "linear_maps_by": products.library(),
+        "linear_maps_by": matmul.library(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": git.stdout.strip() or "unknown",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fairseq_gpam.attention.base import may_be_bypassed
-from fairseq_gpam.attention.products import linear, product
+from fairseq_gpam.attention.matmul import linear, product
 
 
 class _JointLinear(torch.autograd.Function):

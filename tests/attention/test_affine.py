@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import row_softmax, visibility
 
-from fairseq_gpam.attention import FUTURE, AttentionMask
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask
 from fairseq_gpam.attention.affine import BACKENDS, AffineTerms, affine_attention
 
 BATCH, HEADS, WIDTH = 2, 3, 8
@@ -28,13 +28,13 @@ def coefficient(kind):
 
 
 def expected(q, k, v, visible, added, terms):
-    """P in float64, term by term; leaves are exchanged by their float64 twins for the gradients."""
-    twins = {}
+    """P in float64, term by term; leaves are exchanged by float64 copies for the gradients."""
+    copies = {}
 
     def exact(value):
         if not torch.is_tensor(value):
             return value
-        return twins.setdefault(id(value), value.detach().double().requires_grad_())
+        return copies.setdefault(id(value), value.detach().double().requires_grad_())
 
     q64, k64, v64 = exact(q), exact(k), exact(v)
     scale = 1 / math.sqrt(WIDTH)
@@ -47,7 +47,7 @@ def expected(q, k, v, visible, added, terms):
         padded = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
         weights = row_softmax(torch.cat([scores, sink], dim=-1), padded)[..., :-1]
     weights = exact(terms.positive) * weights
-    if terms.negative is not None:
+    if terms.negative_q is not None:
         negative_k = k64 if terms.negative_k is None else exact(terms.negative_k)
         negative = exact(terms.negative_q) @ negative_k.transpose(2, 3) * scale + added
         weights = weights - exact(terms.negative) * row_softmax(negative, visible)
@@ -56,25 +56,25 @@ def expected(q, k, v, visible, added, terms):
     if terms.identity is not None:
         eye = torch.eye(scores.size(2), scores.size(3), dtype=torch.float64)
         weights = weights + exact(terms.identity) * eye
-    return weights, weights @ v64, twins
+    return weights, weights @ v64, copies
 
 
 def check(backend, length, mask, visible, added, terms, inputs):
     q, k, v = inputs
-    weights, output, twins = expected(q, k, v, visible, added, terms)
-    found, none = affine_attention(q, k, v, mask, terms, 0.0, False, backend)
+    weights, output, copies = expected(q, k, v, visible, added, terms)
+    found, none = affine_attention(AttentionInput(q, k, v, mask, q, 0.0, False), terms, backend)
     assert none is None
     assert torch.allclose(found.double(), output, atol=1e-5)
-    again, matrix = affine_attention(q, k, v, mask, terms, 0.0, True, backend)
+    again, matrix = affine_attention(AttentionInput(q, k, v, mask, q, 0.0, True), terms, backend)
     assert torch.allclose(again.double(), output, atol=1e-5)
     assert torch.allclose(matrix.double().expand_as(weights), weights, atol=1e-5)
 
     direction = torch.randn_like(output)
     leaves = {id(leaf): leaf for leaf in (q, k, v, *vars(terms).values()) if torch.is_tensor(leaf)}
-    used = [key for key in leaves if key in twins]
+    used = [key for key in leaves if key in copies]
     assert len(used) == len(leaves)
     got = torch.autograd.grad((found * direction.float()).sum(), [leaves[key] for key in used])
-    want = torch.autograd.grad((output * direction).sum(), [twins[key] for key in used])
+    want = torch.autograd.grad((output * direction).sum(), [copies[key] for key in used])
     for mine, theirs in zip(got, want, strict=True):
         scale = max(1.0, theirs.abs().max().item())
         assert torch.isfinite(mine).all()
@@ -86,8 +86,8 @@ def masks(kind, queries, keys):
     padding[1, keys - keys // 3 :] = True
     left = torch.zeros(BATCH, keys, dtype=torch.bool)
     left[0, : keys // 3] = True
-    blind = torch.zeros(BATCH, keys, dtype=torch.bool)
-    blind[1] = True
+    fully_masked = torch.zeros(BATCH, keys, dtype=torch.bool)
+    fully_masked[1] = True
     additive = torch.randn(queries, keys)
     additive[:, keys // 2] = float("-inf")
     arguments = {
@@ -97,7 +97,7 @@ def masks(kind, queries, keys):
         "causal, left": {"padding": left, "causal": True},
         "additive": {"additive": additive},
         "additive, right": {"additive": additive, "padding": padding},
-        "everything of a sentence": {"padding": blind},
+        "everything of a sentence": {"padding": fully_masked},
         "additive for each head": {"additive": torch.randn(BATCH, HEADS, queries, keys)},
     }[kind]
     attn_mask = FUTURE if arguments.get("causal") else arguments.get("additive")
@@ -167,9 +167,11 @@ def test_dropout_keeps_the_expectation_and_zero_dropout_is_none(backend, kind):
     q, k, v = (tensor(BATCH, HEADS, 5, WIDTH) for _ in range(3))
     terms = AffineTerms(1.5, 0.5, tensor(BATCH, HEADS, 5, WIDTH))
     mask, _, _ = masks(kind, 5, 5)
-    whole, _ = affine_attention(q, k, v, mask, terms, 0.0, False, backend)
+    whole, _ = affine_attention(AttentionInput(q, k, v, mask, q, 0.0, False), terms, backend)
     with torch.no_grad():
-        draws = torch.stack([affine_attention(q, k, v, mask, terms, 0.3, False, backend)[0] for _ in range(1500)])
+        draws = torch.stack(
+            [affine_attention(AttentionInput(q, k, v, mask, q, 0.3, False), terms, backend)[0] for _ in range(1500)]
+        )
     error = draws.std(0) / math.sqrt(len(draws))
     assert ((draws.mean(0) - whole).abs() <= 5 * error + 1e-6).all()
     assert draws.std(0).max() > 0.1

@@ -17,9 +17,9 @@ PADDING = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
 def read(mask, heads=1):
     """What `mask` does to scores of zero: −inf where a key is hidden; and which rows see something."""
     like = torch.zeros(BATCH, heads, QUERIES, KEYS)
-    bias, sighted = mask.for_scores(QUERIES, KEYS, like)
+    bias, fully_masked = mask.for_scores(QUERIES, KEYS, like)
     scores = like if bias is None else like + bias
-    rows = torch.ones(BATCH, heads, QUERIES, 1, dtype=torch.bool) if sighted is None else sighted
+    rows = torch.ones(BATCH, heads, QUERIES, 1, dtype=torch.bool) if fully_masked is None else ~fully_masked
     return scores, rows.expand(BATCH, heads, QUERIES, 1)
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from fairseq_gpam.attention import products
+from fairseq_gpam.attention import matmul
 from fairseq_gpam.benchmark import cases, cli, memory
 from fairseq_gpam.benchmark.cases import Shape, Subject, all_cases, core_pair, layer_pair
 from fairseq_gpam.benchmark.timing import paired
@@ -58,8 +58,8 @@ def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 def test_without_onednn_nothing_is_made_by_it(tiny, monkeypatch, tmp_path):
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: pytest.fail("oneDNN made a product"))
     file = tmp_path / "benchmark.json"
     words = ["--pairs", "2", "--shapes", "iwslt", "--levels", "layer", "--json", str(file), "--without-onednn"]

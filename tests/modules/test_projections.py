@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_gpam.attention import products
+from fairseq_gpam.attention import matmul
 from fairseq_gpam.modules.projections import project
 
 
@@ -76,8 +76,8 @@ def test_by_the_other_matrix_library(bias, monkeypatch):
     x = torch.randn(50, 6, 64, requires_grad=True)
     expected = [layer(x) for layer in layers]
     wanted = gradients(expected, x, layers)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
     own, made = torch.ops.mkldnn._linear_pointwise, []
 
     def recorded(*arguments):

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_gpam.attention import products
-from fairseq_gpam.attention.products import linear, product
+from fairseq_gpam.attention import matmul
+from fairseq_gpam.attention.matmul import linear, product
 
 needs_onednn = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN"
@@ -28,8 +28,8 @@ def onednn(monkeypatch):
     recorder = recorded(own)
     recorder.binary = recorded(own.binary)
 
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "WORTH_ONEDNN", 0)
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorder)
     return made
 
@@ -81,10 +81,10 @@ def test_what_is_left_to_pytorch(onednn, monkeypatch):
     linear(x.bfloat16(), weight.bfloat16())
     with torch.backends.mkldnn.flags(enabled=False):
         linear(x, weight)
-    monkeypatch.setattr(products, "WORTH_ONEDNN", 30 * 8 * 8 + 1)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 30 * 8 * 8 + 1)
     linear(x, weight)
     assert not onednn
-    monkeypatch.setattr(products, "WORTH_ONEDNN", 30 * 8 * 8)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 30 * 8 * 8)
     linear(x, weight)
     assert onednn
 
@@ -100,7 +100,7 @@ def test_what_is_left_to_pytorch(onednn, monkeypatch):
 )
 @needs_onednn
 def test_which_processors_have_their_products_from_onednn(vendor, capability, expected, monkeypatch):
-    monkeypatch.setattr(products, "processor", lambda field: vendor if field == "vendor_id" else "")
+    monkeypatch.setattr(matmul, "processor", lambda field: vendor if field == "vendor_id" else "")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert products.onednn_is_faster.__wrapped__() is expected
+    assert matmul.onednn_is_faster.__wrapped__() is expected

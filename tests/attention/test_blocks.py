@@ -1,4 +1,4 @@
-"""The fused backend: when it is chosen, that it is the reference, and that no T × S matrix is ever held."""
+"""Blocks of rows: they give what the plain formula gives, gradients included, and never hold a T × S matrix."""
 
 import math
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairseq_gpam.attention import AttentionMask, fused
-from fairseq_gpam.attention.affine import AffineTerms, affine_attention, choose_backend, reference_attention
-from fairseq_gpam.attention.fused import LONGEST_AT_ONCE, fused_attention
+from fairseq_gpam.attention import AttentionInput, AttentionMask
+from fairseq_gpam.attention.affine import AffineTerms, affine_attention, block_plan
+from fairseq_gpam.attention.affine.blocks import block_attention
+from fairseq_gpam.attention.affine.naive import naive_attention
 
 HEADS = 2
 WIDTH = 8
@@ -24,6 +25,14 @@ def inputs(length, dtype=torch.float32, batch=1):
     a = torch.rand(HEADS, 1, 1, dtype=dtype).add_(1).requires_grad_()
     b = torch.rand(HEADS, 1, 1, dtype=dtype).requires_grad_()
     return q, k, v, negative_q, a, b
+
+
+def blocks(q, k, v, mask, a=1.0, b=0.0, negative_q=None, dropout_p=0.0):
+    return block_attention(AttentionInput(q, k, v, mask, q, dropout_p), AffineTerms(a, b, negative_q))
+
+
+def naive(q, k, v, mask, terms):
+    return naive_attention(AttentionInput(q, k, v, mask, q), terms)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -46,7 +55,7 @@ def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
     length = 4000
     q, k, v, negative_q, a, b = inputs(length)
     with LargestTensor() as seen:
-        output = fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=dropout_p)
+        output = blocks(q, k, v, mask, a, b, negative_q, dropout_p=dropout_p)
         output.backward(torch.ones_like(output))
     assert seen.largest <= length * 128 * HEADS < length**2 / 10
 
@@ -54,19 +63,19 @@ def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
 def test_the_recorder_sees_the_matrix_that_the_reference_holds():
     q, k, v, negative_q, a, b = inputs(300)
     with LargestTensor() as seen:
-        reference_attention(q, k, v, AttentionMask(causal=True), AffineTerms(a, b, negative_q))
+        naive(q, k, v, AttentionMask(causal=True), AffineTerms(a, b, negative_q))
     assert seen.largest >= 300 * 300
 
 
-@pytest.mark.parametrize("length", [LONGEST_AT_ONCE, LONGEST_AT_ONCE + 1, 385])
+@pytest.mark.parametrize("length", [20, 193, 385])
 def test_dropout_drops_the_combined_weights_and_the_backward_drops_the_same_ones(length):
     """With the identity as values the output is the dropped matrix itself: its gradient follows from what was kept."""
     q, k, _, negative_q, a, b = inputs(length, torch.float64)
     v = torch.eye(length, dtype=torch.float64).expand(1, HEADS, length, length).contiguous().requires_grad_()
     mask = AttentionMask(causal=True)
     leaves = [q, k, negative_q, a, b]
-    dropped = fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
-    plain, weights = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
+    dropped = blocks(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+    plain, weights = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
     kept = dropped != 0
     visible = weights != 0
     assert 0.65 < kept[visible].double().mean() < 0.75
@@ -83,7 +92,7 @@ def test_dropout_differs_from_call_to_call_and_follows_the_seed():
     mask = AttentionMask(causal=True)
 
     def call():
-        return fused_attention(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+        return blocks(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
 
     torch.manual_seed(1)
     first, second = call(), call()
@@ -99,8 +108,8 @@ def test_a_positive_branch_of_any_factor_also_zero(a, length):
     q, k, v, negative_q, _, b = inputs(length, torch.float64)
     factor = torch.tensor(a, dtype=torch.float64, requires_grad=True)
     mask = AttentionMask(causal=True)
-    found = fused_attention(q, k, v, mask, factor, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, AffineTerms(factor, b, negative_q))
+    found = blocks(q, k, v, mask, factor, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(factor, b, negative_q))
     torch.testing.assert_close(found, expected)
     leaves = [q, k, v, negative_q, factor, b]
     upstream = torch.randn_like(found)
@@ -117,7 +126,7 @@ def test_bfloat16_is_within_two_hundredths_of_float32(length):
     mask = AttentionMask(causal=True)
     results = []
     for q, k, v, negative_q, a, b in (exact, half):
-        output = fused_attention(q, k, v, mask, a, b, negative_q)
+        output = blocks(q, k, v, mask, a, b, negative_q)
         gradients = torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))
         results.append([output, *gradients])
     for one, other in zip(*results, strict=True):
@@ -129,48 +138,21 @@ def test_scores_that_would_overflow_an_exponential_stay_finite():
     with torch.no_grad():
         q.mul_(300)
     mask = AttentionMask(causal=True)
-    output = fused_attention(q, k, v, mask, a, b, negative_q)
+    output = blocks(q, k, v, mask, a, b, negative_q)
     output.backward(torch.ones_like(output))
-    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
     assert torch.isfinite(q.grad).all()
-
-
-def choice(terms=None, dropout_p=0.0, need_weights=False, backend="auto", mask=None, length=10):
-    q = torch.zeros(1, HEADS, length, WIDTH)
-    negative = AffineTerms(1.5, 0.5, q) if terms is None else terms
-    return choose_backend(q, q, q, mask or AttentionMask(), negative, dropout_p, need_weights, backend)
-
-
-def test_the_choice_of_the_backend():
-    padding = torch.zeros(1, 10, dtype=torch.bool)
-    assert choice() == "fused"
-    assert choice(length=1000) == "fused"
-    assert choice(dropout_p=0.1) == "fused"
-    assert choice(AffineTerms()) == "sdpa"
-    assert choice(AffineTerms(), dropout_p=0.1) == "fused"
-    assert choice(AffineTerms(), length=1) == "fused"
-    assert choice(AffineTerms(), mask=AttentionMask(padding, causal=True)) == "fused"
-    assert choice(AffineTerms(uniform=1.0), dropout_p=0.1) == "reference"
-    assert choice(need_weights=True) == "fused"
-    assert choice(AffineTerms(), need_weights=True) == "fused"
-    assert choice(need_weights=True, dropout_p=0.1) == "fused"
-    assert choice(need_weights=True, length=1000) == "reference"
-    assert choice(AffineTerms(uniform=1.0), need_weights=True) == "reference"
-    assert choice(AffineTerms(identity=1.0), need_weights=True) == "reference"
-    assert choice(backend="reference") == "reference"
-    assert choice(AffineTerms(), backend="fused") == "fused"
-    assert choice(AffineTerms(sink=torch.zeros(HEADS))) == "reference"
 
 
 @pytest.mark.parametrize("length", [30, 300])
 def test_autocast_with_trained_lambdas(length):
     q, k, v, negative_q, a, b = inputs(length)
     mask = AttentionMask(causal=True)
-    expected = fused_attention(q, k, v, mask, a, b, negative_q)
+    expected = blocks(q, k, v, mask, a, b, negative_q)
     with torch.autocast("cpu", torch.bfloat16):
         half = [tensor.bfloat16() for tensor in (q, k, v, negative_q)]
-        output = fused_attention(*half[:3], mask, a, b, half[3])
+        output = blocks(*half[:3], mask, a, b, half[3])
     assert (output.float() - expected).norm() <= 2e-2 * expected.norm()
     output.float().sum().backward()
     assert a.grad.dtype == torch.float32
@@ -182,7 +164,7 @@ def test_a_small_positive_factor_does_not_overflow_half_precision(length, a):
     exact = inputs(length)
     q, k, v, negative_q = (tensor.detach().half().requires_grad_() for tensor in exact[:4])
     factor, b = torch.tensor([a]).half(), torch.tensor([0.5]).half()
-    output = fused_attention(q, k, v, AttentionMask(causal=True), factor, b, negative_q)
+    output = blocks(q, k, v, AttentionMask(causal=True), factor, b, negative_q)
     output.backward(torch.ones_like(output))
     assert all(torch.isfinite(tensor).all() for tensor in (output, q.grad, k.grad, v.grad, negative_q.grad))
 
@@ -190,7 +172,7 @@ def test_a_small_positive_factor_does_not_overflow_half_precision(length, a):
 @pytest.mark.parametrize("length", [30, 300])
 def test_everything_dropped_is_nothing(length):
     q, k, v, negative_q, a, b = inputs(length)
-    output = fused_attention(q, k, v, AttentionMask(causal=True), a, b, negative_q, dropout_p=1.0)
+    output = blocks(q, k, v, AttentionMask(causal=True), a, b, negative_q, dropout_p=1.0)
     output.backward(torch.ones_like(output))
     assert not output.any()
     assert not q.grad.any()
@@ -201,30 +183,11 @@ def test_a_coefficient_of_one_element_and_four_dimensions(length):
     q, k, v, negative_q, _, _ = inputs(length)
     a, b = torch.rand(1, 1, 1, 1, requires_grad=True), torch.rand(1, 1, 1, 1, requires_grad=True)
     mask = AttentionMask(causal=True)
-    found = fused_attention(q, k, v, mask, a, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
+    found = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(*(torch.autograd.grad(y.sum(), (a, b)) for y in (found, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("length", [30, 300])
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_on_a_gpu_as_on_the_cpu(length, dropout_p):
-    on_cpu = inputs(length, batch=2)
-    on_gpu = [tensor.detach().cuda().requires_grad_() for tensor in on_cpu]
-    mask = AttentionMask(causal=True)
-    results = []
-    for q, k, v, negative_q, a, b in (on_cpu, on_gpu):
-        output, _ = affine_attention(q, k, v, mask, AffineTerms(a, b, negative_q), dropout_p)
-        results.append([output, *torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))])
-    if dropout_p == 0:
-        for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-5)
-    else:
-        assert all(torch.isfinite(tensor).all() for tensor in results[1])
 
 
 def masks_of(kind, batch, length):
@@ -245,7 +208,7 @@ def masks_of(kind, batch, length):
 @pytest.mark.parametrize("heads_at_once", [1, 2, 4, 8, 12])
 def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at_once, monkeypatch):
     """200 queries are four blocks of 50 rows; 3 sentences of 4 heads are cut into groups of heads or of sentences."""
-    monkeypatch.setattr(fused, "BLOCK_WEIGHTS", heads_at_once * 50 * 200)
+    monkeypatch.setattr(block_plan, "BLOCK_WEIGHTS", heads_at_once * 50 * 200)
     check_blocks(200, factor, kind)
 
 
@@ -267,8 +230,8 @@ def check_blocks(length, factor, kind):
     a, b = (torch.rand(num_heads, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     leaves = [q, k, v, negative_q, a, b]
     mask = masks_of(kind, batch, length)
-    found = fused_attention(q, k, v, mask, a, b, negative_q)
-    expected, _ = reference_attention(q, k, v, mask, AffineTerms(a, b, negative_q))
+    found = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(found)
     gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
@@ -294,7 +257,7 @@ def mask_of(kind, batch, length):
     padding[1, -3:] = True
     if kind == "padding":
         return AttentionMask(padding)
-    if kind == "blind rows":
+    if kind == "fully masked rows":
         padding[2] = True
         return AttentionMask(padding, causal=True)
     if kind == "bias for each sentence":
@@ -302,16 +265,11 @@ def mask_of(kind, batch, length):
     return AttentionMask(causal=True)
 
 
-@pytest.mark.parametrize("mask_kind", ["causal", "padding", "blind rows", "bias for each sentence"])
+@pytest.mark.parametrize("mask_kind", ["causal", "padding", "fully masked rows", "bias for each sentence"])
 @pytest.mark.parametrize("kind", ["one branch", "own keys", "a gate"])
-@pytest.mark.parametrize("sentences_at_once", [1, 2])
 @pytest.mark.parametrize("need_weights", [False, True])
-def test_groups_of_sentences_give_what_the_reference_gives(
-    kind, mask_kind, sentences_at_once, need_weights, monkeypatch
-):
+def test_every_member_under_every_mask(kind, mask_kind, need_weights):
     batch, length = 5, 9
-    stacked = 1 if kind == "one branch" else 2
-    monkeypatch.setattr(fused, "GROUP_ELEMENTS", sentences_at_once * HEADS * stacked * length * (WIDTH + length))
     q, k, v = (heads(length, torch.float64, batch) for _ in range(3))
     terms, own = terms_of(kind, batch, length)
     mask = mask_of(mask_kind, batch, length)
@@ -320,7 +278,7 @@ def test_groups_of_sentences_give_what_the_reference_gives(
     upstream_of_weights = torch.randn(batch, HEADS, length, length, dtype=torch.float64)
 
     def results(backend):
-        output, weights = affine_attention(q, k, v, mask, terms, need_weights=need_weights, backend=backend)
+        output, weights = affine_attention(AttentionInput(q, k, v, mask, q, need_weights=need_weights), terms, backend)
         loss = (output * upstream).sum()
         if need_weights:
             loss = loss + (weights * upstream_of_weights).sum()
@@ -330,7 +288,7 @@ def test_groups_of_sentences_give_what_the_reference_gives(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        output, weights = affine_attention(q, k, v, mask, terms, need_weights=need_weights, backend="fused")
+        output, weights = affine_attention(AttentionInput(q, k, v, mask, q, need_weights=need_weights), terms)
     torch.testing.assert_close(output, expected[0])
     assert (weights is None) == (not need_weights)
     if weights is not None:
@@ -339,7 +297,9 @@ def test_groups_of_sentences_give_what_the_reference_gives(
 
 def test_the_weights_asked_for_are_those_that_the_output_is_made_of():
     q, k, v, negative_q, a, b = inputs(12, torch.float64)
-    output, weights = affine_attention(q, k, v, AttentionMask(), AffineTerms(a, b, negative_q), need_weights=True)
+    output, weights = affine_attention(
+        AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms(a, b, negative_q)
+    )
     upstream = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, weights, upstream)
     torch.testing.assert_close(gradient, upstream @ v.transpose(-2, -1))
@@ -359,9 +319,9 @@ def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype
     padding = torch.zeros(1, 20, dtype=torch.bool)
     padding[:, -4:] = padded
     mask = AttentionMask(padding)
-    found = fused_attention(q, k, v, mask, a, b, negative_q)
+    found = blocks(q, k, v, mask, a, b, negative_q)
     exact = [each.detach().double().requires_grad_() for each in (q, k, v, negative_q, a, b)]
-    expected, _ = reference_attention(*exact[:3], mask, AffineTerms(exact[4], exact[5], exact[3]))
+    expected, _ = naive(*exact[:3], mask, AffineTerms(exact[4], exact[5], exact[3]))
     # Scores of a size of 1e4 have no more than three digits behind the point in fp32.
     tolerance = 1e-9 if dtype == torch.float64 else 1e-6 * factor
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
@@ -375,7 +335,7 @@ def test_equal_scores_of_any_size_give_the_mean(exponent):
     v = torch.randn(1, HEADS, 20, WIDTH)
     k = torch.ones_like(v)
     q = k * (exponent * math.log(2) / math.sqrt(WIDTH))
-    found = fused_attention(q, k, v, AttentionMask(), 1.5, 0.25, -q)
+    found = blocks(q, k, v, AttentionMask(), 1.5, 0.25, -q)
     torch.testing.assert_close(found, 1.25 * v.mean(dim=2, keepdim=True).expand_as(v))
 
 
@@ -384,19 +344,23 @@ def test_an_empty_batch():
     none = [each[:0] for each in (q, k, v, negative_q)]
     for need_weights in (False, True):
         terms = AffineTerms(a, b, none[3])
-        output, _ = affine_attention(*none[:3], AttentionMask(), terms, need_weights=need_weights)
+        output, _ = affine_attention(
+            AttentionInput(*none[:3], AttentionMask(), none[0], need_weights=need_weights), terms
+        )
         assert output.shape == (0, HEADS, 5, WIDTH)
 
 
 def test_weights_asked_for_may_be_written_to():
     q, k, v, *_ = inputs(6)
-    output, weights = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)
-    _, expected = reference_attention(q, k, v, AttentionMask(), AffineTerms())
+    output, weights = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())
+    _, expected = naive(q, k, v, AttentionMask(), AffineTerms())
     torch.testing.assert_close(weights, expected)
     with torch.no_grad():
-        weights_again = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)[1]
+        weights_again = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())[
+            1
+        ]
         weights_again.mul_(100)
-    doubled = affine_attention(q, k, v, AttentionMask(), AffineTerms(), need_weights=True)[1].mul_(2)
+    doubled = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())[1].mul_(2)
     (gradient,) = torch.autograd.grad(doubled[..., 0].sum(), q)
     (wanted,) = torch.autograd.grad(2 * expected[..., 0].sum(), q)
     torch.testing.assert_close(gradient, wanted)
@@ -406,23 +370,8 @@ def test_weights_asked_for_may_be_written_to():
 def test_keys_of_another_dtype_where_weights_are_asked_for():
     q, k, v, *_ = inputs(6)
     with torch.autocast("cpu", torch.bfloat16):
-        output, weights = affine_attention(q.bfloat16(), k, v, AttentionMask(), AffineTerms(), need_weights=True)
+        output, weights = affine_attention(
+            AttentionInput(q.bfloat16(), k, v, AttentionMask(), q, need_weights=True), AffineTerms()
+        )
         (output.float().sum() + weights.float().square().sum()).backward()
     assert all(torch.isfinite(each.grad).all() for each in (q, k, v))
-
-
-def test_every_group_drops_weights_of_its_own(monkeypatch):
-    """With the identity as values the output is the dropped matrix; see above."""
-    monkeypatch.setattr(fused, "GROUP_ELEMENTS", 1)
-    length, batch = 40, 3
-    q, k, _, negative_q, a, b = inputs(length, torch.float64, batch)
-    v = torch.eye(length, dtype=torch.float64).expand(batch, HEADS, length, length).contiguous().requires_grad_()
-    dropped = fused_attention(q, k, v, AttentionMask(), a, b, negative_q, dropout_p=0.3)
-    plain, _ = reference_attention(q, k, v, AttentionMask(), AffineTerms(a, b, negative_q))
-    kept = dropped != 0
-    assert 0.65 < kept.double().mean() < 0.75
-    assert not torch.equal(kept[0], kept[1])
-    upstream = torch.randn_like(dropped)
-    expected = torch.autograd.grad(torch.where(kept, plain / 0.7, 0.0), (q, k, negative_q, a, b), upstream)
-    for one, other in zip(torch.autograd.grad(dropped, (q, k, negative_q, a, b), upstream), expected, strict=True):
-        torch.testing.assert_close(one, other)

@@ -1,4 +1,4 @@
-"""The learnable numbers λ: fixed or trainable, for a model, a layer or a head, bounded or free."""
+"""The coefficients λ: fixed or trainable; one for a model, a layer or a head; bounded or free."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lambda(nn.Module):
     """One λ: a number, or one for each head.
 
     `forward()` returns it broadcastable to B × H × T × S: a float where it is fixed, else a tensor of shape 1 or
-    H × 1 × 1. A fixed λ is no part of the checkpoint's weights: it is what the flags say.
+    H × 1 × 1. A fixed λ is not stored with the checkpoint's weights; the flags give it.
     """
 
     def __init__(self, initial: float, count: int, trainable: bool, bound: float | None, flag: str) -> None:
@@ -111,8 +111,8 @@ def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambd
     return site.shared[key]
 
 
-def learned_numbers(values: Tensor) -> nn.Parameter:
-    """Returns a parameter that `--optimizer gpam_adam` treats as it treats a λ: without weight decay."""
+def no_decay_parameter(values: Tensor) -> nn.Parameter:
+    """Returns a parameter to which `--optimizer gpam_adam` applies no weight decay, as to a λ."""
     parameter = nn.Parameter(values)
     parameter.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
     return parameter

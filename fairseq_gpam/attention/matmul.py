@@ -1,8 +1,8 @@
 """Matrix products by the library that is faster on this processor.
 
-PyTorch's own products are MKL's, which keeps AVX-512 to Intel's processors; oneDNN, which PyTorch brings along, uses it
-wherever it is. Both compute in fp32 and round their sums in different orders. `torch.backends.mkldnn.flags(False)`
-leaves everything to MKL.
+PyTorch multiplies matrices by MKL, which uses AVX-512 only on Intel processors. oneDNN, which is part of PyTorch, uses
+it on every processor that has it. Both compute in fp32, but add in different orders: results differ by rounding.
+`torch.backends.mkldnn.flags(False)` leaves everything to MKL.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Multiply-adds from which on oneDNN's longer way to the product, and its code for a new shape, are worth it.
+# Below this many multiply-adds, oneDNN's overhead for each call and for each new shape costs more than it gains.
 WORTH_ONEDNN = 2**22
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
+    """Returns whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
     if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AuthenticAMD" in processor("vendor_id")
 
 
 def processor(field: str) -> str:
-    """Returns what the system says of its first processor under `field` ("vendor_id", "model name")."""
+    """Returns the entry `field` ("vendor_id", "model name") that the system lists for its first processor."""
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():
         for line in cpu_info.read_text(encoding="utf-8").splitlines():
@@ -38,7 +38,7 @@ def processor(field: str) -> str:
 
 
 def library() -> str:
-    """Returns which library makes large products in fp32 on the processor."""
+    """Returns which library computes large matrix products in fp32 on the processor."""
     return "oneDNN" if onednn_is_faster() and torch.backends.mkldnn.enabled else "PyTorch"
 
 

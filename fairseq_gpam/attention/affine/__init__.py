@@ -1,0 +1,19 @@
+"""A whole family of mechanisms: O = s·V + a·SDPA(Q, K, V) − b·SDPA(Q⁻, K⁻, V) − u·mean(V).
+
+Every member is one matrix P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U applied to V, where U is
+uniform over the keys that a row sees. Attention dropout drops P itself, however it is computed.
+"""
+
+from fairseq_gpam.attention.affine.choice import BACKENDS, affine_attention, choose, describe_choices
+from fairseq_gpam.attention.affine.naive import branch_weights
+from fairseq_gpam.attention.affine.terms import AffineTerms, Coefficient
+
+__all__ = [
+    "BACKENDS",
+    "AffineTerms",
+    "Coefficient",
+    "affine_attention",
+    "branch_weights",
+    "choose",
+    "describe_choices",
+]

@@ -1,0 +1,123 @@
+"""How a member of the family is computed: the table of choices, and the one way in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.affine.blocks import block_attention
+from fairseq_gpam.attention.affine.naive import naive_attention
+from fairseq_gpam.attention.affine.sdpa import sdpa_attention
+from fairseq_gpam.attention.affine.short import short_attention
+from fairseq_gpam.attention.affine.terms import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput
+
+BACKENDS = ("auto", "reference", "fused")
+# Measured on processors with AVX-512: up to this many queries and keys the matrix stays in the cache.
+LONGEST_SHORT = 192
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the choice depends on."""
+
+    inputs: AttentionInput
+    terms: AffineTerms
+    backend: str
+
+    @property
+    def needs_naive(self) -> bool:
+        bias = self.inputs.mask.bias
+        if self.backend == "reference" or self.terms.sink is not None or (bias is not None and bias.requires_grad):
+            return True
+        wants_matrix = self.inputs.need_weights or self.inputs.dropout_p > 0
+        has_more_parts = self.terms.uniform is not None or self.terms.identity is not None
+        return wants_matrix and (has_more_parts or torch.compiler.is_compiling())
+
+    @property
+    def is_short(self) -> bool:
+        return max(self.inputs.q.size(-2), self.inputs.k.size(-2)) <= LONGEST_SHORT
+
+    @property
+    def may_stack(self) -> bool:
+        """Returns whether the queries of both branches may be rows of one product."""
+        q, k = self.inputs.q, self.inputs.k
+        if torch.is_grad_enabled() or self.inputs.dropout_p > 0 or q.is_cuda or q.dtype != k.dtype:
+            return False
+        is_half = q.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(q.device.type)
+        return self.backend == "auto" and self.is_short and self.terms.negative_k is None and not is_half
+
+    @property
+    def suits_kernel(self) -> bool:
+        """Returns whether one call of PyTorch's kernel is enough, without a T × S mask that holds the future."""
+        q, v, mask = self.inputs.q, self.inputs.v, self.inputs.mask
+        has_one_branch = self.terms.negative_q is None and q.size(-1) == v.size(-1)
+        return has_one_branch and self.inputs.dropout_p == 0 and (mask.is_plainly_causal or not mask.causal)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One row of the table: the way to compute, when it is taken, and the same in code."""
+
+    way: str
+    when: str
+    applies: Callable[[Call], bool]
+
+
+# The first row that applies is taken.
+CHOICES = (
+    Choice(
+        "naive",
+        "backend reference, a sink, a trained bias; dropout or weights with a uniform or identity part or compiled",
+        lambda call: call.needs_naive,
+    ),
+    Choice(
+        "short",
+        f"no gradients, no dropout, one set of keys, at most {LONGEST_SHORT} tokens, fp32 or fp64 on a processor, and "
+        "two branches, one query or weights asked for",
+        lambda call: (
+            call.may_stack
+            and (call.terms.negative_q is not None or call.inputs.q.size(-2) == 1 or call.inputs.need_weights)
+            and not torch.compiler.is_compiling()
+        ),
+    ),
+    Choice("naive", "weights asked for", lambda call: call.inputs.need_weights),
+    Choice("sdpa", "on a GPU, or compiled", lambda call: call.inputs.q.is_cuda or torch.compiler.is_compiling()),
+    Choice("blocks", "backend fused", lambda call: call.backend == "fused"),
+    Choice("sdpa", "one branch without dropout, causal or padded but not both", lambda call: call.suits_kernel),
+    Choice("naive", f"at most {LONGEST_SHORT} tokens", lambda call: call.is_short),
+    Choice("blocks", "everything else", lambda call: True),
+)
+
+
+def choose(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> str:
+    """Returns how to compute: `naive`, `short`, `sdpa` or `blocks`."""
+    call = Call(inputs, terms, backend)
+    return next(choice.way for choice in CHOICES if choice.applies(call))
+
+
+def describe_choices() -> str:
+    """Returns the table of choices as text."""
+    return "\n".join(f"  {choice.way:7} {choice.when}" for choice in CHOICES)
+
+
+def affine_attention(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
+    """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S, if it is asked for."""
+    way = choose(inputs, terms, backend)
+    weights: Tensor | None = None
+    if way == "naive":
+        output, weights = naive_attention(inputs, terms)
+        return output, weights if inputs.need_weights else None
+    if way == "short":
+        output, weights = short_attention(inputs, terms)
+    else:
+        output = (sdpa_attention if way == "sdpa" else block_attention)(inputs, terms)
+    v, num_queries = inputs.v, inputs.q.size(-2)
+    if terms.uniform is not None:
+        output = output - terms.uniform * inputs.mask.visible_mean(v, num_queries)
+    if terms.identity is not None:
+        output = output + terms.identity * v[..., v.size(-2) - num_queries :, :]
+    return output.type_as(inputs.q), weights if inputs.need_weights else None

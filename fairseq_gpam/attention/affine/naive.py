@@ -1,0 +1,48 @@
+"""The plain formula, every matrix held: the truth that the other ways to compute it are tested against."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.affine.terms import AffineTerms
+from fairseq_gpam.attention.base import AttentionInput, apply_weights, softmax
+from fairseq_gpam.attention.masks import zero_rows
+
+
+def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:
+    """Returns softmax(q kᵀ/√D + bias) over the keys (and the sink, which is then removed): B × H × T × S."""
+    scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.size(-1))
+    if bias is not None:
+        scores = scores + bias
+    if sink is None:
+        return softmax(scores)
+    sink_scores = sink.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return softmax(torch.cat([scores, sink_scores], dim=-1))[..., :-1]
+
+
+def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
+    """Returns P, B × H × T × S; only its identity part is not zero in fully masked rows."""
+    q, k, mask = inputs.q, inputs.k, inputs.mask
+    num_queries, num_keys = q.size(-2), k.size(-2)
+    bias, fully_masked = mask.for_scores(num_queries, num_keys, q)
+    first, *others = terms.branches(q, k)
+    weights = first.weight * branch_weights(first.q, first.k, bias, terms.sink)
+    for branch in others:
+        weights = weights + branch.weight * branch_weights(branch.q, branch.k, bias)
+    if terms.uniform is not None:
+        weights = weights - terms.uniform * mask.uniform_weights(num_queries, num_keys, q)
+    weights = zero_rows(weights, fully_masked)
+    if terms.identity is not None:
+        eye = torch.zeros(num_queries, num_keys, dtype=q.dtype, device=q.device)
+        eye.diagonal(num_keys - num_queries).fill_(1)
+        weights = weights + terms.identity * eye
+    return weights.type_as(q)
+
+
+def naive_attention(inputs: AttentionInput, terms: AffineTerms) -> tuple[Tensor, Tensor]:
+    """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S."""
+    weights = affine_weights(inputs, terms)
+    return apply_weights(weights, inputs.v, inputs.dropout_p), weights

@@ -1,0 +1,50 @@
+"""W_Q⁻, which makes the queries of daGPAM's negative branch: one map for each head, or one for a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.base import Settings, Site
+
+
+class PerHeadLinear(nn.Linear):
+    """A D × D linear map for each head; the weight is (H·D) × D, the maps of the heads stacked."""
+
+    def __init__(self, head_dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__(head_dim, num_heads * head_dim, bias=bias)
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Maps B × H × T × D to the same shape."""
+        bsz, _, length, width = heads.shape
+        # H × (T·B) × D: what fairseq's projections made needs no copy.
+        rows = heads.permute(1, 2, 0, 3).flatten(1, 2)
+        matrices = self.weight.view(self.num_heads, self.head_dim, self.head_dim).transpose(1, 2)
+        if self.bias is None:
+            mapped = torch.bmm(rows, matrices)
+        else:
+            mapped = torch.baddbmm(self.bias.view(self.num_heads, 1, self.head_dim), rows, matrices)
+        return mapped.view(self.num_heads, length, bsz, width).permute(2, 0, 1, 3)
+
+
+def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
+    """Builds W_Q⁻ with the initial values that `--gpam-negative-init` names; a bias starts at 0."""
+    head_dim, bias = site.head_dim, settings.negative_bias
+    projection: nn.Linear
+    if settings.negative_projection == "shared":
+        projection = nn.Linear(head_dim, head_dim, bias=bias)
+    else:
+        projection = PerHeadLinear(head_dim, site.num_heads, bias)
+    with torch.no_grad():
+        for block in projection.weight.view(-1, head_dim, head_dim):
+            if settings.negative_init == "xavier":
+                nn.init.xavier_uniform_(block)
+            elif settings.negative_init == "zero":
+                nn.init.zeros_(block)
+            else:
+                nn.init.eye_(block).neg_()
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+    return projection
