@@ -100,7 +100,7 @@ class EntmaxAttention(MatrixMechanism):
                 f"--gpam-entmax-alpha {start} is not allowed with --gpam-entmax-form sigmoid; allowed: a number "
                 f"between {ALPHA_FLOOR} and 2, both excluded"
             )
-        self.theta = learned_numbers(theta)
+        self.theta = no_decay_parameter(theta)
 
     def alpha(self) -> Tensor:
         """Returns the α of every head: H."""

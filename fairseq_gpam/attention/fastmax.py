@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, upcast, zero_hidden
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, upcast
 from fairseq_gpam.attention.kernel_sums import kernel_sums
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def polynomial(scores: Tensor, degree: int) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.coefficients import learned_numbers
-from fairseq_gpam.attention.families import AffineMechanism, numbers, upcast
+from fairseq_gpam.attention.families import AffineMechanism, format_values, upcast
+from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 SMALLEST_WEIGHT = 1e-30
 
@@ -49,9 +49,9 @@ class SinkAttention(AffineMechanism):
         self.logits: Tensor
         self.weight: nn.Parameter | None = None
         if settings.sink_kind == "learned":
-            self.logits = learned_numbers(torch.full((site.num_heads,), settings.sink_start))
+            self.logits = no_decay_parameter(torch.full((site.num_heads,), settings.sink_start))
         elif settings.sink_kind == "weight":
-            self.weight = learned_numbers(torch.full((site.num_heads,), SMALLEST_WEIGHT))
+            self.weight = no_decay_parameter(torch.full((site.num_heads,), SMALLEST_WEIGHT))
         else:
             self.register_buffer("logits", torch.zeros(site.num_heads), persistent=False)
 
@@ -64,6 +64,6 @@ class SinkAttention(AffineMechanism):
 
     def extra_repr(self) -> str:
         if self.weight is not None:
-            return f"{super().extra_repr()}, weight {numbers(self.weight.abs())}"
-        kind = f"s {numbers(self.logits)}" if isinstance(self.logits, nn.Parameter) else "off by one"
+            return f"{super().extra_repr()}, weight {format_values(self.weight.abs())}"
+        kind = f"s {format_values(self.logits)}" if isinstance(self.logits, nn.Parameter) else "off by one"
         return f"{super().extra_repr()}, {kind}"

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
-from fairseq_gpam.attention.families import MatrixMechanism, hide, upcast, zero_blind
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.families import MatrixMechanism, upcast
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
 def talking_heads_maps(q: Tensor, k: Tensor, mask: AttentionMask, mix_scores: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ def talking_heads_maps(q: Tensor, k: Tensor, mask: AttentionMask, mix_scores: Te
     mixed = torch.einsum("gf,bfts->bgts", mix_scores.to(scores.dtype), scores)
     if mask.bias is not None:
         mixed = mixed + mask.bias.to(mixed.dtype)
-    hidden, sighted = hide(mixed, mask)
-    return zero_blind(softmax(hidden), sighted)
+    hidden, fully_masked = hide(mixed, mask)
+    return zero_rows(softmax(hidden), fully_masked)
 
 
 def mix_heads(maps: Tensor, mix_weights: Tensor) -> Tensor:
