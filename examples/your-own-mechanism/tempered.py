@@ -4,7 +4,8 @@ from torch import Tensor
 
 from fairseq_gpam.attention import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.base import softmax
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, hide, zero_blind
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 @register_mechanism
@@ -25,5 +26,5 @@ class TemperedAttention(MatrixMechanism):
         self.tau: float = settings.tempered_tau
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        scores, sighted = hide(dot_scores(inputs.q / self.tau, inputs.k, inputs.mask), inputs.mask)
-        return zero_blind(softmax(scores), sighted)
+        scores, fully_masked = hide(dot_scores(inputs.q / self.tau, inputs.k, inputs.mask), inputs.mask)
+        return zero_rows(softmax(scores), fully_masked)
