@@ -25,7 +25,7 @@ def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         hidden=_or(mask.hidden, None if mask.padding is None else mask.padding[:, None, :, None]),
     ).hidden_keys(scores.size(-2), scores.size(-1), scores.device)
     if columns is not None:
-        # A column that no query sees is left open: its sum is finite, and its weights are hidden below.
+        # A column that no query sees stays unmasked so that its sum is finite; its weights become zero below.
         columns = columns & ~columns.all(dim=-2, keepdim=True)
     seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
     rows, fully_masked = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
