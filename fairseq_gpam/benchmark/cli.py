@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
 from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Subject, all_cases, core_pair
 from fairseq_gpam.benchmark.timing import paired
+from fairseq_gpam.recipes.environment import commit
 
 ALL_LEVELS = (*LEVELS, "memory", "scaling")
 SCALING_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -96,19 +96,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machine(threads: int) -> dict[str, Any]:
     """Returns what the numbers depend on: processor, threads, versions, commit and time."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "processor": matmul.processor("model name"),
         "threads": threads,
         "linear_maps_by": matmul.library(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(Path(__file__).parent),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **engine.versions(),
     }

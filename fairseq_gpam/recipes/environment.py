@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import fairseq_gpam
 from fairseq_gpam import engine
+from fairseq_gpam.attention.matmul import processor
 
 
 def environment(repository: Path) -> dict[str, Any]:
@@ -18,23 +18,14 @@ def environment(repository: Path) -> dict[str, Any]:
     return {
         "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": processor("model name"),
             "cores": os.cpu_count(),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
             "accelerators": _accelerators(),
             "system": platform.platform(),
         },
-        "commit": _commit(repository),
+        "commit": commit(repository),
     }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _accelerators() -> list[str]:
@@ -43,7 +34,9 @@ def _accelerators() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _commit(repository: Path) -> str:
+def commit(repository: Path) -> str:
+    """Returns the full hash of the commit that is checked out there, or that it is unknown."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(repository), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
