@@ -32,6 +32,8 @@ PROMISED = {
     "--gpam-negative-projection": "head",
     "--gpam-negative-bias": False,
     "--gpam-negative-init": "xavier",
+    "--gpam-negative-activation": "relu",
+    "--gpam-negative-frozen": False,
     "--gpam-backend": "auto",
 }
 
@@ -113,6 +115,8 @@ REACHES = [
     (["--gpam-negative-projection", "head"], lambda m: m.negative_projection.weight.shape == (16, 8)),
     (["--gpam-negative-bias"], lambda m: m.negative_projection.bias is not None),
     (["--gpam-negative-init", "zero"], lambda m: (m.negative_projection.weight == 0).all()),
+    (["--gpam-negative-activation", "none"], lambda m: not m.activates),
+    (["--gpam-negative-frozen"], lambda m: not m.negative_projection.weight.requires_grad),
     (["--gpam-backend", "reference"], lambda m: m.backend == "reference"),
     (["--gpam-backend", "fused"], lambda m: m.backend == "fused"),
 ]
@@ -178,6 +182,7 @@ REFUSED = [
     ("--gpam-lambda-max", "-1", "a number > 0"),
     ("--gpam-negative-projection", "full", "head, shared"),
     ("--gpam-negative-init", "identity", "xavier, zero, minus-identity"),
+    ("--gpam-negative-activation", "gelu", "relu, none"),
     ("--gpam-backend", "flash", "reference"),
     ("--gpam-lambda-plus-training", "free", "fixed, trainable"),
     ("--gpam-lambda-minus-training", "free", "fixed, trainable"),
@@ -230,7 +235,7 @@ def test_training_of_one_lambda_is_refused_where_it_has_no_meaning(flags, why):
     assert "; allowed: " in str(refusal.value)
 
 
-@pytest.mark.parametrize("flag", ["--gpam-lambda-tied", "--gpam-negative-bias"])
+@pytest.mark.parametrize("flag", ["--gpam-lambda-tied", "--gpam-negative-bias", "--gpam-negative-frozen"])
 def test_a_switch_takes_booleans_and_their_names_and_refuses_the_rest(flag):
     name = dest(flag).removeprefix("gpam_")
     for value, expected in ((True, True), ("true", True), ("False", False), (0, False), (None, False)):

@@ -22,6 +22,14 @@ DAGPAM_OPTIONS = (
     ),
     Option("negative_bias", bool, False, "W_Q⁻ has a bias"),
     Option("negative_init", str, "xavier", "how W_Q⁻ starts", choices=("xavier", "zero", "minus-identity")),
+    Option(
+        "negative_activation",
+        str,
+        "relu",
+        "what W_Q⁻ is applied to: ReLU of the queries, or the queries themselves",
+        choices=("relu", "none"),
+    ),
+    Option("negative_frozen", bool, False, "W_Q⁻ and its bias keep their initial values; the checkpoint has them"),
 )
 
 
@@ -58,7 +66,8 @@ class DualGPAMAttention(AffineMechanism):
         self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
         self.lambda_minus = build_lambda("lambda_minus", self.name, site, settings)
         self.negative_projection = build_negative_projection(site, settings)
+        self.activates = settings.negative_activation == "relu"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        negative_q = self.negative_projection(torch.relu(inputs.q))
-        return dagpam_terms(negative_q, self.lambda_plus(), self.lambda_minus())
+        source = torch.relu(inputs.q) if self.activates else inputs.q
+        return dagpam_terms(self.negative_projection(source), self.lambda_plus(), self.lambda_minus())

@@ -30,7 +30,10 @@ class PerHeadLinear(nn.Linear):
 
 
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
-    """Builds W_Q⁻ with the initial values that `--gpam-negative-init` names; a bias starts at 0."""
+    """Builds W_Q⁻ with the initial values that `--gpam-negative-init` names; a bias starts at 0.
+
+    With `--gpam-negative-frozen` none of it is trained.
+    """
     head_dim, bias = site.head_dim, settings.negative_bias
     projection: nn.Linear
     if settings.negative_projection == "shared":
@@ -47,4 +50,4 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
                 nn.init.eye_(block).neg_()
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
-    return projection
+    return projection.requires_grad_(not settings.negative_frozen)

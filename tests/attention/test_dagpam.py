@@ -54,6 +54,7 @@ class TestDagpam(Contract):
         {},
         {"negative_projection": "shared", "negative_bias": True, "lambda_scope": "layer"},
         {"lambda": "fixed", "backend": "reference"},
+        {"negative_activation": "none", "negative_frozen": True},
         {"negative_bias": True, "lambda_max": 2.0, "lambda_tied": True, "backend": "fused"},
     )
 
@@ -67,7 +68,8 @@ class TestDagpam(Contract):
                 else slice(None)
             )
             offset = 0 if projection.bias is None else projection.bias[own]
-            second.append(torch.relu(q[:, head]) @ projection.weight[own].T + offset)
+            source = q[:, head].clamp(min=0) if mechanism.activates else q[:, head]
+            second.append(source @ projection.weight[own].T + offset)
         plus, minus = mechanism.lambda_plus(), mechanism.lambda_minus()
         weights = (1 + plus) * softmax_map(q, k, bias, visible)
         weights = weights - minus * softmax_map(torch.stack(second, dim=1), k, bias, visible)
@@ -231,3 +233,45 @@ def test_half_precision_sums_a_long_gradient_well(dtype):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert (one.float() - other).norm() <= 2e-2 * other.norm()
+
+
+def test_without_activation_minus_identity_gives_the_opposite_scores_of_every_query():
+    module = fresh(negative_activation="none", negative_init="minus-identity", lambda_plus=0, lambda_minus=1)
+    q, k, v = (torch.randn(2, 4, 5, 64) for _ in range(3))
+    scores = q @ k.transpose(2, 3) / 8
+    expected = (torch.softmax(scores, -1) - torch.softmax(-scores, -1)) @ v
+    output, _ = module(AttentionInput(q, k, v, AttentionMask(), torch.zeros(2, 5, 256)))
+    assert torch.allclose(output, expected, atol=1e-5)
+
+
+def test_zero_projection_frozen_and_lambdas_tied_is_attn_scale():
+    """P = (1+λ)·softmax − λ·U, and W_Q⁻ never leaves 0."""
+    module = fresh(negative_init="zero", negative_frozen=True, negative_bias=True, lambda_tied=True, lambda_plus=0.3)
+    q, k, v = (torch.randn(2, 4, 6, 64) for _ in range(3))
+    optimizer = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], lr=0.1)
+    inputs = AttentionInput(q, k, v, AttentionMask.from_fairseq(None, FUTURE), torch.zeros(2, 6, 256))
+    module(inputs)[0].square().sum().backward()
+    optimizer.step()
+    strength = module.lambda_plus.theta.detach().view(-1, 1, 1)
+    assert not torch.allclose(strength, torch.tensor(0.3))
+    visible = torch.ones(6, 6).tril()
+    scores = (q @ k.transpose(2, 3) / 8).masked_fill(visible == 0, float("-inf"))
+    expected = ((1 + strength) * torch.softmax(scores, -1) - strength * visible / visible.sum(-1, keepdim=True)) @ v
+    assert torch.allclose(module(inputs)[0], expected, atol=1e-5)
+
+
+def test_a_frozen_projection_is_in_the_state_and_takes_no_gradient():
+    """DistributedDataParallel waits for the gradient of every parameter that requires one."""
+    torch.manual_seed(1)
+    trained = fresh(negative_bias=True)
+    torch.manual_seed(1)
+    frozen = fresh(negative_bias=True, negative_frozen=True)
+    assert {name for name, each in frozen.named_parameters() if not each.requires_grad} == {
+        "negative_projection.weight",
+        "negative_projection.bias",
+    }
+    for (name, one), (other_name, other) in zip(trained.state_dict().items(), frozen.state_dict().items(), strict=True):
+        assert name == other_name and torch.equal(one, other)
+    q, k, v = (torch.randn(1, 4, 3, 64) for _ in range(3))
+    frozen(AttentionInput(q, k, v, AttentionMask(), torch.zeros(1, 3, 256)))[0].square().sum().backward()
+    assert all((each.grad is not None) == each.requires_grad for each in frozen.parameters())
