@@ -34,6 +34,7 @@ PROMISED = {
     "--gpam-negative-init": "xavier",
     "--gpam-negative-activation": "relu",
     "--gpam-negative-frozen": False,
+    "--gpam-negative-source": "query",
     "--gpam-backend": "auto",
 }
 
@@ -116,6 +117,7 @@ REACHES = [
     (["--gpam-negative-bias"], lambda m: m.negative_projection.bias is not None),
     (["--gpam-negative-init", "zero"], lambda m: (m.negative_projection.weight == 0).all()),
     (["--gpam-negative-activation", "none"], lambda m: not m.activates),
+    (["--gpam-negative-source", "input"], lambda m: m.negative_projection.weight.shape == (16, 16)),
     (["--gpam-negative-frozen"], lambda m: not m.negative_projection.weight.requires_grad),
     (["--gpam-backend", "reference"], lambda m: m.backend == "reference"),
     (["--gpam-backend", "fused"], lambda m: m.backend == "fused"),
@@ -182,6 +184,7 @@ REFUSED = [
     ("--gpam-lambda-max", "-1", "a number > 0"),
     ("--gpam-negative-projection", "full", "head, shared"),
     ("--gpam-negative-init", "identity", "xavier, zero, minus-identity"),
+    ("--gpam-negative-source", "key", "query, input"),
     ("--gpam-negative-activation", "gelu", "relu, none"),
     ("--gpam-backend", "flash", "reference"),
     ("--gpam-lambda-plus-training", "free", "fixed, trainable"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import AffineMechanism
+from fairseq_gpam.attention.families import AffineMechanism, split_heads
 from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS, build_lambda
 from fairseq_gpam.attention.negative_projection import build_negative_projection
 
@@ -26,10 +26,17 @@ DAGPAM_OPTIONS = (
         "negative_activation",
         str,
         "relu",
-        "what W_Q⁻ is applied to: ReLU of the queries, or the queries themselves",
+        "what is applied to the input of W_Q⁻, whichever --gpam-negative-source names, before W_Q⁻",
         choices=("relu", "none"),
     ),
     Option("negative_frozen", bool, False, "W_Q⁻ and its bias keep their initial values; the checkpoint has them"),
+    Option(
+        "negative_source",
+        str,
+        "query",
+        "what W_Q⁻ projects: the queries, or the layer's input (then W_Q⁻ maps the model dimension to all heads)",
+        choices=("query", "input"),
+    ),
 )
 
 
@@ -67,7 +74,11 @@ class DualGPAMAttention(AffineMechanism):
         self.lambda_minus = build_lambda("lambda_minus", self.name, site, settings)
         self.negative_projection = build_negative_projection(site, settings)
         self.activates = settings.negative_activation == "relu"
+        self.projects_input = settings.negative_source == "input"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        source = torch.relu(inputs.q) if self.activates else inputs.q
-        return dagpam_terms(self.negative_projection(source), self.lambda_plus(), self.lambda_minus())
+        source = inputs.x if self.projects_input else inputs.q
+        negative_q = self.negative_projection(torch.relu(source) if self.activates else source)
+        if self.projects_input:
+            negative_q = split_heads(negative_q, inputs.q.size(1))
+        return dagpam_terms(negative_q, self.lambda_plus(), self.lambda_minus())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,8 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
     """
     head_dim, bias = site.head_dim, settings.negative_bias
     projection: nn.Linear
+    if settings.negative_source == "input":
+        return _build_input_projection(site, settings)
     if settings.negative_projection == "shared":
         projection = nn.Linear(head_dim, head_dim, bias=bias)
     else:
@@ -50,4 +54,25 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
                 nn.init.eye_(block).neg_()
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
+    return projection.requires_grad_(not settings.negative_frozen)
+
+
+def _build_input_projection(site: Site, settings: Settings) -> nn.Linear:
+    """Builds W_Q⁻ from the layer's input, C → H·D, which starts as fairseq's query projection does, or at 0."""
+    for name, refused, allowed in (
+        ("negative_projection", "shared", "head"),
+        ("negative_init", "minus-identity", "xavier, zero"),
+    ):
+        if settings[name] == refused:
+            raise ValueError(
+                f"--gpam-{name.replace('_', '-')} {refused!r} is not allowed with --gpam-negative-source 'input', "
+                f"where W_Q⁻ maps the model dimension to all heads; allowed: {allowed}"
+            )
+    projection = nn.Linear(site.embed_dim, site.num_heads * site.head_dim, bias=settings.negative_bias)
+    if settings.negative_init == "xavier":
+        nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+    else:
+        nn.init.zeros_(projection.weight)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
     return projection.requires_grad_(not settings.negative_frozen)

@@ -55,6 +55,8 @@ class TestDagpam(Contract):
         {"negative_projection": "shared", "negative_bias": True, "lambda_scope": "layer"},
         {"lambda": "fixed", "backend": "reference"},
         {"negative_activation": "none", "negative_frozen": True},
+        {"negative_source": "input", "negative_bias": True, "negative_activation": "none"},
+        {"negative_source": "input"},
         {"negative_bias": True, "lambda_max": 2.0, "lambda_tied": True, "backend": "fused"},
     )
 
@@ -68,7 +70,8 @@ class TestDagpam(Contract):
                 else slice(None)
             )
             offset = 0 if projection.bias is None else projection.bias[own]
-            source = q[:, head].clamp(min=0) if mechanism.activates else q[:, head]
+            source = x if projection.weight.size(1) > q.size(-1) else q[:, head]
+            source = source.clamp(min=0) if mechanism.activates else source
             second.append(source @ projection.weight[own].T + offset)
         plus, minus = mechanism.lambda_plus(), mechanism.lambda_minus()
         weights = (1 + plus) * softmax_map(q, k, bias, visible)
@@ -275,3 +278,22 @@ def test_a_frozen_projection_is_in_the_state_and_takes_no_gradient():
     q, k, v = (torch.randn(1, 4, 3, 64) for _ in range(3))
     frozen(AttentionInput(q, k, v, AttentionMask(), torch.zeros(1, 3, 256)))[0].square().sum().backward()
     assert all((each.grad is not None) == each.requires_grad for each in frozen.parameters())
+
+
+@pytest.mark.parametrize("init", ["xavier", "zero"])
+def test_the_projection_of_the_input_starts_as_fairseqs_query_projection_or_at_zero(init):
+    projection = fresh(negative_source="input", negative_init=init, negative_bias=True).negative_projection
+    bound = math.sqrt(6 / (256 + 256) / 2) if init == "xavier" else 0.0
+    assert projection.weight.shape == (256, 256) and (projection.bias == 0).all()
+    assert projection.weight.abs().max() <= bound
+    assert abs(projection.weight.std().item() - bound / math.sqrt(3)) <= 0.01 * bound
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [("negative_projection", "shared", "head"), ("negative_init", "minus-identity", "xavier, zero")],
+)
+def test_the_projection_of_the_input_is_refused_what_only_heads_can_have(name, value, allowed):
+    flag = "--gpam-" + name.replace("_", "-")
+    with pytest.raises(ValueError, match=f"{flag} '{value}' .*--gpam-negative-source 'input'.*; allowed: {allowed}$"):
+        fresh(negative_source="input", **{name: value})
