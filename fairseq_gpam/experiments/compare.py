@@ -130,12 +130,15 @@ def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def lambda_history(log: str) -> dict[str, list[list[float]]]:
-    """Returns [update, value] of every λ in a log written with --gpam-log-attention."""
+    """Returns [update, value] of every λ in a log written with --gpam-log-attention.
+
+    An interval of the log in which no λ was recorded holds null, which is left out.
+    """
     history: dict[str, dict[int, float]] = {}
     for text in RECORD.findall(log):
         record = json.loads(text)
         for name, value in record.items():
-            if match := LAMBDA.fullmatch(name):
+            if (match := LAMBDA.fullmatch(name)) and value is not None:
                 history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
     return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
 

@@ -132,3 +132,13 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
         main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="either RUNS or --json"):
         main(["compare", "--out", str(tmp_path / "out")])
+
+
+def test_an_interval_without_a_lambda_is_left_out_of_its_history():
+    head = "2026-01-01 00:00:00 | INFO | train_inner | "
+    records = [
+        {"num_updates": update, "gpam_encoder1_lambda_plus": value}
+        for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
+    ]
+    history = compare.lambda_history("\n".join(head + json.dumps(record) for record in records))
+    assert list(history.values()) == [[[100, 0.5], [300, 0.25]]]
