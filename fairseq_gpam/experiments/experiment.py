@@ -154,7 +154,9 @@ def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) 
 
     done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
     if done:
-        compare.write([marker.parent for marker in done], chosen.baseline, out / "comparison" / chosen.path.stem)
+        # Every study's file is grid.toml in a folder of its own.
+        name = chosen.path.resolve().parent.name if chosen.path.stem == "grid" else chosen.path.stem
+        compare.write([marker.parent for marker in done], chosen.baseline, out / "comparison" / name)
     failed = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
     for job in failed:
         print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
