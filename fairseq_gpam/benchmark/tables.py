@@ -7,12 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-SHAPES = {
-    "iwslt": "IWSLT {kind} (64 × 30 tokens, width 512, 4 heads)",
-    "wmt": "WMT {kind} (32 × 64 tokens, width 512, 8 heads)",
-    "lm512": "language model (4 × 512 tokens)",
-    "lm2048": "language model (2,048 tokens)",
-}
+from fairseq_gpam.benchmark.cases import SHAPES
+
 Row = dict[str, Any]
 
 _MARKED = re.compile(r"(<!-- benchmark: (\w+) ([\w./-]+\.json) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
@@ -28,8 +24,16 @@ def rebuilt(page: str, repository: Path) -> str:
     return _MARKED.sub(fresh, page)
 
 
+def _place(name: str, kind: str) -> str:
+    shape = SHAPES[name]
+    tokens = f"{shape.batch} × {shape.length} tokens" if shape.batch > 1 else f"{shape.length:,} tokens"
+    if shape.kinds == ("lm",):
+        return f"language model ({tokens})"
+    return f"{name.upper()} {kind} ({tokens}, width {shape.width}, {shape.heads} heads)"
+
+
 def _label(row: Row) -> str:
-    place = SHAPES[row["shape"]].format(kind=row["kind"] if row["level"] in ("layer", "decoding") else "model")
+    place = _place(row["shape"], row["kind"] if row["level"] in ("layer", "decoding") else "model")
     dropout = f", attention dropout {row['dropout']:g}" if row["dropout"] else ""
     return f"{row['level']}, {place}, {row['mode']}{dropout}"
 
