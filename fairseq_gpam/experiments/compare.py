@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.experiments import results, statistics, tables
+from fairseq_gpam.experiments import kept, statistics
 from fairseq_gpam.experiments.grid import LR_SUFFIX
+from fairseq_gpam.recipes import logs, recorded
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 COLLAPSE = (
@@ -28,7 +29,6 @@ COLLAPSE = (
     *("attention_output_mean_cosine", "attention_output_effective_rank", "entropy_normalised", "negative_mass"),
 )
 LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
-RECORD = re.compile(r"\| INFO \| train_inner \| (\{.*\})$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,25 +107,23 @@ def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in paths:
         if path.suffix == ".jsonl":
-            found += tables.read_lines(path)
+            found += kept.read_lines(path)
             continue
-        recorded = results.read(path)
-        if "train" not in recorded:
+        one = recorded.read(path)
+        if "train" not in one:
             raise FileNotFoundError(f"{path} holds no results of a finished training")
-        recorded["task"] = path.resolve().parents[1].name
+        one["task"] = path.resolve().parents[1].name
         benchmark, log, analysis = (path / n for n in ("train.benchmark.tsv", "train.log", "analysis/results.json"))
         if benchmark.exists():
             with benchmark.open(encoding="utf-8") as rows:
                 row = next(csv.DictReader(rows, delimiter="\t"))
-            recorded["benchmark"] = {
-                name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")
-            }
+            one["benchmark"] = {name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")}
         if log.exists():
-            recorded["lambdas"] = lambda_history(log.read_text(encoding="utf-8"))
+            one["lambdas"] = lambda_history(log.read_text(encoding="utf-8"))
         if analysis.exists():
-            recorded["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
-        recorded["folder"] = str(path)
-        found.append(recorded)
+            one["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
+        one["folder"] = str(path)
+        found.append(one)
     return found
 
 
@@ -135,8 +133,7 @@ def lambda_history(log: str) -> dict[str, list[list[float]]]:
     An interval of the log in which no λ was recorded holds null, which is left out.
     """
     history: dict[str, dict[int, float]] = {}
-    for text in RECORD.findall(log):
-        record = json.loads(text)
+    for record in logs.records(log, "train_inner"):
         for name, value in record.items():
             if (match := LAMBDA.fullmatch(name)) and value is not None:
                 history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
@@ -269,7 +266,7 @@ def bootstrap(title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str
         for one in own:
             if arm != baseline and at_hand(one) and one["seed"] in base:
                 first, second = Path(base[one["seed"]]), Path(one["folder"])
-                measured, _ = results.paired_bootstrap(first, second, score.references(first))
+                measured, _ = score.paired_bootstrap(first, second, score.references(first))
                 for metric, (_, value) in measured.items():
                     entry = {"group": title, "arm": arm, "seed": one["seed"], "metric": metric}
                     found.append({**entry, "score": float(value.score), "p": float(value.p_value)})

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import comparison_plots, results
+from fairseq_gpam.experiments import comparison_plots
+from fairseq_gpam.recipes import recorded
 
 HEAD = ("arm", "seeds", "mean ± 95 %", "difference to baseline", "p (t)", "p (sign flips)", "p (Holm)", "verdict")
 SEEDS = ("seeds for δ", "seeds for the observed difference")
@@ -20,12 +21,12 @@ def write(found: dict[str, Any], out: Path) -> Path:
     """Writes comparison.json, .csv, .md and .html into `out`; returns the page."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    results.write_atomically(out / "comparison.json", text)
+    recorded.write_atomically(out / "comparison.json", text)
     # As it comes back from the file: lists for tuples, so that a page made from the file alone is the same.
     found = json.loads(text)
-    results.write_atomically(out / "comparison.csv", as_csv(found))
-    results.write_atomically(out / "comparison.md", as_markdown(found))
-    results.write_atomically(out / "comparison.html", as_html(found))
+    recorded.write_atomically(out / "comparison.csv", as_csv(found))
+    recorded.write_atomically(out / "comparison.md", as_markdown(found))
+    recorded.write_atomically(out / "comparison.html", as_html(found))
     return out / "comparison.html"
 
 

@@ -1,134 +1,131 @@
-"""The results that are committed, one line a run, and the tables that are made from them.
-
-``examples/results/TASK.jsonl`` holds one JSON object a run. A table stands in README.md or a page of examples/ between
-the lines ``<!-- results: TASK -->`` and ``<!-- /results -->``; its rows are the published numbers of
-``examples/results/published.json`` and the runs.
-"""
+"""Tables of runs as Markdown, and the report of a few runs."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import results
+from fairseq_gpam.recipes import recorded, tasks
 
-EXPECTED = ("stock", "dagpam")
-"""Rows that every table has, run or not."""
-PUBLISHED = "published.json"
+Column = tuple[str, Callable[[dict[str, Any]], Any], str]
 
-_MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-_USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
-_ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
+COMMON: list[Column] = [
+    ("mechanism", lambda run: run["name"], ""),
+    ("seed", lambda run: run["seed"], ""),
+    ("parameters", lambda run: run["train"]["parameters"], ","),
+    ("updates", lambda run: run["train"]["updates"], ","),
+    ("valid loss", lambda run: run["train"]["valid_loss"], ".3f"),
+]
+TRAINING_SPEED: Column = (
+    "training tokens/s",
+    lambda run: run["train"]["tokens_per_second"],
+    ",.0f",
+)
+TRANSLATION: list[Column] = [
+    *COMMON,
+    ("BLEU", lambda run: run["score"]["bleu"], ".1f"),
+    ("chrF", lambda run: run["score"]["chrf"], ".1f"),
+    ("tokenised BLEU", lambda run: run["score"]["tokenized_bleu"], ".1f"),
+    TRAINING_SPEED,
+    ("decoding tokens/s", lambda run: run["generate"]["tokens_per_second"], ",.0f"),
+]
+LANGUAGE_MODEL: list[Column] = [
+    *COMMON,
+    ("perplexity per subword", lambda run: run["eval-lm"]["perplexity_subword"], ".2f"),
+    ("perplexity per word", lambda run: run["eval-lm"]["perplexity_word"], ".2f"),
+    TRAINING_SPEED,
+    ("evaluation tokens/s", lambda run: run["eval-lm"]["tokens_per_second"], ",.0f"),
+]
 
 
-def kind_of(task: str) -> str:
-    """Return the kind of a task's table; a language model's folder ends in ``-lm``."""
-    name = task.removesuffix("-full").split(".")[0]
-    if not name.endswith("-lm"):
-        return "translation"
-    return "characters" if name.startswith("enwik8") else "words"
+CHARACTERS: list[Column] = [
+    *COMMON,
+    ("bits per character", lambda run: run["eval-lm"]["bits_per_character"], ".3f"),
+    *LANGUAGE_MODEL[-2:],
+]
+COLUMNS = {"translation": TRANSLATION, "words": LANGUAGE_MODEL, "characters": CHARACTERS}
+OPTIONAL = frozenset({"tokenised BLEU"})
+"""Columns that a table shows only if a run has them."""
 
 
-def kept_line(run: Path) -> dict[str, Any]:
-    """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
+def kind_of(runs: Sequence[dict[str, Any]]) -> str:
+    """Returns which of ``COLUMNS`` shows the runs, as the recipe of their task says.
 
-    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays.
-    Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
+    Runs of different kinds cannot share a table: raises ``ValueError``.
     """
-    run = run.resolve()
-    recorded = results.read(run)
-    if "train" not in recorded:
-        raise FileNotFoundError(f"{run} holds no results of a finished training")
-    recorded["task"] = run.parents[1].name
-    recorded["train"].get("curve", {}).pop("train", None)
-    text = json.dumps(recorded, ensure_ascii=False).replace(str(run.parents[3]), "out")
-    text = _USER_DIR.sub(r"\1fairseq_gpam", text)
-    remaining = _ABSOLUTE.search(text)
-    if remaining:
-        raise ValueError(f"{run}/results.json holds a path of this machine: {remaining[0]}")
-    return json.loads(text)
+    kinds = {tasks.of_runs(run["task"]).result_kind for run in runs}
+    if len(kinds) != 1:
+        raise ValueError("a table shows either translation runs or language models of one kind, at least one")
+    return kinds.pop()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the runs of one ``.jsonl`` file, none if there is no such file.
+def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
+    """Returns runs as a Markdown table; what was not run says so.
 
-    Raises ``ValueError`` that names file and line where a line is not a run.
+    Runs of different kinds cannot share a table: raises ``ValueError``.
     """
-    runs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
-        try:
-            run = json.loads(line)
-            _key(run)
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}: not a run with task, name and seed ({error!r})") from error
-        runs.append(run)
-    return runs
+    from tabulate import tabulate
 
-
-def _key(run: dict[str, Any]) -> tuple[int, str, str, str]:
-    return (*_order(run["name"]), str(run["seed"]).zfill(9), run["task"])
-
-
-def keep(runs: Sequence[Path], repository: Path) -> list[Path]:
-    """Adds runs to ``examples/results``, in the place of earlier lines of the same task, name and seed.
-
-    The lines stand in a fixed order, so that keeping a run again changes nothing. Returns the files written.
-    """
-    by_task: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        line = kept_line(run)
-        by_task.setdefault(line["task"], []).append(line)
-    paths = []
-    for task, lines in by_task.items():
-        path = repository / "examples/results" / f"{task}.jsonl"
-        kept = {_key(run): run for run in (*read_lines(path), *lines)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
-        results.write_atomically(path, text)
-        paths.append(path)
-    return paths
-
-
-def rows(task: str, repository: Path) -> list[dict[str, Any]]:
-    """Return a table's rows: published numbers, then our runs, then what was not run."""
-    folder = repository / "examples/results"
-    published = json.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+    columns = COLUMNS[kind or kind_of(runs)]
+    rows = [[_cell(run, value, form) for _, value, form in columns] for run in runs]
     shown = [
-        {**row, "name": f"{row['name']}, published: {row['source']}", "seed": "–", "published": True}
-        for row in published
-        if row["task"] == task
+        number
+        for number, (name, value, _) in enumerate(columns)
+        if name not in OPTIONAL or any(has(run, value) for run in runs)
     ]
-    runs = read_lines(folder / f"{task}.jsonl")
-    names = {run["name"] for run in runs}
-    runs += [{"name": name, "seed": "–"} for name in EXPECTED if name not in names]
-    return shown + sorted(runs, key=lambda run: (*_order(run["name"]), str(run["seed"]).zfill(9)))
+    return tabulate(
+        [[row[n] for n in shown] for row in rows],
+        headers=[columns[n][0] for n in shown],
+        tablefmt="github",
+        colalign=["left"] + ["right"] * (len(shown) - 1),
+        disable_numparse=True,
+    )
 
 
-def _order(name: str) -> tuple[int, str]:
-    return (EXPECTED.index(name), name) if name in EXPECTED else (len(EXPECTED), name)
+def has(run: dict[str, Any], value: Callable[[dict[str, Any]], Any]) -> bool:
+    """Tells whether the run recorded the value."""
+    try:
+        value(run)
+    except KeyError:
+        return False
+    return True
 
 
-def rebuilt(text: str, repository: Path) -> str:
-    """Return a page's text with every marked table made anew."""
+def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str) -> str:
+    if not has(run, value):
+        return "–" if run.get("published") else "not run"
+    number = value(run)
+    if isinstance(number, str):
+        return number
+    return "not measured" if number is None else format(number, form)
 
-    def fresh(match: re.Match[str]) -> str:
-        table = results.table(rows(match[2], repository), kind_of(match[2]))
-        return f"{match[1]}\n{table}\n\n{match[3]}"
 
-    return _MARKED.sub(fresh, text)
+def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the score signatures, machines and versions behind a table, each once."""
+    notes: dict[str, None] = {}
+    for run in runs:
+        for name in ("bleu", "chrf"):
+            if "score" in run:
+                notes[f"{name}: {run['score'][f'{name}_signature']}"] = None
+        environment = run["train"]["environment"]
+        machine = environment["machine"]
+        device = ", ".join(machine["accelerators"]) or machine["cpu"]
+        notes[f"machine: {device}, {machine['cores']} cores, {machine['threads']} thread(s)"] = None
+        notes["versions: " + ", ".join(f"{name} {version}" for name, version in environment["versions"].items())] = None
+        notes[f"commit: {environment['commit']}"] = None
+    return list(notes)
 
 
-def rebuild(repository: Path, write: bool = True) -> list[Path]:
-    """Rebuild the tables of README.md and of all pages under examples/; return the pages that changed."""
-    changed = []
-    for path in (repository / "README.md", *sorted((repository / "examples").rglob("*.md"))):
-        old = path.read_text(encoding="utf-8")
-        new = rebuilt(old, repository)
-        if new != old:
-            changed.append(path)
-            if write:
-                results.write_atomically(path, new)
-    return changed
+def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
+    """Writes ``table.md``, ``results.json`` and ``learning-curves.png``; returns the table."""
+    from fairseq_gpam.experiments.plots import learning_curves
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = table(runs)
+    notes = "".join(f"- {note}\n" for note in footnotes(runs))
+    recorded.write_atomically(out / "table.md", f"{text}\n\n{notes}")
+    recorded.write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
+    learning_curves(runs, out / "learning-curves.png")
+    return text

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_gpam.experiments import results
-from fairseq_gpam.recipes import prepare, score, stages, tasks
+from fairseq_gpam.experiments import tables
+from fairseq_gpam.recipes import prepare, recorded, score, stages, tasks
 from fairseq_gpam.recipes.archives import ArchiveError
 from fairseq_gpam.recipes.downloads import DownloadError
 from fairseq_gpam.recipes.engine_process import stop_on_sigterm, stopping
@@ -87,13 +87,13 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
         for_each(stages.generate, runs, arguments.jobs)
         step("score")
         for folder in folders:
-            print(folder, *results.score_lines(results.score(folder, score.references(folder))), sep="\n", flush=True)
+            print(folder, *score.score_lines(score.score(folder, score.references(folder))), sep="\n", flush=True)
     else:
         step("evaluate")
         for_each(stages.evaluate, runs, arguments.jobs)
     step("results")
     report = out / "quickstart" / f"{task.name}{'-full' if arguments.full else ''}"
-    print(results.report([results.read(folder) for folder in folders], report))
+    print(tables.report([recorded.read(folder) for folder in folders], report))
     print(f"\nwritten to {report}: table.md, results.json, learning-curves.png")
 
 

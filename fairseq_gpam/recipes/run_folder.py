@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import results
 from fairseq_gpam.recipes import checkpoints as checkpoint_files
+from fairseq_gpam.recipes import logs, recorded
 from fairseq_gpam.recipes.engine_process import EngineFailure, GenerationProgress, Progress, execute, training_line
 from fairseq_gpam.recipes.environment import environment
 
@@ -100,7 +100,7 @@ def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
     """
     path = folder / f"{stage}.command"
     if not path.exists():
-        results.write_atomically(path, shlex.join(command) + "\n")
+        recorded.write_atomically(path, shlex.join(command) + "\n")
         return True
     differences = differing_flags(shlex.split(path.read_text(encoding="utf-8")), command)
     if differences:
@@ -115,7 +115,7 @@ def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
 def write_config(checkpoint: Path, path: Path) -> None:
     """Writes fairseq's whole configuration, as the checkpoint holds it, as JSON."""
     config = checkpoint_files.load(checkpoint)["cfg"]
-    results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+    recorded.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -164,7 +164,7 @@ class Run:
     def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
         """Records a stage as ended, with its command line, measurements and environment."""
         entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
-        results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+        recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
 def launcher_rank() -> int:
@@ -183,12 +183,12 @@ def train(run: Run, command: Sequence[str]) -> None:
     max_update = int(given) if given else None
     checkpoints, log = run.folder / "checkpoints", run.folder / "train.log"
     if rank > 0:
-        if "train" not in results.read(run.folder) and not has_ended(checkpoints, log, max_update):
+        if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
             execute(command, run.folder / f"train.rank-{rank}.log")
         return
     with exclusive(run.folder) as lock:
         claimed = claim(run.folder, "train", command)
-        if "train" in results.read(run.folder):
+        if "train" in recorded.read(run.folder):
             run.say(f"trained already: {run.folder}")
             return
         repaired = checkpoint_files.repair_last(checkpoints)
@@ -205,13 +205,13 @@ def train(run: Run, command: Sequence[str]) -> None:
                     (run.folder / "train.command").unlink()
                     log.replace(run.folder / "train.failed.log")
                 raise
-        measured = results.parse_training_log(log.read_text(encoding="utf-8"))
+        measured = logs.parse_training_log(log.read_text(encoding="utf-8"))
         write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
         run.record("train", command, measured)
 
 
 def _need_training(run: Run, command: Sequence[str]) -> None:
-    if "train" not in results.read(run.folder):
+    if "train" not in recorded.read(run.folder):
         raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
     for path in (last_flag(command, "--path") or "").split(":"):
         if path:
@@ -227,7 +227,7 @@ def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | 
     with exclusive(run.folder) as lock:
         _need_training(run, command)
         claimed = claim(run.folder, stage, command)
-        if stage in results.read(run.folder):
+        if stage in recorded.read(run.folder):
             yield None
             return
         (run.folder / f"{stage}.log").unlink(missing_ok=True)
@@ -252,9 +252,9 @@ def generate(run: Run, command: Sequence[str]) -> None:
         output, log = run.folder / "generate.out", run.folder / "generate.log"
         execute(command, log, lock, output=output, report=GenerationProgress(run.label))
         text = output.read_text(encoding="utf-8")
-        hypotheses = results.parse_hypotheses(text)
-        results.write_atomically(run.folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
-        measured = results.parse_generation_log(log.read_text(encoding="utf-8") + text)
+        hypotheses = logs.parse_hypotheses(text)
+        recorded.write_atomically(run.folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
+        measured = logs.parse_generation_log(log.read_text(encoding="utf-8") + text)
         run.record("generate", command, measured)
         run.say(f"{measured['sentences']:,} sentences translated")
 
@@ -270,8 +270,8 @@ def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_byt
             run.say("evaluating")
             log = run.folder / "eval-lm.log"
             execute(command, log, lock)
-            evaluation = results.parse_evaluation_log(log.read_text(encoding="utf-8"))
-            subwords = results.count_tokens(subword)
+            evaluation = logs.parse_evaluation_log(log.read_text(encoding="utf-8"))
+            subwords = logs.count_tokens(subword)
             if evaluation["tokens"] == 0:
                 (run.folder / "eval-lm.command").unlink()
                 raise RunError(
@@ -279,11 +279,11 @@ def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_byt
                     "pass the --tokens-per-sample of the training"
                 )
             if by_bytes:
-                measured = results.bits_per_character(evaluation, text.stat().st_size, subwords)
+                measured = logs.bits_per_character(evaluation, text.stat().st_size, subwords)
             else:
-                measured = results.perplexities(evaluation, results.count_tokens(text), subwords)
+                measured = logs.perplexities(evaluation, logs.count_tokens(text), subwords)
             run.record("eval-lm", command, measured)
-    entry = results.read(run.folder)["eval-lm"]
+    entry = recorded.read(run.folder)["eval-lm"]
     if by_bytes:
         run.say(f"{entry['bits_per_character']:.4f} bits per character")
     else:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairseq_gpam
-from fairseq_gpam.experiments.results import CountMismatchError
 from fairseq_gpam.recipes import run_folder, tasks
 from fairseq_gpam.recipes.checkpoints import CheckpointError
 from fairseq_gpam.recipes.engine_process import EngineFailure, stop_on_sigterm
+from fairseq_gpam.recipes.logs import CountMismatchError
 from fairseq_gpam.recipes.run_folder import Run, RunError
 from fairseq_gpam.recipes.tasks import Task, TaskError
 
@@ -233,4 +233,4 @@ EVAL_LM = StageCommand(
 def run_of(folder: Path) -> tuple[Path, Task]:
     """Returns the output folder and the task of a run in ``OUT/runs/TASK[-full]/NAME/SEED``."""
     folder = folder.resolve()
-    return folder.parents[3], tasks.load(folder.parents[1].name.removesuffix("-full"))
+    return folder.parents[3], tasks.of_runs(folder.parents[1].name)

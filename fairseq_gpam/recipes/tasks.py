@@ -120,6 +120,13 @@ class Task:
     def is_translation(self) -> bool:
         return self.kind == "translation"
 
+    @property
+    def result_kind(self) -> str:
+        """What its results are: of a "translation", or of a language model's "words" or "characters" (of bytes)."""
+        if self.is_translation:
+            return "translation"
+        return "characters" if self.data.subwords == "bytes" else "words"
+
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
         """Endings of the prepared text files."""
@@ -174,6 +181,17 @@ def load(name: str) -> Task:
     data.setdefault("name", name.partition(".")[0])
     values["data"] = Data(**data)
     return Task(name=name, **values)
+
+
+def of_runs(folder_name: str) -> Task:
+    """Returns the task of the runs in ``OUT/runs/TASK`` or, with the full budget, ``OUT/runs/TASK-full``.
+
+    Raises TaskError as `load`, and if the task has no full budget.
+    """
+    task = load(folder_name.removesuffix("-full"))
+    if folder_name.endswith("-full") and not task.full_budget:
+        raise TaskError(f"{_path(task.name)}: key 'full_budget' is missing, so there is no {folder_name}")
+    return task
 
 
 def _path(name: str) -> Path:

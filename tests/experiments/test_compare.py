@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.experiments import compare, comparison_report, results
+from fairseq_gpam.experiments import compare, comparison_report
+from fairseq_gpam.recipes import recorded
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
 NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
@@ -116,7 +117,7 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
             folder = tmp_path / f"runs/made-lm/{name}/{seed}"
             folder.mkdir(parents=True)
             run = made_run(name, seed)
-            results.update(folder, {key: run[key] for key in ("name", "seed", "train")})
+            recorded.update(folder, {key: run[key] for key in ("name", "seed", "train")})
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
             record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
             (folder / "train.log").write_text(f"x | INFO | train_inner | {json.dumps(record)}\n")

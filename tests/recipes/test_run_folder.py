@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from fairseq_gpam.experiments import results
-from fairseq_gpam.recipes import run_folder
+from fairseq_gpam.recipes import recorded, run_folder
 from fairseq_gpam.recipes.engine_process import EngineFailure, Progress, execute
 
 
@@ -99,9 +98,9 @@ def test_an_unfinished_training_is_not_evaluated(tmp_path):
     with pytest.raises(run_folder.RunError, match="training has not ended"):
         run_folder.evaluate(run, ["fairseq-eval-lm"], tmp_path / "text", tmp_path / "subword")
     run.record("train", ["fairseq-train", "a b"], {"valid_loss": 1.0})
-    recorded = results.read(tmp_path)
-    assert recorded["train"]["command"] == "fairseq-train 'a b'"
-    assert set(recorded["train"]["environment"]) == {"versions", "machine", "commit"}
+    stages = recorded.read(tmp_path)
+    assert stages["train"]["command"] == "fairseq-train 'a b'"
+    assert set(stages["train"]["environment"]) == {"versions", "machine", "commit"}
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path):
@@ -111,7 +110,7 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path):
     log = "Evaluated 0 tokens in 0.0s (0.00 tokens/s)\\nLoss (base 2): 0.0000, Perplexity: 1.00"
     with pytest.raises(run_folder.RunError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
         run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], tmp_path / "text", tmp_path / "text")
-    assert "eval-lm" not in results.read(tmp_path)
+    assert "eval-lm" not in recorded.read(tmp_path)
     assert not (tmp_path / "eval-lm.command").exists()
 
 

@@ -1,0 +1,98 @@
+"""The results that are committed: ``examples/results/TASK.jsonl`` holds one JSON object for each run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.recipes import recorded
+
+EXPECTED = ("stock", "dagpam")
+"""Rows that every table has, run or not."""
+PUBLISHED = "published.json"
+
+_USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
+_ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
+
+
+def kept_line(run: Path) -> dict[str, Any]:
+    """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
+
+    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays.
+    Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
+    """
+    run = run.resolve()
+    found = recorded.read(run)
+    if "train" not in found:
+        raise FileNotFoundError(f"{run} holds no results of a finished training")
+    found["task"] = run.parents[1].name
+    found["train"].get("curve", {}).pop("train", None)
+    text = json.dumps(found, ensure_ascii=False).replace(str(run.parents[3]), "out")
+    text = _USER_DIR.sub(r"\1fairseq_gpam", text)
+    remaining = _ABSOLUTE.search(text)
+    if remaining:
+        raise ValueError(f"{run}/results.json holds a path of this machine: {remaining[0]}")
+    return json.loads(text)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the runs of one ``.jsonl`` file, none if there is no such file.
+
+    Raises ``ValueError`` that names file and line where a line is not a run.
+    """
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
+        try:
+            run = json.loads(line)
+            _key(run)
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: not a run with task, name and seed ({error!r})") from error
+        runs.append(run)
+    return runs
+
+
+def _key(run: dict[str, Any]) -> tuple[int, str, str, str]:
+    return (*order(run["name"]), str(run["seed"]).zfill(9), run["task"])
+
+
+def keep(runs: Sequence[Path], repository: Path) -> list[Path]:
+    """Adds runs to ``examples/results``, in the place of earlier lines of the same task, name and seed.
+
+    The lines stand in a fixed order, so that keeping a run again changes nothing. Returns the files written.
+    """
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        line = kept_line(run)
+        by_task.setdefault(line["task"], []).append(line)
+    paths = []
+    for task, lines in by_task.items():
+        path = repository / "examples/results" / f"{task}.jsonl"
+        kept = {_key(run): run for run in (*read_lines(path), *lines)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
+        recorded.write_atomically(path, text)
+        paths.append(path)
+    return paths
+
+
+def published(task: str, repository: Path) -> list[dict[str, Any]]:
+    """Returns the published numbers of a task, named with their source."""
+    rows = json.loads((repository / "examples/results" / PUBLISHED).read_text(encoding="utf-8"))
+    return [
+        {**row, "name": f"{row['name']}, published: {row['source']}", "seed": "–", "published": True}
+        for row in rows
+        if row["task"] == task
+    ]
+
+
+def runs_of(task: str, repository: Path) -> list[dict[str, Any]]:
+    """Returns the kept runs of a task in the order of their file."""
+    return read_lines(repository / "examples/results" / f"{task}.jsonl")
+
+
+def order(name: str) -> tuple[int, str]:
+    """Returns the key by which arms are sorted: stock, daGPAM, then by name."""
+    return (EXPECTED.index(name), name) if name in EXPECTED else (len(EXPECTED), name)

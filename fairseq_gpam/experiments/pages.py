@@ -1,0 +1,137 @@
+"""Tables inside Markdown pages, made anew from ``examples/results`` by ``python -m fairseq_gpam results tables``.
+
+A table stands between two lines of README.md or of a page under examples/:
+
+    <!-- results: TASK names=ARM,ARM seeds=N,N -->
+    <!-- /results -->
+
+Its rows are the published numbers of the task, then its kept runs. ``names`` and ``seeds`` are optional; with them only
+those runs are shown, and what is named but not kept says that it was not run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.experiments import kept, tables
+from fairseq_gpam.experiments.grid import NAME
+from fairseq_gpam.recipes import recorded
+from fairseq_gpam.recipes import tasks as recipes
+
+MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
+LIKE_A_MARKER = re.compile(r"^<!--\s*/?(?:results)\b.*$", re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?P<marker><!-- (?P<kind>results): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class MarkerError(ValueError):
+    """A marker in a page is wrong; the message names the page, the marker and what is allowed."""
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Returns the names in a list such as ``stock,dagpam``; raises ``ValueError`` saying what is allowed."""
+    found = tuple(text.split(","))
+    if len(set(found)) != len(found) or not all(map(NAME.fullmatch, found)):
+        raise ValueError("different names of arms, separated by commas without spaces")
+    return found
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Returns the seeds in a list such as ``1,2``; raises ``ValueError`` saying what is allowed."""
+    found = text.split(",")
+    if len(set(found)) != len(found) or not all(re.fullmatch("[0-9]+", seed) for seed in found):
+        raise ValueError("different whole numbers, separated by commas without spaces")
+    return tuple(map(int, found))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of marker: its options, each with its reader, and what makes the text between its lines."""
+
+    options: dict[str, Callable[[str], Any]]
+    make: Callable[..., str]
+
+
+def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Returns a table's rows: published numbers, then our runs, and what was not run in its place among them."""
+    runs = kept.runs_of(task, repository)
+    shown = kept.published(task, repository)
+    for name in names or sorted({*kept.EXPECTED, *(run["name"] for run in runs)}, key=kept.order):
+        own = [run for run in runs if run["name"] == name and (not seeds or run["seed"] in seeds)]
+        if names or name in kept.EXPECTED:
+            there = {run["seed"] for run in own}
+            missing = [seed for seed in seeds if seed not in there] if seeds else ["–"] * (not own)
+            own += [{"name": name, "seed": seed} for seed in missing]
+        shown += sorted(own, key=lambda run: str(run["seed"]).zfill(9))
+    return shown
+
+
+def results_table(task: str, repository: Path, **chosen: Any) -> str:
+    """Returns the table of a marker ``results``."""
+    return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind)
+
+
+KINDS = {"results": Kind({"names": names, "seeds": seeds}, results_table)}
+ALLOWED = "; ".join(
+    f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
+    for name, kind in KINDS.items()
+)
+
+
+def made(marker: str, page: Path, repository: Path) -> str:
+    """Returns what stands below a marker.
+
+    Raises ``MarkerError`` if it is not a marker, or if an option or the task is not known.
+    """
+    found = MARKER.fullmatch(marker)
+    if not found:
+        raise MarkerError(f"{page}: {marker}: not a marker; allowed: {ALLOWED}")
+    kind = KINDS[found[1]]
+    chosen: dict[str, Any] = {}
+    for word in found[3].split():
+        key, _, value = word.partition("=")
+        if key not in kind.options or key in chosen:
+            allowed = ", ".join(f"{name}=…" for name in kind.options)
+            raise MarkerError(f"{page}: {marker}: {word!r} is unknown or given twice; allowed: {allowed}")
+        try:
+            chosen[key] = kind.options[key](value)
+        except ValueError as error:
+            raise MarkerError(f"{page}: {marker}: {key} is {value!r}; allowed: {error}") from error
+    try:
+        return kind.make(found[2], repository, **chosen)
+    except recipes.TaskError as error:
+        raise MarkerError(f"{page}: {marker}: {error}") from error
+
+
+def rebuilt(text: str, page: Path, repository: Path) -> str:
+    """Returns a page's text with everything between markers made anew; raises ``MarkerError``."""
+
+    def fresh(block: re.Match[str]) -> str:
+        inner = LIKE_A_MARKER.search(block["inside"])
+        if inner:
+            raise MarkerError(f"{page}: {block['marker']}: allowed: <!-- /{block['kind']} --> before {inner[0]}")
+        return f"{block['marker']}\n\n{made(block['marker'], page, repository)}\n\n{block['end']}"
+
+    alone = LIKE_A_MARKER.search(BLOCK.sub("", text))
+    if alone:
+        raise MarkerError(f"{page}: {alone[0]}: not a marker with its end; allowed: {ALLOWED}")
+    return BLOCK.sub(fresh, text)
+
+
+def rebuild(repository: Path, write: bool = True) -> list[Path]:
+    """Rebuilds the tables of README.md and of all pages under examples/; returns the pages that changed."""
+    changed = []
+    for path in (repository / "README.md", *sorted((repository / "examples").rglob("*.md"))):
+        old = path.read_text(encoding="utf-8")
+        new = rebuilt(old, path.relative_to(repository), repository)
+        if new != old:
+            changed.append(path)
+            if write:
+                recorded.write_atomically(path, new)
+    return changed

@@ -1,0 +1,137 @@
+"""What fairseq's logs and outputs say, and what is computed from it: losses, speeds, hypotheses, perplexities."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
+PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
+TRANSLATED = re.compile(
+    r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s "
+    r"\([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
+)
+EVALUATED = re.compile(r"Evaluated ([\d,]+) tokens in ([\d.]+)s \(([\d.]+) tokens/s\)")
+LOSS_BASE_2 = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
+HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
+
+
+class CountMismatchError(ValueError):
+    """Hypotheses and references, or tokens evaluated and tokens of the text, differ in number."""
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
+    """Yields the values of a training log's records of a kind: "train_inner", "train" or "valid"."""
+    return (json.loads(values) for name, values in RECORD.findall(log) if name == kind)
+
+
+def parse_training_log(log: str) -> dict[str, Any]:
+    """Returns parameters, losses and speed from a log with ``--log-format json``.
+
+    An update that an interrupted run reached twice counts once, as it was last written. Losses are
+    as fairseq prints them (base 2), speed is target tokens per second over all intervals.
+    Raises ``ValueError`` if the log holds no validation.
+    """
+    train = {int(record["num_updates"]): record for record in records(log, "train_inner")}
+    valid = {int(record["valid_num_updates"]): record for record in records(log, "valid")}
+    if not valid:
+        raise ValueError("the training log holds no validation; was --log-format json given?")
+    tokens = [float(record["wpb"]) for record in train.values()]
+    seconds = [float(record["wpb"]) / float(record["wps"]) for record in train.values() if float(record["wps"]) > 0]
+    losses = {number: float(record["valid_loss"]) for number, record in valid.items()}
+    best = min(losses, key=lambda number: losses[number])
+    return {
+        "parameters": sum({kind: _number(n) for kind, n in PARAMETERS.findall(log)}.values()),
+        "updates": max(losses),
+        "valid_loss": losses[best],
+        "valid_nll_loss": float(valid[best].get("valid_nll_loss", losses[best])),
+        "best_update": best,
+        "tokens_per_second": sum(tokens) / sum(seconds) if seconds else None,
+        "curve": {
+            "train": [[number, float(train[number]["loss"])] for number in sorted(train)],
+            "valid": [[number, losses[number]] for number in sorted(losses)],
+        },
+    }
+
+
+def parse_hypotheses(output: str) -> list[str]:
+    """Returns the best hypotheses of fairseq-generate's output in the test set's order."""
+    hypotheses: dict[int, str] = {}
+    for number, text in HYPOTHESIS.findall(output):
+        hypotheses.setdefault(int(number), text.strip())
+    return [hypotheses[number] for number in sorted(hypotheses)]
+
+
+def parse_generation_log(log: str) -> dict[str, Any]:
+    """Returns the number of sentences and tokens generated and the tokens per second.
+
+    Raises ``ValueError`` if fairseq-generate's closing line is missing.
+    """
+    match = TRANSLATED.search(log)
+    if not match:
+        raise ValueError("the output of fairseq-generate has no line 'Translated … sentences'")
+    return {
+        "sentences": _number(match[1]),
+        "tokens": _number(match[2]),
+        "seconds": float(match[3]),
+        "tokens_per_second": float(match[4]),
+    }
+
+
+def parse_evaluation_log(log: str) -> dict[str, Any]:
+    """Returns loss (bits per subword), tokens and speed from fairseq-eval-lm's log.
+
+    Raises ``ValueError`` if its closing lines are missing.
+    """
+    evaluated, loss = EVALUATED.search(log), LOSS_BASE_2.search(log)
+    if not evaluated or not loss:
+        raise ValueError("the log of fairseq-eval-lm has no lines 'Evaluated …' and 'Loss …'")
+    return {
+        "tokens": _number(evaluated[1]),
+        "seconds": float(evaluated[2]),
+        "tokens_per_second": float(evaluated[3]),
+        "bits_per_subword": float(loss[1]),
+    }
+
+
+def count_tokens(path: Path) -> int:
+    """Counts the whitespace-separated tokens of a text, one more per line for its end."""
+    with path.open(encoding="utf-8") as lines:
+        return sum(len(line.split()) + 1 for line in lines)
+
+
+def _check_tokens(evaluation: dict[str, Any], subwords: int) -> None:
+    if evaluation["tokens"] != subwords:
+        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}")
+
+
+def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int) -> dict[str, Any]:
+    """Adds the bits per character, which is a byte: all bits of the text over its ``characters``.
+
+    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``tokens``.
+    """
+    _check_tokens(evaluation, tokens)
+    bits = evaluation["bits_per_subword"] * tokens / characters
+    return {**evaluation, "characters": characters, "bits_per_character": bits}
+
+
+def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
+    """Adds the perplexity per subword and per word, both counting one end-of-line symbol a line.
+
+    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``subwords``.
+    """
+    _check_tokens(evaluation, subwords)
+    bits = evaluation["bits_per_subword"]
+    return {
+        **evaluation,
+        "words": words,
+        "perplexity_subword": 2**bits,
+        "perplexity_word": 2 ** (bits * subwords / words),
+    }

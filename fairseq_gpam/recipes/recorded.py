@@ -1,0 +1,31 @@
+"""A run's ``results.json``: what each of its stages recorded when it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` holds either its old or its whole new content."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the run's recorded results, empty if no stage has ended yet."""
+    path = folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def update(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
+    """Adds ``entries`` to the run's ``results.json`` and returns all of it."""
+    recorded = {**read(folder), **entries}
+    write_atomically(folder / "results.json", json.dumps(recorded, indent=2) + "\n")
+    return recorded
