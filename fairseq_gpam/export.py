@@ -86,6 +86,12 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     folded = {name: tensor for name, tensor in weights.items() if ".mechanism." not in name}
     names = {module: name for name, module in model.named_modules()}
     for attention in attention_modules(model):
+        site = attention.mechanism.site
+        if site.query_dim != site.head_dim:
+            raise ExportError(
+                f"{site}: --gpam-query-rank {site.query_rank} does not fold into stock attention, whose queries have "
+                f"{site.head_dim} channels in a head"
+            )
         factors = torch.stack(list(softmax_factors(attention.mechanism)))
         if bool((factors == 1).all()):
             continue

@@ -93,6 +93,10 @@ def print_parameters(model: parameters.Model) -> None:
     print(f"                {extra / layers:+.4%} of the {layers:,} in stock's layers (no embeddings, no output)")
     for site, name, number, added in parameters.count_sites(ours):
         print(f"  {site:8} {name:20} {number:3} attentions  {added:+,}")
+    queries = parameters.count_query_width(ours)
+    if queries:
+        rank = parameters.parse(model).gpam_query_rank
+        print(f"  queries and keys of width {rank} in a head (--gpam-query-rank): {queries:+,}")
     if any("dagpam" in name for _, name, _, _ in parameters.count_sites(ours)):
         projection = parameters.parse(model).gpam_negative_projection
         print(f"  W_Q⁻ of daGPAM: {projection} (--gpam-negative-projection)")

@@ -60,6 +60,15 @@ GENERAL_OPTIONS = (
         choices=BACKENDS,
     ),
     Option(
+        "query_rank",
+        int,
+        None,
+        "the width of a head's queries and keys, without it that of its values, embed_dim/heads; scores are divided by "
+        "its root (arXiv 2407.16153)",
+        check=lambda rank: rank > 0,
+        allowed="a whole number > 0",
+    ),
+    Option(
         "log_attention",
         int,
         0,

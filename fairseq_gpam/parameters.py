@@ -129,6 +129,16 @@ def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
     return [(site, name, number, extra) for (site, name), (number, extra) in rows.items()]
 
 
+def count_query_width(model: nn.Module) -> int:
+    """Returns how many parameters the queries and keys have more than stock's, with --gpam-query-rank."""
+    more = 0
+    for attention in attention_modules(model):
+        for projection in (attention.q_proj, attention.k_proj):
+            row = projection.in_features + (projection.bias is not None)
+            more += row * (projection.out_features - attention.embed_dim)
+    return more
+
+
 @dataclass(frozen=True)
 class Arm:
     """A model to compare with, how many parameters it has, and how many it was to have."""

@@ -35,6 +35,7 @@ PROMISED = {
     "--gpam-negative-activation": "relu",
     "--gpam-negative-frozen": False,
     "--gpam-negative-source": "query",
+    "--gpam-query-rank": None,
     "--gpam-backend": "auto",
 }
 
@@ -119,6 +120,7 @@ REACHES = [
     (["--gpam-negative-activation", "none"], lambda m: not m.activates),
     (["--gpam-negative-source", "input"], lambda m: m.negative_projection.weight.shape == (16, 16)),
     (["--gpam-negative-frozen"], lambda m: not m.negative_projection.weight.requires_grad),
+    (["--gpam-query-rank", "3"], lambda m: m.site.query_dim == 3),
     (["--gpam-backend", "reference"], lambda m: m.backend == "reference"),
     (["--gpam-backend", "fused"], lambda m: m.backend == "fused"),
 ]
@@ -190,6 +192,8 @@ REFUSED = [
     ("--gpam-lambda-plus-training", "free", "fixed, trainable"),
     ("--gpam-lambda-minus-training", "free", "fixed, trainable"),
     ("--gpam-import", "nowhere.py", "the file that defines"),
+    ("--gpam-query-rank", "0", "a whole number > 0"),
+    ("--gpam-query-rank", "2.5", "a whole number > 0"),
 ]
 
 

@@ -121,6 +121,7 @@ class Settings(Mapping[str, Any]):
 class Site:
     """Where in a model an attention stands.
 
+    `head_dim` is the width of a head's values, `query_rank` that of its queries and keys where it is another one.
     `shared` is one dictionary for the whole model: what layers share (a λ of scope `model`, the first layer's values)
     is kept there under a key of its owner's choice.
     """
@@ -132,6 +133,12 @@ class Site:
     num_heads: int
     head_dim: int
     shared: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    query_rank: int | None = None
+
+    @property
+    def query_dim(self) -> int:
+        """Returns the width of a head's queries and keys."""
+        return self.query_rank or self.head_dim
 
     def with_heads(self, num_heads: int) -> Site:
         return replace(self, num_heads=num_heads)
@@ -144,7 +151,7 @@ class Site:
 class AttentionInput:
     """What one call of an attention mechanism gets.
 
-    q: B × H × T × D, not scaled. k, v: B × H × S × D.
+    q: B × H × T × D, not scaled. k, v: B × H × S × D; with --gpam-query-rank v has another D than q and k.
     mask: which keys a query may see.
     x: B × T × C, the layer's input to the query projection.
     dropout_p: the probability with which a weight is dropped now; 0 outside training.

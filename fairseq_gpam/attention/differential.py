@@ -62,7 +62,7 @@ class DifferentialAttention(AttentionMechanism):
             )
         self.lambda_init = lambda_init(site.layer)
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
-            nn.Parameter(torch.randn(site.head_dim) * 0.1) for _ in range(4)
+            nn.Parameter(torch.randn(site.query_dim) * 0.1) for _ in range(4)
         )
         self.norm_weight = nn.Parameter(torch.ones(2 * site.head_dim))
 

@@ -50,7 +50,7 @@ class DifferentialV2Attention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.second_q_proj = nn.Linear(site.embed_dim, site.num_heads * site.head_dim)
+        self.second_q_proj = nn.Linear(site.embed_dim, site.num_heads * site.query_dim)
         nn.init.xavier_uniform_(self.second_q_proj.weight, gain=1 / math.sqrt(2))
         self.strength_proj = nn.Linear(site.embed_dim, site.num_heads, bias=False)
         if settings.differential_v2_init == "xavier":

@@ -86,10 +86,9 @@ class GatedLinearAttention(AttentionMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         refuse_fused(self.name, settings)
-        width = site.num_heads * site.head_dim
         self.decay_down = nn.Linear(site.embed_dim, RANK, bias=False)
-        self.decay_up = nn.Linear(RANK, width)
-        self.gate_proj = nn.Linear(site.embed_dim, width, bias=False)
+        self.decay_up = nn.Linear(RANK, site.num_heads * site.query_dim)
+        self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * site.head_dim, bias=False)
         self.norm_weight = nn.Parameter(torch.ones(site.head_dim))
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:

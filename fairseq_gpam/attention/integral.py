@@ -50,10 +50,10 @@ class IntegralAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.signals: int = settings.integral_signals
-        if site.head_dim % self.signals:
+        if site.query_dim % self.signals:
             raise ValueError(
-                f"--gpam-integral-signals {self.signals} is not allowed with heads of dimension {site.head_dim}; "
-                f"allowed: a number that divides {site.head_dim}"
+                f"--gpam-integral-signals {self.signals} is not allowed with queries of {site.query_dim} channels "
+                f"in a head; allowed: a number that divides {site.query_dim}"
             )
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:

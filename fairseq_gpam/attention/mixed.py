@@ -116,6 +116,11 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
     stand at this site, if a mixture does not fit the heads or the layers, or if there is no neutral setting.
     """
     chosen = spec_of_layer(spec, site)
+    if settings.warm_start and site.query_dim != site.head_dim:
+        raise ValueError(
+            f"--gpam-query-rank {site.query_rank} is not allowed with --gpam-warm-start: a stock model's queries have "
+            f"{site.head_dim} channels in a head; allowed: {site.head_dim}"
+        )
     mechanism: AttentionMechanism
     if is_mixture(chosen):
         mechanism = MixedHeads(chosen, site, settings)

@@ -36,7 +36,7 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
 
     With `--gpam-negative-frozen` none of it is trained.
     """
-    head_dim, bias = site.head_dim, settings.negative_bias
+    head_dim, bias = site.query_dim, settings.negative_bias
     projection: nn.Linear
     if settings.negative_source == "input":
         return _build_input_projection(site, settings)
@@ -68,7 +68,7 @@ def _build_input_projection(site: Site, settings: Settings) -> nn.Linear:
                 f"--gpam-{name.replace('_', '-')} {refused!r} is not allowed with --gpam-negative-source 'input', "
                 f"where W_Q⁻ maps the model dimension to all heads; allowed: {allowed}"
             )
-    projection = nn.Linear(site.embed_dim, site.num_heads * site.head_dim, bias=settings.negative_bias)
+    projection = nn.Linear(site.embed_dim, site.num_heads * site.query_dim, bias=settings.negative_bias)
     if settings.negative_init == "xavier":
         nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
     else:

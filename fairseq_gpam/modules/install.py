@@ -46,7 +46,9 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
             for attribute, site_name in attentions.items():
                 stock = getattr(layer, attribute)
                 if stock is not None:
-                    site = Site(site_name, index, len(layers), stock.embed_dim, stock.num_heads, stock.head_dim, shared)
+                    width, heads, head_dim = stock.embed_dim, stock.num_heads, stock.head_dim
+                    rank = settings.query_rank
+                    site = Site(site_name, index, len(layers), width, heads, head_dim, shared, rank)
                     attention = _exchange(stock, site, settings, noise)
                     if attention.mechanism.needs_every_layer:
                         _check_every_layer_runs(stack, layer, site, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,15 +48,31 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _set_mechanism(self, mechanism: AttentionMechanism, q_noise: float, qn_block_size: int) -> None:
         self.mechanism = mechanism
         self.weights_hooks: dict[int, WeightsHook] = {}
+        if mechanism.site.query_dim != self.head_dim:
+            self._set_query_width(self.num_heads * mechanism.site.query_dim, q_noise, qn_block_size)
         for module in mechanism.modules():
             if isinstance(module, nn.Linear):
                 quant_noise(module, q_noise, qn_block_size)
+
+    def _set_query_width(self, width: int, q_noise: float, qn_block_size: int) -> None:
+        """Exchanges the query and key projections for ones to `width` channels, which start as fairseq's do."""
+        gain = 1 / math.sqrt(2) if self.qkv_same_dim else 1.0
+        for name in ("q_proj", "k_proj"):
+            stock = getattr(self, name)
+            projection = nn.Linear(stock.in_features, width, bias=stock.bias is not None)
+            nn.init.xavier_uniform_(projection.weight, gain=gain)
+            setattr(self, name, quant_noise(projection, q_noise, qn_block_size))
+        if self.bias_v is not None:
+            self.register_parameter("bias_k", nn.Parameter(nn.init.xavier_normal_(self.bias_v.new_empty(1, 1, width))))
 
     @classmethod
     def from_stock(
         cls, stock: MultiheadAttention, mechanism: AttentionMechanism, q_noise: float = 0.0, qn_block_size: int = 8
     ) -> GPAMMultiheadAttention:
-        """Takes over the projections, dropout and settings of a stock module; no random number is drawn."""
+        """Takes over the projections, dropout and settings of a stock module.
+
+        No random number is drawn unless --gpam-query-rank changes the width of the queries.
+        """
         if stock.use_xformers:
             raise ValueError(XFORMERS_REFUSAL)
         attention = cls.__new__(cls)
@@ -147,7 +164,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         length, bsz, _ = projected.shape
-        return projected.view(length, bsz, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+        return projected.view(length, bsz, self.num_heads, -1).permute(1, 2, 0, 3)
 
     @staticmethod
     def _fold_beams(heads: Tensor, beams: int) -> Tensor:
@@ -239,9 +256,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
             keys.append(self._split_heads(self.bias_k.expand(-1, rows, -1)))
             values.append(self._split_heads(self.bias_v.expand(-1, rows, -1)))
         if self.add_zero_attn:
-            zeros = k.new_zeros(rows, self.num_heads, 1, self.head_dim)
-            keys.append(zeros)
-            values.append(zeros)
+            keys.append(k.new_zeros(rows, self.num_heads, 1, k.size(-1)))
+            values.append(v.new_zeros(rows, self.num_heads, 1, v.size(-1)))
         if len(keys) == 1:
             return k, v, mask
         mask = mask.expanded(num_queries, num_keys, k.device).extended(len(keys) - 1)
@@ -256,10 +272,20 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _adaptive_prune_heads(self, reserve_head_index: list[tuple[int, int]]) -> None:
         self._get_reserve_head_index(len(reserve_head_index))
 
+    def _check_query_width(self, weight: Tensor | None) -> None:
+        """Raises ValueError if a checkpoint's queries have another width than these."""
+        if weight is not None and weight.size(0) != self.q_proj.out_features:
+            rank = self.mechanism.site.query_dim
+            raise ValueError(
+                f"--gpam-query-rank {rank} is not allowed with this checkpoint, whose queries have "
+                f"{weight.size(0)} channels in {self.num_heads} heads; allowed: {weight.size(0) // self.num_heads}"
+            )
+
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Lets a checkpoint of the stock model be loaded: what the mechanism adds starts at its initial values."""
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}.mechanism." if name else "mechanism."
+        self._check_query_width(state_dict.get(f"{name}.q_proj.weight" if name else "q_proj.weight"))
         if any(key.startswith(prefix) for key in state_dict):
             return
         own = {prefix + key: value for key, value in self.mechanism.state_dict().items()}

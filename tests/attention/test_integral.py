@@ -25,5 +25,5 @@ class TestIntegral(Contract):
 
 
 def test_signals_that_do_not_divide_the_head_are_refused():
-    with pytest.raises(ValueError, match=r"--gpam-integral-signals 8 is not allowed.*dimension 12; allowed: .*12"):
+    with pytest.raises(ValueError, match=r"--gpam-integral-signals 8 is .*12 channels in a head; allowed: .*12"):
         build_mechanism("integral", Site("encoder", 0, 1, 24, 2, 12), settings())
