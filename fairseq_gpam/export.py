@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import fairseq_gpam
 from fairseq_gpam.attention import AttentionMechanism
 from fairseq_gpam.attention.dagpam import DualGPAMAttention
+from fairseq_gpam.attention.lambda_sources import TokenLambda
 from fairseq_gpam.attention.mixed import MixedHeads
 from fairseq_gpam.attention.scaled_softmax import ScaledSoftmaxAttention
 from fairseq_gpam.attention.softmax import SoftmaxAttention
@@ -115,6 +116,12 @@ def softmax_factors(mechanism: AttentionMechanism) -> Iterator[Tensor]:
         yield from torch.ones(heads)
     elif isinstance(mechanism, (ScaledSoftmaxAttention, DualGPAMAttention)):
         if isinstance(mechanism, DualGPAMAttention):
+            if isinstance(mechanism.lambda_minus, TokenLambda):
+                raise ExportError(
+                    f"{mechanism.site}: mechanism {mechanism.name!r} has a λ⁻ for each token (--gpam-lambda-source "
+                    "'token'), which is never 0; only λ⁻ = 0 folds, because stock attention has one softmax and cannot "
+                    "subtract a second one"
+                )
             minus = torch.as_tensor(mechanism.lambda_minus()).flatten()
             if bool((minus != 0).any()):
                 numbers = ", ".join(f"{number:.4g}" for number in minus.tolist())

@@ -218,7 +218,7 @@ def measure_attention(findings: Findings, event: Attended, token_ids: Tensor | N
     if token_ids is not None and weights.shape[-2:] == token_ids.shape[-1:] * 2:
         by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
-    for name, values in by_head.items():
+    for name, values in {**by_head, **event.token_lambdas}.items():
         findings.add(name, event.site, event.layer, values.mean(dim=1))
         for head in range(values.size(1)):
             findings.add(name, event.site, event.layer, values[:, head], head + 1)
@@ -229,7 +229,7 @@ def measure_attention(findings: Findings, event: Attended, token_ids: Tensor | N
 
 @torch.no_grad()
 def measure_parameters(findings: Findings) -> None:
-    """Adds what needs no data: the QK eigenspectrum and the λ's."""
+    """Adds what needs no data: the QK eigenspectrum and the λ's that do not differ between tokens."""
     for place in find_attentions(findings.subject.model):
         module = place.module
         queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()

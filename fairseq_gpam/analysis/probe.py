@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionMask
 from fairseq_gpam.attention.affine import branch_weights
-from fairseq_gpam.attention.measures import unpadded_tokens, visible_to_tokens, with_constant_keys
+from fairseq_gpam.attention.measures import (
+    mean_lambda,
+    token_lambdas,
+    unpadded_tokens,
+    visible_to_tokens,
+    with_constant_keys,
+)
 from fairseq_gpam.modules import GPAMMultiheadAttention, register_attention_hook
 
 SWITCHES = ("skips", "mlps", "layer-norms")
@@ -32,7 +39,7 @@ class Attended:
 
     Shapes: weights B × H × T × S, signed, before dropout, part of the graph; probabilities the same or None; visible
     bool, broadcastable to them, True = this query is a token and sees this key; output B × T × C, before the skip;
-    tokens bool B × T.
+    tokens bool B × T; token_lambdas has the λ's that differ between tokens, their means over the tokens, B × H.
     """
 
     site: str
@@ -42,6 +49,7 @@ class Attended:
     visible: Tensor
     output: Tensor
     tokens: Tensor
+    token_lambdas: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,7 @@ class Probe:
         self._tokens: dict[str, Tensor] = {}
         self._inputs: dict[tuple[str, int], dict[str, Any]] = {}
         self._weights: dict[tuple[str, int], Tensor] = {}
+        self._token_lambdas: dict[tuple[str, int], dict[str, Tensor]] = defaultdict(dict)
 
     def __enter__(self) -> Probe:
         with ExitStack() as stack:
@@ -134,7 +143,7 @@ class Probe:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
-        for kept in (self._tokens, self._inputs, self._weights):
+        for kept in (self._tokens, self._inputs, self._weights, self._token_lambdas):
             kept.clear()
 
     def _switch_off(self, stack: ExitStack) -> None:
@@ -169,6 +178,15 @@ class Probe:
         for place in self.attentions:
             if not isinstance(place.module, GPAMMultiheadAttention):
                 self._open_stock_attention(place, stack)
+
+            for name, source in token_lambdas(place.module).items():
+
+                def keep_lambda(
+                    module: nn.Module, inputs: Any, values: Tensor, at: AttentionPlace = place, name: str = name
+                ) -> None:
+                    self._token_lambdas[at.site, at.layer][name] = values.detach()
+
+                _keep(stack, source.register_forward_hook(keep_lambda))
 
             def after(module: nn.Module, inputs: Any, output: Any, place: AttentionPlace = place) -> None:
                 assert self.on_attention is not None
@@ -208,9 +226,10 @@ class Probe:
             with torch.no_grad():
                 branch = _softmax_branch(place.module, given)
             probabilities = branch if branch.shape == weights.shape else None
-        return Attended(
-            place.site, place.layer, weights, probabilities, visible, output.detach().transpose(0, 1), tokens
-        )
+        own = self._token_lambdas.pop((place.site, place.layer), {})
+        means = {name: mean_lambda(values, tokens) for name, values in own.items()}
+        output = output.detach().transpose(0, 1)
+        return Attended(place.site, place.layer, weights, probabilities, visible, output, tokens, means)
 
     def _listen_to_states(self, stack: ExitStack) -> None:
         assert self.on_states is not None

@@ -46,7 +46,7 @@ LAMBDA_OPTIONS = (
 class Lambda(nn.Module):
     """One λ: a number, or one for each head.
 
-    `forward()` returns it broadcastable to B × H × T × S: a float where it is fixed, else a tensor of shape 1 or
+    Its value is broadcastable to B × H × T × S: a float where it is fixed, else a tensor of shape 1 or
     H × 1 × 1. A fixed λ is not stored with the checkpoint's weights; the flags give it.
     """
 
@@ -67,7 +67,8 @@ class Lambda(nn.Module):
             self.theta = nn.Parameter(torch.full((count,), start))
             self.theta.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
 
-    def forward(self) -> Tensor | float:
+    def forward(self, x: Tensor | None = None) -> Tensor | float:
+        """Returns λ; x, the layer's input, is only for a λ that is made from it."""
         if self.theta is None:
             return self.initial
         value = self.bound * torch.sigmoid(self.theta) if self.bound else self.theta

@@ -7,24 +7,45 @@ leading shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+from fairseq_gpam.attention.lambda_sources import TokenLambda
 from fairseq_gpam.attention.lambdas import Lambda
 from fairseq_gpam.attention.masks import AttentionMask
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def lambdas(attention: nn.Module) -> dict[str, Tensor]:
-    """Returns the values of every λ in a module, one or one for each head, under its name, such as `lambda_plus`.
+    """Returns the values of every λ that is a number, or one for each head, under its name, such as `lambda_plus`.
 
     In a group of mixed heads the name begins with that of the mechanism; a tied λ stands under both its names.
     """
-    found = {}
+    return {
+        name: torch.as_tensor(module(), dtype=torch.float64).detach().flatten()
+        for name, module in _named_lambdas(attention, Lambda)
+    }
+
+
+def token_lambdas(attention: nn.Module) -> dict[str, TokenLambda]:
+    """Returns the modules that make a λ for each token, named as `lambdas` names its values."""
+    return dict(_named_lambdas(attention, TokenLambda))
+
+
+def mean_lambda(values: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the mean of a λ per token, B × H × T × 1, over the tokens (bool B × T): B × H, NaN if there is none."""
+    kept = tokens[:, None, :, None]
+    return torch.where(kept, values.double(), 0.0).sum(dim=(2, 3)) / kept.sum(dim=(2, 3))
+
+
+def _named_lambdas(attention: nn.Module, kind: type[Module]) -> Iterator[tuple[str, Module]]:
     for path, module in attention.named_modules(remove_duplicate=False):
-        if isinstance(module, Lambda):
-            name = path.removeprefix("mechanism.").removeprefix("groups.").replace(".", "_")
-            found[name] = torch.as_tensor(module(), dtype=torch.float64).detach().flatten()
-    return found
+        if isinstance(module, kind):
+            yield path.removeprefix("mechanism.").removeprefix("groups.").replace(".", "_"), module
 
 
 def visible_to_tokens(mask: AttentionMask, tokens: Tensor, num_keys: int) -> Tensor:

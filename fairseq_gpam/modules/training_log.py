@@ -18,9 +18,11 @@ from fairseq_gpam.attention import AttentionMask
 from fairseq_gpam.attention.measures import (
     entropy,
     lambdas,
+    mean_lambda,
     negative_mass,
     residual_ratio,
     row_sum,
+    token_lambdas,
     unpadded_tokens,
     visible_to_tokens,
     with_constant_keys,
@@ -34,7 +36,8 @@ PRIORITY = 10_000
 class AttentionLog(nn.Module):
     """A part of a model that has no weights and listens, in training, to the first batch of every N-th update.
 
-    Row sum, negative mass, entropy (nats) and λ of every attention, means over heads and sentences; the residual ratio
+    Row sum, negative mass, entropy (nats) and λ of every attention, means over heads and sentences (a λ per token is
+    averaged over a sentence's tokens first); the residual ratio
     of the states after every layer, mean over sentences; definitions in `attention.measures`. The query gradient norm
     is ‖dL/dW_Q‖_F per sample size before clipping; it appears one update later, from fairseq's own gradient norm:
     gnorm · ‖g_Q‖/‖g‖, whose quotient neither clipping nor loss scale nor sample size changes.
@@ -83,6 +86,9 @@ class AttentionLog(nn.Module):
             keep = functools.partial(self._keep_masks, name)
             self._handles.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
             attention.weights_hooks[id(self)] = functools.partial(self._log_weights, name)
+            for what, module in token_lambdas(attention).items():
+                log_lambda = functools.partial(self._log_lambda, name, what)
+                self._handles.append(module.register_forward_hook(log_lambda))
         for name, layer in self._layers:
             self._handles.append(layer.register_forward_hook(functools.partial(self._log_states, name)))
 
@@ -116,6 +122,11 @@ class AttentionLog(nn.Module):
         }
         for what, value in values.items():
             _log(f"{name}_{what}", value.nanmean())
+
+    @torch.no_grad()
+    def _log_lambda(self, name: str, what: str, module: nn.Module, args: Any, values: Tensor) -> None:
+        tokens = self._tokens["encoder" if name.startswith("encoder") else "decoder"]
+        _log(f"{name}_{what}", mean_lambda(values, tokens).nanmean())
 
     @torch.no_grad()
     def _log_states(self, name: str, module: nn.Module, args: Any, output: Any) -> None:

@@ -129,6 +129,19 @@ def test_lambdas_by_layer_and_head(trained):
     assert min(found.values["negative_mass", "encoder", 1, None]) >= 0
 
 
+def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentence(trained):
+    """A row of daGPAM sums to 1+λ⁺−λ⁻, so that the mean of the row sums gives the mean of λ⁻."""
+    flags = ("--gpam-lambda-source", "token", "--gpam-lambda-plus", "0.25")
+    subject = fresh(trained, *flags, arch="transformer_gpam")
+    found = collect(subject, sources.choose(subject, "test", 3), paths=0)
+    for site in ("encoder", "decoder", "cross"):
+        for head in (None, 1, 2):
+            strengths = torch.tensor(found.values["lambda_minus", site, 2, head])
+            row_sums = torch.tensor(found.values["row_sum", site, 2, head])
+            assert strengths.shape == (3,) and (strengths != strengths[0]).any()
+            torch.testing.assert_close(strengths, 1.25 - row_sums, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("mechanism", ["dagpam:1,softmax:1", "gated", "coda", "differential"])
 def test_other_mechanisms(trained, mechanism):
     flags = ("--gpam-mechanism", mechanism)

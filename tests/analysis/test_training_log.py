@@ -123,3 +123,15 @@ def test_other_settings(flags):
     model = model_of("translation", "--gpam-log-attention", "1", *flags)
     values, _, _ = update(model, tiny.model_input("translation"), 1)
     assert any("lambda_minus" in key for key in values)
+
+
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_a_lambda_per_token_is_logged_as_its_mean_over_the_tokens(task):
+    """A row of daGPAM sums to 1+λ⁺−λ⁻, so that the mean of the row sums gives the mean of λ⁻."""
+    model = model_of(task, "--gpam-log-attention", "1", "--gpam-lambda-source", "token", "--gpam-lambda-plus", "0.25")
+    values, _, _ = update(model, tiny.model_input(task), 1)
+    strengths = {key: value for key, value in values.items() if key.endswith("lambda_minus")}
+    assert len(strengths) == 2 * len(SITES[task]) and len(set(strengths.values())) == len(strengths)
+    for key, value in strengths.items():
+        row_sum = values[key.removesuffix("lambda_minus") + "row_sum"]
+        assert value == pytest.approx(1.25 - row_sum, abs=1e-4)

@@ -57,6 +57,8 @@ class TestDagpam(Contract):
         {"negative_activation": "none", "negative_frozen": True},
         {"negative_source": "input", "negative_bias": True, "negative_activation": "none"},
         {"negative_source": "input"},
+        {"lambda_source": "token", "lambda_plus_training": "fixed"},
+        {"lambda_source": "token", "negative_source": "input", "backend": "fused"},
         {"negative_bias": True, "lambda_max": 2.0, "lambda_tied": True, "backend": "fused"},
     )
 
@@ -73,7 +75,12 @@ class TestDagpam(Contract):
             source = x if projection.weight.size(1) > q.size(-1) else q[:, head]
             source = source.clamp(min=0) if mechanism.activates else source
             second.append(source @ projection.weight[own].T + offset)
-        plus, minus = mechanism.lambda_plus(), mechanism.lambda_minus()
+        plus = mechanism.lambda_plus()
+        if hasattr(mechanism.lambda_minus, "projection"):
+            logits = torch.einsum("btc,hc->bht", x, mechanism.lambda_minus.projection.weight)
+            minus = (1 / (1 + torch.exp(-logits))).unsqueeze(-1)
+        else:
+            minus = mechanism.lambda_minus()
         weights = (1 + plus) * softmax_map(q, k, bias, visible)
         weights = weights - minus * softmax_map(torch.stack(second, dim=1), k, bias, visible)
         return weights @ v, weights

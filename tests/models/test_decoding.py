@@ -12,6 +12,7 @@ VARIANTS = {
         ["--no-cross-attention", "--cross-self-attention"],
         ["--gpam-cross-mechanism", "softmax"],
         ["--gpam-lambda-scope", "model", "--gpam-negative-projection", "shared"],
+        ["--gpam-lambda-source", "token"],
         ["--gpam-backend", "reference"],
         ["--gpam-backend", "fused"],
     ],
@@ -66,9 +67,10 @@ def test_full_forward_is_step_by_step_with_left_padded_prefixes():
     assert torch.allclose(steps[kept], full[kept], atol=1e-5)
 
 
+@pytest.mark.parametrize("flags", [[], ["--gpam-lambda-source", "token"]], ids=" ".join)
 @pytest.mark.parametrize("task", TASKS)
-def test_reordered_beams_go_on_as_their_own_sentences_would(task):
-    model = model_of(task)
+def test_reordered_beams_go_on_as_their_own_sentences_would(task, flags):
+    model = model_of(task, *flags)
     inputs = translation_input((5, 3, 7), (6, 6, 6)) if task == "translation" else {"src_tokens": sentences((6, 6, 6))}
     encoder_out, tokens = encoded(model, inputs)
     _, state = stepwise(model, encoder_out, tokens[:, :3])
