@@ -30,7 +30,7 @@ COMMANDS = {
     "experiment": ("fairseq_gpam.experiments.experiment", "run a grid of arms, tasks, seeds and learning rates"),
     "compare": ("fairseq_gpam.experiments.compare", "compare runs with a baseline by seed: tables, verdicts, a page"),
     "results": ("fairseq_gpam.experiments.results", "tables, reports and kept results of runs"),
-    "ngrams": ("fairseq_gpam.analysis.induction", "write sequences of random n-gram sources, to study induction heads"),
+    "ngrams": ("fairseq_gpam.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }
 
 

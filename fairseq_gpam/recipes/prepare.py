@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_gpam.recipes import corpora, downloads, standard_corpora, subwords, tasks
+from fairseq_gpam.recipes import corpora, downloads, ngrams, standard_corpora, subwords, tasks
 from fairseq_gpam.recipes.archives import ArchiveError
 from fairseq_gpam.recipes.multi30k import prepare_multi30k
 from fairseq_gpam.recipes.tasks import Task
@@ -102,12 +102,13 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
     learned = data.subwords in LEARNED
     known = [""] * len(files) if data.partial else [file.checksum for file in data.files]
     sums = [checksum or downloads.digest(path) for checksum, path in zip(known, files, strict=True)]
-    parts = [f"{data.corpus} {' '.join(sums)}", f"{data.subwords} {data.vocabulary}" if learned else data.subwords]
+    parts = [" ".join([data.corpus, *sums]), f"{data.subwords} {data.vocabulary}" if learned else data.subwords]
     parts += [f"--{key.replace('_', '-')} {value}" for key, value in data.options.items()]
     stamp = ", ".join(parts)
     with completing(task.text(out), stamp) as part:
         if part is not None:
-            print(f"reading {' '.join(map(str, files))}", flush=True)
+            if files:
+                print(f"reading {' '.join(map(str, files))}", flush=True)
             read_corpus(task, files, part, int(os.environ.get("WORKERS", "1")))
     stamp += f", fairseq-preprocess {' '.join(data.preprocess)}"
     with completing(task.data_bin(out), stamp) as part:
@@ -166,6 +167,8 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
                 standard_corpora.prepare_wikitext103(files, out)
             case "enwik8":
                 standard_corpora.prepare_enwik8(files, out, data.options["held_out"])
+            case "ngrams":
+                ngrams.write(data.options, out)
             case _:
                 raise PrepareError(f"{task.name}: no reader for the corpus '{data.corpus}'")
     except UnicodeDecodeError as error:

@@ -1,10 +1,8 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from fairseq_gpam.__main__ import main
 from fairseq_gpam.analysis import induction
 
 WORDS, LENGTH, SHARP = 12, 24, 50.0
@@ -73,31 +71,3 @@ def test_padding_and_unrepeated_tokens():
     # only the third query repeats and is a token: its key is the second
     assert induction.induction_score(weights, tokens, visible).item() == 0.25
     assert induction.previous_token_score(weights, visible).item() == 0.25
-
-
-def test_sequences_follow_a_source_of_the_order_that_was_asked_for():
-    (long,) = induction.markov_sequences(2, 3, 1, 20_000, concentration=0.05, seed=3)
-    pairs, triples = np.zeros((3, 3)), np.zeros((3, 3, 3))
-    np.add.at(pairs, (long[:-1], long[1:]), 1)
-    np.add.at(triples, (long[:-2], long[1:-1], long[2:]), 1)
-
-    def conditional_entropy(counts):
-        shares = counts / counts.sum()
-        inner = counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)
-        return -(shares * np.log(np.where(inner > 0, inner, 1))).sum()
-
-    assert conditional_entropy(triples) < 0.8 * conditional_entropy(pairs)
-    one, other = induction.markov_sequences(1, 3, 2, 500, concentration=0.1)
-    assert not np.array_equal(one, other)
-    assert np.array_equal(induction.markov_sequences(1, 3, 2, 500, concentration=0.1)[0], one)
-    with pytest.raises(ValueError, match=r"length 2, concentration 1\.0 are not allowed"):
-        induction.markov_sequences(2, 3, 1, 2)
-
-
-def test_the_command_writes_text(tmp_path):
-    flags = "--train 3 --valid 2 --test 1 --length 9 --vocabulary 4"
-    assert main(["ngrams", "--out", str(tmp_path), *flags.split()]) == 0
-    for split, count in (("train", 3), ("valid", 2), ("test", 1)):
-        lines = (tmp_path / f"{split}.txt").read_text(encoding="utf-8").splitlines()
-        assert len(lines) == count and all(len(line.split()) == 9 for line in lines)
-        assert {word for line in lines for word in line.split()} <= {"t0", "t1", "t2", "t3"}

@@ -164,6 +164,10 @@ def ptb(folder):
     return environment
 
 
+def ngrams(folder):
+    return {"NGRAM_LENGTH": "31", "NGRAM_TRAIN": "400", "NGRAM_HELD_OUT": "41"}
+
+
 def wikitext_103(folder):
     path = folder / "wikitext-103-v1.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -20,6 +20,7 @@ FOLDERS = {
     "iwslt14-en-de": archives.iwslt14,
     "wmt14-en-de": archives.wmt14,
     "multi30k-en-de": archives.multi30k,
+    "ngram-lm": archives.ngrams,
     "ptb-lm": archives.ptb,
     "wikitext-103-lm": archives.wikitext_103,
     "enwik8-lm": archives.enwik8,
