@@ -13,6 +13,7 @@ from fairseq_gpam.recipes.subwords import SPLITS
 CONCENTRATION = 0.3
 """Of the Dirichlet prior: the smaller, the surer is a context of what follows."""
 
+
 def markov_sequences(
     order: int, vocabulary: int, count: int, length: int, concentration: float = 1.0, seed: int = 1
 ) -> np.ndarray:
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=int, default=8000, metavar="N", help="sequences (default: 8000)")
     parser.add_argument("--valid", type=int, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument("--test", type=int, default=200, metavar="N", help="sequences (default: 200)")
-    parser.add_argument("--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: 0.3)")
+    parser.add_argument(
+        "--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: 0.3)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="default: 1; each split takes its own")
 
 
@@ -77,7 +80,9 @@ def write(options: Mapping[str, float], out: Path) -> None:
     # The end of the line is certain, and counts as a token in fairseq's losses.
     for context in range(order + 1):
         bits = predictor_bits(sequences, context, vocabulary, concentration) * length / (length + 1)
-        print(f"test: a predictor that counts {context + 1}-grams of the line loses {bits:.3f} bits a token", flush=True)
+        print(
+            f"test: a predictor that counts {context + 1}-grams of the line loses {bits:.3f} bits a token", flush=True
+        )
 
 
 def predictor_bits(sequences: np.ndarray, context: int, vocabulary: int, concentration: float) -> float:
