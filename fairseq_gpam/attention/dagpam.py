@@ -8,8 +8,8 @@ from torch import Tensor
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, split_heads
-from fairseq_gpam.attention.lambda_sources import LAMBDA_SOURCE_OPTIONS, build_lambda_minus
-from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS, build_lambda
+from fairseq_gpam.attention.lambda_sources import LAMBDA_SOURCE_OPTIONS, build_lambdas
+from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS
 from fairseq_gpam.attention.negative_projection import build_negative_projection
 
 DAGPAM_OPTIONS = (
@@ -72,8 +72,7 @@ class DualGPAMAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
-        self.lambda_minus = build_lambda_minus(self.name, site, settings)
+        self.lambda_plus, self.lambda_minus = build_lambdas(self.name, site, settings)
         self.negative_projection = build_negative_projection(site, settings)
         self.activates = settings.negative_activation == "relu"
         self.projects_input = settings.negative_source == "input"

@@ -1,13 +1,15 @@
-"""Where daGPAM's λ⁻ comes from: a number, or the token that queries."""
+"""Where daGPAM's λ's come from: two numbers, a number and the token that queries, or a ratio and a given row sum."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import Option, Settings, Site
 from fairseq_gpam.attention.families import split_heads, upcast
-from fairseq_gpam.attention.lambdas import Lambda, build_lambda
+from fairseq_gpam.attention.lambdas import Lambda, build_lambda, no_decay_parameter, scope_count, scope_key
 
 LAMBDA_SOURCE_OPTIONS = (
     Option(
@@ -17,6 +19,23 @@ LAMBDA_SOURCE_OPTIONS = (
         "where λ⁻ comes from: a number, or the token, λ⁻ = sigmoid(x·w⁻) with x the layer's input and a trained vector "
         "w⁻ for each head",
         choices=("number", "token"),
+    ),
+    Option(
+        "row_sum",
+        float,
+        None,
+        "hold the row sum 1+λ⁺−λ⁻ at this number and train the ratio r = λ⁻/(1+λ⁺) in place of the two λ's; r lies "
+        "between 0 and 1",
+        check=lambda total: total > 0,
+        allowed="a number > 0, because r stays below 1",
+    ),
+    Option(
+        "lambda_ratio",
+        float,
+        None,
+        "where r starts with --gpam-row-sum; 1/3 if absent, the ratio of λ⁺ = λ⁻ = 0.5",
+        check=lambda ratio: 0 < ratio < 1,
+        allowed="a number between 0 and 1, both excluded",
     ),
 )
 
@@ -30,6 +49,20 @@ _TOKEN_REFUSALS = (
     ("lambda_tied", False, "no --gpam-lambda-tied, because λ⁺ stays a number"),
     ("lambda", "trainable", "trainable; --gpam-lambda-plus-training 'fixed' fixes λ⁺ alone"),
 )
+
+# The same with a row sum that is held.
+_ROW_SUM_REFUSALS = (
+    ("warm_start", False, "no --gpam-warm-start, because such a λ⁻ is never 0"),
+    ("lambda", "trainable", "trainable; two fixed λ's hold their row sum anyway"),
+    ("lambda_plus_training", None, "no --gpam-lambda-plus-training, because r is trained in place of λ⁺"),
+    ("lambda_minus_training", None, "no --gpam-lambda-minus-training, because r is trained in place of λ⁻"),
+    ("lambda_plus", 0.5, "no --gpam-lambda-plus; --gpam-lambda-ratio says where r starts"),
+    ("lambda_minus", 0.5, "no --gpam-lambda-minus; --gpam-lambda-ratio says where r starts"),
+    ("lambda_max", None, "no --gpam-lambda-max, because λ⁺ and λ⁻ follow from r"),
+    ("lambda_tied", False, "no --gpam-lambda-tied; --gpam-row-sum 1 makes λ⁺ = λ⁻"),
+    ("lambda_source", "number", "number"),
+)
+_DEFAULT_RATIO = 1 / 3
 
 
 class TokenLambda(nn.Module):
@@ -47,15 +80,55 @@ class TokenLambda(nn.Module):
         return "sigmoid(x·w), one for each token and head"
 
 
-def build_lambda_minus(owner: str, site: Site, settings: Settings) -> Lambda | TokenLambda:
-    """Builds, or finds, λ⁻ of the mechanism `owner`.
+class RatioLambda(Lambda):
+    """λ⁺ or λ⁻ where the row sum s = 1+λ⁺−λ⁻ is held and the ratio r = λ⁻/(1+λ⁺) = sigmoid(θ) is trained.
 
-    Raises ValueError if an option is given that has no meaning with the source of λ⁻.
+    λ⁻ = s·r/(1−r) = s·exp(θ) and λ⁺ = λ⁻ + s − 1. Both are made from the same θ.
     """
+
+    def __init__(self, theta: nn.Parameter, row_sum: float, offset: float) -> None:
+        super().__init__(initial=0.0, count=theta.numel(), trainable=False, bound=None, flag="--gpam-row-sum")
+        self.theta = theta
+        self.row_sum = row_sum
+        self.offset = offset
+
+    def from_theta(self, theta: Tensor) -> Tensor:
+        return self.row_sum * torch.exp(theta) + self.offset
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, row sum {self.row_sum:g}"
+
+
+def build_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Lambda, Lambda | TokenLambda]:
+    """Builds, or finds, λ⁺ and λ⁻ of the mechanism `owner`.
+
+    Raises ValueError if an option is given that has no meaning with the source of the λ's.
+    """
+    if settings.row_sum is not None:
+        refuse_options(settings, f"--gpam-row-sum {settings.row_sum:g}", _ROW_SUM_REFUSALS)
+        return _build_ratio_lambdas(owner, site, settings)
+    if settings.lambda_ratio is not None:
+        raise ValueError(
+            f"--gpam-lambda-ratio {settings.lambda_ratio:g} is not allowed without --gpam-row-sum, which makes the "
+            "ratio a parameter; allowed: --gpam-row-sum with a number > 0"
+        )
+    lambda_plus = build_lambda("lambda_plus", owner, site, settings)
     if settings.lambda_source == "number":
-        return build_lambda("lambda_minus", owner, site, settings)
+        return lambda_plus, build_lambda("lambda_minus", owner, site, settings)
     refuse_options(settings, "--gpam-lambda-source 'token'", _TOKEN_REFUSALS)
-    return TokenLambda(site.embed_dim, site.num_heads)
+    return lambda_plus, TokenLambda(site.embed_dim, site.num_heads)
+
+
+def _build_ratio_lambdas(owner: str, site: Site, settings: Settings) -> tuple[RatioLambda, RatioLambda]:
+    key = scope_key("lambda_ratio", owner, site, settings)
+    if key not in site.shared:
+        ratio = _DEFAULT_RATIO if settings.lambda_ratio is None else settings.lambda_ratio
+        theta = no_decay_parameter(torch.full((scope_count(site, settings),), math.log(ratio / (1 - ratio))))
+        site.shared[key] = (
+            RatioLambda(theta, settings.row_sum, settings.row_sum - 1),
+            RatioLambda(theta, settings.row_sum, 0.0),
+        )
+    return site.shared[key]
 
 
 def refuse_options(settings: Settings, companion: str, refusals: tuple[tuple[str, object, str], ...]) -> None:

@@ -64,15 +64,17 @@ class Lambda(nn.Module):
         self.theta: nn.Parameter | None = None
         if trainable:
             start = math.log(initial / (bound - initial)) if bound else initial
-            self.theta = nn.Parameter(torch.full((count,), start))
-            self.theta.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
+            self.theta = no_decay_parameter(torch.full((count,), start))
 
     def forward(self, x: Tensor | None = None) -> Tensor | float:
         """Returns λ; x, the layer's input, is only for a λ that is made from it."""
         if self.theta is None:
             return self.initial
-        value = self.bound * torch.sigmoid(self.theta) if self.bound else self.theta
+        value = self.from_theta(self.theta)
         return value if value.numel() == 1 else value.view(-1, 1, 1)
+
+    def from_theta(self, theta: Tensor) -> Tensor:
+        return self.bound * torch.sigmoid(theta) if self.bound else theta
 
     def extra_repr(self) -> str:
         if self.theta is None:
@@ -98,18 +100,27 @@ def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambd
             "--gpam-warm-start, from which nothing could move away; allowed: one of them trainable"
         )
     source = "lambda_plus" if settings.lambda_tied else name
-    key: tuple[object, ...] = ("lambda", owner, source)
-    if settings.lambda_scope != "model":
-        key += (site.name, site.layer)
+    key = scope_key(source, owner, site, settings)
     if key not in site.shared:
         site.shared[key] = Lambda(
             initial=settings[source],
-            count=site.num_heads if settings.lambda_scope == "head" else 1,
+            count=scope_count(site, settings),
             trainable=trainings[source.removeprefix("lambda_")] == "trainable",
             bound=settings.lambda_max,
             flag="--gpam-" + source.replace("_", "-"),
         )
     return site.shared[key]
+
+
+def scope_key(name: str, owner: str, site: Site, settings: Settings) -> tuple[object, ...]:
+    """Returns the key in `site.shared` under which all layers that share a λ find it."""
+    where = () if settings.lambda_scope == "model" else (site.name, site.layer)
+    return ("lambda", owner, name, *where)
+
+
+def scope_count(site: Site, settings: Settings) -> int:
+    """Returns how many numbers a λ is at one site: one for each head, or one."""
+    return site.num_heads if settings.lambda_scope == "head" else 1
 
 
 def no_decay_parameter(values: Tensor) -> nn.Parameter:

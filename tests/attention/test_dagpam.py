@@ -57,6 +57,7 @@ class TestDagpam(Contract):
         {"negative_activation": "none", "negative_frozen": True},
         {"negative_source": "input", "negative_bias": True, "negative_activation": "none"},
         {"negative_source": "input"},
+        {"row_sum": 0.7, "lambda_ratio": 0.6},
         {"lambda_source": "token", "lambda_plus_training": "fixed"},
         {"lambda_source": "token", "negative_source": "input", "backend": "fused"},
         {"negative_bias": True, "lambda_max": 2.0, "lambda_tied": True, "backend": "fused"},
