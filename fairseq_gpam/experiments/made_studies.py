@@ -44,7 +44,7 @@ def study_table(study: str, repository: Path, rows: str, columns: str, value: st
         if not found:
             return "not run"
         mean = f"{statistics.mean(found):.3g}"
-        return mean if len(set(found)) == 1 else f"{mean} ({min(found):.3g}–{max(found):.3g})"
+        return f"{found[0]:,}" if len(set(found)) == 1 else f"{mean} ({min(found):.3g}–{max(found):.3g})"
 
     return tabulate(
         [[name, *(cell(name, head) for head in heads)] for name in names],

@@ -6,7 +6,8 @@ A table stands between two lines of README.md or of a page under examples/:
     <!-- /results -->
 
 Its rows are the published numbers of the task, then its kept runs. ``names`` and ``seeds`` are optional; with them only
-those runs are shown, and what is named but not kept says that it was not run.
+those runs are shown, and what is named but not kept says that it was not run. The tables of studies on made data stand
+between markers of their own (``made_studies``).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 
 from fairseq_gpam.experiments import kept, tables
 from fairseq_gpam.experiments.grid import NAME
+from fairseq_gpam.experiments.made_studies import study_table
 from fairseq_gpam.recipes import recorded
 from fairseq_gpam.recipes import tasks as recipes
 
 MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
-LIKE_A_MARKER = re.compile(r"^<!--\s*/?(?:results)\b.*$", re.MULTILINE)
+LIKE_A_MARKER = re.compile(r"^<!--\s*/?(?:results|study)\b.*$", re.MULTILINE)
 BLOCK = re.compile(
-    r"^(?P<marker><!-- (?P<kind>results): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
+    r"^(?P<marker><!-- (?P<kind>results|study): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -77,7 +79,10 @@ def results_table(task: str, repository: Path, **chosen: Any) -> str:
     return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind)
 
 
-KINDS = {"results": Kind({"names": names, "seeds": seeds}, results_table)}
+KINDS = {
+    "results": Kind({"names": names, "seeds": seeds}, results_table),
+    "study": Kind({"rows": str, "columns": str, "value": str}, study_table),
+}
 ALLOWED = "; ".join(
     f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
     for name, kind in KINDS.items()
