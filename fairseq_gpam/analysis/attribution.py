@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import metrics
 from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
-from fairseq_gpam.analysis.probe import Attended, Probe
+from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.analysis.sources import Subject
+from fairseq_gpam.modules.listener import AttentionCall
 
 REMOVED_SHARE = 0.2
 """The share of the tokens that the deletion test removes."""
@@ -32,7 +33,7 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
         }
         seen: dict[tuple[str, int], Tensor] = {}
 
-        def keep(event: Attended, seen: dict[tuple[str, int], Tensor] = seen) -> None:
+        def keep(event: AttentionCall, seen: dict[tuple[str, int], Tensor] = seen) -> None:
             seen[event.site, event.layer] = event.weights
 
         with torch.enable_grad(), Probe(model, on_attention=keep):

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import induction, metrics
 from fairseq_gpam.analysis.attribution import deletion_test, operator_map, relevance_map
-from fairseq_gpam.analysis.probe import Attended, Probe, States, find_attentions, iterate_parameters
+from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.sources import Samples, Subject, labels
 from fairseq_gpam.attention.measures import lambdas
+from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, find_attentions
 
 Key = tuple[str, str, int, int | None]
 
@@ -169,12 +170,12 @@ def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> No
         findings.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
 
 
-def _measure_call(findings: Findings, token_ids: dict[str, Tensor], event: Attended) -> None:
+def _measure_call(findings: Findings, token_ids: dict[str, Tensor], event: AttentionCall) -> None:
     measure_attention(findings, event, token_ids.get(event.site))
 
 
 @torch.no_grad()
-def measure_states(findings: Findings, event: States) -> None:
+def measure_states(findings: Findings, event: HiddenStates) -> None:
     states, tokens = event.states.double(), event.tokens
     _measure_tokens(findings, event.site, event.layer, states, tokens, "")
     argmin = metrics.residual_ratio_argmin(event.states, tokens)
@@ -198,7 +199,7 @@ def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, t
 
 
 @torch.no_grad()
-def measure_attention(findings: Findings, event: Attended, token_ids: Tensor | None) -> None:
+def measure_attention(findings: Findings, event: AttentionCall, token_ids: Tensor | None) -> None:
     """Adds the metrics of one attention's weights; `token_ids` are those of a self-attention, B × T."""
     weights, visible = event.weights.detach().double(), event.visible
     by_head = {
@@ -210,8 +211,9 @@ def measure_attention(findings: Findings, event: Attended, token_ids: Tensor | N
         "sink_rate": metrics.sink(weights, visible),
         "first_token_share": metrics.first_token_share(weights, visible),
     }
-    if event.probabilities is not None:
-        probabilities = event.probabilities.double()
+    probabilities = event.probabilities()
+    if probabilities is not None:
+        probabilities = probabilities.double()
         by_head["softmax_jacobian_l1"] = metrics.softmax_jacobian_l1(probabilities, visible)
         by_head["softmax_jacobian_frobenius"] = metrics.softmax_jacobian_frobenius(probabilities, visible)
     # With learned keys, or a source before the target, keys are not the tokens of the queries.
@@ -283,7 +285,7 @@ def collect_maps(findings: Findings, samples: Samples, number: int) -> SampleMap
     batch = samples.batch([number])
     maps: dict[tuple[str, int], Tensor] = {}
 
-    def keep(event: Attended) -> None:
+    def keep(event: AttentionCall) -> None:
         maps[event.site, event.layer] = event.weights.detach()[0].float()
 
     with torch.no_grad(), Probe(subject.model, findings.without, on_attention=keep):

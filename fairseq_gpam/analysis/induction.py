@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairseq_gpam.attention.measures import metric
 
+OLSSON = "Olsson et al. 2022, arXiv 2209.11895"
+ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
+
+
+@metric("previous-token score", "mean weight of a query on the token before it", OLSSON)
 def previous_token_score(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns the mean weight of a query on the token before it, over the queries that see it (arXiv 2209.11895).
+    """Returns the mean over the queries that see the token before them.
 
     Shapes: weights … × T × T; visible bool, broadcastable to them. The result has the leading shape; NaN where no query
     sees the token before it.
@@ -16,10 +22,15 @@ def previous_token_score(weights: Tensor, visible: Tensor | None = None) -> Tens
     return _mean_weight(weights, wanted, visible)
 
 
+@metric(
+    "induction score",
+    "mean weight of a query on the tokens that followed earlier occurrences of its own token",
+    OLSSON,
+)
 def induction_score(weights: Tensor, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns the mean weight of a query on the tokens that followed earlier occurrences of its own token.
+    """Returns the mean over the queries whose token occurred before.
 
-    Olsson et al. 2022, arXiv 2209.11895. Shapes: weights B × H × T × T, tokens B × T (numbers of the vocabulary),
+    Shapes: weights B × H × T × T, tokens B × T (numbers of the vocabulary),
     visible bool, broadcastable to the weights; result B × H, NaN where no token occurs twice.
     """
     same = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
@@ -35,14 +46,18 @@ def _mean_weight(weights: Tensor, wanted: Tensor, visible: Tensor | None) -> Ten
     return torch.where(chosen, weights, 0.0).sum(dim=(-2, -1)) / rows.sum(dim=-1)
 
 
+@metric(
+    "copying score",
+    "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head, layer norms left out",
+    ELHAGE,
+)
 def copying_score(
     value_weight: Tensor, output_weight: Tensor, embedding: Tensor, unembedding: Tensor, num_heads: int
 ) -> Tensor:
-    """Returns Σ Re μ / Σ |μ| of each head, μ the eigenvalues of the map from token to logit, W_U W_O W_V W_E.
+    """Returns how positive the eigenvalues of each head's map from token to logit are, from its D × D product.
 
-    Near 1 a head raises the logits of the tokens it attends to, near −1 it lowers them (Elhage et al. 2021,
-    transformer-circuits.pub/2021/framework). Computed by the head's D × D product. Shapes: value_weight (H·D) × C,
-    output_weight C × (H·D), embedding and unembedding V × C; result H.
+    Near 1 a head raises the logits of the tokens that it attends to; near −1 it lowers them. Shapes: value_weight
+    (H·D) × C, output_weight C × (H·D), embedding and unembedding V × C; result H.
     """
     values = value_weight.unflatten(0, (num_heads, -1))
     outputs = output_weight.unflatten(1, (num_heads, -1)).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""The diagnostics as pure functions, with the exact definition and source of each.
+"""The diagnostics as pure functions, each declared with its exact definition and source.
 
 Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
 states … × T × C; tokens bool … × T, True = not padding. None stands for all True. A result has the leading shape
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.measures import (
+    DONG,
+    GPAM,
     composite_norm,
     entropy,
     mean_over_rows,
     mean_token,
+    metric,
     negative_mass,
     residual_norm,
     residual_ratio,
@@ -54,12 +57,17 @@ __all__ = [
     "translation_relevance",
 ]
 
+BAO = "Bao et al. 2024, arXiv 2402.02098"
+GU = "Gu et al. 2025, arXiv 2410.10781"
+SUN = "Sun et al. 2024, arXiv 2402.17762"
 
+
+@metric("residual ratio (best token)", "the same with the best x that a descent finds (an upper bound)", DONG)
 def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: int = 60) -> Tensor:
-    """Returns min_x ‖X − 1xᵀ‖ / ‖X‖ in the composite norm (Dong et al. 2021, arXiv 2103.03404, sec. 2).
+    """Returns the residual ratio with the best x instead of the mean token (section 2 of the paper).
 
-    The norm is a product of two maxima and not convex in x: what is returned is the best x that a descent found from
-    the best of the mean, median and mid-range token, hence an upper bound, never above the mean-token form.
+    The composite norm is a product of two maxima and not convex in x. The descent starts from the best of the mean,
+    median and mid-range token, so the result is an upper bound that is never above the mean-token form.
     """
     total = composite_norm(without_padding(states, tokens))
     kept = torch.ones(states.shape[:-1], dtype=torch.bool, device=states.device) if tokens is None else tokens
@@ -95,11 +103,9 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
     return torch.where(total > 0, best / total, torch.nan)
 
 
+@metric("mean pairwise cosine", "(‖Σ x_i/|x_i|‖² − n) / (n(n−1)) over the n tokens of a sequence", GPAM + ", Figure 4")
 def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns the mean cosine of all pairs of different tokens, (‖Σ x_i/|x_i|‖² − n) / (n(n−1)).
-
-    The paper's Figure 4 (arXiv 2410.15578) shows it by layer; a zero token counts as orthogonal to every other.
-    """
+    """Returns the mean cosine of all pairs of different tokens; a zero token counts as orthogonal to every other."""
     units = torch.nn.functional.normalize(without_padding(states, tokens), dim=-1, eps=1e-30)
     own = units.pow(2).sum(dim=(-2, -1))
     count = _count(states, tokens)
@@ -107,13 +113,15 @@ def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     return torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
 
 
+@metric("stable rank", "‖X‖_F² / ‖X‖₂²", "Rudelson & Vershynin 2007")
 def stable_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns ‖X‖_F² / ‖X‖₂², between 1 and the rank."""
+    """Returns the stable rank, between 1 and the rank."""
     return ranks(states, tokens)[0]
 
 
+@metric("effective rank", "exp(−Σ p log p), p = s/Σs, s the singular values of X", "Roy & Vetterli 2007")
 def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns exp(−Σ p log p) with p = s/Σs, s the singular values of X itself, not of XXᵀ (Roy & Vetterli 2007)."""
+    """Returns the effective rank, from the singular values of X itself, not of XXᵀ."""
     return ranks(states, tokens)[1]
 
 
@@ -129,10 +137,31 @@ def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]
     return stable, torch.special.entr(shares).sum(dim=-1).exp()
 
 
+@metric(
+    "massive activation, third largest",
+    "the third largest |h| over the median |h| of a sequence",
+    SUN,
+    True,
+    "massive_activation_3",
+)
+@metric(
+    "massive activation, second largest",
+    "the second largest |h| over the median |h| of a sequence",
+    SUN,
+    True,
+    "massive_activation_2",
+)
+@metric(
+    "massive activation, largest",
+    "the largest |h| over the median |h| of a sequence",
+    SUN,
+    True,
+    "massive_activation_1",
+)
 def massive_activations(states: Tensor, tokens: Tensor | None = None, count: int = 3) -> Tensor:
-    """Returns the `count` largest |h| over the median |h|, of all tokens and channels: … × count.
+    """Returns the `count` largest activations of all tokens and channels, relative to the median one: … × count.
 
-    Sun et al. 2024, arXiv 2402.17762. The median of an even number of values is the lower one.
+    The median of an even number of values is the lower one.
     """
     magnitude = states.abs()
     if tokens is not None:
@@ -142,8 +171,9 @@ def massive_activations(states: Tensor, tokens: Tensor | None = None, count: int
     return flat.nan_to_num(nan=-1.0).topk(count, dim=-1).values / median
 
 
+@metric("kurtosis", "E(h−μ)⁴ / (E(h−μ)²)² over tokens and channels, 3 for a normal distribution", logarithmic=True)
 def kurtosis(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns E(h−μ)⁴ / (E(h−μ)²)² over all tokens and channels, 3 for a normal distribution."""
+    """Returns the kurtosis of the activations of every sequence."""
     count = (_count(states, tokens) * states.size(-1))[..., None, None]
     mean = without_padding(states, tokens).sum(dim=(-2, -1), keepdim=True) / count
     centred = without_padding(states - mean, tokens)
@@ -152,10 +182,11 @@ def kurtosis(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     return (fourth / second.pow(2))[..., 0, 0]
 
 
+@metric("spectral gap", "s₁/s₂, the two largest singular values of P", "arXiv 2410.07799", logarithmic=True)
 def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns s₁/s₂, the two largest singular values of P ("Mind the Gap", arXiv 2410.07799); infinite at rank one.
+    """Returns the ratio of the two largest singular values ("Mind the Gap"); infinite at rank one.
 
-    Singular values, not eigenvalues: those of a causal P are its diagonal.
+    The paper's eigenvalues would not do here: those of a causal P are its diagonal.
     """
     values = torch.linalg.svdvals(zero_unseen(weights, visible))
     if values.size(-1) < 2:
@@ -163,17 +194,24 @@ def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     return values[..., 0] / values[..., 1]
 
 
+@metric(
+    "sink rate",
+    "share of maps whose first token gets more than 0.3 on average of the rows",
+    GU,
+    name="sink_rate",
+)
 def sink(weights: Tensor, visible: Tensor | None = None, threshold: float = 0.3) -> Tensor:
-    """Returns 1 where the first visible key gets more than `threshold` on average of the rows from its own on, else 0.
+    """Returns 1 where the rows give the first visible key more than `threshold` on average, else 0.
 
-    The mean over layers, heads and samples is the sink rate (Gu et al. 2025, arXiv 2410.10781, eq. 6, first token).
+    The mean over layers, heads and samples is the sink rate (equation 6 of the paper, for the first token).
     """
     share = mean_over_rows(_first_key(zero_unseen(weights, visible), visible), weights, visible)
     return (share > threshold).to(weights.dtype)
 
 
+@metric("first-token share", "Σ_i |P_i1| / Σ_ij |P_ij|", GU)
 def first_token_share(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns Σ_i |P_i1| / Σ_ij |P_ij|, the share of the weight on the first visible key."""
+    """Returns the share of the weight on the first visible key."""
     magnitude = zero_unseen(weights, visible).abs()
     return _first_key(magnitude, visible).sum(dim=-1) / magnitude.sum(dim=(-2, -1))
 
@@ -187,8 +225,9 @@ def _first_key(weights: Tensor, visible: Tensor | None) -> Tensor:
     return weights.gather(-1, first[..., None, None].expand(*weights.shape[:-1], 1))[..., 0]
 
 
+@metric("distance between heads", "1 − cos of two heads' maps as vectors, mean over pairs: 0 = redundant")
 def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns the mean cosine distance 1 − cos of all pairs of heads' maps, taken as vectors: 0 for equal heads.
+    """Returns the mean cosine distance of all pairs of heads: 0 for equal heads.
 
     Shapes: weights … × H × T × S; result without H.
     """
@@ -200,28 +239,33 @@ def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     return 1 - (maps.sum(dim=-2).pow(2).sum(dim=-1) - own) / (heads * (heads - 1))
 
 
+@metric("softmax Jacobian, L1", "2(1 − Σp²), p = softmax(QKᵀ/√D + M), mean over rows", GPAM + ", Lemma 3")
 def softmax_jacobian_l1(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns Σ_ij |J_ij| = 2(1 − Σ p²) of J = diag(p) − ppᵀ, the mean over the rows.
-
-    The norm of the paper's Lemma 3 (arXiv 2410.15578): greatest at the uniform row.
-    """
+    """Returns the mean of Σ_ij |J_ij| over the rows, J = diag(p) − ppᵀ; it is greatest at the uniform row."""
     p = zero_unseen(probabilities, visible)
     return mean_over_rows(2 * (1 - p.pow(2).sum(dim=-1)), p, visible)
 
 
+@metric("softmax Jacobian, Frobenius", "sqrt(Σp² − 2Σp³ + (Σp²)²), mean over rows", "closed form")
 def softmax_jacobian_frobenius(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns ‖J‖_F = sqrt(Σp² − 2Σp³ + (Σp²)²) of J = diag(p) − ppᵀ, the mean over the rows."""
+    """Returns the mean of ‖J‖_F over the rows, J = diag(p) − ppᵀ."""
     p = zero_unseen(probabilities, visible)
     square = p.pow(2).sum(dim=-1)
     return mean_over_rows((square - 2 * p.pow(3).sum(dim=-1) + square.pow(2)).clamp(min=0).sqrt(), p, visible)
 
 
+@metric(
+    "QK eigenvalues, variance",
+    "mean |μ − mean|² of the D eigenvalues of W_Q W_Kᵀ of a head",
+    BAO,
+    name="qk_eigenvalue_variance",
+)
+@metric("QK eigenvalues, mean", "mean of the D eigenvalues of W_Q W_Kᵀ of a head", BAO, name="qk_eigenvalue_mean")
 def qk_eigenspectrum(query_weight: Tensor, key_weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance of the eigenvalues μ of W_Q W_Kᵀ for each head, by its D × D product: H and H.
+    """Returns mean (a real number) and variance of the eigenvalues μ for each head, from its D × D product: H and H.
 
-    The mean is real, the variance is the mean of |μ − mean|² over the D eigenvalues (Bao et al. 2024,
-    arXiv 2402.02098). Shapes: both weights (H·D) × C. Raises ValueError if their C differ: a bilinear form of two
-    spaces has no eigenvalues.
+    Shapes: both weights (H·D) × C. Raises ValueError if their C differ: a bilinear form of two spaces has no
+    eigenvalues.
     """
     if query_weight.size(1) != key_weight.size(1):
         raise ValueError(

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.analysis.probe import Attended, AttentionPlace, Probe, find_attentions, find_layers
+from fairseq_gpam.analysis.probe import Probe
+from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, find_attentions, find_layers
 
 TOLERANCE = 1e-6
 
@@ -81,7 +82,7 @@ class FrozenModel:
 
     @torch.no_grad()
     def _record(self) -> dict[str, Tensor]:
-        def keep_weights(event: Attended) -> None:
+        def keep_weights(event: AttentionCall) -> None:
             self._weights[event.site, event.layer] = event.weights
 
         def keep_deviation(module: Any, args: tuple[Tensor, ...]) -> None:

@@ -93,6 +93,12 @@ class AttentionMask:
             hidden = padding if hidden is None else hidden | padding
         return hidden
 
+    def visible_to(self, tokens: Tensor, num_keys: int) -> Tensor:
+        """Returns which keys each query that is a token (bool B × T) sees, none for padding: B × 1 or H × T × S."""
+        hidden = self.hidden_keys(tokens.size(1), num_keys, tokens.device)
+        visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
+        return visible if hidden is None else visible & ~hidden
+
     def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
         """Returns the mask of the queries start…stop over the keys, from the first, that they can see at most."""
         seen = num_keys - num_queries + stop if self.causal else num_keys

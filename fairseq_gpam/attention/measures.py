@@ -7,15 +7,50 @@ leading shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.lambda_sources import TokenLambda
 from fairseq_gpam.attention.lambdas import Lambda
-from fairseq_gpam.attention.masks import AttentionMask
+
+DONG = "Dong et al. 2021, arXiv 2103.03404"
+GPAM = "Heo & Choi 2024, arXiv 2410.15578"
+ZHAI = "Zhai et al. 2023, arXiv 2303.06296"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a metric is; `logarithmic` draws it on a logarithmic axis."""
+
+    label: str
+    definition: str
+    source: str
+    logarithmic: bool = False
+
+
+DEFINITIONS: dict[str, Definition] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def metric(
+    label: str, definition: str, source: str = "–", logarithmic: bool = False, name: str | None = None
+) -> Callable[[Function], Function]:
+    """Declares a metric at the function that computes it, under the function's name unless `name` is given.
+
+    The definition is listed in DEFINITIONS and appended to the function's docstring.
+    """
+
+    def declare(function: Function) -> Function:
+        DEFINITIONS[name or function.__name__] = Definition(label, definition, source, logarithmic)
+        function.__doc__ = f"{(function.__doc__ or '').rstrip()}\n\n    {label}: {definition} ({source}).\n    "
+        return function
+
+    return declare
+
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,41 +83,16 @@ def _named_lambdas(attention: nn.Module, kind: type[Module]) -> Iterator[tuple[s
             yield path.removeprefix("mechanism.").removeprefix("groups.").replace(".", "_"), module
 
 
-def visible_to_tokens(mask: AttentionMask, tokens: Tensor, num_keys: int) -> Tensor:
-    """Returns which keys each query that is a token sees, none for padding: bool B × 1 × T × S, or B × H × T × S.
-
-    tokens is bool B × T.
-    """
-    hidden = mask.hidden_keys(tokens.size(1), num_keys, tokens.device)
-    visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
-    return visible if hidden is None else visible & ~hidden
-
-
-def with_constant_keys(visible: Tensor, num_keys: int) -> Tensor:
-    """Returns `visible` (… × S) widened to `num_keys`: learned and zero keys come last, and all tokens see them."""
-    extra = num_keys - visible.size(-1)
-    return torch.cat([visible, visible.any(dim=-1, keepdim=True).expand(*visible.shape[:-1], extra)], dim=-1)
-
-
-def unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns which queries (T × B × C) are tokens, bool B × T; `padding` is that of self-attention's keys, B × S.
-
-    With --cross-self-attention the source stands before the target among the keys, so the last T are the queries.
-    """
-    length, batch = query.shape[:2]
-    if padding is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=query.device)
-    return ~padding.bool()[:, -length:]
-
-
 def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:
     """Averages values (… × T) over the rows that see at least `least_keys` keys; NaN if there is no such row."""
-    if visible is None:
-        keys = torch.full_like(values, weights.size(-1), dtype=torch.long)
-    else:
-        keys = visible.expand(weights.shape).sum(dim=-1)
-    counted = keys >= least_keys
+    counted = _visible_counts(weights, visible) >= least_keys
     return torch.where(counted, values, 0.0).sum(dim=-1) / counted.sum(dim=-1)
+
+
+def _visible_counts(weights: Tensor, visible: Tensor | None) -> Tensor:
+    """Returns how many keys each row sees: … × T."""
+    shape, device = weights.shape, weights.device
+    return (torch.ones((), dtype=torch.bool, device=device) if visible is None else visible).expand(shape).sum(dim=-1)
 
 
 def zero_unseen(weights: Tensor, visible: Tensor | None) -> Tensor:
@@ -90,32 +100,35 @@ def zero_unseen(weights: Tensor, visible: Tensor | None) -> Tensor:
     return weights if visible is None else torch.where(visible, weights, 0.0)
 
 
+@metric("row sum", "Σ_j P_ij, mean over rows", GPAM)
 def row_sum(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns Σ_j P_ij, the mean over the rows; 1 + λ⁺ − λ⁻ for daGPAM (arXiv 2410.15578)."""
+    """Returns the mean row sum: 1 for softmax attention, 1 + λ⁺ − λ⁻ for daGPAM."""
     return mean_over_rows(zero_unseen(weights, visible).sum(dim=-1), weights, visible)
 
 
+@metric("negative mass", "Σ max(−P, 0) / Σ |P|", GPAM)
 def negative_mass(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns Σ max(−P, 0) / Σ |P| over the whole matrix: 0 for probabilities, at most 1."""
+    """Returns the negative share of the whole matrix: 0 for probabilities, at most 1."""
     weights = zero_unseen(weights, visible)
     return weights.clamp(max=0).abs().sum(dim=(-2, -1)) / weights.abs().sum(dim=(-2, -1))
 
 
+@metric(
+    "normalised entropy",
+    "the entropy of each row over log n, n the keys it sees; rows with one key left out",
+    ZHAI,
+    name="entropy_normalised",
+)
+@metric("entropy (nats)", "−Σ_j a log a, a = |P| / Σ_j |P|, mean over rows", ZHAI)
 def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = False) -> Tensor:
-    """Returns −Σ_j a log a in nats with a = |P| / Σ_j |P|, the mean over the rows (Zhai et al. 2023, arXiv 2303.06296).
-
-    `normalised` divides each row by log n, n the keys it sees, and leaves out the rows with one key: 0 … 1.
-    """
+    """Returns the mean entropy of the rows, between 0 and 1 if it is to be normalised."""
     magnitude = zero_unseen(weights, visible).abs()
     total = magnitude.sum(dim=-1, keepdim=True)
     shares = torch.where(total > 0, magnitude / total, 0.0)
     rows = torch.special.entr(shares).sum(dim=-1)
     if not normalised:
         return mean_over_rows(rows, weights, visible)
-    if visible is None:
-        keys = torch.full_like(rows, weights.size(-1))
-    else:
-        keys = visible.expand(weights.shape).sum(dim=-1).to(rows.dtype)
+    keys = _visible_counts(weights, visible).to(rows.dtype)
     return mean_over_rows(rows / keys.clamp(min=2).log(), weights, visible, least_keys=2)
 
 
@@ -137,14 +150,16 @@ def composite_norm(matrix: Tensor) -> Tensor:
     return (magnitude.sum(dim=-2).amax(dim=-1) * magnitude.sum(dim=-1).amax(dim=-1)).sqrt()
 
 
+@metric("residual norm", "‖X − 1xᵀ‖, ‖·‖ = sqrt(‖·‖₁·‖·‖_∞), x the mean token", DONG, logarithmic=True)
 def residual_norm(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns ‖X − 1xᵀ‖ in the composite norm, x the mean token (Dong et al. 2021, arXiv 2103.03404)."""
+    """Returns how far the tokens are from their mean token, in the composite norm."""
     return composite_norm(without_padding(states - mean_token(states, tokens), tokens))
 
 
+@metric("residual ratio (mean token)", "‖X − 1xᵀ‖ / ‖X‖, ‖·‖ = sqrt(‖·‖₁·‖·‖_∞), x the mean token", DONG)
 def residual_ratio(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns ‖X − 1xᵀ‖ / ‖X‖ in the composite norm, x the mean token: 0 where all tokens are equal.
+    """Returns the residual norm relative to the states' own norm: 0 where all tokens are equal.
 
-    Dong et al. 2021 (arXiv 2103.03404) take the best x; their code, and this, the mean token.
+    The paper takes the best x; its code, and this function, the mean token.
     """
     return residual_norm(states, tokens) / composite_norm(without_padding(states, tokens))

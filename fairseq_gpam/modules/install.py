@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from fairseq.modules import LayerDropModuleList, MultiheadAttention
@@ -101,45 +100,3 @@ def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, sett
 def future_mask(tensor: Tensor) -> FutureMask:
     """Stands in for the decoder's method of the same name, which holds a T × T matrix."""
     return FUTURE
-
-
-def attention_modules(model: nn.Module) -> Iterator[GPAMMultiheadAttention]:
-    """Yields the attentions of a model in the order of its layers."""
-    for module in model.modules():
-        if isinstance(module, GPAMMultiheadAttention):
-            yield module
-
-
-class AttentionHookHandle:
-    """Removes the hooks of one `register_attention_hook` call."""
-
-    def __init__(self, attentions: list[GPAMMultiheadAttention], key: int) -> None:
-        self._attentions = attentions
-        self._key = key
-
-    def remove(self) -> None:
-        for attention in self._attentions:
-            attention.weights_hooks.pop(self._key, None)
-
-
-def register_attention_hook(model: nn.Module, fn: Callable[[int, SiteName, Tensor], None]) -> AttentionHookHandle:
-    """Calls `fn(layer, site, weights)` at every attention of `model`, weights signed, B × H × T × S, before dropout.
-
-    Layers count from 0; site is `encoder`, `decoder` or `cross`. A model that nobody listens to is not slowed. Raises
-    ValueError if the model has no attention of this package.
-    """
-    attentions = list(attention_modules(model))
-    if not attentions:
-        raise ValueError(
-            f"{type(model).__name__} has no attention of fairseq_gpam to listen to; for a stock model, build the "
-            "architecture's twin (transformer_gpam… for transformer…) with --gpam-mechanism softmax and load the stock "
-            "checkpoint into it: its weights are the same"
-        )
-
-    def hook(attention: GPAMMultiheadAttention, weights: Tensor) -> None:
-        fn(attention.mechanism.site.layer, attention.mechanism.site.name, weights)
-
-    key = id(hook)
-    for attention in attentions:
-        attention.weights_hooks[key] = hook
-    return AttentionHookHandle(attentions, key)

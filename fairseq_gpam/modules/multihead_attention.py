@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     def _set_mechanism(self, mechanism: AttentionMechanism, q_noise: float, qn_block_size: int) -> None:
         self.mechanism = mechanism
-        self.weights_hooks: dict[int, WeightsHook] = {}
+        self.weights_hooks: OrderedDict[int, WeightsHook] = OrderedDict()
         if mechanism.site.query_dim != self.head_dim:
             self._set_query_width(self.num_heads * mechanism.site.query_dim, q_noise, qn_block_size)
         for module in mechanism.modules():

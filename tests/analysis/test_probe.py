@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 
-from fairseq_gpam.analysis.probe import SWITCHES, Probe, find_attentions, find_layers
+from fairseq_gpam.analysis.probe import SWITCHES, Probe
+from fairseq_gpam.modules.listener import find_attentions, find_layers
 
 MODELS = [
     ("translation", "stock"),
@@ -100,7 +101,7 @@ def test_ours_gives_the_same_as_stock_in_the_neutral_setting():
             rows = event.tokens[:, None, :, None]
             assert torch.allclose(mine[key].weights * rows, event.weights * rows, atol=1e-6)
             assert torch.equal(mine[key].visible.expand_as(event.weights), event.visible.expand_as(event.weights))
-            assert torch.allclose((mine[key].probabilities * rows).nan_to_num(), event.weights * rows, atol=1e-6)
+            assert torch.allclose((mine[key].probabilities() * rows).nan_to_num(), event.weights * rows, atol=1e-6)
             # the sum over the keys of P V W_O is the attention's output
             assert torch.allclose(
                 mine[key].output * event.tokens[..., None], event.output * event.tokens[..., None], atol=1e-5

@@ -9,6 +9,8 @@ from fairseq.logging import metrics
 from fairseq_gpam import options
 from fairseq_gpam.analysis import probe
 from fairseq_gpam.attention import measures
+from fairseq_gpam.modules import attention_modules
+from fairseq_gpam.modules.listener import AttentionCall
 from fairseq_gpam.modules.training_log import AttentionLog
 
 SITES = {"translation": ("encoder", "decoder", "cross"), "language_modeling": ("decoder",)}
@@ -65,7 +67,7 @@ def test_it_speaks_every_n_updates_and_hooks_are_gone_in_between(task):
     model.eval()
     model.set_num_updates(9)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert not any(attention.weights_hooks for _, attention in model.attention_log._attentions)
+    assert not any(attention.weights_hooks for attention in attention_modules(model))
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
@@ -78,7 +80,7 @@ def test_the_numbers_are_those_of_the_probe(task):
     expected = {}
     for event in found:
         place = f"gpam_{event.site}{event.layer}"
-        if isinstance(event, probe.Attended):
+        if isinstance(event, AttentionCall):
             for what in ("row_sum", "negative_mass", "entropy"):
                 expected[f"{place}_{what}"] = getattr(measures, what)(event.weights, event.visible).mean().item()
             expected[f"{place}_lambda_plus"] = expected[f"{place}_lambda_minus"] = 0.5

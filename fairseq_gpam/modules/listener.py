@@ -1,0 +1,278 @@
+"""Listens by hooks to what flows through a fairseq transformer, stock or of this package.
+
+Layers count from 1; layer 0 is what enters the first one.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq.modules import MultiheadAttention
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fairseq_gpam.attention import AttentionMask
+from fairseq_gpam.attention.affine import branch_weights
+from fairseq_gpam.attention.base import SiteName
+from fairseq_gpam.attention.measures import mean_lambda, token_lambdas
+from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
+from fairseq_gpam.modules.stacks import transformer_layers
+
+
+@dataclass(frozen=True)
+class AttentionPlace:
+    """An attention module with its site (`encoder`, `decoder` or `cross`) and layer."""
+
+    site: str
+    layer: int
+    module: MultiheadAttention
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of an attention module.
+
+    Shapes: weights B × H × T × S, signed, before dropout, part of the graph; visible bool, broadcastable to them,
+    True = this query is a token and sees this key; output B × T × C, before the skip connection; tokens bool B × T,
+    True = not padding. `arguments` are those of the module's forward. `token_lambdas` has the λ's that differ between
+    tokens, their means over the tokens, B × H.
+    """
+
+    place: AttentionPlace
+    arguments: dict[str, Any]
+    weights: Tensor
+    visible: Tensor
+    output: Tensor
+    tokens: Tensor
+    token_lambdas: dict[str, Tensor]
+
+    @property
+    def site(self) -> str:
+        return self.place.site
+
+    @property
+    def layer(self) -> int:
+        return self.place.layer
+
+    def probabilities(self) -> Tensor | None:
+        """Returns softmax(QKᵀ/√D + M) of the module's own projections, B × H × T × S, outside the graph.
+
+        None where its shape is not that of the weights (learned keys, paired heads).
+        """
+        if not isinstance(self.place.module, GPAMMultiheadAttention):
+            return self.weights.detach()
+        with torch.no_grad():
+            found = _softmax_branch(self.place.module, self.arguments)
+        return found if found.shape == self.weights.shape else None
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """The hidden states after one layer, B × T × C, outside the graph; tokens bool B × T, True = not padding."""
+
+    site: str
+    layer: int
+    states: Tensor
+    tokens: Tensor
+
+
+def attention_modules(model: nn.Module) -> Iterator[GPAMMultiheadAttention]:
+    """Yields this package's attention modules in the order of the model's layers."""
+    for module in model.modules():
+        if isinstance(module, GPAMMultiheadAttention):
+            yield module
+
+
+def register_attention_hook(model: nn.Module, fn: Callable[[int, SiteName, Tensor], None]) -> RemovableHandle:
+    """Calls `fn(layer, site, weights)` at every attention of `model`, weights signed, B × H × T × S, before dropout.
+
+    Layers count from 0; site is `encoder`, `decoder` or `cross`. A model without hooks is not slowed down. Raises
+    ValueError if the model has no attention of this package.
+    """
+    attentions = list(attention_modules(model))
+    if not attentions:
+        raise ValueError(
+            f"{type(model).__name__} has no attention of fairseq_gpam to listen to; for a stock model, build the "
+            "corresponding architecture (transformer_gpam… for transformer…) with --gpam-mechanism softmax and load "
+            "the stock checkpoint into it: its weights are the same"
+        )
+
+    def hook(attention: GPAMMultiheadAttention, weights: Tensor) -> None:
+        fn(attention.mechanism.site.layer, attention.mechanism.site.name, weights)
+
+    first, *others = (attention.weights_hooks for attention in attentions)
+    handle = RemovableHandle(first, extra_dict=others)
+    for hooks in (first, *others):
+        hooks[handle.id] = hook
+    return handle
+
+
+def find_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
+    """Returns (`encoder` or `decoder`, layer, module) in the order of computation.
+
+    Raises ValueError if the model has no fairseq transformer layer.
+    """
+    found = [
+        (site, number, layer)
+        for site in ("encoder", "decoder")
+        if hasattr(getattr(model, site, None), "layers")
+        for number, layer in enumerate(transformer_layers(getattr(model, site)), start=1)
+        if isinstance(getattr(layer, "self_attn", None), MultiheadAttention)
+    ]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no fairseq transformer layers to look into")
+    return found
+
+
+def find_attentions(model: nn.Module) -> list[AttentionPlace]:
+    """Returns the attention modules with their places in the order of computation."""
+    places = []
+    for site, layer, module in find_layers(model):
+        places.append(AttentionPlace(site, layer, module.self_attn))
+        cross = getattr(module, "encoder_attn", None)
+        if cross is not None:
+            places.append(AttentionPlace("cross", layer, cross))
+    return places
+
+
+class Listener(ExitStack):
+    """Reports every attention call and all hidden states of a model's forward passes until it is closed.
+
+    A callback that is None costs nothing. Raises ValueError for a model without transformer layers or with xformers
+    attention.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_attention: Callable[[AttentionCall], None] | None = None,
+        on_states: Callable[[HiddenStates], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._arguments: dict[tuple[str, int], dict[str, Any]] = {}
+        self._weights: dict[tuple[str, int], Tensor] = {}
+        self._tokens: dict[str, Tensor] = {}
+        places = find_attentions(model)
+        if any(place.module.use_xformers for place in places):
+            raise ValueError("xformers attention computes no weights that could be looked at")
+        if on_attention is not None or on_states is not None:
+            for place in places:
+                self._listen_to_arguments(place)
+        if on_attention is not None:
+            if any(isinstance(place.module, GPAMMultiheadAttention) for place in places):
+                self.keep(register_attention_hook(model, self._keep_weights))
+            for place in places:
+                self._listen_to_attention(place, on_attention)
+        if on_states is not None:
+            for site, number, layer in find_layers(model):
+                self._listen_to_states(site, number, layer, on_states)
+
+    def keep(self, handle: RemovableHandle) -> None:
+        """Removes a hook when the listener is closed."""
+        self.callback(handle.remove)
+
+    def _keep_weights(self, layer: int, site: str, weights: Tensor) -> None:
+        self._weights[site, layer + 1] = weights
+
+    def _listen_to_arguments(self, place: AttentionPlace) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            if place.site != "cross":
+                self._tokens[place.site] = _unpadded_tokens(arguments["query"], arguments.get("key_padding_mask"))
+            self._arguments[place.site, place.layer] = arguments
+
+        self.keep(place.module.register_forward_pre_hook(before, with_kwargs=True))
+
+    def _listen_to_attention(self, place: AttentionPlace, on_attention: Callable[[AttentionCall], None]) -> None:
+        strengths: dict[str, Tensor] = {}
+
+        def keep_lambda(name: str, module: nn.Module, inputs: Any, values: Tensor) -> None:
+            strengths[name] = values.detach()
+
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            arguments = self._arguments.pop((place.site, place.layer))
+            weights = self._weights.pop((place.site, place.layer))
+            tokens = self._tokens["decoder" if place.site == "cross" else place.site]
+            keys = (arguments["query"] if place.module.self_attention else arguments["key"]).size(0)
+            mask = AttentionMask.from_fairseq(arguments.get("key_padding_mask"), arguments.get("attn_mask"))
+            mask = mask.expanded(tokens.size(1), keys, tokens.device).extended(weights.size(-1) - keys)
+            visible = mask.visible_to(tokens, weights.size(-1))
+            attended = output[0].detach().transpose(0, 1)
+            means = {name: mean_lambda(values, tokens) for name, values in strengths.items()}
+            on_attention(AttentionCall(place, arguments, weights, visible, attended, tokens, means))
+
+        if not isinstance(place.module, GPAMMultiheadAttention):
+            self._open_stock_attention(place)
+        for name, source in token_lambdas(place.module).items():
+            self.keep(source.register_forward_hook(functools.partial(keep_lambda, name)))
+        self.keep(place.module.register_forward_hook(after))
+
+    def _open_stock_attention(self, place: AttentionPlace) -> None:
+        """Sends a stock attention through its own explicit path, where the weights go through its dropout module."""
+        module = place.module
+        self.callback(setattr, module, "skip_embed_dim_check", module.skip_embed_dim_check)
+        module.skip_embed_dim_check = True
+
+        def alias(dropout: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            # The product with V is taken of this view, so that it has a gradient.
+            weights = inputs[0]
+            heads = weights.view(-1, module.num_heads, *weights.shape[-2:])
+            if weights.dtype == torch.float64:
+                # fairseq's softmax rounds to float32.
+                exact = _softmax_branch(module, self._arguments[place.site, place.layer])
+                heads = exact if exact.shape == heads.shape else heads
+            self._weights[place.site, place.layer] = heads
+            return (heads.view(weights.shape),)
+
+        self.keep(module.dropout_module.register_forward_pre_hook(alias))
+
+    def _listen_to_states(
+        self, site: str, number: int, layer: nn.Module, on_states: Callable[[HiddenStates], None]
+    ) -> None:
+        entering: list[Tensor] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entering[:] = [args[0] if args else kwargs["x"]]
+
+        def report(layer: int, states: Tensor) -> None:
+            on_states(HiddenStates(site, layer, states.detach().transpose(0, 1), self._tokens[site]))
+
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            # The first attention has said by now which states are padding.
+            if entering:
+                report(0, entering.pop())
+            report(number, output[0] if isinstance(output, tuple) else output)
+
+        if number == 1:
+            self.keep(layer.register_forward_pre_hook(before, with_kwargs=True))
+        self.keep(layer.register_forward_hook(after))
+
+
+def _unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:
+    """Returns which queries (T × B × C) are tokens, bool B × T; `padding` is that of self-attention's keys, B × S.
+
+    With --cross-self-attention the source stands before the target among the keys, so the last T are the queries.
+    """
+    length, batch = query.shape[:2]
+    if padding is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=query.device)
+    return ~padding.bool()[:, -length:]
+
+
+def _softmax_branch(module: MultiheadAttention, arguments: dict[str, Any]) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M) of the module's own projections, B × H × T × S, without learned or zero keys."""
+    query = arguments["query"]
+    key = query if module.self_attention else arguments["key"]
+    q, k = (
+        projected.view(projected.size(0), projected.size(1), module.num_heads, -1).permute(1, 2, 0, 3)
+        for projected in (module.q_proj(query), module.k_proj(key))
+    )
+    mask = AttentionMask.from_fairseq(arguments.get("key_padding_mask"), arguments.get("attn_mask"))
+    bias, _ = mask.for_scores(query.size(0), key.size(0), q)
+    return branch_weights(q, k, bias)
