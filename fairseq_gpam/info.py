@@ -98,8 +98,11 @@ def print_parameters(model: parameters.Model) -> None:
         rank = parameters.parse(model).gpam_query_rank
         print(f"  queries and keys of width {rank} in a head (--gpam-query-rank): {queries:+,}")
     if any("dagpam" in name for _, name, _, _ in parameters.count_sites(ours)):
-        projection = parameters.parse(model).gpam_negative_projection
-        print(f"  W_Q⁻ of daGPAM: {projection} (--gpam-negative-projection)")
+        settings = parameters.parse(model)
+        if settings.gpam_negative_source == "input":
+            print("  W_Q⁻ of daGPAM: from the layer's input to all heads (--gpam-negative-source input)")
+        else:
+            print(f"  W_Q⁻ of daGPAM: {settings.gpam_negative_projection} (--gpam-negative-projection)")
 
 
 def print_controls(model: parameters.Model) -> None:

@@ -85,6 +85,49 @@ def test_info_prints_count_overhead_and_controls(capsys):
 
 
 @pytest.mark.parametrize(
+    ("flags", "projection", "added"),
+    [
+        ((), "head (--gpam-negative-projection)", 2 * 8**2 + 4),
+        (("--gpam-negative-projection", "shared"), "shared (--gpam-negative-projection)", 8**2 + 4),
+        (
+            ("--gpam-negative-source", "input"),
+            "from the layer's input to all heads (--gpam-negative-source input)",
+            16**2 + 4,
+        ),
+        (("--gpam-lambda-source", "token"), "head (--gpam-negative-projection)", 2 * 8**2 + 2 + 2 * 16),
+        (("--gpam-row-sum", "1"), "head (--gpam-negative-projection)", 2 * 8**2 + 2),
+    ],
+)
+def test_info_says_which_negative_projection_dagpam_has_and_what_it_adds(capsys, flags, projection, added):
+    words = shlex.split(model("language_modeling", *flags).command())
+    status, out, _ = run(capsys, *words, "--vocabulary", str(VOCABULARY))
+    assert status == 0
+    assert f"  W_Q⁻ of daGPAM: {projection}\n" in out
+    assert f"decoder  dagpam                 2 attentions  {2 * added:+,}\n" in out
+
+
+# What two attentions of C = 16 channels, H = 2 heads and D = 8 channels a head add, worked out from the formulas.
+NONE = ("softpick", "sigmoid", "integral", "exclusive", "stick_breaking", "selective", "linear", "local")
+ADDED = {name: (name, 0) for name in NONE} | {
+    "one s a head": ("scalable_softmax", 2 * 2),
+    "λ_q1, λ_k1, λ_q2, λ_k2 of D, a norm of 2D": ("dint", 2 * (4 * 8 + 2 * 8)),
+    "two fixed factors": ("value_residual", 0),
+    "two factors in the second layer": ("value_residual --gpam-value-residual-learned", 2),
+    "w of C and b for each head": ("forgetting", 2 * (2 * 16 + 2)),
+    "C → 16 → C with b, C → C, a norm of D": ("gated_linear", 2 * (16 * 16 + 16 * 16 + 16 + 16 * 16 + 8)),
+}
+
+
+@pytest.mark.parametrize(("flags", "added"), ADDED.values(), ids=ADDED)
+def test_info_counts_what_a_mechanism_adds(capsys, flags, added):
+    words = shlex.split(model("language_modeling", "--gpam-mechanism", *flags.split()).command())
+    status, out, _ = run(capsys, *words, "--vocabulary", str(VOCABULARY))
+    assert status == 0
+    assert re.search(rf"^overhead        \+{added:,}  ", out, re.MULTILINE)
+    assert re.search(rf"^  decoder +{flags.split()[0]} +2 attentions  \+{added:,}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
     ("words", "why"),
     [
         (["--arch", "transformer"], r"--arch 'transformer' is not allowed; allowed: .*transformer_gpam_iwslt_de_en"),
