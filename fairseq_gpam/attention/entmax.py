@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, format_values
+from fairseq_gpam.attention.base import Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.families import format_values
 from fairseq_gpam.attention.lambdas import no_decay_parameter
-from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
+from fairseq_gpam.attention.sparse import SparseMechanism, entmax_package
 
 # The bisection's exponent is 1/(α−1).
 ALPHA_FLOOR = 1.01
 
 
-def entmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, alpha: Tensor) -> Tensor:
-    """Returns P = α-entmax(QKᵀ/√D + M) along the keys, B × H × T × S; α > 1, broadcastable to B × H × T × 1.
-
-    Peters, Niculae & Martins 2019, arXiv 1905.05702; α learned per head as in Correia, Niculae & Martins 2019, arXiv
-    1909.00015; computed by the `entmax` package, by bisection.
-    """
-    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
-    alpha = alpha.to(scores.dtype).expand(*scores.shape[:-1], 1)
-    bisect = entmax_package().entmax_bisect
-    return zero_rows(nan_unless_finite(lambda finite: bisect(finite, alpha, dim=-1), scores), fully_masked)
-
-
-def nan_unless_finite(normalise: Callable[[Tensor], Tensor], scores: Tensor) -> Tensor:
-    """Returns normalise(scores) along the keys, and NaN in the rows whose largest score is NaN or infinite.
-
-    The `entmax` package raises IndexError there; softmax gives NaN, so that a diverged run is seen.
-    """
-    not_finite = ~scores.detach().amax(dim=-1, keepdim=True).isfinite()
-    return normalise(scores.masked_fill(not_finite, 0.0)).masked_fill(not_finite, float("nan"))
-
-
-def entmax_package() -> ModuleType:
-    """Returns the `entmax` package; raises ImportError that names the extra if it is missing."""
-    try:
-        return importlib.import_module("entmax")
-    except ImportError as error:
-        raise ImportError(
-            "--gpam-mechanism sparsemax, entmax15 and entmax need the package entmax: "
-            "pip install 'fairseq-gpam[entmax]'"
-        ) from error
-
-
 @register_mechanism
-class EntmaxAttention(MatrixMechanism):
+class EntmaxAttention(SparseMechanism):
     """Sparse weights, how sparse being learned by each head.
 
-    As in public code, α = 1 + sigmoid(θ) within [1.01, 2], and each head's θ is drawn from N(0, 1). With the form
+    The `entmax` package computes the weights by bisection (Peters, Niculae & Martins 2019, arXiv 1905.05702). As in
+    public code, α = 1 + sigmoid(θ) within [1.01, 2], and each head's θ is drawn from N(0, 1). With the form
     softplus, α = 1.01 + softplus(θ) has no upper bound and all heads start at 1.5.
     """
 
@@ -86,7 +52,6 @@ class EntmaxAttention(MatrixMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        entmax_package()
         self.form: str = settings.entmax_form
         start: float | None = settings.entmax_alpha
         if self.form == "softplus":
@@ -108,8 +73,10 @@ class EntmaxAttention(MatrixMechanism):
             return ALPHA_FLOOR + F.softplus(self.theta)
         return (1 + torch.sigmoid(self.theta)).clamp(ALPHA_FLOOR, 2.0)
 
-    def weights(self, inputs: AttentionInput) -> Tensor:
-        return entmax_weights(inputs.q, inputs.k, inputs.mask, self.alpha().view(-1, 1, 1))
+    def normalise(self, scores: Tensor) -> Tensor:
+        alpha = self.alpha().view(-1, 1, 1).to(scores.dtype).expand(*scores.shape[:-1], 1)
+        weights: Tensor = entmax_package().entmax_bisect(scores, alpha, dim=-1)
+        return weights
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, α {format_values(self.alpha())}"
