@@ -26,8 +26,9 @@ class FrozenModel:
     `inputs` are the keyword arguments of the model's forward for one sentence without padding. `embeddings` has what
     enters the first layer of each stack (`encoder`, `decoder`), 1 × T × C; `outputs` what the model made of them before
     the projection to the vocabulary, also by stack. Called with embeddings B × T × C by stack, it returns outputs
-    B × T × C by stack. Raises ValueError if the model is not affine under these conditions (a mechanism whose output is
-    not weights times values, or layers that are mixed by a maximum).
+    B × T × C by stack; `attention_scale`, B, is a factor on every attention's output. Raises ValueError if the model is
+    not affine under these conditions (a mechanism whose output is not weights times values, or layers that are mixed by
+    a maximum).
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
@@ -49,11 +50,11 @@ class FrozenModel:
                 )
 
     @torch.no_grad()
-    def __call__(self, embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, embeddings: dict[str, Tensor], attention_scale: Tensor | None = None) -> dict[str, Tensor]:
         batch = next(iter(embeddings.values())).size(0)
         with ExitStack() as stack:
             for place in find_attentions(self.model):
-                _replace(stack, place.module, "forward", self._frozen_attention(place))
+                _replace(stack, place.module, "forward", self._frozen_attention(place, attention_scale))
             for module, deviation in self._deviations.items():
                 _replace(stack, module, "forward", _frozen_norm(module, deviation))
             for layer, gate in self._gates.items():
@@ -115,7 +116,7 @@ class FrozenModel:
 
         return record
 
-    def _frozen_attention(self, place: AttentionPlace) -> Callable[..., tuple[Tensor, None]]:
+    def _frozen_attention(self, place: AttentionPlace, scale: Tensor | None) -> Callable[..., tuple[Tensor, None]]:
         weights, module = self._weights[place.site, place.layer], place.module
 
         def forward(query: Tensor, key: Tensor, value: Tensor, **others: Any) -> tuple[Tensor, None]:
@@ -123,7 +124,8 @@ class FrozenModel:
             heads = values.unflatten(-1, (weights.size(1), -1)).permute(1, 2, 0, 3)
             if weights.size(-1) != heads.size(2):
                 raise ValueError(f"--operator is not allowed with {place.site} attention that has further learned keys")
-            return module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2)), None
+            output = module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2))
+            return output if scale is None else output * scale[:, None], None
 
         return forward
 

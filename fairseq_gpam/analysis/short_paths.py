@@ -1,0 +1,47 @@
+"""What a trained model still predicts when only its short paths are kept (Dong et al. 2021, arXiv 2103.03404)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.analysis.operator import FrozenModel
+from fairseq_gpam.analysis.probe import find_layers
+
+
+@torch.no_grad()
+def truncated_outputs(frozen: FrozenModel) -> Tensor:
+    """Returns the decoder's outputs made of the paths through at most k attentions, k = 0 … n: (n + 1) × T × C.
+
+    n is the number of layers, of both stacks in a translation model: a path changes from the encoder to the decoder by
+    one cross-attention, in place of that layer's self-attention. With attention weights, layer-norm statistics and
+    gates held, the output is a polynomial of degree n in a factor on every attention's output, and the coefficient of
+    degree k is the sum of all paths through k attentions. Its values at n + 1 Chebyshev points give the coefficients.
+    """
+    degree = len(find_layers(frozen.model))
+    points = torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / max(degree, 1))
+    embeddings = {name: value.expand(len(points), -1, -1) for name, value in frozen.embeddings.items()}
+    values = frozen(embeddings, attention_scale=points.to(frozen.outputs["decoder"]))["decoder"].double()
+    powers = torch.linalg.vander(points, N=degree + 1)
+    coefficients = torch.linalg.solve(powers, values.flatten(1))
+    return coefficients.cumsum(dim=0).view_as(values).to(frozen.outputs["decoder"])
+
+
+@torch.no_grad()
+def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns, for paths through at most k = 0 … n attentions, the loss in nats a token and the share of right tokens.
+
+    `batch` is one sentence without padding. Raises ValueError for an adaptive softmax, which has no logits, and for a
+    model that is not affine with its attention held (see ``FrozenModel``).
+    """
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
+        raise ValueError("--path-loss is not allowed with an adaptive softmax: it has no logits")
+    outputs = truncated_outputs(FrozenModel(model, batch["net_input"]))
+    logits = model.decoder.output_layer(outputs)
+    targets = batch["target"].expand(len(outputs), -1)
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    right = logits.argmax(dim=-1) == targets
+    return losses.view_as(targets).mean(dim=1), right.double().mean(dim=1)
