@@ -30,7 +30,20 @@ def size(study, name, task, *flags):
     if arm.mechanism != grid.STOCK:
         arch = next(ours for ours, stock in STOCK.items() if stock == arch)
         words = (*words, "--gpam-mechanism", arm.mechanism)
-    return count(build(Model(arch, words, recipe.data.vocabulary)))
+    return count(build(Model(arch, words, recipe.data.vocabulary or 100)))
+
+
+def arms_of_studies():
+    """Every study's arms, with each task they are trained on."""
+    for study in sorted(path.parent.name for path in STUDIES.glob("*/grid.toml")):
+        chosen = grid.load(STUDIES / study / "grid.toml")
+        for arm in chosen.arms:
+            yield from ((study, arm.name, task) for task in arm.tasks or chosen.tasks)
+
+
+@pytest.mark.parametrize(("study", "name", "task"), arms_of_studies())
+def test_every_arm_of_every_study_can_be_built(study, name, task):
+    assert size(study, name, task) > 0
 
 
 @pytest.mark.parametrize("suffix", TASKS)
