@@ -33,13 +33,22 @@ LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """What arms are compared in: where a run has it (`path`), times `factor`."""
+    """What arms are compared in: where a run has it (`path`), times `factor`.
 
+    `resolution` is the step to which fairseq's log rounds it, in the quantity's unit.
+    """
+
+    key: str
     label: str
     unit: str
     path: tuple[str, str]
     lower_is_better: bool
     factor: float = 1.0
+    resolution: float = 0.0
+
+    def measures(self, kind: str) -> bool:
+        """Tells whether runs of a task with this `result_kind` have the quantity."""
+        return self.path[0] == "train" or (self.path[0] == "score") == (kind == "translation")
 
     def of(self, run: dict[str, Any]) -> float | None:
         """Returns the run's value, None if it was not measured."""
@@ -47,11 +56,21 @@ class Quantity:
         return None if value is None else value * self.factor
 
 
+NATS = math.log(2)
+"""A bit in nats: fairseq logs base 2."""
 QUANTITIES = (
-    Quantity("validation negative log-likelihood", "nats", ("train", "valid_nll_loss"), True, math.log(2)),
-    Quantity("test BLEU", "BLEU", ("score", "bleu"), False),
-    Quantity("test chrF", "chrF", ("score", "chrf"), False),
-    Quantity("test loss per subword", "nats", ("eval-lm", "bits_per_subword"), True, math.log(2)),
+    Quantity(
+        *("valid-loss", "validation negative log-likelihood", "nats", ("train", "valid_nll_loss"), True),
+        factor=NATS,
+        resolution=0.001 * NATS,
+    ),
+    Quantity("bleu", "test BLEU", "BLEU", ("score", "bleu"), False),
+    Quantity("chrf", "test chrF", "chrF", ("score", "chrf"), False),
+    Quantity(
+        *("test-loss", "test loss per subword", "nats", ("eval-lm", "bits_per_subword"), True),
+        factor=NATS,
+        resolution=0.0001 * NATS,
+    ),
 )
 COSTS = (
     ("parameters", "parameters", ("train", "parameters")),
@@ -152,10 +171,15 @@ def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
     return {f"{metric}, {site}": record["mean"] for (metric, site), record in last.items()}
 
 
-def arm_of(run: dict[str, Any]) -> tuple[str, str]:
-    """Returns a run's arm and its learning rate in the grid, empty where the grid has one."""
-    name, _, rate = run["name"].partition(LR_SUFFIX)
-    return name, rate
+def arm_and_rate(name: str) -> tuple[str, str]:
+    """Returns the arm and the learning rate in a run's name, the rate empty where the grid has one."""
+    arm, _, rate = name.partition(LR_SUFFIX)
+    return arm, rate
+
+
+def title(task: str, rate: str) -> str:
+    """Returns what the runs that are compared with each other are called."""
+    return task + (f", learning rate {rate}" if rate else "")
 
 
 def comparison(
@@ -168,69 +192,65 @@ def comparison(
 
     Raises ``ValueError`` if no run is of the baseline.
     """
-    runs = [one for one in runs if arms is None or arm_of(one)[0] in (*arms, baseline)]
+    runs = [one for one in runs if arms is None or arm_and_rate(one["name"])[0] in (*arms, baseline)]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in runs:
-        groups.setdefault((one["task"], arm_of(one)[1]), []).append(one)
-    if not any(arm_of(one)[0] == baseline for one in runs):
-        known = ", ".join(dict.fromkeys(arm_of(one)[0] for one in runs))
+        groups.setdefault((one["task"], arm_and_rate(one["name"])[1]), []).append(one)
+    if not any(arm_and_rate(one["name"])[0] == baseline for one in runs):
+        known = ", ".join(dict.fromkeys(arm_and_rate(one["name"])[0] for one in runs))
         raise ValueError(f"--baseline is {baseline!r}; allowed: an arm of the runs: {known}")
     found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, "tables": [], "costs": [], "curves": []}
     found |= {"lambdas": [], "bootstrap": [], "collapse": collapse(runs)}
     for (task, rate), members in groups.items():
-        title = task + (f", learning rate {rate}" if rate else "")
+        group = title(task, rate)
         by_arm: dict[str, list[dict[str, Any]]] = {}
-        for one in sorted(members, key=lambda one: (arm_of(one)[0] != baseline, int(one["seed"]))):
-            by_arm.setdefault(arm_of(one)[0], []).append(one)
-        for quantity in QUANTITIES:
-            found["tables"] += table(title, by_arm, baseline, quantity, deltas[quantity.unit])
+        for one in sorted(members, key=lambda one: (arm_and_rate(one["name"])[0] != baseline, int(one["seed"]))):
+            by_arm.setdefault(arm_and_rate(one["name"])[0], []).append(one)
+        tables = (table(group, by_arm, baseline, one, deltas[one.unit]) for one in QUANTITIES)
+        found["tables"] += [one for one in tables if one]
         for arm, own in by_arm.items():
-            found["costs"].append({"group": title, "arm": arm, **costs(own)})
-            found["curves"].append({"group": title, "arm": arm, "points": curve(own)})
+            found["costs"].append({"group": group, "arm": arm, **costs(own)})
+            found["curves"].append({"group": group, "arm": arm, "points": curve(own)})
             for one in own:
                 for name, points in one.get("lambdas", {}).items():
                     found["lambdas"].append(
-                        {"group": title, "arm": arm, "seed": one["seed"], "name": name, "points": points}
+                        {"group": group, "arm": arm, "seed": one["seed"], "name": name, "points": points}
                     )
-        found["bootstrap"] += bootstrap(title, by_arm, baseline)
+        found["bootstrap"] += bootstrap(group, by_arm, baseline)
     return found
 
 
 def table(
-    title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str, quantity: Quantity, delta: float
-) -> list[dict[str, Any]]:
-    """Returns one table, none where no run of the baseline has the quantity."""
+    group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str, quantity: Quantity, delta: float
+) -> dict[str, Any] | None:
+    """Returns one table, the baseline's row first, None where no run of the baseline has the quantity."""
     values: dict[str, dict[int, float]] = {}
-    for arm, own in by_arm.items():
-        measured = {int(one["seed"]): value for one in own if (value := quantity.of(one)) is not None}
+    for arm in (baseline, *(arm for arm in by_arm if arm != baseline)):
+        measured = {int(one["seed"]): value for one in by_arm.get(arm, ()) if (value := quantity.of(one)) is not None}
         if measured:
             values[arm] = measured
     if baseline not in values:
-        return []
-    differences = statistics.compare(values, baseline, delta, quantity.lower_is_better)
+        return None
+    differences = statistics.compare(values, baseline, delta, quantity.lower_is_better, quantity.resolution)
     rows = []
     for arm, measured in values.items():
-        row: dict[str, Any] = {"arm": arm, **dataclasses.asdict(statistics.interval(list(measured.values())))}
+        shown = statistics.interval(list(measured.values()))
+        row: dict[str, Any] = {"arm": arm, "parameters": costs(by_arm[arm])["parameters"], **dataclasses.asdict(shown)}
         if arm in differences:
             one = differences[arm]
             row["difference"] = dataclasses.asdict(one)
-            if one.interval.sd is not None:
-                count = len(differences)
-                row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, count)
-                row["seeds_for_observed"] = statistics.seeds_needed(one.interval.mean, one.interval.sd, count)
+            row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, len(differences))
         rows.append(row)
     spread = list(values[baseline].values())
-    return [
-        {
-            "group": title,
-            "quantity": quantity.label,
-            "unit": quantity.unit,
-            "lower_is_better": quantity.lower_is_better,
-            "delta": delta,
-            "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
-            "rows": rows,
-        }
-    ]
+    return {
+        "group": group,
+        "quantity": quantity.label,
+        "unit": quantity.unit,
+        "lower_is_better": quantity.lower_is_better,
+        "delta": delta,
+        "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
+        "rows": rows,
+    }
 
 
 def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -253,7 +273,7 @@ def curve(own: Sequence[dict[str, Any]]) -> list[list[float | None]]:
     return points
 
 
-def bootstrap(title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:
+def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:
     """Returns sacreBLEU's paired bootstrap of each seed whose hypotheses are at hand, against the baseline's."""
     from fairseq_gpam.recipes import score
 
@@ -268,7 +288,7 @@ def bootstrap(title: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str
                 first, second = Path(base[one["seed"]]), Path(one["folder"])
                 measured, _ = score.paired_bootstrap(first, second, score.references(first))
                 for metric, (_, value) in measured.items():
-                    entry = {"group": title, "arm": arm, "seed": one["seed"], "metric": metric}
+                    entry = {"group": group, "arm": arm, "seed": one["seed"], "metric": metric}
                     found.append({**entry, "score": float(value.score), "p": float(value.p_value)})
     return found
 

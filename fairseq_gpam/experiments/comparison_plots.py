@@ -25,26 +25,6 @@ def svg(draw: Callable[[Axes], None], height: float = SIZE[1]) -> str:
     return text.getvalue().decode("utf-8")
 
 
-def forest(table: dict[str, Any]) -> str:
-    """Draws every arm's difference to the baseline with its interval, ±δ shaded."""
-    rows = [row for row in table["rows"] if row.get("difference")]
-
-    def draw(axes: Axes) -> None:
-        axes.axvspan(-table["delta"], table["delta"], color="0.9")
-        axes.axvline(0, color="0.3", linewidth=1)
-        for place, row in enumerate(reversed(rows)):
-            shown = row["difference"]["interval"]
-            if shown["low"] is not None:
-                axes.plot([shown["low"], shown["high"]], [place, place], color="C0")
-            axes.plot(shown["mean"], place, "o", color="C0")
-        axes.set_yticks(range(len(rows)), [row["arm"] for row in reversed(rows)])
-        axes.margins(y=0.2)
-        better = "lower is better" if table["lower_is_better"] else "higher is better"
-        axes.set_xlabel(f"difference in {table['quantity']} ({table['unit']}, {better})")
-
-    return svg(draw, 1.2 + 0.4 * len(rows))
-
-
 def curves(entries: Sequence[dict[str, Any]]) -> str:
     """Draws the mean validation loss of every arm with the band of its interval."""
 

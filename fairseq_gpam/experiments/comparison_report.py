@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import comparison_plots
+from fairseq_gpam.experiments import comparison_plots, forest, templates
 from fairseq_gpam.recipes import recorded
 
-HEAD = ("arm", "seeds", "mean ± 95 %", "difference to baseline", "p (t)", "p (sign flips)", "p (Holm)", "verdict")
-SEEDS = ("seeds for δ", "seeds for the observed difference")
 COST_HEAD = ("parameters", "training (s)", "peak memory (MiB)", "training tokens/s", "decoding tokens/s")
 
 
@@ -42,22 +40,28 @@ def spread(shown: dict[str, Any], digits: int, sign: str = "") -> str:
     return f"{shown['mean']:{sign}.{digits}f} ± {(shown['high'] - shown['low']) / 2:.{digits}f}"
 
 
+def head(table: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the headings of a table's columns."""
+    unit = table["unit"]
+    tests = ("p (t)", "p (sign flips, exact)", "p (Holm)", "verdict", f"seeds for δ = {table['delta']:g}")
+    return ("arm", "parameters", "seeds", f"mean ± 95 % ({unit})", f"difference ± 95 % ({unit})", *tests)
+
+
 def cells(table: dict[str, Any]) -> list[list[str]]:
     """Returns a table's rows as they are shown."""
     digits = 4 if table["unit"] == "nats" else 2
     rows = []
     for row in table["rows"]:
-        line = [row["arm"], str(row["n"]), spread(row, digits)]
+        line = [row["arm"], _cost(row["parameters"]), str(row["n"]), spread(row, digits)]
         one = row.get("difference")
         if one is None:
-            rows.append([*line, *["–"] * 4, "baseline", "–", "–"])
+            rows.append([*line, *["–"] * 4, "baseline" if row is table["rows"][0] else "no common seed", "–"])
             continue
-        line += [spread(one["interval"], digits, "+"), number(one["p_t"]), number(one["p_sign_flip"])]
-        line += [number(one["p_holm"]), one["verdict"]]
-        for key in ("seeds_for_delta", "seeds_for_observed"):
-            measured = one["interval"]["sd"] is not None
-            line.append("–" if not measured else str(row[key]) if row[key] else "over 10,000")
-        rows.append(line)
+        powerless, found = one["verdict"] == "powerless", one["interval"]
+        line += [spread(found, digits, "+"), number(one["p_t"]), number(one["p_sign_flip"])]
+        line += [number(one["p_holm"]), "powerless (too few seeds)" if powerless else one["verdict"]]
+        seeds = "–" if powerless or not found["sd"] else str(row["seeds_for_delta"] or "over 10,000")
+        rows.append([*line, seeds])
     return rows
 
 
@@ -86,14 +90,14 @@ def as_markdown(found: dict[str, Any]) -> str:
     """Returns the tables as Markdown."""
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
-        parts += [f"## {table['group']}: {table['quantity']} ({table['unit']})\n", _grid((*HEAD, *SEEDS), cells(table))]
+        parts += [f"## {table['group']}: {table['quantity']} ({table['unit']})\n", grid(head(table), cells(table))]
         parts.append(noise_floor(table) + "\n")
-    parts += ["## Costs\n", _grid(("task", "arm", *COST_HEAD), cost_cells(found))]
+    parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     if found["bootstrap"]:
-        parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", _grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
+        parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
     if found["collapse"]:
-        parts += ["## Collapse against performance\n", _grid(COLLAPSE_HEAD, collapse_cells(found))]
+        parts += ["## Collapse against performance\n", grid(COLLAPSE_HEAD, collapse_cells(found))]
     return "\n".join(parts)
 
 
@@ -117,7 +121,8 @@ def collapse_cells(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
+def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
+    """Returns a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -144,6 +149,22 @@ def picture(svg: str, alt: str) -> dict[str, str]:
     return {"alt": alt, "data": "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")}
 
 
+def forest_plot(table: dict[str, Any], baseline: str) -> str:
+    """Returns a table's forest plot as SVG."""
+    digits = 4 if table["unit"] == "nats" else 2
+    compared = [row for row in table["rows"] if row.get("difference")]
+    return forest.draw(
+        table, baseline, {row["arm"]: spread(row["difference"]["interval"], digits, "+") for row in compared}
+    )
+
+
+def forest_words(table: dict[str, Any], baseline: str) -> str:
+    """Returns what a table's forest plot shows, in words."""
+    words = "; ".join(f"{row[0]} {row[4]} ({row[8]})" for row in cells(table)[1:])
+    what = f"{table['group']}, {table['quantity']}: difference to {baseline} with 95 % interval"
+    return f"{what} ({table['unit']}): {words}."
+
+
 def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the headings and pictures that follow the tables."""
     shown = []
@@ -168,27 +189,15 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def as_html(found: dict[str, Any]) -> str:
     """Returns the page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fairseq_gpam.experiments", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables: list[dict[str, Any]] = []
     for table in found["tables"]:
         rows = cells(table)
-        forest = None
-        if len(rows) > 1:
-            words = "; ".join(f"{row[0]} {row[3]} ({row[7]})" for row in rows[1:])
-            alt = f"Difference to {found['baseline']} with 95 % interval: {words}."
-            forest = picture(comparison_plots.forest(table), alt)
+        plot = None
+        if any(row.get("difference") for row in table["rows"]):
+            baseline = found["baseline"]
+            plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
         title = f"{table['group']}: {table['quantity']} ({table['unit']})"
-        tables.append(
-            {"title": title, "head": (*HEAD, *SEEDS), "rows": rows, "note": noise_floor(table), "forest": forest}
-        )
+        tables.append({"title": title, "head": head(table), "rows": rows, "note": noise_floor(table), "forest": plot})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
     if found["bootstrap"]:
@@ -199,5 +208,4 @@ def as_html(found: dict[str, Any]) -> str:
         note = "Against the validation loss: a negative ρ says that more of the measure goes with lower loss. The "
         note += "bootstrap draws whole arms."
         tables.append({"title": title, "head": COLLAPSE_HEAD, "rows": collapse_cells(found), "note": note})
-    page = environment.get_template("comparison.html.j2")
-    return page.render(baseline=found["baseline"], tables=tables, pictures=pictures(found)) + "\n"
+    return templates.render("comparison.html.j2", baseline=found["baseline"], tables=tables, pictures=pictures(found))

@@ -67,15 +67,17 @@ def keep(runs: Sequence[Path], repository: Path) -> list[Path]:
     for run in runs:
         line = kept_line(run)
         by_task.setdefault(line["task"], []).append(line)
-    paths = []
-    for task, lines in by_task.items():
-        path = repository / "examples/results" / f"{task}.jsonl"
-        kept = {_key(run): run for run in (*read_lines(path), *lines)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
-        recorded.write_atomically(path, text)
-        paths.append(path)
-    return paths
+    return [write(task, lines, repository) for task, lines in by_task.items()]
+
+
+def write(task: str, lines: Sequence[dict[str, Any]], repository: Path) -> Path:
+    """Adds runs of one task, as they are kept, to the task's file; returns the file."""
+    path = repository / "examples/results" / f"{task}.jsonl"
+    kept = {_key(run): run for run in (*read_lines(path), *lines)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
+    recorded.write_atomically(path, text)
+    return path
 
 
 def published(task: str, repository: Path) -> list[dict[str, Any]]:

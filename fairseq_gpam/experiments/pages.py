@@ -6,8 +6,14 @@ A table stands between two lines of README.md or of a page under examples/:
     <!-- /results -->
 
 Its rows are the published numbers of the task, then its kept runs. ``names`` and ``seeds`` are optional; with them only
-those runs are shown, and what is named but not kept says that it was not run. The tables of studies on made data stand
-between markers of their own (``made_studies``).
+those runs are shown, and what is named but not kept says that it was not run.
+
+    <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
+    <!-- /comparison -->
+
+is the comparison of a study's arms by its grid file: a table and a forest plot for each task and measure. The options
+are optional. The plots are written into the study's folder. The tables of studies on made data stand between markers
+``study`` (``made_studies``).
 """
 
 from __future__ import annotations
@@ -18,18 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import kept, tables
-from fairseq_gpam.experiments.grid import NAME
-from fairseq_gpam.experiments.made_studies import study_table
+from fairseq_gpam.experiments import grid, kept, made_studies, study, tables
 from fairseq_gpam.recipes import recorded
 from fairseq_gpam.recipes import tasks as recipes
 
 MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
-LIKE_A_MARKER = re.compile(r"^<!--\s*/?(?:results|study)\b.*$", re.MULTILINE)
-BLOCK = re.compile(
-    r"^(?P<marker><!-- (?P<kind>results|study): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
-    re.MULTILINE | re.DOTALL,
-)
 
 
 class MarkerError(ValueError):
@@ -39,9 +38,14 @@ class MarkerError(ValueError):
 def names(text: str) -> tuple[str, ...]:
     """Returns the names in a list such as ``stock,dagpam``; raises ``ValueError`` saying what is allowed."""
     found = tuple(text.split(","))
-    if len(set(found)) != len(found) or not all(map(NAME.fullmatch, found)):
+    if len(set(found)) != len(found) or not all(map(grid.NAME.fullmatch, found)):
         raise ValueError("different names of arms, separated by commas without spaces")
     return found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words in a list such as ``valid-loss,bleu``; which are allowed says who uses them."""
+    return tuple(text.split(","))
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -54,10 +58,13 @@ def seeds(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of marker: its options, each with its reader, and what makes the text between its lines."""
+    """A kind of marker: its options, each with its reader, and what makes the text between its lines.
+
+    ``make`` takes what the marker names, the page and the repository, and returns the text and its pictures by file.
+    """
 
     options: dict[str, Callable[[str], Any]]
-    make: Callable[..., str]
+    make: Callable[..., tuple[str, dict[Path, str]]]
 
 
 def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
@@ -74,23 +81,35 @@ def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[
     return shown
 
 
-def results_table(task: str, repository: Path, **chosen: Any) -> str:
-    """Returns the table of a marker ``results``."""
-    return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind)
+def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
+    """Returns the table of a marker ``results``, which has no pictures."""
+    return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind), {}
+
+
+def made_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
+    """Returns the table of a marker ``study``, which has no pictures."""
+    return made_studies.study_table(name, repository, **chosen), {}
 
 
 KINDS = {
     "results": Kind({"names": names, "seeds": seeds}, results_table),
-    "study": Kind({"rows": str, "columns": str, "value": str}, study_table),
+    "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
+    "study": Kind({"rows": str, "columns": str, "value": str}, made_study_table),
 }
 ALLOWED = "; ".join(
     f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
     for name, kind in KINDS.items()
 )
+_KINDS = "|".join(KINDS)
+LIKE_A_MARKER = re.compile(rf"^<!--\s*/?(?:{_KINDS})\b.*$", re.MULTILINE)
+BLOCK = re.compile(
+    rf"^(?P<marker><!-- (?P<kind>{_KINDS}): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
-def made(marker: str, page: Path, repository: Path) -> str:
-    """Returns what stands below a marker.
+def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
+    """Returns what stands below a marker, and the pictures that it shows, by file.
 
     Raises ``MarkerError`` if it is not a marker, or if an option or the task is not known.
     """
@@ -109,34 +128,46 @@ def made(marker: str, page: Path, repository: Path) -> str:
         except ValueError as error:
             raise MarkerError(f"{page}: {marker}: {key} is {value!r}; allowed: {error}") from error
     try:
-        return kind.make(found[2], repository, **chosen)
-    except recipes.TaskError as error:
+        return kind.make(found[2], page, repository, **chosen)
+    except (recipes.TaskError, grid.GridError, study.ChoiceError) as error:
         raise MarkerError(f"{page}: {marker}: {error}") from error
 
 
-def rebuilt(text: str, page: Path, repository: Path) -> str:
-    """Returns a page's text with everything between markers made anew; raises ``MarkerError``."""
+def rebuilt(text: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
+    """Returns a page's text with everything between markers made anew, and the pictures that it shows, by file.
+
+    Raises ``MarkerError``.
+    """
+    pictures: dict[Path, str] = {}
 
     def fresh(block: re.Match[str]) -> str:
         inner = LIKE_A_MARKER.search(block["inside"])
         if inner:
             raise MarkerError(f"{page}: {block['marker']}: allowed: <!-- /{block['kind']} --> before {inner[0]}")
-        return f"{block['marker']}\n\n{made(block['marker'], page, repository)}\n\n{block['end']}"
+        inside, shown = made(block["marker"], page, repository)
+        pictures.update(shown)
+        return f"{block['marker']}\n\n{inside}\n\n{block['end']}"
 
     alone = LIKE_A_MARKER.search(BLOCK.sub("", text))
     if alone:
         raise MarkerError(f"{page}: {alone[0]}: not a marker with its end; allowed: {ALLOWED}")
-    return BLOCK.sub(fresh, text)
+    return BLOCK.sub(fresh, text), pictures
 
 
 def rebuild(repository: Path, write: bool = True) -> list[Path]:
-    """Rebuilds the tables of README.md and of all pages under examples/; returns the pages that changed."""
-    changed = []
+    """Rebuilds the tables of README.md and of all pages under examples/, and the pictures of studies.
+
+    A study's picture that no page shows is removed. Returns the files that changed.
+    """
+    files: dict[Path, str] = {}
     for path in (repository / "README.md", *sorted((repository / "examples").rglob("*.md"))):
-        old = path.read_text(encoding="utf-8")
-        new = rebuilt(old, path.relative_to(repository), repository)
-        if new != old:
-            changed.append(path)
-            if write:
-                recorded.write_atomically(path, new)
-    return changed
+        files[path], pictures = rebuilt(path.read_text(encoding="utf-8"), path.relative_to(repository), repository)
+        files |= pictures
+    changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    unused = sorted({*(repository / study.FOLDER).glob(f"*/*{study.SUFFIX}")} - files.keys())
+    if write:
+        for path in changed:
+            recorded.write_atomically(path, files[path])
+        for path in unused:
+            path.unlink()
+    return [*changed, *unused]

@@ -12,6 +12,8 @@ The rule of every verdict, fixed before any run is looked at:
 - The verdict is the first of these that applies: *powerless* with fewer than three pairs; *better* or *worse* if the
   corrected p is below 0.05; *bounded null* if the 95 % t interval of the difference lies within ±δ; else
   *uninformative*.
+- A log rounds its losses. Differences between rounded numbers are never taken to spread less than rounding alone makes
+  them: three differences that are all 0.001 because of the third decimal are no proof of anything.
 """
 
 from __future__ import annotations
@@ -58,26 +60,25 @@ class Difference:
     verdict: str = "powerless"
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Returns the mean of at least one value and its 95 % t interval."""
+def interval(values: Sequence[float], least_sd: float = 0.0) -> Interval:
+    """Returns the mean of at least one value and its 95 % t interval; `least_sd` is the least standard deviation."""
     data = np.asarray(values, dtype=float)
     mean = float(data.mean())
     if len(data) < 2:
         return Interval(len(data), mean, None, None, None)
-    sd = float(data.std(ddof=1))
+    sd = max(float(data.std(ddof=1)) if np.ptp(data) else 0.0, least_sd)
     half = float(special.stdtrit(len(data) - 1, 1 - ALPHA / 2)) * sd / math.sqrt(len(data))
     return Interval(len(data), mean, sd, mean - half, mean + half)
 
 
-def paired_t(differences: Sequence[float]) -> float | None:
+def paired_t(differences: Interval) -> float | None:
     """Returns the two-sided p of the paired t test, None for fewer than two pairs."""
-    if len(differences) < 2:
+    if differences.sd is None:
         return None
-    if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
-    shown = interval(differences)
-    assert shown.sd is not None
-    return float(2 * special.stdtr(shown.n - 1, -abs(shown.mean) / shown.sd * math.sqrt(shown.n)))
+    if differences.sd == 0:
+        return 1.0 if differences.mean == 0 else 0.0
+    t = abs(differences.mean) / differences.sd * math.sqrt(differences.n)
+    return float(2 * special.stdtr(differences.n - 1, -t))
 
 
 def sign_flip(differences: Sequence[float], samples: int = 100_000, seed: int = 1) -> float | None:
@@ -102,15 +103,16 @@ def _all_signs(pairs: int) -> np.ndarray:
     return np.array(list(itertools.product((1.0, -1.0), repeat=pairs)))
 
 
-def seeds_needed(effect: float, sd: float, arms: int) -> int | None:
+def seeds_needed(effect: float, sd: float | None, arms: int) -> int | None:
     """Returns how many pairs find a true mean of `effect` with 80 % power in a two-sided paired t test.
 
     At the level 0.05 / `arms`, Holm's hardest step in a table of that many arms; `sd` is that of the differences. None
-    if that takes more than 10,000.
+    if that takes more than 10,000, and if `sd` is None or 0: differences without spread do not say how much others
+    would spread.
     """
-    if effect == 0:
+    if not sd or effect == 0:
         return None
-    alpha, size = ALPHA / arms, abs(effect) / sd if sd > 0 else math.inf
+    alpha, size = ALPHA / arms, abs(effect) / sd
     by_normal = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) / size) ** 2
     if by_normal > MOST_SEEDS:
         return None
@@ -121,13 +123,18 @@ def seeds_needed(effect: float, sd: float, arms: int) -> int | None:
     return pairs
 
 
-def difference(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Returns arm − baseline over the seeds that both have, not yet corrected; None if there are none."""
+def difference(arm: Mapping[int, float], baseline: Mapping[int, float], resolution: float = 0.0) -> Difference | None:
+    """Returns arm − baseline over the seeds that both have, not yet corrected; None if there are none.
+
+    `resolution` is the step to which the values are rounded.
+    """
     seeds = tuple(sorted(arm.keys() & baseline.keys()))
     if not seeds:
         return None
     values = [arm[seed] - baseline[seed] for seed in seeds]
-    return Difference(seeds, interval(values), paired_t(values), sign_flip(values))
+    # A rounding error is uniform, with standard deviation step/√12, and a difference has two of them.
+    shown = interval(values, resolution / math.sqrt(6))
+    return Difference(seeds, shown, paired_t(shown), sign_flip(values))
 
 
 def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
@@ -153,16 +160,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare(
-    arms: Mapping[str, Mapping[int, float]], baseline: str, delta: float, lower_is_better: bool
+    arms: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    delta: float,
+    lower_is_better: bool,
+    resolution: float = 0.0,
 ) -> dict[str, Difference]:
     """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
 
-    `arms` holds values by seed. An arm without a common seed is left out. Raises ``KeyError`` if there is no baseline.
+    `arms` holds values by seed, rounded to steps of `resolution`. An arm without a common seed is left out. Raises
+    ``KeyError`` if there is no baseline.
     """
     found = {
         name: one
         for name, values in arms.items()
-        if name != baseline and (one := difference(values, arms[baseline])) is not None
+        if name != baseline and (one := difference(values, arms[baseline], resolution)) is not None
     }
     tested = {name: one.p_t for name, one in found.items() if one.p_t is not None}
     p_holm = holm(tested)

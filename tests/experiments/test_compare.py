@@ -91,14 +91,14 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tm
         assert row in page.cells
     rows = {row["arm"]: row for row in table["rows"]}
     shown = next(row for row in page.cells if row[:1] == ["good"])
-    assert float(shown[2].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
-    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
+    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
+    assert float(shown[4].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
     forest = base64.b64decode(page.images[0]["src"].split(",")[1]).decode()
     assert "<svg" in forest
 
     lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
     assert float(lines[1]["mean"]) == rows[lines[1]["arm"]]["mean"]
-    assert "| good | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| good | 10 | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):

@@ -140,8 +140,9 @@ def test_a_line_reads_the_same_whatever_machine_and_commit_it_came_from(reposito
 
 def shown_rows(repository, marker):
     page = f"{marker}\n<!-- /results -->\n"
-    text = pages.rebuilt(page, Path("README.md"), repository)
-    assert pages.rebuilt(text, Path("README.md"), repository) == text
+    text, pictures = pages.rebuilt(page, Path("README.md"), repository)
+    assert pages.rebuilt(text, Path("README.md"), repository) == (text, {})
+    assert pictures == {}
     table = [line for line in text.splitlines() if line.startswith("| ")]
     return [tuple(cell.strip() for cell in line.strip("|").split("|")[:3]) for line in table[1:]]
 

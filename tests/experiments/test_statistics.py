@@ -73,6 +73,22 @@ def test_verdicts(differences, expected):
     assert statistics.compare(paired(differences), "baseline", 0.01, True)["arm"].verdict == expected
 
 
+def test_rounded_differences_without_spread_prove_nothing():
+    def verdict(differences, resolution):
+        found = statistics.compare(paired(differences), "baseline", 0.01, True, resolution)["arm"]
+        return found.verdict, found.interval.sd
+
+    assert verdict([-0.001] * 3, 0.001) == ("bounded null", pytest.approx(0.001 / math.sqrt(6)))
+    assert verdict([-0.02] * 3, 0.001)[0] == "better"
+    differences = [-0.05, -0.04, -0.06, -0.05, -0.055]
+    assert verdict(differences, 0.001) == verdict(differences, 0.0)
+    # Of differences between rounded equal numbers, which is the whole of their spread.
+    rounded = np.random.default_rng(6).uniform(0, 100, (2, 100_000)).round(1)
+    exact = np.random.default_rng(6).uniform(0, 100, (2, 100_000))
+    errors = (rounded - exact)[0] - (rounded - exact)[1]
+    assert errors.std() == pytest.approx(0.1 / math.sqrt(6), rel=0.01)
+
+
 def test_only_common_seeds_are_paired_and_an_arm_without_any_is_left_out():
     arms = {"baseline": {1: 1.0, 2: 2.0, 3: 3.0}, "some": {2: 2.5, 3: 3.5, 9: 0.0}, "none": {7: 1.0}}
     found = statistics.compare(arms, "baseline", 0.01, True)
@@ -91,7 +107,9 @@ def test_intervals_and_p_are_those_of_the_textbook():
     assert statistics.interval([1.0]) == statistics.Interval(1, 1.0, None, None, None)
     baseline = [1.0, 1.2, 1.1, 0.9]
     differences = np.subtract(values, baseline)
-    assert statistics.paired_t(differences) == pytest.approx(stats.ttest_rel(values, baseline).pvalue)
+    assert statistics.paired_t(statistics.interval(differences)) == pytest.approx(
+        stats.ttest_rel(values, baseline).pvalue
+    )
     exact = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
     )
@@ -102,7 +120,7 @@ def test_five_seeds_cannot_decide_by_sign_flips():
     assert statistics.sign_flip([-1, -2, -3, -4, -5]) == 2 / 32
     generator = np.random.default_rng(1)
     many = generator.normal(0.3, 1, 20)
-    assert statistics.sign_flip(many) == pytest.approx(statistics.paired_t(many), abs=0.02)
+    assert statistics.sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
 
 
 def test_holm_is_that_of_statsmodels():
@@ -126,7 +144,8 @@ def test_the_seeds_that_are_needed_have_the_power_that_is_promised():
     for seeds, enough in ((needed, True), (needed - 3, False)):
         p = stats.ttest_1samp(generator.normal(0.01, 0.01, (4000, seeds)), 0, axis=1).pvalue
         assert bool(np.mean(p < 0.05) >= 0.78) is enough
-    assert statistics.seeds_needed(0.01, 0.0, 1) == statistics.MIN_PAIRS
+    for no_spread in (0.0, None):
+        assert statistics.seeds_needed(0.01, no_spread, 1) is None
     assert statistics.seeds_needed(100.0, 0.001, 1) == statistics.MIN_PAIRS
     assert statistics.seeds_needed(1e-9, 1.0, 1) is None
     assert statistics.seeds_needed(0.0, 1.0, 1) is None

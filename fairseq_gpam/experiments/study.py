@@ -1,0 +1,169 @@
+"""A study's comparison inside a page, made from its grid file and the kept results alone.
+
+The grid file, examples/studies/STUDY/grid.toml, says which arms, tasks and seeds belong to the study and which arm is
+the baseline. A kept run counts if its command line is the one that the grid would run today; what is not there, or does
+not count, is named.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from fairseq_gpam.experiments import compare, comparison_report, grid, kept
+from fairseq_gpam.recipes import run_folder, stages
+from fairseq_gpam.recipes import tasks as recipes
+
+
+class ChoiceError(ValueError):
+    """A marker chooses what a study does not have; the message says what is allowed."""
+
+
+FOLDER = "examples/studies"
+SUFFIX = ".forest.svg"
+PARTS = ("table", "picture")
+# Where the package lies and how often attention is logged changes no loss.
+WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of the grid: `task` and `name` as its folder is called, and its training's command line."""
+
+    task: str
+    name: str
+    seed: int
+    command: tuple[str, ...]
+
+
+def planned(chosen: grid.Grid) -> Iterator[Planned]:
+    """Yields the runs of a grid in its order."""
+    for job in chosen.jobs():
+        if job.stage != "train":
+            continue
+        _, task, name, seed, _ = PurePath(job.marker).parts
+        end = job.command.index("--") if "--" in job.command else len(job.command)
+        settings = stages.Settings(
+            task=recipes.of_runs(task),
+            mechanism=job.command[5],
+            seed=int(seed),
+            out=Path("out"),
+            name=name,
+            full=chosen.full,
+            extra=job.command[end + 1 :],
+        )
+        yield Planned(task, name, int(seed), tuple(stages.train_command(settings)))
+
+
+def differences(run: dict[str, Any], plan: Planned) -> list[str]:
+    """Returns a phrase for each flag in which a kept run's training differs from the planned one."""
+    phrases = run_folder.differing_flags(shlex.split(run["train"]["command"]), plan.command)
+    return [phrase for phrase in phrases if phrase.split(" ")[0] not in WITHOUT_EFFECT]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others."""
+
+    title: str
+    file: str
+    kind: str
+    by_arm: dict[str, list[dict[str, Any]]]
+    remarks: tuple[str, ...]
+
+
+def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
+    """Yields the groups of a study, the baseline first among their arms."""
+    plans: dict[tuple[str, str], list[Planned]] = {}
+    for plan in planned(chosen):
+        plans.setdefault((plan.task, compare.arm_and_rate(plan.name)[1]), []).append(plan)
+    for (task, rate), own in plans.items():
+        there = {(run["name"], run["seed"]): run for run in kept.runs_of(task, repository)}
+        own.sort(key=lambda plan: compare.arm_and_rate(plan.name)[0] != chosen.baseline)
+        by_arm: dict[str, list[dict[str, Any]]] = {}
+        missing: dict[str, list[int]] = {}
+        others = []
+        for plan in own:
+            arm = compare.arm_and_rate(plan.name)[0]
+            by_arm.setdefault(arm, [])
+            run = there.get((plan.name, plan.seed))
+            if run is None:
+                missing.setdefault(arm, []).append(plan.seed)
+            elif found := differences(run, plan):
+                others.append(f"{arm} seed {plan.seed}: {'; '.join(found)}")
+            else:
+                by_arm[arm].append(run)
+        remarks = []
+        wholly = [arm for arm in by_arm if len(missing.get(arm, ())) == len(chosen.seeds)]
+        partly = [f"{arm} seeds {_list(missing[arm])}" for arm in by_arm if arm in missing and arm not in wholly]
+        if wholly:
+            remarks.append(f"Not run with any seed of {_list(chosen.seeds)}: {', '.join(wholly)}.")
+        if partly:
+            remarks.append(f"Not run yet: {'; '.join(partly)}.")
+        if others:
+            remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
+        title = compare.title(task, rate)
+        file = task + (f"{grid.LR_SUFFIX}{rate}" if rate else "")
+        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, tuple(remarks))
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def section(
+    name: str,
+    page: Path,
+    repository: Path,
+    tasks: tuple[str, ...] = (),
+    measures: tuple[str, ...] = (),
+    show: tuple[str, ...] = PARTS,
+) -> tuple[str, dict[Path, str]]:
+    """Returns what stands below a marker of the study in `page`, and the pictures that it shows, by file.
+
+    Raises ``ChoiceError`` if the grid does not have a task, or there is no such measure or
+    part.
+    """
+    folder = repository / FOLDER / name
+    chosen = grid.load(folder / "grid.toml")
+    all_measures = [quantity.key for quantity in compare.QUANTITIES]
+    for option, given, allowed in (
+        ("tasks", tasks, list(chosen.tasks)),
+        ("measures", measures, all_measures),
+        ("show", show, PARTS),
+    ):
+        unknown = [one for one in given if one not in allowed]
+        if unknown:
+            raise ChoiceError(f"{option} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
+    parts: list[str] = []
+    pictures: dict[Path, str] = {}
+    for group in groups(chosen, repository):
+        if tasks and group.file.partition(grid.LR_SUFFIX)[0].removesuffix("-full") not in tasks:
+            continue
+        for quantity in compare.QUANTITIES:
+            if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
+                continue
+            better = "lower" if quantity.lower_is_better else "higher"
+            caption = f"**{group.title}: {quantity.label}** ({quantity.unit}, {better} is better)"
+            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, compare.DELTAS[quantity.unit])
+            if table is None:
+                parts.append(f"{caption}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
+                continue
+            rows = {row[0]: row for row in comparison_report.cells(table)}
+            if "table" in show:
+                head = comparison_report.head(table)
+                empty = ["–", "0", "not run", *["–"] * (len(head) - 4)]
+                lines = [rows.get(arm, [arm, *empty]) for arm in group.by_arm]
+                note = comparison_report.noise_floor(table)
+                parts += [caption, comparison_report.grid(head, lines).rstrip(), note]
+            if "picture" in show and any(row.get("difference") for row in table["rows"]):
+                file = folder / f"{group.file}.{quantity.key}{SUFFIX}"
+                pictures[file] = comparison_report.forest_plot(table, chosen.baseline)
+                address = os.path.relpath(file, (repository / page).parent).replace(os.sep, "/")
+                parts.append(f"![{comparison_report.forest_words(table, chosen.baseline)}]({address})")
+        parts += group.remarks
+    return "\n\n".join(parts), pictures

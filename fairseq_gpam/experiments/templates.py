@@ -1,0 +1,19 @@
+"""The templates of pages and pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(name: str, **values: Any) -> str:
+    """Returns a template of this folder, filled in; text is escaped, a value that is missing raises an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fairseq_gpam.experiments", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values) + "\n"

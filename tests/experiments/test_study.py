@@ -1,0 +1,185 @@
+"""A study's tables and pictures follow from its grid file and the kept runs, and name what is missing."""
+
+import math
+import re
+import shlex
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.experiments import compare, forest, grid, kept, pages, study
+
+GRID = """
+baseline = "stock"
+seeds = [1, 2, 3]
+plugin_flags = "--gpam-log-attention 100"
+
+[tasks.bible-de-en]
+[tasks.shakespeare-lm]
+
+[arms]
+dagpam = ""
+stock = { mechanism = "stock" }
+wider = { mechanism = "stock", flags = "--encoder-ffn-embed-dim 280", tasks = ["bible-de-en"] }
+"""
+MARKER = "<!-- comparison: made -->"
+BITS = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1)}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / study.FOLDER / "made"
+    folder.mkdir(parents=True)
+    (folder / "grid.toml").write_text(GRID)
+    (folder / "README.md").write_text(f"before\n{MARKER}\n<!-- /comparison -->\nafter\n")
+    (tmp_path / "README.md").write_text(
+        "<!-- comparison: made tasks=bible-de-en measures=valid-loss -->\n<!-- /comparison -->\n"
+    )
+    (tmp_path / "examples/results").mkdir()
+    return tmp_path
+
+
+def keep(repository, leave_out=(), more_flags=""):
+    """Keeps a run for each planned one of the translation, except those left out."""
+    kept_runs = []
+    for plan in study.planned(grid.load(repository / study.FOLDER / "made/grid.toml")):
+        if plan.task == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
+            nll = BITS[plan.name][plan.seed - 1]
+            train = {"command": f"{shlex.join(plan.command)} {more_flags}", "valid_nll_loss": nll, "parameters": 10}
+            run = {"task": plan.task, "name": plan.name, "seed": plan.seed, "train": train}
+            kept_runs.append({**run, "score": {"bleu": 10 * nll, "chrf": 20 * nll}})
+    kept.write("bible-de-en", kept_runs, repository)
+
+
+def cells(text, arm):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {arm} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def shown(repository, page="examples/studies/made/README.md"):
+    main(["results", "tables", "--repository", str(repository)])
+    return (repository / page).read_text(encoding="utf-8")
+
+
+def test_the_table_is_what_the_kept_runs_say(repository):
+    keep(repository)
+    text = shown(repository)
+    bits = {arm: np.array(values) * math.log(2) for arm, values in BITS.items()}
+    difference = bits["dagpam"] - bits["stock"]
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    p = {arm: stats.ttest_rel(bits[arm], bits["stock"]).pvalue for arm in ("dagpam", "wider")}
+    row = cells(text, "dagpam")
+    assert row[1:3] == ["10", "3"]
+    assert row[4] == f"{difference.mean():+.4f} ± {(high - low) / 2:.4f}"
+    assert row[5:9] == [f"{p['dagpam']:.4f}", "0.2500", f"{2 * p['dagpam']:.4f}", "better"]
+    assert cells(text, "wider")[8] == "uninformative"
+    assert cells(text, "stock")[8] == "baseline"
+    assert "difference ± 95 % (nats)" in text
+    assert f"standard deviation is {bits['stock'].std(ddof=1):.4f}" in text
+    assert text.index("| stock |") < text.index("| dagpam |") < text.index("| wider |")
+    assert "**bible-de-en: test BLEU** (BLEU, higher is better)" in text
+    assert "test loss" not in text.partition("shakespeare-lm")[0]
+    assert "shakespeare-lm: test loss per subword** (nats, lower is better): no run of the baseline `stock`" in text
+    assert "Not run with any seed of 1, 2, 3: stock, dagpam." in text
+
+
+def test_what_is_missing_or_made_otherwise_is_named_and_does_not_count(repository):
+    keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
+    text = shown(repository)
+    assert cells(text, "dagpam")[2] == "2"
+    assert cells(text, "dagpam")[8] == "powerless (too few seeds)"
+    assert cells(text, "wider")[1:5] == ["–", "0", "not run", "–"]
+    assert "Not run with any seed of 1, 2, 3: wider." in text
+    assert "Not run yet: dagpam seeds 1." in text
+
+    keep(repository, more_flags="--gpam-log-attention 7")
+    assert cells(shown(repository), "dagpam")[2] == "3"
+    keep(repository, more_flags="--dropout 0.5")
+    text = shown(repository)
+    assert "dagpam seed 1: --dropout (there: 0.5; now: 0.1)" in text
+    assert "no run of the baseline `stock`, powerless (too few seeds)" in text
+    assert not list(repository.rglob("*.svg"))
+
+
+def test_another_page_shows_the_same_table_and_the_same_picture(repository):
+    keep(repository)
+    study_page, readme = shown(repository), shown(repository, "README.md")
+    assert cells(readme, "dagpam") == cells(study_page, "dagpam")
+    assert "BLEU" not in readme
+    assert "shakespeare" not in readme
+    [address] = re.findall(r"!\[[^]]+\]\((.+)\)", readme)
+    assert address == "examples/studies/made/bible-de-en.valid-loss.forest.svg"
+    assert "](bible-de-en.valid-loss.forest.svg)" in study_page
+    assert (repository / address).exists()
+
+
+def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_them(repository):
+    keep(repository)
+    shown(repository)
+    pictures = {path: path.read_bytes() for path in repository.rglob("*.svg")}
+    assert {path.name for path in pictures} == {
+        f"bible-de-en.{key}{study.SUFFIX}" for key in ("valid-loss", "bleu", "chrf")
+    }
+    changed, *others = pictures
+    changed.write_text("<svg/>")
+    with pytest.raises(SystemExit, match="run: python"):
+        main(["results", "tables", "--check", "--repository", str(repository)])
+    for path in others:
+        path.unlink()
+    shown(repository)
+    assert {path: path.read_bytes() for path in repository.rglob("*.svg")} == pictures
+    (repository / study.FOLDER / "made/README.md").unlink()
+    shown(repository, "README.md")
+    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{study.SUFFIX}"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("<!-- comparison: none -->", r"none/grid.toml: no such file"),
+        ("<!-- comparison: made tasks=ptb-lm -->", r"tasks has 'ptb-lm'; allowed: bible-de-en, shakespeare-lm"),
+        ("<!-- comparison: made measures=loss -->", r"measures has 'loss'; allowed: valid-loss, bleu, chrf, test-loss"),
+        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture"),
+        ("<!-- comparison: made seeds=1 -->", r"'seeds=1' is unknown .*; allowed: tasks=…, measures=…, show=…"),
+    ],
+)
+def test_a_wrong_choice_is_named(repository, marker, message):
+    with pytest.raises(pages.MarkerError, match=r"page\.md: <!-- comparison: .*" + message):
+        pages.rebuilt(f"{marker}\n<!-- /comparison -->\n", Path("page.md"), repository)
+
+
+def test_the_picture_places_the_numbers_in_proportion():
+    runs = [
+        {"task": "made", "name": name, "seed": seed, "train": {"valid_nll_loss": values[seed - 1]}}
+        for name, values in BITS.items()
+        for seed in (1, 2, 3)
+    ]
+    table = compare.comparison(runs, "stock")["tables"][0]
+    texts = {row["arm"]: "text <b>" for row in table["rows"]}
+    root = ElementTree.fromstring(forest.draw(table, "stock", texts))
+    space = "{http://www.w3.org/2000/svg}"
+    dots = [float(circle.get("cx")) for circle in root.iter(f"{space}circle")]
+    labels = [
+        (float(text.get("x")), text.text) for text in root.iter(f"{space}text") if text.get("text-anchor") == "middle"
+    ]
+    (x1, first), (x2, last) = labels[0], labels[-1]
+    scale = (x2 - x1) / (float(last.replace("−", "-")) - float(first.replace("−", "-")))
+    means = [row["difference"]["interval"]["mean"] for row in table["rows"][1:]]
+    assert dots[1] - dots[0] == pytest.approx(scale * (means[1] - means[0]), abs=0.2)
+    widths = [float(line.get("x2")) - float(line.get("x1")) for line in root.findall(f"{space}g/{space}line")]
+    intervals = [row["difference"]["interval"] for row in table["rows"][1:]]
+    assert widths == pytest.approx([scale * (one["high"] - one["low"]) for one in intervals], abs=0.2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.031, 0.012), (-1.0, 3.0), (0.0, 1e-4), (-250.0, 7.0)])
+def test_ticks_are_round_and_inside(low, high):
+    found = forest.ticks(low, high)
+    assert 3 <= len(found) <= 7
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    steps = np.diff(found)
+    assert np.allclose(steps, steps[0])
+    assert f"{steps[0]:.0e}"[0] in "125"
