@@ -1,12 +1,14 @@
-"""AttnScale: the part of softmax attention that is not uniform is scaled up (Wang et al. 2022)."""
+"""AttnScale, which scales up the part of softmax attention that is not uniform, and FeatScale (Wang et al. 2022)."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import AffineMechanism, format_values
+from fairseq_gpam.attention.causal import new_positions_hidden
+from fairseq_gpam.attention.families import AffineMechanism, format_values, upcast
 from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
@@ -20,12 +22,44 @@ def attn_scale_terms(scale: Coefficient) -> AffineTerms:
     return AffineTerms(positive=1 + scale, uniform=scale)
 
 
+class FeatScale(nn.Module):
+    """Scales the mean of the features over the tokens by 1+s and the rest by 1+t, one s and one t for each channel.
+
+    X′ = (1+s)·mean(X) + (1+t)·(X − mean(X)), s and t learned from 0. Wang et al. 2022, arXiv 2203.05962.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean_scale = no_decay_parameter(torch.zeros(width))
+        self.rest_scale = no_decay_parameter(torch.zeros(width))
+
+    def forward(self, features: Tensor, hidden: Tensor | None, causal: bool, past: dict[str, Tensor] | None) -> Tensor:
+        """Maps features, T × B × C, to the same shape; `hidden` is bool B × T, True = padding, which has no say.
+
+        With `causal` the mean is that of the tokens up to each one. Then `past` holds the sums over earlier tokens.
+        """
+        wide = upcast(features)
+        shown = torch.ones_like(wide[..., :1])
+        if hidden is not None:
+            shown = shown * ~hidden.t().unsqueeze(-1)
+        # The last channel counts the tokens.
+        sums = torch.cat([wide * shown, shown], dim=-1)
+        sums = sums.cumsum(dim=0) if causal else sums.sum(dim=0, keepdim=True)
+        if past is not None:
+            sums = sums + past["features"] if "features" in past else sums
+            past["features"] = sums[-1]
+        mean = sums[..., :-1] / sums[..., -1:].clamp(min=1)
+        return (wide + self.mean_scale * mean + self.rest_scale * (wide - mean)).type_as(features)
+
+
 @register_mechanism
 class AttnScaleAttention(AffineMechanism):
-    """Softmax attention whose high-frequency part is scaled by 1+λ, one λ a head; λ = 0 is softmax attention.
+    """Softmax attention whose high-frequency part is scaled by 1+λ, one λ for each head; λ = 0 is softmax attention.
 
-    The source offers FeatScale beside it, which scales the mean and the rest of a block's features over all tokens of
-    an image. It is not part of this mechanism: it acts outside attention, and its mean would show a decoder the future.
+    With `--gpam-attn-scale-features` FeatScale follows the output projection, as in the source, which offers it as an
+    alternative. The mean is that of the tokens that are not padding. A decoder may not see the future, so there it is
+    the mean of the tokens up to each one, which is our reading; the source has vision encoders only. Its code adds the
+    scaled parts twice, so that its s and t count double. Cross-attention has no FeatScale.
     """
 
     name = "attn_scale"
@@ -34,14 +68,42 @@ class AttnScaleAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×, and a mean of the values"
     neutral = (("attn_scale_start", 0.0),)
-    options = (Option("attn_scale_start", float, 0.0, "where the λ of every head starts"),)
+    options = (
+        Option("attn_scale_start", float, 0.0, "where the λ of every head starts"),
+        Option(
+            "attn_scale_features",
+            bool,
+            False,
+            "FeatScale after the output projection of self-attention: the features' mean over the tokens and the rest "
+            "get a learned factor for each channel",
+        ),
+    )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.scale = no_decay_parameter(torch.full((site.num_heads,), settings.attn_scale_start))
+        self.features: FeatScale | None = None
+        if settings.attn_scale_features:
+            if site.name == "cross":
+                raise ValueError(
+                    "--gpam-attn-scale-features is not allowed for cross attention, whose positions are not kept from "
+                    "one decoding step to the next; allowed: encoder, decoder, with another --gpam-cross-mechanism"
+                )
+            self.features = FeatScale(site.embed_dim)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return attn_scale_terms(self.scale.view(-1, 1, 1))
+
+    def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        if self.features is None:
+            return output
+        earlier = inputs.k.size(-2) - inputs.q.size(-2)
+        if earlier and "features" not in (inputs.past or {}):
+            raise ValueError(
+                f"--gpam-attn-scale-features met {earlier} keys that are no tokens of the queries; allowed: decoding "
+                "from the first position, without --add-bias-kv, --add-zero-attn and --cross-self-attention"
+            )
+        return self.features(output, new_positions_hidden(inputs), self.site.name == "decoder", inputs.past)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {format_values(self.scale)}"

@@ -222,8 +222,8 @@ class AttentionMechanism(nn.Module):
         """Returns what follows the weighted sum, B × H × T × D; the sum itself unless overridden."""
         return output
 
-    def after_projection(self, output: Tensor) -> Tensor:
-        """Returns what follows the output projection, … × C; its result itself unless overridden."""
+    def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        """Returns what follows the output projection, T × B × C; its result itself unless overridden."""
         return output
 
     def extra_repr(self) -> str:

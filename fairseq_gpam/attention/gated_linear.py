@@ -68,15 +68,17 @@ def gated_linear_sums(
 class GatedLinearAttention(AttentionMechanism):
     """Linear attention without a normaliser whose state fades by a gate for each channel; causal by nature.
 
-    α = sigmoid(x W₁W₂ + b)^(1/16), W₁W₂ of rank 16; the output is normed head by head (RMSNorm, as in the public
-    flash-linear-attention; the paper has LayerNorm) and gated by silu(x W_r). Keys and values have the width of
-    fairseq's projections, where the source halves the keys'; new projections start as nn.Linear does. In decoding
+    α = sigmoid(x W₁W₂ + b)^(1/16), W₁W₂ of rank 16, as in the authors' code. The output of each head goes through
+    RMSNorm (eps 1e-5, one weight for all heads) and a gate silu(x W_r) without a bias, as in
+    fla-org/flash-linear-attention. The authors' first code, berlino/gated_linear_attention, has a LayerNorm without
+    weights and a bias of W_r, and starts W₁ and W₂ by Xavier with gain 2^(−5/2); here all new projections start as
+    nn.Linear does. Queries and keys have the width of fairseq's projections, twice that of both codes. In decoding
     nothing is cached but the state, D × D numbers for each head. Weights can be negative.
     """
 
     name = "gated_linear"
     formula = "O = RMSNorm(q_t S_t/√D) ⊙ silu(x W_r), S_t = Diag(α_t) S_{t−1} + k_tᵀv_t, α = sigmoid(x W₁W₂+b)^(1/16)"
-    source = "Yang et al. 2023, arXiv 2312.06635"
+    source = "Yang et al. 2023, arXiv 2312.06635; berlino/gated_linear_attention"
     row_sum = "any, before the norm"
     cost = "D·(T+S) instead of T·S; D× with attention dropout"
     why_never_neutral = "its weights are not normalised"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -89,24 +91,35 @@ class MixedHeads(AttentionMechanism):
         self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Attends with one group, whose memory lies under its own name in the memory of all."""
-        prefix = f"{name}."
-        own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
-        part = replace(part, past=own)
-        if self.caches_keys and not group.caches_keys:
-            part = part.with_new_keys()
-        output, weights = group(part)
-        past.update({prefix + key: tensor for key, tensor in own.items()})
+        with _own_past(name, past) as own:
+            part = replace(part, past=own)
+            if self.caches_keys and not group.caches_keys:
+                part = part.with_new_keys()
+            output, weights = group(part)
         return output, weights
 
-    def after_projection(self, output: Tensor) -> Tensor:
-        for group in self.groups.values():
+    def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        for name, group in self.groups.items():
             assert isinstance(group, AttentionMechanism)
-            output = group.after_projection(output)
+            if inputs.past is None:
+                output = group.after_projection(output, inputs)
+            else:
+                with _own_past(name, inputs.past) as own:
+                    output = group.after_projection(output, replace(inputs, past=own))
         return output
 
     def extra_repr(self) -> str:
         heads = ", ".join(f"{name}:{count}" for name, count in zip(self.groups, self.counts, strict=True))
         return f"{super().extra_repr()}, {heads}"
+
+
+@contextmanager
+def _own_past(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Lends a group its part of the memory, under the group's own names, and takes back what the group keeps."""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
+    yield own
+    past.update({prefix + key: tensor for key, tensor in own.items()})
 
 
 def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:

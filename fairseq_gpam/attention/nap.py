@@ -85,7 +85,7 @@ class NapAttention(MatrixMechanism):
         fully_masked = inputs.mask.fully_masked(output.size(-2), inputs.v.size(-2), inputs.v.device)
         return zero_rows(pooled_output(output, self.norm.weight, self.norm.bias), fully_masked)
 
-    def after_projection(self, output: Tensor) -> Tensor:
+    def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return self.norm(output) if self.norm is not None and self.order == "gelu-layernorm" else output
 
     def extra_repr(self) -> str:

@@ -40,8 +40,11 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 class ShapedAttention(AffineMechanism):
     """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention.
 
-    In the source it stands in blocks without skip connections, where the identity replaces them; fairseq's layers keep
-    theirs, so that α = 1 adds the values once more. `--gpam-shaped-alpha 0` starts without them.
+    Not provided: the blocks without a skip connection around attention in which bobby-he/simplified_transformers uses
+    it (arXiv 2311.01906). There the identity replaces that skip, the value and output projections are the identity
+    except for the first layer's values, the feed-forward branch gets a learned gain that starts at 0.1, and the query
+    projection starts at 0. fairseq's layer adds its skip outside attention, so that α = 1 adds the values to it.
+    `--gpam-shaped-alpha 0` starts without them.
     """
 
     name = "shaped"

@@ -38,8 +38,9 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
 class StickBreakingAttention(MatrixMechanism):
     """Weights that prefer the newest keys by their form, which needs no positional encoding; causal by nature.
 
-    A query does not see its own key by its score: what the earlier keys leave goes to it, as in the authors' tests
-    and models, or to nothing.
+    A query does not score its own key. What the earlier keys leave of the stick goes to the query's own value by
+    default, as in the tests of the authors' code, or to nothing, as in its benchmarks. Which of the two the authors'
+    published models do could not be confirmed.
     """
 
     name = "stick_breaking"

@@ -144,9 +144,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
         need_weights = need_weights or need_head_weights
         wants_weights = need_weights or bool(self.weights_hooks)
-        heads, weights = self.mechanism(AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past))
-        if past is not None:
-            buffer.update({PAST + name: tensor for name, tensor in past.items()})
+        inputs = AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past)
+        heads, weights = self.mechanism(inputs)
         if beams > 1:
             heads = self._unfold_beams(heads, beams)
             weights = None if weights is None else self._unfold_beams(weights, beams)
@@ -154,7 +153,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
             assert weights is not None
             hook(self, weights)
         (output,) = project(heads.permute(2, 0, 1, 3).reshape(num_queries, bsz, self.embed_dim), self.out_proj)
-        output = self.mechanism.after_projection(output)
+        output = self.mechanism.after_projection(output, inputs)
+        if past is not None:
+            buffer.update({PAST + name: tensor for name, tensor in past.items()})
         if not need_weights or weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
