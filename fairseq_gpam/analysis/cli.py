@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw the whole model as one linear map between the tokens of the drawn examples, with a deletion test",
     )
     parser.add_argument(
+        "--path-loss",
+        action="store_true",
+        help="measure the loss that remains when only paths through at most 0, 1, 2, … attentions are kept",
+    )
+    parser.add_argument(
         "--paths", type=_whole, default=24, metavar="N", help="sampled paths of each length and map (default: 24)"
     )
     parser.add_argument(
@@ -142,6 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
                 paths=arguments.paths,
                 seed=arguments.seed,
                 operator=arguments.operator,
+                path_loss=arguments.path_loss,
             )
             findings.append(found)
             logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")

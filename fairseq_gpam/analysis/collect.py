@@ -15,6 +15,7 @@ from torch import Tensor
 from fairseq_gpam.analysis import induction, metrics
 from fairseq_gpam.analysis.attribution import deletion_test, operator_map, relevance_map
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
+from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.analysis.sources import Samples, Subject, labels
 from fairseq_gpam.attention.measures import lambdas
 from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, find_attentions
@@ -58,6 +59,7 @@ class Findings:
     """The residual ratio that rounding alone leaves."""
     paths: list[dict[str, Any]] = field(default_factory=list)
     deletions: list[dict[str, Any]] = field(default_factory=list)
+    path_losses: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def variant(self) -> str:
@@ -108,10 +110,12 @@ def collect(
     paths: int = 24,
     seed: int = 1,
     operator: bool = False,
+    path_loss: bool = False,
 ) -> Findings:
     """Measures one model on `samples`, dropout off.
 
-    `drawn` are the numbers of the samples whose maps are kept; `operator` also freezes the model at each of them.
+    `drawn` are the numbers of the samples whose maps are kept; `operator` also freezes the model at each of them,
+    `path_loss` at every sample.
     """
     findings = Findings(subject, tuple(without))
     model = subject.model.eval()
@@ -132,6 +136,8 @@ def collect(
                 sample.relevance = relevance_map(model, samples.batch([sample.number]))
         if operator and not without:
             measure_operator(findings, samples)
+        if path_loss and not without:
+            findings.path_losses = mean_path_losses(subject, samples)
         if paths:
             findings.paths = measure_paths(findings, paths, seed)
     finally:
@@ -326,6 +332,31 @@ def measure_paths(findings: Findings, count: int, seed: int) -> list[dict[str, A
                     "low": quantiles[0],
                     "median": quantiles[1],
                     "high": quantiles[2],
+                }
+            )
+    return rows
+
+
+def slopes(finding: Findings) -> list[dict[str, Any]]:
+    """Returns the fit of log(−log r) against depth of every stack, for a setting without skips."""
+    if "skips" not in finding.without:
+        return []
+    rows = []
+    for site in ("encoder", "decoder"):
+        layers = sorted(key[2] for key in finding.values if key[:2] == ("residual_ratio", site))
+        if layers:
+            ratios = [float(np.mean(finding.values["residual_ratio", site, layer, None])) for layer in layers]
+            slope, intercept, points = metrics.log_log_slope(ratios, finding.floor)
+            rows.append(
+                {
+                    "checkpoint": finding.subject.name,
+                    "variant": finding.variant,
+                    "site": site,
+                    "slope": slope,
+                    "intercept": intercept,
+                    "points": points,
+                    "floor": finding.floor,
+                    "ratios": ratios,
                 }
             )
     return rows

@@ -45,8 +45,9 @@ class FrozenModel:
             # The negation also catches NaN.
             if not error < TOLERANCE:
                 raise ValueError(
-                    f"--operator is not allowed with this model: with attention weights, layer-norm statistics and "
-                    f"gates held, its {stack} is not affine (relative error {error:.2g}, allowed {TOLERANCE:.0e})"
+                    f"--operator and --path-loss are not allowed with this model: with attention weights, "
+                    f"layer-norm statistics and gates held, its {stack} is not affine "
+                    f"(relative error {error:.2g}, allowed {TOLERANCE:.0e})"
                 )
 
     @torch.no_grad()
@@ -123,7 +124,10 @@ class FrozenModel:
             values = module.v_proj(value)
             heads = values.unflatten(-1, (weights.size(1), -1)).permute(1, 2, 0, 3)
             if weights.size(-1) != heads.size(2):
-                raise ValueError(f"--operator is not allowed with {place.site} attention that has further learned keys")
+                raise ValueError(
+                    f"--operator and --path-loss are not allowed with {place.site} attention that has further "
+                    "learned keys"
+                )
             output = module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2))
             return output if scale is None else output * scale[:, None], None
 

@@ -227,6 +227,23 @@ def paths(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]
         _save(figure, path, 110)
 
 
+def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
+    """Draws loss and share of right tokens against the number of attentions that a kept path may pass."""
+    frame = pd.DataFrame(rows)
+    with mpl.rc_context(STYLE):
+        figure, panels = _grid(1, 2, math.ceil(len(checkpoints) / 2), 4.5, 2.8)
+        titles = {"loss": "loss (nats a token)", "right": "share of tokens predicted right"}
+        for axes, (column, title) in zip(panels[0], titles.items(), strict=True):
+            for checkpoint, line in frame.groupby("checkpoint", sort=False):
+                style = _style_of([(str(checkpoint), "full")], str(checkpoint), "full", checkpoints)
+                axes.plot(line.length, line[column], marker="o", markersize=3, **style)
+            axes.set_title(title)
+            axes.set_xlabel("attentions on a path, at most")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        _legend(figure, panels, 2)
+        _save(figure, path, 110)
+
+
 def _visible_label(token: str) -> str:
     """Returns a token as an axis shows it: one without a letter or digit is put in quotes, or it is a lost dot."""
     return token if any(character.isalnum() for character in token) else f"‘{token}’"

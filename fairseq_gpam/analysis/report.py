@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fairseq_gpam.analysis import metrics, pictures
-from fairseq_gpam.analysis.collect import Findings, SampleMaps
+from fairseq_gpam.analysis import pictures
+from fairseq_gpam.analysis.collect import Findings, SampleMaps, slopes
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
 OF_EVERY_SETTING = (
@@ -60,6 +60,7 @@ def write_report(
         "curves": all_curves(drawn, folder, checkpoints),
         "log_log": collapse(results["slopes"], folder, checkpoints),
         "path_picture": path_picture(results["paths"], folder, checkpoints),
+        "path_losses": path_loss_picture(results["path_losses"], folder, checkpoints),
         "token_maps": token_map_pictures(findings, folder),
         "maps": map_pictures(findings, folder),
         "histories": history_picture(history, folder, out),
@@ -109,6 +110,7 @@ def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, 
             "records": records,
             "slopes": [entry for finding in findings for entry in slopes(finding)],
             "paths": [row for finding in findings for row in finding.paths],
+            "path_losses": [row for finding in findings for row in finding.path_losses],
             "deletions": [row for finding in findings for row in finding.deletions],
         }
     )
@@ -122,31 +124,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def slopes(finding: Findings) -> list[dict[str, Any]]:
-    """Returns the fit of log(−log r) against depth of every stack, for a setting without skips."""
-    if "skips" not in finding.without:
-        return []
-    rows = []
-    for site in ("encoder", "decoder"):
-        layers = sorted(key[2] for key in finding.values if key[:2] == ("residual_ratio", site))
-        if layers:
-            ratios = [float(np.mean(finding.values["residual_ratio", site, layer, None])) for layer in layers]
-            slope, intercept, points = metrics.log_log_slope(ratios, finding.floor)
-            rows.append(
-                {
-                    "checkpoint": finding.subject.name,
-                    "variant": finding.variant,
-                    "site": site,
-                    "slope": slope,
-                    "intercept": intercept,
-                    "points": points,
-                    "floor": finding.floor,
-                    "ratios": ratios,
-                }
-            )
-    return rows
 
 
 def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -262,6 +239,15 @@ def path_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list
     return _image(
         path, f"Median residual of sampled paths. {words}.", "Lines: median; bands: 10 % to 90 % of the paths."
     )
+
+
+def path_loss_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
+    if not rows:
+        return None
+    path = folder / "path-losses.png"
+    pictures.path_losses(rows, path, checkpoints)
+    words = "; ".join(f"{row['checkpoint']}, at most {row['length']}: {row['loss']:.3g} nats" for row in rows)
+    return _image(path, f"Loss when only short paths are kept. {words}.", "Mean over the samples.")
 
 
 def token_map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:

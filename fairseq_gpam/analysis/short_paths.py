@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.analysis.operator import FrozenModel
-from fairseq_gpam.analysis.probe import find_layers
+from fairseq_gpam.analysis.sources import Samples, Subject
+from fairseq_gpam.modules.listener import find_layers
 
 
 @torch.no_grad()
@@ -45,3 +46,25 @@ def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     right = logits.argmax(dim=-1) == targets
     return losses.view_as(targets).mean(dim=1), right.double().mean(dim=1)
+
+
+def mean_path_losses(subject: Subject, samples: Samples) -> list[dict[str, Any]]:
+    """Returns loss and share of right tokens by the number of attentions on a path, means over the samples' tokens."""
+    model = subject.model
+    dtype = next(model.parameters()).dtype
+    sums = torch.zeros(2, 0)
+    tokens = 0
+    try:
+        model.double()
+        for number in samples.numbers:
+            batch = samples.batch([number])
+            count = batch["target"].numel()
+            found = torch.stack(path_losses(model, batch)) * count
+            sums = found if tokens == 0 else sums + found
+            tokens += count
+    finally:
+        model.to(dtype)
+    return [
+        {"checkpoint": subject.name, "length": length, "loss": loss, "right": right, "tokens": tokens}
+        for length, (loss, right) in enumerate((sums / tokens).T.tolist())
+    ]

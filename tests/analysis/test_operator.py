@@ -61,7 +61,7 @@ def test_the_future_and_the_targets_do_not_reach_where_they_must_not():
 
 def test_what_is_not_affine_is_refused():
     model = model_of("language_modeling", tiny.OURS, "--gpam-mechanism", "gated")
-    with pytest.raises(ValueError, match="--operator is not allowed with this model"):
+    with pytest.raises(ValueError, match="--operator and --path-loss are not allowed with this model"):
         FrozenModel(model, sentence("language_modeling"))
 
 

@@ -52,7 +52,7 @@ def report(trained, tmp_path_factory):
     ]
     assert len(checkpoints) == 3
     arguments = ["analyze", *map(str, checkpoints), "--data", str(trained / "translation"), "--samples", "5"]
-    arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3", "--operator"]
+    arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3", "--operator", "--path-loss"]
     arguments += ["--names", "stock", "ours 1", "ours 2"]
     assert main(arguments) == 0
     return out
@@ -190,6 +190,15 @@ def test_a_browser_opens_it_without_an_error(report, tmp_path):
     assert run.returncode == 0
     assert "CONSOLE" not in run.stderr
     assert Page(run.stdout).numbers
+
+
+def test_the_loss_of_all_paths_is_that_of_the_model(report):
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    for run in (run for run in results["runs"] if run["variant"] == "full"):
+        rows = [row for row in results["path_losses"] if row["checkpoint"] == run["checkpoint"]]
+        assert [row["length"] for row in rows] == list(range(len(rows)))
+        assert len({row["loss"] for row in rows}) == len(rows) > 2
+        assert rows[-1]["loss"] == pytest.approx(run["loss"], rel=1e-4)
 
 
 # The command
