@@ -30,6 +30,7 @@ from fairseq_gpam.attention.mixed import MixedHeads
 from fairseq_gpam.attention.scaled_softmax import ScaledSoftmaxAttention
 from fairseq_gpam.attention.softmax import SoftmaxAttention
 from fairseq_gpam.modules import attention_modules
+from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.parameters import STOCK
 
 TOLERANCE = 1e-5
@@ -84,6 +85,8 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The factors of the heads go into the columns of the output projections, in fp32. Raises ExportError.
     """
+    if any(isinstance(module, LayerFusion) for module in model.modules()):
+        raise ExportError("--gpam-layer-fusion does not fold into a stock model, whose output is its last layer's")
     folded = {name: tensor for name, tensor in weights.items() if ".mechanism." not in name}
     names = {module: name for name, module in model.named_modules()}
     for attention in attention_modules(model):

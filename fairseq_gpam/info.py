@@ -97,6 +97,9 @@ def print_parameters(model: parameters.Model) -> None:
     if queries:
         rank = parameters.parse(model).gpam_query_rank
         print(f"  queries and keys of width {rank} in a head (--gpam-query-rank): {queries:+,}")
+    fusion = parameters.count_layer_fusion(ours)
+    if fusion:
+        print(f"  fusion of the layers (--gpam-layer-fusion): {fusion:+,}")
     if any("dagpam" in name for _, name, _, _ in parameters.count_sites(ours)):
         settings = parameters.parse(model)
         if settings.gpam_negative_source == "input":

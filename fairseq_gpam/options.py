@@ -69,6 +69,13 @@ GENERAL_OPTIONS = (
         allowed="a whole number > 0",
     ),
     Option(
+        "layer_fusion",
+        str,
+        "none",
+        "the output of the encoder, or of a language model's decoder, made from all of its layers (arXiv 2202.08625)",
+        choices=("none", "concat", "max", "gate"),
+    ),
+    Option(
         "log_attention",
         int,
         0,

@@ -20,6 +20,7 @@ from torch import nn
 
 from fairseq_gpam.attention.mixed import MixedHeads
 from fairseq_gpam.modules import attention_modules
+from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.plugins import import_named_file
 
 TASKS = {"transformer_gpam": "translation", "transformer_lm_gpam": "language_modeling"}
@@ -137,6 +138,11 @@ def count_query_width(model: nn.Module) -> int:
             row = projection.in_features + (projection.bias is not None)
             more += row * (projection.out_features - attention.embed_dim)
     return more
+
+
+def count_layer_fusion(model: nn.Module) -> int:
+    """Returns the number of parameters of --gpam-layer-fusion."""
+    return sum(count(module) for module in model.modules() if isinstance(module, LayerFusion))
 
 
 @dataclass(frozen=True)

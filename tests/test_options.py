@@ -36,6 +36,7 @@ PROMISED = {
     "--gpam-negative-frozen": False,
     "--gpam-negative-source": "query",
     "--gpam-query-rank": None,
+    "--gpam-layer-fusion": "none",
     "--gpam-backend": "auto",
 }
 
@@ -193,6 +194,7 @@ REFUSED = [
     ("--gpam-lambda-minus-training", "free", "fixed, trainable"),
     ("--gpam-import", "nowhere.py", "the file that defines"),
     ("--gpam-query-rank", "0", "a whole number > 0"),
+    ("--gpam-layer-fusion", "mean", "none, concat, max, gate"),
     ("--gpam-query-rank", "2.5", "a whole number > 0"),
 ]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.analysis.probe import Probe
+from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, find_attentions, find_layers
 
 TOLERANCE = 1e-6
@@ -32,6 +33,12 @@ class FrozenModel:
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
+        for module in model.modules():
+            if isinstance(module, LayerFusion) and module.kind != "concat":
+                raise ValueError(
+                    f"--operator is not allowed with --gpam-layer-fusion {module.kind!r}, which is not linear in the "
+                    "layers; allowed: none, concat"
+                )
         self.model = model
         self.inputs = inputs
         self.embeddings: dict[str, Tensor] = {}

@@ -45,7 +45,7 @@ class WithMechanisms(BaseFairseqModel):
         """Lets a stock checkpoint be loaded, and warns once where that changes the stock model's outputs."""
         known = set(state_dict)
         super().upgrade_state_dict(state_dict)
-        added = sorted(name for name in set(state_dict) - known if ".mechanism." in name)
+        added = sorted(name for name in set(state_dict) - known if ".mechanism." in name or ".layer_fusion." in name)
         if added and not self.starts_neutral:
             used = {type(one) for one in self.modules() if isinstance(one, AttentionMechanism) and one.name in REGISTRY}
             neutral = "; ".join(sorted(f"{one.name}: {describe_neutral(one)}" for one in used))

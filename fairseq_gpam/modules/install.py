@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
 from fairseq_gpam.attention.base import SiteName
+from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.stacks import transformer_layers
 from fairseq_gpam.modules.training_log import attach_training_log
@@ -54,6 +55,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     setattr(layer, attribute, attention)
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
+    install_layer_fusion(model, settings.layer_fusion, settings.warm_start)
     attach_training_log(model, settings.log_attention)
 
 
