@@ -1,6 +1,6 @@
-"""The attention mechanisms: pure PyTorch, one mechanism a file, listed in one registry.
+"""The attention mechanisms: pure PyTorch, one file for each mechanism, all listed in one registry.
 
-Importing a mechanism's file registers it: a new mechanism is one line of the first list below.
+Importing a mechanism's file registers it, so a new mechanism needs one line in the first list below.
 """
 
 from fairseq_gpam.attention import (  # noqa: F401

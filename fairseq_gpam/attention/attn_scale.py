@@ -34,7 +34,7 @@ class FeatScale(nn.Module):
         self.rest_scale = no_decay_parameter(torch.zeros(width))
 
     def forward(self, features: Tensor, hidden: Tensor | None, causal: bool, past: dict[str, Tensor] | None) -> Tensor:
-        """Maps features, T × B × C, to the same shape; `hidden` is bool B × T, True = padding, which has no say.
+        """Maps features, T × B × C, to the same shape; `hidden` is bool B × T, True = padding, which does not count.
 
         With `causal` the mean is that of the tokens up to each one. Then `past` holds the sums over earlier tokens.
         """
@@ -100,8 +100,8 @@ class AttnScaleAttention(AffineMechanism):
         earlier = inputs.k.size(-2) - inputs.q.size(-2)
         if earlier and "features" not in (inputs.past or {}):
             raise ValueError(
-                f"--gpam-attn-scale-features met {earlier} keys that are no tokens of the queries; allowed: decoding "
-                "from the first position, without --add-bias-kv, --add-zero-attn and --cross-self-attention"
+                f"--gpam-attn-scale-features met {earlier} keys that are not among the queries' tokens; allowed: "
+                "decoding from the first position, without --add-bias-kv, --add-zero-attn and --cross-self-attention"
             )
         return self.features(output, new_positions_hidden(inputs), self.site.name == "decoder", inputs.past)
 

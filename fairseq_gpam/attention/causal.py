@@ -1,4 +1,4 @@
-"""What mechanisms share whose weights depend on the order of the positions: decoder self-attention only."""
+"""Helpers for mechanisms whose weights depend on the order of the positions, in decoder self-attention only."""
 
 from __future__ import annotations
 

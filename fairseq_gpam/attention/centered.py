@@ -11,8 +11,8 @@ def centered_terms() -> AffineTerms:
     """Returns P = softmax(QKᵀ/√D + M) − U, B × H × T × S, U uniform over the keys that a row sees.
 
     Ali, Galanti & Wolf 2023, arXiv 2306.01610; Nait Saada, Naderi & Tanner 2024 (Mind the Gap), arXiv 2410.07799,
-    where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, a running mean of the values:
-    the form that leaves no weight on the future.
+    where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, a running mean of the values,
+    so that no weight falls on the future.
     """
     return AffineTerms(uniform=1.0)
 

@@ -15,10 +15,10 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> Tensor:
     """Returns P = tanh(E) ⊙ 2·sigmoid(N), or tanh(E) ⊙ sigmoid(N − mean(N)) if `centered`: B × H × T × S.
 
-    E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys get 0: tanh(−∞) would
-    be −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. The scaling by √D of both E and N,
-    and that the mean is that of a row over the keys that it sees (of the whole matrix it would see the future), are
-    our reading.
+    E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys are set to 0 afterwards,
+    because tanh(−∞) is −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. Two details are
+    our reading: E and N are both divided by √D, and the mean of a row is taken over the keys that it sees, because the
+    mean of the whole matrix would depend on the future.
     """
     similarity = torch.tanh(dot_scores(q, k, mask))
     distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))
@@ -34,7 +34,10 @@ def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> T
 
 @register_mechanism
 class CodaAttention(MatrixMechanism):
-    """Signed weights that are not normalised; the doubled form is nearly 0 at the usual start (N is far below 0)."""
+    """Signed weights that are not normalised.
+
+    With the doubled form they are nearly 0 at first, because N usually starts far below 0.
+    """
 
     name = "coda"
     formula = "P = tanh(E) ⊙ sigmoid(N − mean N), or tanh(E) ⊙ 2·sigmoid(N); E = QKᵀ/√D, N = −‖q−k‖₁/√D"

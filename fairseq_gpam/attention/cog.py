@@ -1,4 +1,4 @@
-"""Cog attention: softmax of the scores' sizes, with the scores' signs (Lv et al. 2024)."""
+"""Cog attention: softmax of the absolute scores, times the signs of the scores (Lv et al. 2024)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class CogAttention(MatrixMechanism):
     cost = "1×"
     why_never_neutral = "its weights carry the signs of the scores"
     options = (
-        Option("cog_everywhere", bool, False, "also in the first and the last layer, which keep softmax otherwise"),
+        Option(
+            "cog_everywhere", bool, False, "use it in the first and the last layer too, which otherwise keep softmax"
+        ),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:

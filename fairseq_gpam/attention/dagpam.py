@@ -28,15 +28,20 @@ DAGPAM_OPTIONS = (
         "negative_activation",
         str,
         "relu",
-        "what is applied to the input of W_Q⁻, whichever --gpam-negative-source names, before W_Q⁻",
+        "the activation of what W_Q⁻ projects, be it the queries or the layer's input",
         choices=("relu", "none"),
     ),
-    Option("negative_frozen", bool, False, "W_Q⁻ and its bias keep their initial values; the checkpoint has them"),
+    Option(
+        "negative_frozen",
+        bool,
+        False,
+        "keep W_Q⁻ and its bias at their initial values; the checkpoint still contains them",
+    ),
     Option(
         "negative_source",
         str,
         "query",
-        "what W_Q⁻ projects: the queries, or the layer's input (then W_Q⁻ maps the model dimension to all heads)",
+        "what W_Q⁻ projects: the queries, or the layer's input, where W_Q⁻ maps the model dimension to all heads",
         choices=("query", "input"),
     ),
 )
@@ -55,11 +60,16 @@ def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coe
 class DualGPAMAttention(AffineMechanism):
     """Two softmax branches over the same keys and values, the second one subtracted.
 
-    Rows sum to 1+λ⁺−λ⁻, entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. What the paper leaves open (the
-    λ's scope, start and bound, W_Q⁻ per head or shared, its bias and start) are options.
+    Rows sum to 1+λ⁺−λ⁻ and entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. The paper leaves some choices
+    open, which are options here: the scope, start and bound of the λ's, whether the heads share W_Q⁻, whether it has a
+    bias, and how it starts.
 
-    Reviews of the paper report 0.1–0.84 % more parameters. On its models W_Q⁻ shared by the heads adds 0.12–0.80 %, one
-    for each head 0.94–3.2 %; neither is proven to be the authors'. `info --arch` prints which one a model has.
+    Two options go beyond the paper. With `--gpam-lambda-source token` each token chooses λ⁻ for itself, as in
+    Differential V2. With `--gpam-row-sum` the row sum is held and the ratio λ⁻/(1+λ⁺) is trained.
+
+    Reviews of the paper report 0.1–0.84 % more parameters. On the paper's models a W_Q⁻ that the heads share adds
+    0.12–0.80 %, and one for each head adds 0.94–3.2 %. Which of the two the authors used is not known. `info --arch`
+    prints which one a model has.
     """
 
     name = "dagpam"

@@ -42,8 +42,8 @@ def split_pairs(pairs: Tensor) -> Tensor:
 class DifferentialAttention(AttentionMechanism):
     """H/2 differential heads of query width D and value width 2D: as wide as softmax attention with H heads.
 
-    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init, one for a layer, the vectors drawn from N(0, 0.1²); then RMSNorm (eps
-    1e-5, one weight for all heads) and the factor 1−λ_init. It adds 4D+2D numbers to an attention and nothing else.
+    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init is one number for a layer, with vectors drawn from N(0, 0.1²). RMSNorm
+    (eps 1e-5, one weight for all heads) and the factor 1−λ_init follow. One attention gets 4D+2D parameters more.
     """
 
     name = "differential"
@@ -67,7 +67,7 @@ class DifferentialAttention(AttentionMechanism):
         self.norm_weight = nn.Parameter(torch.ones(2 * site.head_dim))
 
     def strength(self) -> Tensor:
-        """Returns λ, a number, in fp32 for half precision."""
+        """Returns λ, one number, computed in fp32 for half precision."""
         exponents = [
             (first * second).sum(dtype=None if first.dtype == torch.float64 else torch.float32)
             for first, second in ((self.lambda_q1, self.lambda_k1), (self.lambda_q2, self.lambda_k2))
@@ -75,7 +75,7 @@ class DifferentialAttention(AttentionMechanism):
         return exponents[0].exp() - exponents[1].exp() + self.lambda_init
 
     def check_mask(self, mask: AttentionMask) -> None:
-        """Raises ValueError if the mask tells the heads of a pair apart."""
+        """Raises ValueError if the mask differs between the heads of a pair."""
         for per_key in (mask.bias, mask.hidden):
             if per_key is not None and per_key.dim() == 4 and per_key.size(1) > 1:
                 raise ValueError("attn_mask with one matrix per head is not allowed with --gpam-mechanism " + self.name)

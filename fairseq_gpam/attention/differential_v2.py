@@ -1,4 +1,4 @@
-"""Differential attention, second version: a second set of queries, its weight chosen by each token."""
+"""Differential attention, second version: a second softmax, whose weight each token chooses for itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTe
     """Returns P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M), B × H × T × S.
 
     Shapes: second_q (Q₂) B × H × T × D; strength_logits (X w) B × T × H. microsoft/unilm, Diff-Transformer-V2, where
-    the two query sets lie interleaved in one projection of double width and no norm follows.
+    one projection of double width holds the two query sets interleaved, and no norm follows.
     """
     strength = torch.sigmoid(upcast(strength_logits)).type_as(second_q)
     return AffineTerms(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
@@ -26,9 +26,9 @@ def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTe
 class DifferentialV2Attention(AffineMechanism):
     """Softmax attention minus a second softmax branch over the same keys, weighted by each token for each head.
 
-    It adds a second query projection and one vector a head, which starts as nn.Linear does, as in the source, or by
-    Xavier. In the source both query sets are one projection without a bias; here the second has a bias and the start of
-    fairseq's first, so that the two branches are alike.
+    It adds a second query projection and one vector for each head, which starts as nn.Linear does, as in the source, or
+    by Xavier. In the source both query sets are one projection without a bias. Here the second projection has a bias
+    and starts as fairseq's own does, so that the two branches are alike.
     """
 
     name = "differential_v2"
@@ -43,7 +43,7 @@ class DifferentialV2Attention(AffineMechanism):
             "differential_v2_init",
             str,
             "linear",
-            "how the projection to the weight of the second branch starts",
+            "how the projection that weights the second branch starts",
             choices=("linear", "xavier"),
         ),
     )

@@ -28,11 +28,11 @@ def mean_weights(weights: Tensor, own_hidden: Tensor | None) -> Tensor:
 class DintAttention(DifferentialAttention):
     """Differential attention with λ·G added to every row, G the mean of the first map's rows: rows sum to 1.
 
-    λ, the pairs of heads, the norm and the factor 1−λ_init are those of Differential; one λ for both terms is what
-    makes the rows sum to 1. The paper's mean over all rows would show the future to a decoder: there, G is the mean
-    of the rows up to the query's own, and the sum of them is cached. That, and the norm, are our reading: the paper's
-    full text and code were not at hand. Padded queries do not count. Weights of cross-attention would mix positions
-    of the target, so it is self-attention only.
+    λ, the pairs of heads, the norm and the factor 1−λ_init are those of Differential. The rows sum to 1 because both
+    terms have the same λ. The paper's mean over all rows would show the future to a decoder. There, G is the mean of
+    the rows up to the query's own, and their sum is cached. This and the norm are our reading, because the paper's full
+    text and code were not available. Padded queries do not count. In cross-attention G would mix positions of the
+    target, so the mechanism is for self-attention only.
     """
 
     name = "dint"

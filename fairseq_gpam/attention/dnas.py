@@ -13,8 +13,8 @@ from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P_ij = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij) over the queries i that see key j: B × H × T × T.
 
-    s = QKᵀ/√D + the mask's bias. Queries at padded positions take no part in c. Every weight depends on every query:
-    under a causal mask it would see the future. Ding et al. 2020, arXiv 2009.14308.
+    s = QKᵀ/√D + the mask's bias. Queries at padded positions do not count in c. Every weight depends on every query, so
+    under a causal mask it would depend on the future. Ding et al. 2020, arXiv 2009.14308.
     """
     scores = dot_scores(q, k, mask)
     if scores.size(-2) != scores.size(-1):
@@ -40,14 +40,14 @@ def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 @register_mechanism
 class DnasAttention(MatrixMechanism):
-    """Softmax weights whose keys have shared out their attention among the queries before: encoders only."""
+    """Softmax attention over scores that were first normalised over the queries; for encoders only."""
 
     name = "dnas"
     formula = "P = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij), s = QKᵀ/√D + M"
     source = "Ding et al. 2020, arXiv 2009.14308"
     row_sum = "1"
     cost = "1×"
-    why_never_neutral = "its keys are normalised first at every setting"
+    why_never_neutral = "it normalises over the queries first at every setting"
     sites = ("encoder",)
 
     def weights(self, inputs: AttentionInput) -> Tensor:

@@ -19,10 +19,10 @@ ALPHA_FLOOR = 1.01
 
 @register_mechanism
 class EntmaxAttention(SparseMechanism):
-    """Sparse weights, how sparse being learned by each head.
+    """Sparse weights, where each head learns how sparse its own are.
 
     The `entmax` package computes the weights by bisection (Peters, Niculae & Martins 2019, arXiv 1905.05702). As in
-    public code, α = 1 + sigmoid(θ) within [1.01, 2], and each head's θ is drawn from N(0, 1). With the form
+    public code, α = 1 + sigmoid(θ), kept within [1.01, 2], and the θ of each head is drawn from N(0, 1). With the form
     softplus, α = 1.01 + softplus(θ) has no upper bound and all heads start at 1.5.
     """
 
@@ -37,7 +37,7 @@ class EntmaxAttention(SparseMechanism):
             "entmax_alpha",
             float,
             None,
-            "where the learned α of every head starts; drawn for each head if absent, or 1.5 with the form softplus",
+            "where the learned α of each head starts; if absent, it is drawn at random, or 1.5 with the form softplus",
             check=lambda alpha: alpha > ALPHA_FLOOR,
             allowed=f"a number > {ALPHA_FLOOR}",
         ),
@@ -45,7 +45,7 @@ class EntmaxAttention(SparseMechanism):
             "entmax_form",
             str,
             "sigmoid",
-            "what keeps α above 1: 1 + sigmoid(θ), at most 2, or 1.01 + softplus(θ)",
+            "the form that keeps α above 1: 1 + sigmoid(θ), which is at most 2, or 1.01 + softplus(θ)",
             choices=("sigmoid", "softplus"),
         ),
     )

@@ -1,4 +1,4 @@
-"""Exclusive self-attention: what points along a token's own value is taken out (Zhai 2026)."""
+"""Exclusive self-attention: the output's component along the token's own value is removed (Zhai 2026)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_gpam.attention.families import AffineMechanism, upcast
 def without_own_value(heads: Tensor, own_values: Tensor) -> Tensor:
     """Returns y − (y·v) v/|v|², orthogonal to v; y (`heads`), v (`own_values`) and the result B × H × T × D.
 
-    Zhai 2026, arXiv 2603.09078. A value of length 0 takes nothing out.
+    Zhai 2026, arXiv 2603.09078. A value of length 0 removes nothing.
     """
     output, direction = upcast(heads), F.normalize(upcast(own_values), dim=-1)
     along = (output * direction).sum(dim=-1, keepdim=True)
@@ -22,10 +22,10 @@ def without_own_value(heads: Tensor, own_values: Tensor) -> Tensor:
 
 @register_mechanism
 class ExclusiveAttention(AffineMechanism):
-    """Softmax self-attention whose output is orthogonal, head by head, to the value of the token that asks.
+    """Softmax self-attention whose output is orthogonal, head by head, to the value of the query's token.
 
-    The weights shown are those of the softmax. It has no parameters and no setting at which it is softmax attention.
-    The formula is confirmed by several public accounts of the paper, of which no code was at hand.
+    The weights returned are those of the softmax. It has no parameters and no setting at which it is softmax attention.
+    Several public accounts of the paper agree on the formula; no code by the author was available.
     """
 
     name = "exclusive"
@@ -33,7 +33,7 @@ class ExclusiveAttention(AffineMechanism):
     source = "Zhai 2026, arXiv 2603.09078"
     row_sum = "1, before the projection"
     cost = "1×"
-    why_never_neutral = "it takes the part along the token's own value away at every setting"
+    why_never_neutral = "it removes the component along the token's own value at every setting"
     sites = ("encoder", "decoder")
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:

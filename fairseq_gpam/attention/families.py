@@ -1,4 +1,4 @@
-"""The two ways in which mechanisms attend: by a member of the affine family, or by a matrix of weights of their own."""
+"""The two kinds of mechanisms: members of the affine family, and those that compute their own matrix of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class AffineMechanism(AttentionMechanism):
-    """A member of the affine family: it gives its terms, and `affine_attention` computes them."""
+    """A member of the affine family, which gives its terms and leaves the computation to `affine_attention`."""
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         """Returns this mechanism's coefficients and its second branch."""
@@ -28,7 +28,7 @@ class AffineMechanism(AttentionMechanism):
 
 
 def refuse_fused(mechanism: str, settings: Settings) -> None:
-    """Raises ValueError if the fused backend is asked for, which the mechanism does not have."""
+    """Raises ValueError if the fused backend is asked for and the mechanism has none."""
     if settings.backend == "fused":
         raise ValueError(
             f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has only one way to be "
@@ -65,14 +65,14 @@ def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
-    """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; nothing is hidden.
+    """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; hidden keys are kept.
 
     `scale` is 1/√D unless given.
     """
     root = math.sqrt(q.size(-1))
     scores = upcast(torch.matmul(q / root, k.transpose(-2, -1)))
     if scale is not None:
-        # fp16 could not hold the product of all D channels.
+        # q is divided by √D first, because the unscaled product can overflow in fp16.
         scores = scores * (scale * root)
     return scores if mask.bias is None else scores + mask.bias.to(scores.dtype)
 
@@ -88,5 +88,5 @@ def split_heads(joined: Tensor, num_heads: int) -> Tensor:
 
 
 def format_values(values: Tensor) -> str:
-    """Returns the values in the form in which `extra_repr` shows them."""
+    """Returns the values as text for `extra_repr`."""
     return " ".join(f"{value:.3f}" for value in values.detach().flatten().tolist())

@@ -24,9 +24,9 @@ def polynomial(scores: Tensor, degree: int) -> Tensor:
 def fastmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, degree: int) -> Tensor:
     """Returns P_ij = f(s_ij)/Σ_j f(s_ij), f the polynomial, over the keys that row i sees: B × H × T × S.
 
-    s = QKᵀ, Q and K normalised by `normalize_tokens`. Gerami et al. 2024, arXiv 2402.07901 (`degree` is its p). That
-    the mask's finite bias is added to s for degree 2, and multiplies f by its exponential for degree 1, where a sum
-    could be negative, is our reading.
+    s = QKᵀ, Q and K normalised by `normalize_tokens`. Gerami et al. 2024, arXiv 2402.07901 (`degree` is its p). Its
+    treatment of the mask's finite bias is our reading: it is added to s for degree 2, and multiplies f by its
+    exponential for degree 1, where a sum could be negative.
     """
     if degree == 1:
         values = polynomial(dot_scores(q, k, replace(mask, bias=None), scale=1.0), degree)
@@ -41,7 +41,7 @@ def fastmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, degree: int) -> T
 def normalize_tokens(heads: Tensor, size: float) -> Tensor:
     """Returns each token's vector centred and scaled to the length `size`: B × H × T × D.
 
-    The authors' code divides by the longest vector of the sequence, which tells every position of the later ones; a
+    The authors' code divides by the longest vector of the sequence, so that every position depends on later ones. A
     norm for each token is our reading.
     """
     wide = upcast(heads)
@@ -60,9 +60,9 @@ def features(vectors: Tensor, degree: int) -> Tensor:
 class FastmaxAttention(MatrixMechanism):
     """Polynomial weights, held as a matrix or summed in linear time; both forms give the same numbers.
 
-    With queries and keys of length 1 the weights stay nearly uniform (98 % of the entropy is left), because the norm
-    for each token replaces the authors' norm over the sequence; a temperature below 1 or a larger length sharpens
-    them. In the linear form decoder self-attention caches the sums alone, whatever the length.
+    With queries and keys of length 1 the weights stay nearly uniform (with 98 % of the highest entropy), because a norm
+    for each token replaces the authors' norm over the sequence. A temperature below 1 or a larger length sharpens
+    them. In the linear form, decoder self-attention caches only the sums, whatever the length.
     """
 
     name = "fastmax"

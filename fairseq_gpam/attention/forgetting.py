@@ -24,16 +24,17 @@ def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
 class ForgettingAttention(MatrixMechanism):
     """Softmax attention with f = sigmoid(x·w + b), one gate for each position and head; f = 1 is softmax attention.
 
-    w starts from N(0, 0.02²) and b at 0, as in the authors' code, so that a key's weight halves with every position
-    at first. The rest of their "Pro" layer (output gate and norm, norm of queries and keys, shift of keys and values)
-    is not part of it. Padding has f = 1. In decoding, the sums of log f are cached, one number a position and head.
+    w starts from N(0, 0.02²) and b at 0, as in the authors' code, so that at first a key's weight is halved at every
+    further position. The rest of their "Pro" layer (output gate and norm, norm of queries and keys, shift of keys and
+    values) is not provided. Padding has f = 1. In decoding, the sums of log f are cached, one number for each position
+    and head.
     """
 
     name = "forgetting"
     formula = "P = softmax(QKᵀ/√D + M + F), F_ij = Σ_{l=j+1…i} log sigmoid(x_l·w + b)"
     source = "Lin et al. 2025, arXiv 2503.02130; zhixuan-lin/forgetting-transformer"
     row_sum = "1"
-    cost = "1×, and one gate a head and position"
+    cost = "1×, and one gate for each head and position"
     why_never_neutral = "its gate sigmoid(x·w + b) is never 1"
     sites = ("decoder",)
 

@@ -1,4 +1,4 @@
-"""Gated attention: what softmax attention gives is gated by the token that asks (Qiu et al. 2025)."""
+"""Gated attention: the output of softmax attention is gated by the query's token (Qiu et al. 2025)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
 
 @register_mechanism
 class GatedAttention(AffineMechanism):
-    """Softmax attention times sigmoid(X W_g), W_g without a bias; not softmax attention at any finite W_g.
+    """Softmax attention times sigmoid(X W_g), W_g without a bias; no finite W_g makes it softmax attention.
 
-    W_g starts from N(0, 0.02²), as in the authors' code; Xavier's start, fairseq's for its own projections, makes the
-    gate's logits about three times as large.
+    W_g starts from N(0, 0.02²), as in the authors' code. Xavier initialisation, as fairseq's own projections have it,
+    makes the gate's logits about three times as large.
     """
 
     name = "gated"

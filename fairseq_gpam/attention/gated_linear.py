@@ -49,7 +49,7 @@ def gated_linear_sums(
     """Returns o_t = q_t S_t, S_t = Diag(α_t) S_{t−1} + k_tᵀ v_t, and the last state.
 
     Shapes: q, k, v, o and log α (`log_decay`) B × H × T × D; the state S B × H × D × D, zero before the first
-    position if None. Yang et al. 2023, arXiv 2312.06635, eq. 3 and its chunks, section 4.
+    position if None. Yang et al. 2023, arXiv 2312.06635, eq. 3, computed in chunks as in section 4.
     """
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.size(-1), v.size(-1))

@@ -24,10 +24,10 @@ def integral_queries(q: Tensor, signals: int) -> Tensor:
 class IntegralAttention(AffineMechanism):
     """Softmax of the mean of G signals, each the scores of a part of D/G channels: (1/G)·Σ_g Q_g K_gᵀ/√(D/G).
 
-    The sum over the parts is the product QKᵀ itself, so this is softmax attention with the scores divided by √G, and
-    it is computed so. The paper's own text and code were not at hand: the formula and G = 8 are as two independent
-    public descriptions have them, the scale 1/√(D/G) as one of them has it. The paper keeps softmax in the lower
-    layers, which a mechanism for each layer expresses. G = 1 is softmax attention.
+    The sum over the parts is QKᵀ itself, so this is softmax attention with its scores divided by √G, and is computed as
+    such. The paper's own text and code were not available. The formula and G = 8 come from two independent public
+    descriptions, the scale 1/√(D/G) from one of them. The paper keeps softmax in the lower layers; a mechanism for each
+    layer can say so. G = 1 is softmax attention.
     """
 
     name = "integral"

@@ -26,13 +26,14 @@ def kernel_sums(
 
     Shapes: q B × H × T × D, k and v B × H × S × D, padding bool B × S; with `causal`, query i sees the keys up to
     S−T+i. `features` maps … × D to φ, … × F; `kernel` gives φ(q)·φ(k), T × S, directly. `state` holds the sums over
-    earlier keys that every query sees, B × H × F × (D+1); so does the second result. A row without a key is zero.
+    earlier keys, which every query sees, B × H × F × (D+1), the second result those over all keys. A row without a key
+    is zero.
     """
     num_queries, num_keys = q.size(-2), k.size(-2)
     ones = torch.ones(*k.shape[:-1], 1, dtype=k.dtype, device=k.device)
     if padding is not None:
         ones = ones * (~padding)[:, None, :, None]
-    # The last column of the values counts the keys: it becomes the normaliser.
+    # The last column of the values counts the keys and becomes the normaliser.
     values = torch.cat([v.to(k.dtype) * ones, ones], dim=-1)
     before = num_keys - num_queries if causal else num_keys
     sums = state

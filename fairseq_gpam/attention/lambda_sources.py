@@ -1,4 +1,4 @@
-"""Where daGPAM's λ's come from: two numbers, a number and the token that queries, or a ratio and a given row sum."""
+"""Where daGPAM's λ's come from: two numbers, the query's token (λ⁻ only), or a trained ratio and a fixed row sum."""
 
 from __future__ import annotations
 

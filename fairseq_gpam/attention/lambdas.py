@@ -14,15 +14,26 @@ NO_DECAY_GROUP = "gpam_lambda"
 
 LAMBDA_OPTIONS = (
     Option("lambda", str, "trainable", "whether the λ's are trained", choices=("fixed", "trainable")),
-    Option("lambda_plus", float, 0.5, "λ⁺ where it is fixed, else its start; a free trainable λ may fall below 0"),
-    Option("lambda_minus", float, 0.5, "λ⁻ where it is fixed, else its start; may fall below 0 likewise"),
-    Option("lambda_scope", str, "head", "who shares a λ", choices=("model", "layer", "head")),
+    Option(
+        "lambda_plus",
+        float,
+        0.5,
+        "the value of λ⁺ if it is fixed, else its start; a trained λ without an upper bound may fall below 0",
+    ),
+    Option("lambda_minus", float, 0.5, "the value of λ⁻ if it is fixed, else its start; like λ⁺ it may fall below 0"),
+    Option(
+        "lambda_scope",
+        str,
+        "head",
+        "whether a model, a layer or a head has its own λ's",
+        choices=("model", "layer", "head"),
+    ),
     Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
     Option(
         "lambda_max",
         float,
         None,
-        "upper bound: λ = max · sigmoid(θ), between 0 and max; no bound if absent",
+        "the upper bound of the λ's: λ = max · sigmoid(θ), between 0 and max; without it they are not bounded",
         check=lambda bound: bound > 0,
         allowed="a number > 0",
     ),
@@ -30,14 +41,14 @@ LAMBDA_OPTIONS = (
         "lambda_plus_training",
         str,
         None,
-        "whether λ⁺ is trained, in place of --gpam-lambda",
+        "whether λ⁺ is trained, whatever --gpam-lambda says",
         choices=("fixed", "trainable"),
     ),
     Option(
         "lambda_minus_training",
         str,
         None,
-        "whether λ⁻ is trained, in place of --gpam-lambda; not with --gpam-lambda-tied",
+        "whether λ⁻ is trained, whatever --gpam-lambda says; not with --gpam-lambda-tied",
         choices=("fixed", "trainable"),
     ),
 )

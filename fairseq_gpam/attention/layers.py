@@ -1,4 +1,4 @@
-"""A mechanism for each layer: `linear@0-2,4;softmax@3,5` names the layers, `linear*3,dagpam` repeats itself."""
+"""A mechanism for each layer: `linear@0-2,4;softmax@3,5` names the layers, `linear*3,dagpam` is a cycle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def spec_of_layer(spec: str, site: Site) -> str:
     """Returns the part of `spec` that holds for the layer of `site`: a mechanism or groups of heads.
 
     A part is a mechanism or groups of heads (`a:4,b:4`), followed by `@` and its layers, counted from 0, or by `*` and
-    how many layers it stands for before the next part's turn. Parts are separated by `;`, and in a cycle without groups
+    the number of successive layers that it covers. Parts are separated by `;`, and in a cycle without groups
     of heads by `,` too. Raises ValueError if the form is wrong, a layer does not exist, has no mechanism or has two, or
     a cycle is longer than the stack.
     """

@@ -38,11 +38,11 @@ def linear_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 @register_mechanism
 class LinearAttention(MatrixMechanism):
-    """Weights φ(q)·φ(k)/Σ, φ = elu + 1, by sums over the keys: time linear in the length, T × S never held.
+    """Weights φ(q)·φ(k)/Σ with φ = elu + 1, by sums over the keys: in linear time and without a T × S matrix.
 
     In decoder self-attention nothing is cached but the sums, D × (D+1) numbers for each head, whatever the length.
-    Attention dropout, a mask that is a matrix and a request for the weights take the matrix P itself; the result is
-    the same. Queries are not scaled by 1/√D, as in the authors' code, whose ε = 1e-6 in the denominator is left out.
+    With attention dropout, a mask that is a matrix, or weights asked for, the matrix P is computed; the result is the
+    same. Queries are not scaled by 1/√D, as in the authors' code, whose ε = 1e-6 in the denominator is left out.
     """
 
     name = "linear"

@@ -27,9 +27,9 @@ def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, d
 class LocalAttention(AffineMechanism):
     """Softmax self-attention that sees only positions within a window on either side of its own.
 
-    It is meant for groups of heads beside others (`local:2,softmax:6`), as in Multiformer. One window serves all local
-    heads. Its default is ours, and the paper's own windows could not be confirmed. The T × S mask is held: the window
-    saves no time.
+    It is meant for groups of heads beside others (`local:2,softmax:6`), as in Multiformer. All local heads share one
+    window. Its default size is ours; the paper's own sizes could not be confirmed. The T × S mask is computed, so the
+    window saves no time.
     """
 
     name = "local"

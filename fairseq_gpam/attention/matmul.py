@@ -21,7 +21,7 @@ WORTH_ONEDNN = 2**22
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Returns whether this processor has AVX-512, is AMD's, and PyTorch brings both libraries."""
+    """Returns whether this is an AMD processor with AVX-512 and PyTorch includes both libraries."""
     if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "AuthenticAMD" in processor("vendor_id")

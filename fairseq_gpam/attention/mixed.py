@@ -90,7 +90,7 @@ class MixedHeads(AttentionMechanism):
     def _decode(
         self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends with one group, whose memory lies under its own name in the memory of all."""
+        """Attends with one group, whose part of the memory is kept under the group's name."""
         with _own_past(name, past) as own:
             part = replace(part, past=own)
             if self.caches_keys and not group.caches_keys:

@@ -26,20 +26,20 @@ def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: T
     mean = zero_hidden(scores, mask).sum(dim=-1, keepdim=True) / count
     deviation = zero_hidden(scores - mean, mask)
     variance = deviation.square().sum(dim=-1, keepdim=True) / count
-    # Where all scores are equal the deviation is 0 already; the square root has no gradient there.
+    # Where all scores are equal the numerator is 0; the square root of 0 would have an infinite gradient.
     std = torch.where(variance > 0, variance, 1.0).sqrt()
     return zero_hidden(gain * deviation / (std + EPSILON) + bias, mask)
 
 
 def pooled_output(heads: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU by tanh."""
+    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU in its tanh form."""
     joined = F.layer_norm(join_heads(heads), weight.shape, weight, bias, EPSILON)
     return split_heads(F.gelu(joined, approximate="tanh"), heads.size(1))
 
 
 @register_mechanism
 class NapAttention(MatrixMechanism):
-    """Normalised scores as weights; as the output's variance grows with the number of keys, a norm follows it.
+    """Normalised scores as weights. The output's variance grows with the number of keys, so a norm follows it.
 
     As in the source, GELU acts on the pooled heads and LayerNorm on the output projection; with `layernorm-gelu` both
     come before the projection.
@@ -81,7 +81,7 @@ class NapAttention(MatrixMechanism):
             return output
         if self.order == "gelu-layernorm":
             return F.gelu(output, approximate="tanh")
-        # LayerNorm's bias would speak for a row that sees nothing.
+        # LayerNorm's bias would give a fully masked row an output.
         fully_masked = inputs.mask.fully_masked(output.size(-2), inputs.v.size(-2), inputs.v.device)
         return zero_rows(pooled_output(output, self.norm.weight, self.norm.bias), fully_masked)
 

@@ -21,7 +21,7 @@ class PerHeadLinear(nn.Linear):
     def forward(self, heads: Tensor) -> Tensor:
         """Maps B × H × T × D to the same shape."""
         bsz, _, length, width = heads.shape
-        # H × (T·B) × D: what fairseq's projections made needs no copy.
+        # H × (T·B) × D: in the memory layout of fairseq's projections this needs no copy.
         rows = heads.permute(1, 2, 0, 3).flatten(1, 2)
         matrices = self.weight.view(self.num_heads, self.head_dim, self.head_dim).transpose(1, 2)
         if self.bias is None:
@@ -34,7 +34,7 @@ class PerHeadLinear(nn.Linear):
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
     """Builds W_Q⁻ with the initial values that `--gpam-negative-init` names; a bias starts at 0.
 
-    With `--gpam-negative-frozen` none of it is trained.
+    With `--gpam-negative-frozen` it is not trained.
     """
     head_dim, bias = site.query_dim, settings.negative_bias
     projection: nn.Linear

@@ -24,8 +24,8 @@ def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: flo
 class NeutrenoAttention(AffineMechanism):
     """Softmax self-attention plus λ(V⁰ − V); λ = 0 is softmax attention, and so is the first layer.
 
-    The first layer leaves its values in `site.shared`, the last one takes them away; while decoding these are the
-    values of the newest positions only, so nothing need be cached. Every layer must run, once and in order.
+    The first layer puts its values into `site.shared` and the last layer removes them. In decoding these are the values
+    of the newest positions only, so nothing has to be cached. Every layer must run exactly once, in order.
     """
 
     name = "neutreno"

@@ -14,7 +14,7 @@ def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P_ij = s_ij/√n_i on the n_i keys that row i sees, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
 
     Richter & Wattenhofer 2020, arXiv 2005.09561; in OliverRichter/normalized-attention n is the length of the padded
-    sequence, which would depend on the batch: the visible keys are our reading.
+    sequence, which depends on the batch. Counting the visible keys is our reading.
     """
     scores = dot_scores(q, k, mask)
     return zero_hidden(scores / mask.visible_counts(scores.size(-2), scores.size(-1), scores).sqrt(), mask)
@@ -22,7 +22,7 @@ def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 @register_mechanism
 class NonAttention(MatrixMechanism):
-    """Scores as weights, then GELU, which is what the source puts there (NAP's LayerNorm it does not)."""
+    """Scores as weights, followed by GELU as in the source, which has no LayerNorm here as it has in NAP."""
 
     name = "non"
     formula = "P = s/√n, s = QKᵀ/√D; O = GELU(P·V)"

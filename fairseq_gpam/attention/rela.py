@@ -21,7 +21,7 @@ def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:
-    """Returns RMSNorm(o)·scale·sigmoid(gate·o), o the joined heads: B × H × T × D; scale and gate H·D. Same source."""
+    """Returns RMSNorm(o)·scale·sigmoid(gate·o), o the joined heads: B × H × T × D; scale and gate H·D."""
     joined = join_heads(heads)
     gated = rms_norm(upcast(joined), scale, eps) * torch.sigmoid(upcast(gate * joined))
     return split_heads(gated.type_as(heads), heads.size(1))
@@ -29,7 +29,7 @@ def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8
 
 @register_mechanism
 class RelaAttention(MatrixMechanism):
-    """Sparse weights of any sum, and a gated RMSNorm over the joined heads, whose gate starts as in the source."""
+    """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, which starts as in the source."""
 
     name = "rela"
     formula = "P = ReLU(QKᵀ/√D); O = RMSNorm(P·V)·scale ⊙ sigmoid(gate ⊙ P·V), heads joined"

@@ -27,11 +27,11 @@ def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
 
 @register_mechanism
 class ScalableSoftmaxAttention(AffineMechanism):
-    """Softmax attention whose sharpness keeps up with the number of keys: the scores are multiplied by s·log n.
+    """Softmax attention that stays sharp when there are more keys: the scores are multiplied by s·log n.
 
-    s is learned for each head of each layer. Only the formula could be confirmed: that s starts at 0.43, the paper's
-    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax), and that a finite bias of the mask is
-    not multiplied is our reading. The variant with a learned offset is not offered.
+    s is learned for each head of each layer. Only the formula could be confirmed. That s starts at 0.43, the paper's
+    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax). That a finite bias of the mask is not
+    multiplied is our reading. The variant with a learned offset is not provided.
     """
 
     name = "scalable_softmax"

@@ -15,8 +15,8 @@ from fairseq_gpam.attention.masks import hide, zero_rows
 def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None) -> Tensor:
     """Returns S_ij = relu(s_ij) of head 0 for keys j strictly before i but the first, 0 elsewhere: B × T × S.
 
-    Shapes: scores (s) B × H × T × S; padding B × S and own_hidden B × T, the padding among keys and queries: it is
-    not selected and selects nothing. Leviathan, Kalman & Matias 2024, arXiv 2410.02703, section 3.
+    Shapes: scores (s) B × H × T × S; padding B × S and own_hidden B × T, the padding among keys and queries, which
+    is not selected and selects nothing. Leviathan, Kalman & Matias 2024, arXiv 2410.02703, section 3.
     """
     selected = torch.relu(scores[:, 0])
     allowed = earlier_keys(selected)
@@ -33,11 +33,11 @@ def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None
 
 @register_mechanism
 class SelectiveAttention(MatrixMechanism):
-    """Softmax attention whose scores fall by what the tokens in between have selected, the same for all heads.
+    """Softmax attention where tokens lower the scores of earlier keys for all later tokens, the same in all heads.
 
-    A token selects with head 0's positive scores; it spares itself and the first token (the paper's <BOS>), and what
-    it selects falls for later tokens only. No parameters. In decoding, the accumulated selections are cached, one
-    number a position. The pruning of the cache that the paper builds on it is not part of it.
+    A token selects earlier keys by the positive scores of head 0, but neither itself nor the first token (the paper's
+    <BOS>). There are no parameters. In decoding, the accumulated selections are cached, one number for each position.
+    The pruning of the cache that the paper builds on them is not provided.
     """
 
     name = "selective"

@@ -20,8 +20,7 @@ def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor
     α, β, γ are broadcastable to P; `own_visible`, broadcastable to B × H × T × 1, is false where a query's own key is
     hidden: no weight falls on it then. With T < S, query i stands at key S−T+i. Noci et al. 2023, arXiv 2306.17759,
     with the three weights learned per head from 1 as in He & Hofmann 2023, arXiv 2311.01906, and a running mean for U
-    under a causal mask as in bobby-he/simplified_transformers. That the query projection does not start at 0, as it
-    does there, is our reading.
+    under a causal mask as in bobby-he/simplified_transformers.
     """
     identity = alpha if own_visible is None else alpha * own_visible
     return AffineTerms(positive=beta, uniform=gamma, identity=identity)

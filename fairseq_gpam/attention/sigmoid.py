@@ -1,4 +1,4 @@
-"""Sigmoid attention: every weight for itself, without a sum over the keys (Ramapuram et al. 2024)."""
+"""Sigmoid attention: each weight depends on its own score only, not on the other keys (Ramapuram et al. 2024)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | Non
 class SigmoidAttention(MatrixMechanism):
     """Independent weights in (0, 1), whose sum is near 1 at the start because of the offset −log n.
 
-    The authors' code has one constant n for a model. By default n is here what each row sees, so that padding and
-    step-by-step decoding change nothing; `--gpam-sigmoid-length` gives the authors' constant. The LayerScale and the
-    norm of queries and keys that they add for large models are not part of it.
+    The authors' code has one constant n for a model. Here n is by default the number of keys that a row sees, so that
+    padding and step-by-step decoding change nothing; `--gpam-sigmoid-length` sets the authors' constant. The LayerScale
+    and the norm of queries and keys that they add for large models are not provided.
     """
 
     name = "sigmoid"

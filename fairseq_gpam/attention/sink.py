@@ -1,4 +1,4 @@
-"""Softmax with a sink: one more logit takes its share of the weight and carries no value."""
+"""Softmax with a sink: an additional logit takes a share of the weight and has no value."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SMALLEST_WEIGHT = 1e-30
 def sink_terms(logits: Tensor) -> AffineTerms:
     """Returns P_ij = exp(S_ij) / (exp(s_h) + Σ_j exp(S_ij)), B × H × T × S, S = QKᵀ/√D + M, from the logits s, H.
 
-    A learned s is openai/gpt-oss's; s = 0 is softmax-off-by-one, which is stock attention with a zero key and a zero
-    value appended (`add_zero_attn`).
+    A learned s is the sink of openai/gpt-oss; s = 0 is softmax-off-by-one, which is stock attention with a zero key and
+    a zero value appended (`add_zero_attn`).
     """
     return AffineTerms(sink=logits)
 
 
 @register_mechanism
 class SinkAttention(AffineMechanism):
-    """Softmax attention that need not attend: one sink a head, its logit or weight learned, or its logit fixed at 0."""
+    """Softmax attention whose heads need not attend to any key: each has a sink, learned or with a logit fixed at 0."""
 
     name = "sink"
     formula = "P = exp(S)/(exp(s) + Σ exp(S)), S = QKᵀ/√D + M; s learned or 0"
@@ -58,7 +58,7 @@ class SinkAttention(AffineMechanism):
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         if self.weight is None:
             return sink_terms(self.logits)
-        # No exponential function's gradient vanishes here: d exp(s)/d|w| is 1, however small the sink is.
+        # d exp(s)/d|w| is 1 however small the sink is, where the gradient of a learned logit would vanish.
         logits = upcast(self.weight).abs().clamp(min=SMALLEST_WEIGHT).log()
         return sink_terms(logits.to(self.weight.dtype))
 

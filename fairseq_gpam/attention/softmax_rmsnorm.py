@@ -1,4 +1,4 @@
-"""Softmax attention followed by an RMSNorm of each head: the control for what Differential's norm does alone."""
+"""Softmax attention followed by an RMSNorm of each head: a control for the effect of Differential's norm alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SoftmaxRMSNormAttention(AffineMechanism):
     source = "a control of this project for Differential (arXiv 2410.05258) and gated attention"
     row_sum = "1, before the norm"
     cost = "1×"
-    why_never_neutral = "its RMSNorm follows at every setting"
+    why_never_neutral = "its RMSNorm follows the sum at every setting"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

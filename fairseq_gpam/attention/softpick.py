@@ -15,10 +15,9 @@ EPSILON = 1e-8
 def softpick_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P_ij = relu(exp(s_ij) − 1) / (Σ_j |exp(s_ij) − 1| + ε) over the keys that row i sees: B × H × T × S.
 
-    s = QKᵀ/√D + the mask's finite bias. Zuhri, Fuadi & Aji 2025, arXiv 2504.20966;
-    zaydzuhri/softpick-attention. Numerator and denominator are divided by
-    exp(m), m = max(0, the largest score of the row), before ε = 1e-8 is added, as in that code; a row without a
-    positive score is zero.
+    s = QKᵀ/√D + the mask's finite bias. Zuhri, Fuadi & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention. As in
+    that code, numerator and denominator are divided by exp(m), m = max(0, the largest score of the row), before
+    ε = 1e-8 is added. A row without a positive score is zero.
     """
     scores, fully_masked = hide(dot_scores(q, k, mask), mask)
     largest = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
@@ -29,7 +28,7 @@ def softpick_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 @register_mechanism
 class SoftpickAttention(MatrixMechanism):
-    """Weights in [0, 1) that are exactly 0 for keys whose score is not positive, so that no key must be a sink."""
+    """Weights in [0, 1) that are exactly 0 for keys whose score is not positive, so that no key has to be a sink."""
 
     name = "softpick"
     formula = "P = relu(exp(S) − 1) / (Σ |exp(S) − 1| + ε), S = QKᵀ/√D + M"

@@ -24,7 +24,7 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
     if mask.padding is not None:
         counted = counted & ~mask.padding[:, None, None, :]
     log_rest = F.logsigmoid(-scores).masked_fill(~counted, 0.0)
-    # What newer keys have left over for key j: the sum from the end, less the key's own part.
+    # The logarithm of what newer keys leave for key j: the sum from the last key to j, without the part of j itself.
     left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
     weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
     if own_gets_rest:
@@ -36,7 +36,7 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
 
 @register_mechanism
 class StickBreakingAttention(MatrixMechanism):
-    """Weights that prefer the newest keys by their form, which needs no positional encoding; causal by nature.
+    """Weights that favour the newest keys by construction, so that positions need no encoding; causal by nature.
 
     A query does not score its own key. What the earlier keys leave of the stick goes to the query's own value by
     default, as in the tests of the authors' code, or to nothing, as in its benchmarks. Which of the two the authors'
@@ -46,7 +46,7 @@ class StickBreakingAttention(MatrixMechanism):
     name = "stick_breaking"
     formula = "P_ij = β_ij·Π_{j<l<i}(1−β_il), j < i, β = sigmoid(QKᵀ/√D); P_ii = Π_{l<i}(1−β_il)"
     source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention"
-    row_sum = "1; below 1 with the rest to nothing"
+    row_sum = "1; below 1 if the rest goes to nothing"
     cost = "1×"
     why_never_neutral = "its weights come from a product of sigmoids"
     sites = ("decoder",)

@@ -32,7 +32,7 @@ def mix_heads(maps: Tensor, mix_weights: Tensor) -> Tensor:
 
 @register_mechanism
 class TalkingHeadsAttention(MatrixMechanism):
-    """Softmax attention whose heads hear one another; both mixtures start at the identity, softmax attention.
+    """Softmax attention whose heads are mixed twice; both mixtures start at the identity, which is softmax attention.
 
     Attention dropout acts before the second mixture, as in the source, or after it, on P itself, as it does in all
     other mechanisms.

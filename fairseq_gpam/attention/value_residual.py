@@ -25,10 +25,10 @@ def mix_values(values: Tensor, first_values: Tensor, own: Tensor | float, first:
 
 @register_mechanism
 class ValueResidualAttention(AffineMechanism):
-    """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the values of the first layer, which keeps its own.
+    """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the first layer's values; the first layer uses its own alone.
 
-    The factors are fixed at 0.5 as in the authors' code, or learned for each layer from there; 1 and 0 are softmax
-    attention. In decoding the first layer's cache of values serves all layers: nothing more is cached.
+    The factors are fixed at 0.5 as in the authors' code, or learned for each layer from there. With the factors 1 and 0
+    it is softmax attention. In decoding the first layer's cache of values serves all layers, so nothing more is cached.
     """
 
     name = "value_residual"
