@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", type=Path, metavar="GRID.toml")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be run")
+    parser.add_argument("--dry-run", action="store_true", help="list the jobs, done and to do, and stop")
     parser.add_argument(
         "--executor",
         choices=("local", "slurm"),
@@ -45,6 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     except grid.GridError as error:
         sys.exit(str(error))
     out = arguments.out.resolve()
+    jobs = list(chosen.jobs())
+    if arguments.dry_run:
+        for job in jobs:
+            print("done " if (out / job.marker).exists() else "to do", shlex.join(job.command))
+        print(progress(jobs, out, arguments.jobs))
+        return 0
     out.mkdir(parents=True, exist_ok=True)
     # The engine inherits the descriptor and holds the lock as long as it lives, even if this process is killed: a lock
     # that can be taken has no living owner, and the engine's own lock files, which outlive it, are not needed.
@@ -53,10 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"{out}: another experiment still works here; wait for it, or choose another folder with --out")
-    command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.dry_run)
-    if arguments.dry_run:
-        return subprocess.run(command, env=environment(chosen)).returncode
-    jobs = list(chosen.jobs())
+    command = engine_command(chosen, out, arguments.jobs, arguments.executor)
     with (out / "snakemake.log").open("ab") as log:
         engine = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), start_new_session=False
@@ -81,7 +84,7 @@ def environment(chosen: grid.Grid) -> dict[str, str]:
     return {name: value for name, value in {**inherited, **chosen.environment}.items() if value}
 
 
-def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, dry_run: bool = False) -> list[str]:
+def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str) -> list[str]:
     """Returns Snakemake's command line.
 
     SLURM goes through the generic cluster plugin: Snakemake's own SLURM plugin needs numpy ≥ 2.4, fairseq numpy < 2.
@@ -90,9 +93,7 @@ def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, dry_r
     command += ["--config", f"grid={chosen.path.resolve()}", "--keep-going", "--rerun-incomplete", "--nolock"]
     # A changed command is a changed job: it runs again, and the run's folder refuses another training command.
     command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
-    if dry_run:
-        command += ["--dry-run", "--printshellcmds", "--quiet", "reason"]
-    if executor == "slurm" and not dry_run:
+    if executor == "slurm":
         (out / "slurm").mkdir(exist_ok=True)
         submit = ["sbatch", "--parsable", "--job-name={rule}", "--ntasks=1", "--cpus-per-task={threads}"]
         submit += [f"--output={out}/slurm/%j.log", *shlex.split(chosen.slurm_flags)]

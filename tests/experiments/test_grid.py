@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.experiments import experiment, grid, slurm_status
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,6 +51,22 @@ def test_jobs_are_the_commands_of_every_run_in_the_order_of_the_seeds(tmp_path):
     markers = [job.marker for job in jobs]
     assert len(set(markers)) == len(markers)
     assert {place for job in jobs for place in job.inputs} <= set(markers)
+
+
+def test_a_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path, capsys):
+    jobs = list(read(tmp_path, SMALL).jobs())
+    out = tmp_path / "out"
+    arguments = ["experiment", str(tmp_path / "grid.toml"), "--dry-run", "--out", str(out)]
+    assert main(arguments) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]] == ["to"] * len(jobs)
+    assert not out.exists()
+    (out / jobs[0].marker).parent.mkdir(parents=True)
+    (out / jobs[0].marker).touch()
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"done  {' '.join(jobs[0].command)}"
+    assert lines[-1].startswith(f"0 of 10 runs done, 1 of {len(jobs)} jobs")
+    assert len(lines) == len(jobs) + 1
 
 
 def test_learning_rates_make_arms_of_their_own(tmp_path):
