@@ -210,12 +210,12 @@ def comparison(
         found["tables"] += [one for one in tables if one]
         for arm, own in by_arm.items():
             found["costs"].append({"group": group, "arm": arm, **costs(own)})
-            found["curves"].append({"group": group, "arm": arm, "points": curve(own)})
-            for one in own:
-                for name, points in one.get("lambdas", {}).items():
-                    found["lambdas"].append(
-                        {"group": group, "arm": arm, "seed": one["seed"], "name": name, "points": points}
-                    )
+            shown = {
+                "points": curve(own),
+                "differences": curve(own, by_arm.get(baseline, ())) if arm != baseline else [],
+            }
+            found["curves"].append({"group": group, "arm": arm, **shown})
+            found["lambdas"] += [{"group": group, "arm": arm, **shown} for shown in mean_lambdas(own)]
         found["bootstrap"] += bootstrap(group, by_arm, baseline)
     return found
 
@@ -262,15 +262,42 @@ def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def curve(own: Sequence[dict[str, Any]]) -> list[list[float | None]]:
-    """Returns [update, mean, low, high] of the validation loss (base 2) where all runs of the arm have it."""
-    curves = [dict(map(tuple, one["train"].get("curve", {}).get("valid", []))) for one in own]
-    common = set.intersection(*(set(one) for one in curves)) if curves else set()
+def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | None = None) -> list[list[float | None]]:
+    """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
+
+    With runs of a baseline, of the difference to theirs, paired by seed.
+    """
+    curves = {one["seed"]: _valid_curve(one) for one in own}
+    if baseline is not None:
+        others = {one["seed"]: _valid_curve(one) for one in baseline}
+        curves = {
+            seed: {update: loss - others[seed][update] for update, loss in losses.items() if update in others[seed]}
+            for seed, losses in curves.items()
+            if seed in others
+        }
+    common = set.intersection(*(set(losses) for losses in curves.values())) if curves else set()
     points = []
     for update in sorted(common):
-        shown = statistics.interval([one[update] for one in curves])
+        shown = statistics.interval([losses[update] for losses in curves.values()])
         points.append([update, shown.mean, shown.low, shown.high])
     return points
+
+
+def _valid_curve(one: dict[str, Any]) -> dict[int, float]:
+    return {update: loss * NATS for update, loss in one["train"].get("curve", {}).get("valid", [])}
+
+
+def mean_lambdas(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns each λ of an arm over training, the mean over the seeds that logged it at an update."""
+    found = []
+    for name in dict.fromkeys(name for one in own for name in one.get("lambdas", ())):
+        values: dict[int, list[float]] = {}
+        for one in own:
+            for update, value in one.get("lambdas", {}).get(name, ()):
+                values.setdefault(int(update), []).append(value)
+        points = [[update, float(np.mean(values[update]))] for update in sorted(values)]
+        found.append({"name": name, "seeds": len(own), "points": points})
+    return found
 
 
 def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:
@@ -286,10 +313,11 @@ def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str
         for one in own:
             if arm != baseline and at_hand(one) and one["seed"] in base:
                 first, second = Path(base[one["seed"]]), Path(one["folder"])
-                measured, _ = score.paired_bootstrap(first, second, score.references(first))
+                measured, signatures = score.paired_bootstrap(first, second, score.references(first))
                 for metric, (_, value) in measured.items():
                     entry = {"group": group, "arm": arm, "seed": one["seed"], "metric": metric}
-                    found.append({**entry, "score": float(value.score), "p": float(value.p_value)})
+                    entry |= {"score": float(value.score), "p": float(value.p_value)}
+                    found.append({**entry, "signature": signatures[metric]})
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -11,69 +12,120 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-SIZE = (7.0, 4.0)
+WIDTH = 9.0
+SIGNS = {"plus": ("-", "λ⁺"), "minus": ("--", "λ⁻"), "": (":", "λ")}
 
 
-def svg(draw: Callable[[Axes], None], height: float = SIZE[1]) -> str:
-    """Returns what `draw` draws as SVG without its XML head, scalable to the page's width."""
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
+def panels(
+    count: int, columns: int, height: float, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with so many panels of so many inches in height, in rows of at most `columns`."""
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, axes[:count]
+
+
+def svg(figure: Figure) -> str:
+    """Returns a figure as SVG without its XML head, scalable to the page's width."""
     text = io.BytesIO()
     with rc_context({"svg.hashsalt": "fairseq_gpam"}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
     return text.getvalue().decode("utf-8")
 
 
-def curves(entries: Sequence[dict[str, Any]]) -> str:
-    """Draws the mean validation loss of every arm with the band of its interval."""
+def colours(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns a colour for each arm, the same in every picture of the same arms."""
+    from matplotlib import colormaps
 
-    def draw(axes: Axes) -> None:
-        for number, entry in enumerate(entries):
-            updates, mean, low, high = zip(*entry["points"], strict=True)
-            axes.plot(updates, mean, color=f"C{number % 10}", label=entry["arm"], marker=".", linewidth=1)
+    arms = list(dict.fromkeys(entry["arm"] for entry in entries))
+    colour = colormaps["tab10" if len(arms) <= 10 else "tab20"]
+    return {arm: colour(number % colour.N) for number, arm in enumerate(arms)}
+
+
+def curves(entries: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Draws every arm's mean validation loss, and its difference to the baseline's paired by seed, with intervals."""
+    figure, axes = panels(2, 2, 4.5)
+    for shown, key in zip(axes, ("points", "differences"), strict=True):
+        for entry in entries:
+            if not entry[key]:
+                continue
+            updates, mean, low, high = zip(*entry[key], strict=True)
+            colour = colours(entries)[entry["arm"]]
+            shown.plot(updates, mean, color=colour, label=entry["arm"], marker=".", linewidth=1)
             if None not in low:
-                axes.fill_between(updates, low, high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
-        axes.set_xlabel("updates")
-        axes.set_ylabel("validation loss (base 2)")
-        axes.legend(fontsize="small")
-
-    return svg(draw)
+                shown.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
+        shown.set_xlabel("updates")
+    axes[0].set_ylabel("validation loss (nats)")
+    axes[1].set_ylabel(f"validation loss − that of {baseline} (nats)")
+    axes[1].axhline(0, color="0.3", linewidth=0.8)
+    ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]
+    if ends:
+        # Early differences are ten times those at the end, which are the ones that matter.
+        largest = 3 * max(abs(value) for end in ends for value in end if value is not None) or 1.0
+        axes[1].set_ylim(-largest, largest)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
+    return svg(figure)
 
 
 def lambdas(entries: Sequence[dict[str, Any]]) -> str:
-    """Draws λ over training: a line for each attention, sign and seed; λ⁺ solid, λ⁻ dashed; colours are arms."""
+    """Draws λ over training, the mean over seeds, a panel for each arm and a line for each attention and sign.
+
+    λ⁺ is solid, λ⁻ dashed; a colour is a site (encoder, decoder, cross), paler in the first layers.
+    """
     arms = list(dict.fromkeys(entry["arm"] for entry in entries))
-
-    def draw(axes: Axes) -> None:
-        for number, arm in enumerate(arms):
-            for style, sign in (("-", "plus"), ("--", "minus"), (":", "")):
-                own = [e for e in entries if e["arm"] == arm and _sign(e["name"]) == sign]
-                for place, entry in enumerate(own):
-                    label = f"{arm} {({'plus': 'λ⁺', 'minus': 'λ⁻', '': 'λ'})[sign]}" if place == 0 else None
-                    updates, values = zip(*entry["points"], strict=True)
-                    axes.plot(updates, values, style, color=f"C{number % 10}", label=label, linewidth=0.8, alpha=0.7)
-        axes.set_xlabel("updates")
-        axes.set_ylabel("λ")
-        axes.legend(fontsize="small")
-
-    return svg(draw)
+    sites = {site: f"C{number}" for number, site in enumerate(dict.fromkeys(_site(e["name"])[0] for e in entries))}
+    deepest = max(_site(entry["name"])[1] for entry in entries)
+    figure, axes = panels(len(arms), 3, 2.8, sharex=True, sharey=True)
+    for shown, arm in zip(axes, arms, strict=True):
+        for entry in entries:
+            if entry["arm"] == arm:
+                site, layer = _site(entry["name"])
+                style = SIGNS[_sign(entry["name"])][0]
+                alpha = 0.35 + 0.65 * layer / deepest
+                shown.plot(*zip(*entry["points"], strict=True), style, color=sites[site], alpha=alpha, linewidth=1.2)
+        shown.set_title(arm, fontsize="medium")
+        shown.axhline(0, color="0.6", linewidth=0.6)
+    for shown in axes[-3:]:
+        shown.set_xlabel("updates")
+    axes[0].set_ylabel("λ")
+    there = {_sign(entry["name"]) for entry in entries}
+    proxies = [axes[0].plot([], [], color=colour)[0] for colour in sites.values()]
+    proxies += [axes[0].plot([], [], style, color="0.3")[0] for sign, (style, _) in SIGNS.items() if sign in there]
+    words = [*sites, *(name for sign, (_, name) in SIGNS.items() if sign in there)]
+    figure.legend(proxies, words, fontsize="small", loc="outside lower center", ncols=len(words))
+    return svg(figure)
 
 
 def _sign(name: str) -> str:
     return next((sign for sign in ("plus", "minus") if sign in name), "")
 
 
-def scatter(entry: dict[str, Any]) -> str:
-    """Draws one collapse measure against the validation loss, a point for each run."""
-    arms = list(dict.fromkeys(point[2] for point in entry["points"]))
+def _site(name: str) -> tuple[str, int]:
+    place = name.partition("_")[0]
+    site = place.rstrip("0123456789")
+    return site, int(place[len(site) :] or 1)
 
-    def draw(axes: Axes) -> None:
-        for number, arm in enumerate(arms):
-            x, y = zip(*((point[0], point[1]) for point in entry["points"] if point[2] == arm), strict=True)
-            axes.plot(x, y, "o", color=f"C{number % 10}", label=arm)
-        axes.set_xlabel(entry["measure"].replace("_", " "))
-        axes.set_ylabel("validation nll (nats)")
-        axes.legend(fontsize="small")
 
-    return svg(draw)
+def scatter(entries: Sequence[dict[str, Any]]) -> str:
+    """Draws collapse measures against the validation loss: a panel for each measure, a point for each run."""
+    points = [{"arm": point[2]} for entry in entries for point in entry["points"]]
+    figure, axes = panels(len(entries), 3, 2.6, sharey=True)
+    for shown, entry in zip(axes, entries, strict=True):
+        for arm, colour in colours(points).items():
+            own = [(x, y) for x, y, name in entry["points"] if name == arm]
+            if own:
+                shown.plot(*zip(*own, strict=True), "o", color=colour, label=arm, markersize=4)
+        rho = "not defined" if entry["rho"] is None else f"{entry['rho']:.2f}"
+        shown.set_title(f"{entry['measure'].replace('_', ' ')}\nρ {rho}", fontsize="small")
+        shown.tick_params(labelsize="small")
+    for shown in axes[::3]:
+        shown.set_ylabel("validation nll (nats)", fontsize="small")
+    handles = {
+        label: handle for shown in axes for handle, label in zip(*shown.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend([*handles.values()], [*handles], fontsize="small", loc="outside lower center", ncols=5)
+    return svg(figure)

@@ -40,11 +40,18 @@ def spread(shown: dict[str, Any], digits: int, sign: str = "") -> str:
     return f"{shown['mean']:{sign}.{digits}f} ± {(shown['high'] - shown['low']) / 2:.{digits}f}"
 
 
+def caption(table: dict[str, Any]) -> str:
+    """Returns what a table compares, with its unit and which way is better."""
+    unit = "" if table["unit"] in table["quantity"] else f"{table['unit']}, "
+    better = "lower" if table["lower_is_better"] else "higher"
+    return f"{table['group']}: {table['quantity']} ({unit}{better} is better)"
+
+
 def head(table: dict[str, Any]) -> tuple[str, ...]:
     """Returns the headings of a table's columns."""
-    unit = table["unit"]
-    tests = ("p (t)", "p (sign flips, exact)", "p (Holm)", "verdict", f"seeds for δ = {table['delta']:g}")
-    return ("arm", "parameters", "seeds", f"mean ± 95 % ({unit})", f"difference ± 95 % ({unit})", *tests)
+    measured = (f"mean ± 95 % ({table['unit']})", f"difference ± 95 % ({table['unit']})", "verdict")
+    tests = ("p (Holm)", "p (t)", "p (sign flips, exact)", f"seeds for δ = {table['delta']:g}")
+    return ("arm", "seeds", *measured, *tests, "parameters")
 
 
 def cells(table: dict[str, Any]) -> list[list[str]]:
@@ -52,25 +59,29 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
     digits = 4 if table["unit"] == "nats" else 2
     rows = []
     for row in table["rows"]:
-        line = [row["arm"], _cost(row["parameters"]), str(row["n"]), spread(row, digits)]
+        line, parameters = [row["arm"], str(row["n"]), spread(row, digits)], _cost(row["parameters"])
         one = row.get("difference")
         if one is None:
-            rows.append([*line, *["–"] * 4, "baseline" if row is table["rows"][0] else "no common seed", "–"])
+            verdict = "baseline" if row is table["rows"][0] else "no common seed"
+            rows.append([*line, "–", verdict, *["–"] * 4, parameters])
             continue
         powerless, found = one["verdict"] == "powerless", one["interval"]
-        line += [spread(found, digits, "+"), number(one["p_t"]), number(one["p_sign_flip"])]
-        line += [number(one["p_holm"]), "powerless (too few seeds)" if powerless else one["verdict"]]
+        line += [spread(found, digits, "+"), "powerless (too few seeds)" if powerless else one["verdict"]]
+        line += [number(one["p_holm"]), number(one["p_t"]), number(one["p_sign_flip"])]
         seeds = "–" if powerless or not found["sd"] else str(row["seeds_for_delta"] or "over 10,000")
-        rows.append([*line, seeds])
+        rows.append([*line, seeds, parameters])
     return rows
 
 
 def noise_floor(table: dict[str, Any]) -> str:
     """Returns the sentence about the spread of the baseline's seeds."""
-    noise, digits = table["noise"], 4 if table["unit"] == "nats" else 2
+    noise, unit, digits = table["noise"], table["unit"], 4 if table["unit"] == "nats" else 2
+    delta = f"δ = {table['delta']:g} {unit}."
+    if noise["sd"] is None:
+        return f"Noise floor: not known, the baseline has one seed. {delta}"
     return (
         f"Noise floor: over {noise['n']} seeds the baseline's standard deviation is {number(noise['sd'], digits)}, "
-        f"its range {number(noise['range'], digits)} {table['unit']}. δ = {table['delta']:g} {table['unit']}."
+        f"its range {number(noise['range'], digits)} {unit}. {delta}"
     )
 
 
@@ -90,19 +101,34 @@ def as_markdown(found: dict[str, Any]) -> str:
     """Returns the tables as Markdown."""
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
-        parts += [f"## {table['group']}: {table['quantity']} ({table['unit']})\n", grid(head(table), cells(table))]
+        parts += [f"## {caption(table)}\n", grid(head(table), cells(table))]
         parts.append(noise_floor(table) + "\n")
     parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     if found["bootstrap"]:
         parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
+        parts.append(bootstrap_note(found) + "\n")
     if found["collapse"]:
-        parts += ["## Collapse against performance\n", grid(COLLAPSE_HEAD, collapse_cells(found))]
+        parts += ["## Collapse against performance\n", grid(COLLAPSE_HEAD, collapse_cells(found)), COLLAPSE_NOTE + "\n"]
     return "\n".join(parts)
 
 
 BOOTSTRAP_HEAD = ("task", "arm", "seed", "metric", "score", "p")
 COLLAPSE_HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high")
+COLLAPSE_NOTE = (
+    "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
+    "measure goes with lower loss. The bootstrap draws whole arms; with fewer than four arms there is no interval. "
+    "Intervals are not corrected for the number of measures."
+)
+
+
+def bootstrap_note(found: dict[str, Any]) -> str:
+    """Returns what the bootstrap's p say, and sacreBLEU's signatures."""
+    signatures = ", ".join(dict.fromkeys(f"{one['metric']} {one['signature']}" for one in found["bootstrap"]))
+    return (
+        "A small p says that the two trained models differ on test sets like this one, not that their arms do: another "
+        f"seed may turn it round. Not corrected. {signatures}"
+    )
 
 
 def bootstrap_cells(found: dict[str, Any]) -> list[list[str]]:
@@ -116,7 +142,12 @@ def bootstrap_cells(found: dict[str, Any]) -> list[list[str]]:
 def collapse_cells(found: dict[str, Any]) -> list[list[str]]:
     """Returns the rows of the table of correlations."""
     return [
-        [one["group"], one["measure"], str(one["n"]), *(number(one[key], 2) for key in ("rho", "low", "high"))]
+        [
+            one["group"],
+            one["measure"].replace("_", " "),
+            str(one["n"]),
+            *(number(one[key], 2) for key in ("rho", "low", "high")),
+        ]
         for one in found["collapse"]
     ]
 
@@ -160,7 +191,7 @@ def forest_plot(table: dict[str, Any], baseline: str) -> str:
 
 def forest_words(table: dict[str, Any], baseline: str) -> str:
     """Returns what a table's forest plot shows, in words."""
-    words = "; ".join(f"{row[0]} {row[4]} ({row[8]})" for row in cells(table)[1:])
+    words = "; ".join(f"{row[0]} {row[3]}, {row[4]}" for row in cells(table)[1:])
     what = f"{table['group']}, {table['quantity']}: difference to {baseline} with 95 % interval"
     return f"{what} ({table['unit']}): {words}."
 
@@ -168,23 +199,29 @@ def forest_words(table: dict[str, Any], baseline: str) -> str:
 def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the headings and pictures that follow the tables."""
     shown = []
-    groups = list(dict.fromkeys(entry["group"] for entry in found["costs"]))
-    for group in groups:
+    for group in dict.fromkeys(entry["group"] for entry in found["costs"]):
         own = [entry for entry in found["curves"] if entry["group"] == group and entry["points"]]
         if own:
             ends = "; ".join(f"{entry['arm']} ends at {entry['points'][-1][1]:.3f}" for entry in own)
-            alt = f"Mean validation loss (base 2) over updates. {ends}."
-            shown.append({"title": f"{group}: learning curves", **picture(comparison_plots.curves(own), alt)})
+            alt = f"Mean validation loss in nats over updates, and its difference to {found['baseline']}. {ends}."
+            plot = comparison_plots.curves(own, found["baseline"])
+            shown.append({"title": f"{group}: learning curves", **picture(plot, alt)})
         own = [entry for entry in found["lambdas"] if entry["group"] == group]
         if own:
-            ends = "; ".join(f"{e['arm']} seed {e['seed']} {e['name']} {e['points'][-1][1]:.3f}" for e in own[:12])
-            alt = f"λ over updates. Last values: {ends}."
+            ends = "; ".join(f"{arm} {_lambda_range(own, arm)}" for arm in dict.fromkeys(e["arm"] for e in own))
+            alt = f"λ over updates, the mean over seeds. Last values: {ends}."
             shown.append({"title": f"{group}: λ over training", **picture(comparison_plots.lambdas(own), alt)})
-    for entry in found["collapse"]:
-        alt = f"{entry['measure']} against validation loss, {entry['n']} runs, Spearman's ρ {number(entry['rho'], 2)}."
-        title = f"{entry['group']}: {entry['measure']} against performance"
-        shown.append({"title": title, **picture(comparison_plots.scatter(entry), alt)})
+    for group in dict.fromkeys(entry["group"] for entry in found["collapse"]):
+        own = [entry for entry in found["collapse"] if entry["group"] == group]
+        alt = "Spearman's ρ: " + "; ".join(f"{entry['measure']} {number(entry['rho'], 2)}" for entry in own)
+        title = f"{group}: collapse against performance"
+        shown.append({"title": title, **picture(comparison_plots.scatter(own), f"{title}, a point for a run. {alt}.")})
     return shown
+
+
+def _lambda_range(entries: list[dict[str, Any]], arm: str) -> str:
+    last = [entry["points"][-1][1] for entry in entries if entry["arm"] == arm]
+    return f"from {min(last):.2f} to {max(last):.2f}"
 
 
 def as_html(found: dict[str, Any]) -> str:
@@ -196,16 +233,16 @@ def as_html(found: dict[str, Any]) -> str:
         if any(row.get("difference") for row in table["rows"]):
             baseline = found["baseline"]
             plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
-        title = f"{table['group']}: {table['quantity']} ({table['unit']})"
+        title = caption(table)
         tables.append({"title": title, "head": head(table), "rows": rows, "note": noise_floor(table), "forest": plot})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
     if found["bootstrap"]:
-        title, note = "sacreBLEU's paired bootstrap, seed by seed", "p of each seed's pair alone, not corrected."
+        title, note = "sacreBLEU's paired bootstrap, seed by seed", bootstrap_note(found)
         tables.append({"title": title, "head": BOOTSTRAP_HEAD, "rows": bootstrap_cells(found), "note": note})
     if found["collapse"]:
-        title = "Collapse against performance"
-        note = "Against the validation loss: a negative ρ says that more of the measure goes with lower loss. The "
-        note += "bootstrap draws whole arms."
-        tables.append({"title": title, "head": COLLAPSE_HEAD, "rows": collapse_cells(found), "note": note})
+        rows = collapse_cells(found)
+        tables.append(
+            {"title": "Collapse against performance", "head": COLLAPSE_HEAD, "rows": rows, "note": COLLAPSE_NOTE}
+        )
     return templates.render("comparison.html.j2", baseline=found["baseline"], tables=tables, pictures=pictures(found))

@@ -13,15 +13,17 @@ from fairseq_gpam.recipes import recorded
 EXPECTED = ("stock", "dagpam")
 """Rows that every table has, run or not."""
 PUBLISHED = "published.json"
+SPEEDS = {"seconds", "tokens_per_second"}
 
 _USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 
 
-def kept_line(run: Path) -> dict[str, Any]:
+def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
 
-    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays.
+    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays. With
+    a reason to do so speeds and times are left out, as not measured; the reason is kept as a note.
     Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
     """
     run = run.resolve()
@@ -30,6 +32,11 @@ def kept_line(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{run} holds no results of a finished training")
     found["task"] = run.parents[1].name
     found["train"].get("curve", {}).pop("train", None)
+    if without_speeds:
+        found["note"] = f"speeds are left out: {without_speeds}"
+        for stage in found.values():
+            if isinstance(stage, dict):
+                stage |= dict.fromkeys(SPEEDS & stage.keys())
     text = json.dumps(found, ensure_ascii=False).replace(str(run.parents[3]), "out")
     text = _USER_DIR.sub(r"\1fairseq_gpam", text)
     remaining = _ABSOLUTE.search(text)
@@ -58,14 +65,14 @@ def _key(run: dict[str, Any]) -> tuple[int, str, str, str]:
     return (*order(run["name"]), str(run["seed"]).zfill(9), run["task"])
 
 
-def keep(runs: Sequence[Path], repository: Path) -> list[Path]:
+def keep(runs: Sequence[Path], repository: Path, without_speeds: str = "") -> list[Path]:
     """Adds runs to ``examples/results``, in the place of earlier lines of the same task, name and seed.
 
     The lines stand in a fixed order, so that keeping a run again changes nothing. Returns the files written.
     """
     by_task: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        line = kept_line(run)
+        line = kept_line(run, without_speeds)
         by_task.setdefault(line["task"], []).append(line)
     return [write(task, lines, repository) for task, lines in by_task.items()]
 

@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     command.add_argument("runs", type=Path, nargs="+")
     command.add_argument("--repository", type=Path, default=Path())
+    command.add_argument(
+        "--without-speeds",
+        default="",
+        metavar="REASON",
+        help="leave out speeds and times and note why, such as 'the machine was shared with other work'",
+    )
     command = commands.add_parser("tables", help="rebuild the results tables of README.md and examples/")
     command.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     command.add_argument("--repository", type=Path, default=Path())
@@ -43,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         elif args.results_command == "report":
             print(tables.report([recorded.read(run) for run in args.runs], args.out))
         elif args.results_command == "keep":
-            print(*kept.keep(args.runs, args.repository), sep="\n")
+            print(*kept.keep(args.runs, args.repository, args.without_speeds), sep="\n")
         else:
             changed = pages.rebuild(args.repository, write=not args.check)
             for path in changed:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from fairseq_gpam.experiments import compare, comparison_report, grid, kept
+from fairseq_gpam.experiments import compare, comparison_report, grid, kept, tables
 from fairseq_gpam.recipes import run_folder, stages
 from fairseq_gpam.recipes import tasks as recipes
 
@@ -25,7 +25,7 @@ class ChoiceError(ValueError):
 
 FOLDER = "examples/studies"
 SUFFIX = ".forest.svg"
-PARTS = ("table", "picture")
+PARTS = ("table", "picture", "notes")
 # Where the package lies and how often attention is logged changes no loss.
 WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
 
@@ -147,23 +147,26 @@ def section(
         for quantity in compare.QUANTITIES:
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
                 continue
-            better = "lower" if quantity.lower_is_better else "higher"
-            caption = f"**{group.title}: {quantity.label}** ({quantity.unit}, {better} is better)"
             table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, compare.DELTAS[quantity.unit])
             if table is None:
-                parts.append(f"{caption}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
+                what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
+                parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
                 continue
             rows = {row[0]: row for row in comparison_report.cells(table)}
             if "table" in show:
                 head = comparison_report.head(table)
-                empty = ["–", "0", "not run", *["–"] * (len(head) - 4)]
+                empty = ["0", "not run", *["–"] * (len(head) - 3)]
                 lines = [rows.get(arm, [arm, *empty]) for arm in group.by_arm]
                 note = comparison_report.noise_floor(table)
-                parts += [caption, comparison_report.grid(head, lines).rstrip(), note]
+                parts += [f"**{comparison_report.caption(table)}**", comparison_report.grid(head, lines).rstrip(), note]
             if "picture" in show and any(row.get("difference") for row in table["rows"]):
                 file = folder / f"{group.file}.{quantity.key}{SUFFIX}"
                 pictures[file] = comparison_report.forest_plot(table, chosen.baseline)
                 address = os.path.relpath(file, (repository / page).parent).replace(os.sep, "/")
                 parts.append(f"![{comparison_report.forest_words(table, chosen.baseline)}]({address})")
-        parts += group.remarks
+        if "notes" in show:
+            parts += group.remarks
+            counted = [run for own in group.by_arm.values() for run in own]
+            if counted:
+                parts.append("\n".join(f"- {note}" for note in tables.footnotes(counted)))
     return "\n\n".join(parts), pictures

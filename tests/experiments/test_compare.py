@@ -45,6 +45,22 @@ def test_the_truth_about_made_runs(found):
     assert correlation["n"] == 20
 
 
+def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(found):
+    curves = {entry["arm"]: entry for entry in found["curves"]}
+    updates, mean, low, high = curves["good"]["points"][0]
+    assert updates == 1
+    assert mean == pytest.approx((5.3 - 0.1 + sum(NOISE) / 5) * math.log(2))
+    assert low < mean < high
+    assert curves["stock"]["differences"] == []
+    for update, difference, low, high in curves["good"]["differences"]:
+        assert update in (1, 2, 4)
+        assert difference == pytest.approx((-0.1 + sum(NOISE) / 5) * math.log(2))
+        assert high - low < 0.01
+    [shown] = found["lambdas"]
+    assert (shown["arm"], shown["name"]) == ("good", "decoder1_lambda_plus")
+    assert shown["points"] == [[0, 0.0], [4, pytest.approx(0.3)]]
+
+
 def test_learning_rates_are_compared_among_themselves():
     runs = []
     for rate, shift in (("0.001", 0.0), ("0.01", 0.5)):
@@ -91,14 +107,14 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tm
         assert row in page.cells
     rows = {row["arm"]: row for row in table["rows"]}
     shown = next(row for row in page.cells if row[:1] == ["good"])
-    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
-    assert float(shown[4].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
+    assert float(shown[2].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
+    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
     forest = base64.b64decode(page.images[0]["src"].split(",")[1]).decode()
     assert "<svg" in forest
 
     lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
     assert float(lines[1]["mean"]) == rows[lines[1]["arm"]]["mean"]
-    assert "| good | 10 | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| good | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):
@@ -127,6 +143,7 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
     assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert "95 % (nats)" in text
     assert re.search(r"\| good \| 10 \| 12 \| 346 \| 5 \| not measured \|", text)
     assert "powerless" in text
     with pytest.raises(SystemExit, match="--baseline is 'other'; allowed: an arm of the runs: stock, good"):

@@ -91,6 +91,19 @@ def test_kept_runs_fill_the_table(repository):
     assert rows[3] == ["dagpam", "1", "10", "2", "3.000", "4.00", "8.00", "5", "1"]
 
 
+def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
+    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    main(["results", "keep", str(run), "--repository", str(repository), "--without-speeds", "other work"])
+    [line] = kept.runs_of("shakespeare-lm", repository)
+    assert line["train"]["tokens_per_second"] is None
+    assert line["eval-lm"] == {**evaluated, "tokens_per_second": None, "seconds": None}
+    assert line["note"] == "speeds are left out: other work"
+    pages.rebuild(repository)
+    shown = (repository / "README.md").read_text()
+    assert re.search(r"\| dagpam .*\| +8\.00 +\| +not measured +\| +not measured +\|", shown)
+
+
 def test_other_paths_are_refused(repository):
     run = made_run(
         repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}

@@ -51,7 +51,10 @@ def keep(repository, leave_out=(), more_flags=""):
             nll = BITS[plan.name][plan.seed - 1]
             train = {"command": f"{shlex.join(plan.command)} {more_flags}", "valid_nll_loss": nll, "parameters": 10}
             run = {"task": plan.task, "name": plan.name, "seed": plan.seed, "train": train}
-            kept_runs.append({**run, "score": {"bleu": 10 * nll, "chrf": 20 * nll}})
+            train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
+            train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
+            scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
+            kept_runs.append({**run, "score": scores})
     kept.write("bible-de-en", kept_runs, repository)
 
 
@@ -73,31 +76,33 @@ def test_the_table_is_what_the_kept_runs_say(repository):
     low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
     p = {arm: stats.ttest_rel(bits[arm], bits["stock"]).pvalue for arm in ("dagpam", "wider")}
     row = cells(text, "dagpam")
-    assert row[1:3] == ["10", "3"]
-    assert row[4] == f"{difference.mean():+.4f} ± {(high - low) / 2:.4f}"
-    assert row[5:9] == [f"{p['dagpam']:.4f}", "0.2500", f"{2 * p['dagpam']:.4f}", "better"]
-    assert cells(text, "wider")[8] == "uninformative"
-    assert cells(text, "stock")[8] == "baseline"
+    assert (row[1], row[9]) == ("3", "10")
+    assert row[3] == f"{difference.mean():+.4f} ± {(high - low) / 2:.4f}"
+    assert row[4:8] == ["better", f"{2 * p['dagpam']:.4f}", f"{p['dagpam']:.4f}", "0.2500"]
+    assert cells(text, "wider")[4] == "uninformative"
+    assert cells(text, "stock")[4] == "baseline"
     assert "difference ± 95 % (nats)" in text
     assert f"standard deviation is {bits['stock'].std(ddof=1):.4f}" in text
     assert text.index("| stock |") < text.index("| dagpam |") < text.index("| wider |")
-    assert "**bible-de-en: test BLEU** (BLEU, higher is better)" in text
+    assert "**bible-de-en: test BLEU (higher is better)**" in text
     assert "test loss" not in text.partition("shakespeare-lm")[0]
-    assert "shakespeare-lm: test loss per subword** (nats, lower is better): no run of the baseline `stock`" in text
+    assert "shakespeare-lm: test loss per subword (nats)**: no run of the baseline `stock`" in text
     assert "Not run with any seed of 1, 2, 3: stock, dagpam." in text
+    for note in ("bleu: tok:13a", "chrf: nc:6", "machine: a CPU, 2 cores, 1 thread(s)", "commit: abc"):
+        assert text.count(f"- {note}\n") == 1
 
 
 def test_what_is_missing_or_made_otherwise_is_named_and_does_not_count(repository):
     keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
     text = shown(repository)
-    assert cells(text, "dagpam")[2] == "2"
-    assert cells(text, "dagpam")[8] == "powerless (too few seeds)"
-    assert cells(text, "wider")[1:5] == ["–", "0", "not run", "–"]
+    assert cells(text, "dagpam")[1] == "2"
+    assert cells(text, "dagpam")[4] == "powerless (too few seeds)"
+    assert cells(text, "wider")[1:5] == ["0", "not run", "–", "–"]
     assert "Not run with any seed of 1, 2, 3: wider." in text
     assert "Not run yet: dagpam seeds 1." in text
 
     keep(repository, more_flags="--gpam-log-attention 7")
-    assert cells(shown(repository), "dagpam")[2] == "3"
+    assert cells(shown(repository), "dagpam")[1] == "3"
     keep(repository, more_flags="--dropout 0.5")
     text = shown(repository)
     assert "dagpam seed 1: --dropout (there: 0.5; now: 0.1)" in text
@@ -143,7 +148,7 @@ def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_th
         ("<!-- comparison: none -->", r"none/grid.toml: no such file"),
         ("<!-- comparison: made tasks=ptb-lm -->", r"tasks has 'ptb-lm'; allowed: bible-de-en, shakespeare-lm"),
         ("<!-- comparison: made measures=loss -->", r"measures has 'loss'; allowed: valid-loss, bleu, chrf, test-loss"),
-        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture"),
+        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture, notes"),
         ("<!-- comparison: made seeds=1 -->", r"'seeds=1' is unknown .*; allowed: tasks=…, measures=…, show=…"),
     ],
 )
