@@ -1,5 +1,7 @@
 """What is installed, what `python -m fairseq_gpam` prints, what the repository holds."""
 
+import ast
+import graphlib
 import os
 import re
 import runpy
@@ -130,3 +132,52 @@ def test_the_attention_room_imports_nothing_of_fairseq_and_nothing_of_ours_outsi
                 assert not re.match(r"fairseq(\.|$)", imported.group(1)), path.name
                 if imported.group(1).startswith("fairseq_gpam"):
                     assert imported.group(1).startswith("fairseq_gpam.attention"), path.name
+
+
+SOURCES = {
+    ".".join(("fairseq_gpam", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+SIGNATURE_OF_FAIRSEQ = {("fairseq_gpam.modules.multihead_attention", "forward")}
+
+
+def test_no_file_has_more_than_400_lines():
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in SOURCES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_function_has_more_than_8_parameters():
+    found = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                parameters = [entry.arg for entry in ast.walk(node.args) if isinstance(entry, ast.arg)]
+                if len([one for one in parameters if one not in ("self", "cls")]) > 8:
+                    found.append((name, node.name))
+    assert set(found) == SIGNATURE_OF_FAIRSEQ
+
+
+def test_no_ten_lines_stand_twice():
+    places = {}
+    for name, path in SOURCES.items():
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for start in range(len(lines) - 9):
+            places.setdefault(tuple(lines[start : start + 10]), []).append(name)
+    assert [names for names in places.values() if len(names) > 1] == []
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports inside functions count: one of them would only hide a circle."""
+    imports = {}
+    for name, tree in TREES.items():
+        imported = imports.setdefault(name, set())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    submodule = f"{node.module}.{alias.name}"
+                    imported.add(submodule if submodule in SOURCES else node.module)
+    graph = {name: {one for one in imported if one in SOURCES and one != name} for name, imported in imports.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
