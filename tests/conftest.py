@@ -23,7 +23,8 @@ def interpreter(tmp_path_factory):
     """A stand-in for the interpreter that forks instead of importing fairseq anew; one for each test process."""
     import forked
 
-    python, server = forked.start(tmp_path_factory.mktemp("interpreter"))
+    modules = (*forked.FAIRSEQ, "tabulate", "fairseq_gpam.recipes.quickstart")
+    python, server = forked.start(tmp_path_factory.mktemp("interpreter"), modules)
     yield python
     server.stdin.close()
     server.wait()

@@ -1,23 +1,30 @@
-"""Runs the scripts' Python in children forked after fairseq's slow import: a fraction of a second, not six.
+"""Runs Python and fairseq's commands in children forked after fairseq's slow import: a fraction of a second, not six.
 
-``start(folder)`` makes ``folder/python`` and the fairseq commands beside it; given as PYTHON to the
-scripts, they hand arguments, environment, working directory and open files to the server, which
-forks, runs what was asked for in the child and answers with its exit status.
+`start(folder, modules)` makes `folder/python` and the fairseq commands beside it. They hand arguments, environment,
+working directory and open files to a server, which has imported the modules; it forks, runs in the child what was asked
+for, and answers with the child's exit status.
 """
 
 import array
+import importlib
 import json
+import logging
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import traceback
 from pathlib import Path
 
-COMMANDS = ("fairseq-preprocess", "fairseq-train", "fairseq-generate", "fairseq-eval-lm")
+import torch
+
+COMMANDS = [path.name for path in Path(sys.executable).parent.glob("fairseq-*")]
+FAIRSEQ = ("fairseq.options", "fairseq.sequence_generator", "fairseq.tasks", "fairseq.trainer")
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
@@ -37,13 +44,16 @@ sys.exit(int.from_bytes(answer, "big") if answer else 1)
 """
 
 
-def start(folder):
-    """Start a server; return the interpreter to use and the process, to be ended by closing its stdin."""
+def start(folder, modules=FAIRSEQ):
+    """Starts a server; returns the interpreter to use and the process, which ends when its stdin is closed.
+
+    `modules` must not be fairseq's commands: they set up logging when they are imported.
+    """
     address = str(folder / "socket")
     for name in ("python", *COMMANDS):
         (folder / name).write_text(CLIENT.format(python=sys.executable, address=address))
         (folder / name).chmod(0o755)
-    server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE, cwd=folder)
+    server = subprocess.Popen([sys.executable, __file__, address, *modules], stdin=subprocess.PIPE, cwd=folder)
     deadline = time.monotonic() + 120
     while not os.path.exists(address):
         assert server.poll() is None, "the server did not start"
@@ -53,7 +63,7 @@ def start(folder):
 
 
 def receive(connection):
-    """Return a request, its open files in place of their numbers on the client's side."""
+    """Returns a request, its open files in place of their numbers on the client's side."""
     ancillary = socket.CMSG_SPACE(64 * array.array("i").itemsize)
     size, messages, _, _ = connection.recvmsg(4, ancillary)
     numbers = array.array("i")
@@ -68,9 +78,9 @@ def receive(connection):
 
 
 def run(argv):
-    """Do what the interpreter or a fairseq command would do with these arguments."""
+    """Does what the interpreter or a fairseq command would do with these arguments."""
     name = Path(argv[0]).name
-    if argv[1] == "-I":
+    if argv[1:2] == ["-I"]:
         argv = [argv[0], *argv[2:]]
     if name != "python":
         sys.argv = argv
@@ -86,9 +96,7 @@ def run(argv):
 
 
 def child(request, scripts):
-    """Take over the request's surroundings, run it, and return its exit status."""
-    import sysconfig
-
+    """Takes over the request's surroundings, runs it, and returns its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number, descriptor in sorted(request["descriptors"].items()):
         os.dup2(descriptor, number)
@@ -113,28 +121,12 @@ def child(request, scripts):
     return status
 
 
-def preload():
-    """Import what the stages import, but not fairseq's commands: they set up logging when imported."""
-    import logging
-
-    import fairseq.options
-    import fairseq.sequence_generator
-    import fairseq.tasks
-    import fairseq.trainer  # noqa: F401
-    import tabulate  # noqa: F401
-    import torch
-
-    import fairseq_gpam.recipes.quickstart  # noqa: F401
-
+def serve(address, modules):
+    """Answers requests until standard input closes."""
+    for name in modules:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     logging.getLogger().handlers.clear()
-
-
-def serve(address):
-    """Answer requests until standard input closes."""
-    import select
-
-    preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address + ".part")
@@ -154,4 +146,4 @@ def serve(address):
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:])

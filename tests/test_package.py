@@ -125,7 +125,7 @@ def test_the_repository_holds(name):
 
 
 def test_the_attention_room_imports_nothing_of_fairseq_and_nothing_of_ours_outside_it():
-    for path in (PACKAGE / "attention").glob("*.py"):
+    for path in (PACKAGE / "attention").rglob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():
             imported = re.match(r"\s*(?:from|import)\s+([\w.]+)", line)
             if imported:

@@ -1,6 +1,5 @@
 """Small made corpora, and models trained on them by the real commands; made once for all CLI tests."""
 
-import json
 import os
 import random
 import re
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 
 import fairseq_gpam
@@ -56,49 +56,23 @@ class Foreign:
 class Command:
     """Runs a command of the environment's bin; `ok` says whether it must succeed.
 
-    `fresh` starts a process of its own, as a user's shell does; the others share one import of fairseq (server.py).
+    `fresh` starts a process of its own, as a user's shell does; the others share one import of fairseq (forked.py).
+    fairseq_gpam is not imported there: that is what --user-dir does.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, forking):
         self.folder = folder
-        self.calls = 0
-        self.server = None
+        self.forking = forking
 
     def __call__(self, name, *arguments, cwd=None, stdin="", ok=True, user_dir=True, fresh=False):
-        argv = [str(BIN / name), *map(str, arguments)]
+        argv = [str((BIN if fresh else self.forking) / name), *map(str, arguments)]
         if user_dir:
             argv += ["--user-dir", str(USER_DIR)]
-        status, stdout, stderr = (self.run if fresh else self.ask)(argv, str(cwd or self.folder), stdin)
-        result = SimpleNamespace(stdout=stdout, stderr=stderr, text=stdout + stderr)
-        assert (status == 0) == ok, f"{name} ended with {status}: {result.text[-3000:]}"
-        return result
-
-    def run(self, argv, cwd, stdin):
-        done = subprocess.run(argv, cwd=cwd, input=stdin, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
-        return done.returncode, done.stdout, done.stderr
-
-    def ask(self, argv, cwd, stdin):
-        if self.server is None:
-            self.server = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("server.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=ENVIRONMENT,
-            )
-        self.calls += 1
-        paths = {name: self.folder / f"call{self.calls}.{name}" for name in ("stdin", "stdout", "stderr")}
-        paths["stdin"].write_text(stdin)
-        request = {"argv": argv, "cwd": cwd} | {name: str(path) for name, path in paths.items()}
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        status = int(self.server.stdout.readline())
-        return status, paths["stdout"].read_text(), paths["stderr"].read_text()
-
-    def close(self):
-        if self.server is not None:
-            self.server.stdin.close()
-            self.server.wait()
+        surroundings = {"cwd": cwd or self.folder, "input": stdin, "env": ENVIRONMENT, "timeout": 300}
+        done = subprocess.run(argv, capture_output=True, text=True, **surroundings)
+        text = done.stdout + done.stderr
+        assert (done.returncode == 0) == ok, f"{name} ended with {done.returncode}: {text[-3000:]}"
+        return SimpleNamespace(stdout=done.stdout, stderr=done.stderr, text=text)
 
 
 @pytest.fixture(scope="session")
@@ -114,10 +88,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(folder):
-    command = Command(folder)
-    yield command
-    command.close()
+def command(folder, tmp_path_factory):
+    python, server = forked.start(tmp_path_factory.mktemp("forking"))
+    yield Command(folder, python.parent)
+    server.stdin.close()
+    server.wait()
 
 
 @pytest.fixture(scope="session")
