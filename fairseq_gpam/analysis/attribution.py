@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.analysis import metrics
+from fairseq_gpam.analysis.loading import LoadedModel
 from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
 from fairseq_gpam.analysis.probe import Probe
-from fairseq_gpam.analysis.sources import Subject
 from fairseq_gpam.modules.listener import AttentionCall
 
 REMOVED_SHARE = 0.2
@@ -68,7 +68,7 @@ def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
         model.to(dtype)
 
 
-def deletion_test(subject: Subject, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:
+def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Returns by how much the loss grows, in nats per predicted token, without the tokens that a map ranks highest.
 
     A fifth of the tokens is removed. In translation these are source tokens other than the end of the sentence, ranked
@@ -78,8 +78,8 @@ def deletion_test(subject: Subject, batch: dict[str, Any], maps: dict[str, Tenso
     """
     inputs, target = batch["net_input"], batch["target"]
     tokens = inputs["src_tokens"][0]
-    if subject.is_translation:
-        removable = tokens != subject.task.source_dictionary.eos()
+    if loaded.is_translation:
+        removable = tokens != loaded.task.source_dictionary.eos()
         scores = {name: values.sum(dim=0) for name, values in maps.items()}
     else:
         removable = torch.arange(len(tokens)) < len(tokens) - 1
@@ -90,8 +90,8 @@ def deletion_test(subject: Subject, batch: dict[str, Any], maps: dict[str, Tenso
         stays = ~removable
         stays[removable] = kept
         shorter = tokens[stays][None]
-        output = subject.model(**{**inputs, "src_tokens": shorter, "src_lengths": torch.tensor([shorter.size(1)])})
-        logarithms = subject.model.get_normalized_probs(output, log_probs=True)[:, -target.size(1) :]
+        output = loaded.model(**{**inputs, "src_tokens": shorter, "src_lengths": torch.tensor([shorter.size(1)])})
+        logarithms = loaded.model.get_normalized_probs(output, log_probs=True)[:, -target.size(1) :]
         return -float(logarithms.gather(-1, target[..., None]).mean())
 
     candidates = int(removable.sum())

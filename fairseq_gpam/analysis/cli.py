@@ -109,8 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_libraries()
     import torch
 
-    from fairseq_gpam.analysis import report, sources
-    from fairseq_gpam.analysis.collect import Findings, collect
+    from fairseq_gpam.analysis import loading, report
+    from fairseq_gpam.analysis.collect import Measurement, collect
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("fairseq").setLevel(logging.WARNING)
@@ -124,38 +124,38 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit("--only-without is not allowed without --without")
     if arguments.names and len(arguments.names) != count:
         sys.exit(f"--names has {len(arguments.names)} names, but there are {count} models")
-    given = arguments.names or [*sources.names(arguments.checkpoints), *architecture_names(architectures)]
+    given = arguments.names or [*loading.short_names(arguments.checkpoints), *architecture_names(architectures)]
 
     variants: list[tuple[str, ...]] = [] if arguments.only_without else [()]
     variants += [tuple(part for part in SWITCHES if part in chosen) for chosen in arguments.without]
-    findings: list[Findings] = []
+    measurements: list[Measurement] = []
     for number, name in enumerate(given):
         if number < len(arguments.checkpoints):
-            subject = sources.from_checkpoint(arguments.checkpoints[number], arguments.data, name)
+            loaded = loading.from_checkpoint(arguments.checkpoints[number], arguments.data, name)
         else:
             flags = architectures[number - len(arguments.checkpoints)]
-            subject = sources.from_architecture(flags, arguments.data, name, arguments.seed)
-        samples = sources.choose(subject, arguments.subset, arguments.samples)
-        drawn = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
+            loaded = loading.from_architecture(flags, arguments.data, name, arguments.seed)
+        samples = loading.choose_samples(loaded, arguments.subset, arguments.samples)
+        with_maps = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
+        frozen = [name for name in ("operator", "path-loss") if getattr(arguments, name.replace("-", "_"))]
         for variant in dict.fromkeys(variants):
             found = collect(
-                subject,
+                loaded,
                 samples,
                 variant,
                 arguments.batch_size,
-                drawn,
+                with_maps,
                 paths=arguments.paths,
                 seed=arguments.seed,
-                operator=arguments.operator,
-                path_loss=arguments.path_loss,
+                frozen=frozen,
             )
-            findings.append(found)
+            measurements.append(found)
             logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")
 
     settings: dict[str, Any] = {
         "data": Path(arguments.data).name,
         "subset": arguments.subset,
-        "samples": findings[0].num_samples,
+        "samples": measurements[0].num_samples,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
         "without": [list(variant) for variant in variants],
@@ -163,8 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     import pandas as pd
 
-    history = pd.DataFrame(report.lambda_rows(findings))
-    page = report.write_report(findings, arguments.out, settings, history)
+    history = pd.DataFrame(report.lambda_rows(measurements))
+    page = report.write_report(measurements, arguments.out, settings, history)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
     return 0
 

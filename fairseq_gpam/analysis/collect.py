@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import induction, metrics
 from fairseq_gpam.analysis.attribution import deletion_test, operator_map, relevance_map
+from fairseq_gpam.analysis.loading import LoadedModel, Samples, token_labels
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
-from fairseq_gpam.analysis.sources import Samples, Subject, labels
 from fairseq_gpam.attention.measures import lambdas
 from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, find_attentions
 
@@ -45,16 +45,16 @@ class SampleMaps:
 
 
 @dataclass
-class Findings:
+class Measurement:
     """What one model gave under one setting of the probe's switches."""
 
-    subject: Subject
+    loaded: LoadedModel
     without: tuple[str, ...]
     loss: float = float("nan")
     sample_size: float = 0.0
     num_samples: int = 0
     values: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
-    drawn: list[SampleMaps] = field(default_factory=list)
+    sample_maps: list[SampleMaps] = field(default_factory=list)
     floor: float = 0.0
     """The residual ratio that rounding alone leaves."""
     paths: list[dict[str, Any]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Findings:
             )
             rows.append(
                 {
-                    "checkpoint": self.subject.name,
+                    "checkpoint": self.loaded.name,
                     "variant": self.variant,
                     "metric": metric,
                     "site": site,
@@ -102,97 +102,98 @@ class Findings:
 
 
 def collect(
-    subject: Subject,
+    loaded: LoadedModel,
     samples: Samples,
     without: Sequence[str] = (),
     batch_size: int = 4,
-    drawn: Sequence[int] = (),
+    with_maps: Sequence[int] = (),
     paths: int = 24,
     seed: int = 1,
-    operator: bool = False,
-    path_loss: bool = False,
-) -> Findings:
+    frozen: Collection[str] = (),
+) -> Measurement:
     """Measures one model on `samples`, dropout off.
 
-    `drawn` are the numbers of the samples whose maps are kept; `operator` also freezes the model at each of them,
-    `path_loss` at every sample.
+    `with_maps` are the numbers of the samples whose maps are kept. `frozen` names what is measured with the model
+    frozen: `operator`, at each of these samples, and `path-loss`, at every sample.
     """
-    findings = Findings(subject, tuple(without))
-    model = subject.model.eval()
-    subject.criterion.eval()
+    measurement = Measurement(loaded, tuple(without))
+    model = loaded.model.eval()
+    loaded.criterion.eval()
     if "skips" in without:
         # Without skips the residual ratio falls below float32's rounding within three layers.
         model.double()
-    findings.floor = 10 * torch.finfo(next(model.parameters()).dtype).eps
+    measurement.floor = 10 * torch.finfo(next(model.parameters()).dtype).eps
     try:
-        measure_parameters(findings)
-        measure_samples(findings, samples.batches(batch_size))
-        measure_copying(findings)
-        for number in drawn:
-            findings.drawn.append(collect_maps(findings, samples, number))
+        measure_parameters(measurement)
+        measure_samples(measurement, samples.batches(batch_size))
+        measure_copying(measurement)
+        for number in with_maps:
+            measurement.sample_maps.append(collect_maps(measurement, samples, number))
         # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
-        if subject.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
-            for sample in findings.drawn:
+        if loaded.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
+            for sample in measurement.sample_maps:
                 sample.relevance = relevance_map(model, samples.batch([sample.number]))
-        if operator and not without:
-            measure_operator(findings, samples)
-        if path_loss and not without:
-            findings.path_losses = mean_path_losses(subject, samples)
+        if "operator" in frozen and not without:
+            measure_operator(measurement, samples)
+        if "path-loss" in frozen and not without:
+            measurement.path_losses = mean_path_losses(loaded, samples)
         if paths:
-            findings.paths = measure_paths(findings, paths, seed)
+            measurement.paths = measure_paths(measurement, paths, seed)
     finally:
         model.float()
-    return findings
+    return measurement
 
 
-def measure_samples(findings: Findings, batches: Sequence[dict[str, Any]]) -> None:
+def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]]) -> None:
     """Adds the metrics of states and weights, for each sample, and the gradients of the summed loss."""
-    subject = findings.subject
-    weights = [(place, name, weight) for place, name, weight in iterate_parameters(subject.model)]
+    loaded = measurement.loaded
+    weights = [(place, name, weight) for place, name, weight in iterate_parameters(loaded.model)]
     gradients = [torch.zeros_like(weight) for _, _, weight in weights]
     total_loss = 0.0
     for batch in batches:
         inputs = batch["net_input"]
         token_ids = {"encoder": inputs["src_tokens"], "decoder": inputs.get("prev_output_tokens", inputs["src_tokens"])}
         with Probe(
-            subject.model,
-            findings.without,
-            on_attention=functools.partial(_measure_call, findings, token_ids),
-            on_states=lambda states: measure_states(findings, states),
+            loaded.model,
+            measurement.without,
+            on_attention=functools.partial(_measure_call, measurement, token_ids),
+            on_states=lambda states: measure_states(measurement, states),
         ):
-            loss, sample_size, _ = subject.criterion(subject.model, batch)
+            loss, sample_size, _ = loaded.criterion(loaded.model, batch)
         for total, part in zip(
             gradients, torch.autograd.grad(loss, [weight for _, _, weight in weights], allow_unused=True), strict=True
         ):
             if part is not None:
                 total += part
         total_loss += float(loss.detach())
-        findings.sample_size += float(sample_size)
-        findings.num_samples += len(batch["id"])
-    findings.loss = total_loss / findings.sample_size
+        measurement.sample_size += float(sample_size)
+        measurement.num_samples += len(batch["id"])
+    measurement.loss = total_loss / measurement.sample_size
     for (place, name, weight), gradient in zip(weights, gradients, strict=True):
-        norm = gradient.double().norm() / findings.sample_size
-        findings.add(f"{name}_gradient", place.site, place.layer, norm)
-        findings.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
+        norm = gradient.double().norm() / measurement.sample_size
+        measurement.add(f"{name}_gradient", place.site, place.layer, norm)
+        measurement.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
 
 
-def _measure_call(findings: Findings, token_ids: dict[str, Tensor], event: AttentionCall) -> None:
-    measure_attention(findings, event, token_ids.get(event.site))
+def _measure_call(measurement: Measurement, token_ids: dict[str, Tensor], event: AttentionCall) -> None:
+    measure_attention(measurement, event, token_ids.get(event.site))
 
 
 @torch.no_grad()
-def measure_states(findings: Findings, event: HiddenStates) -> None:
+def measure_states(measurement: Measurement, event: HiddenStates) -> None:
     states, tokens = event.states.double(), event.tokens
-    _measure_tokens(findings, event.site, event.layer, states, tokens, "")
+    _measure_tokens(measurement, event.site, event.layer, states, tokens, "")
     argmin = metrics.residual_ratio_argmin(event.states, tokens)
-    findings.add("residual_ratio_argmin", event.site, event.layer, argmin)
+    measurement.add("residual_ratio_argmin", event.site, event.layer, argmin)
     massive = metrics.massive_activations(states, tokens)
     for rank in range(massive.size(-1)):
-        findings.add(f"massive_activation_{rank + 1}", event.site, event.layer, massive[..., rank])
-    findings.add("kurtosis", event.site, event.layer, metrics.kurtosis(states, tokens))
+        measurement.add(f"massive_activation_{rank + 1}", event.site, event.layer, massive[..., rank])
+    measurement.add("kurtosis", event.site, event.layer, metrics.kurtosis(states, tokens))
 
 
-def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, tokens: Tensor, prefix: str) -> None:
+def _measure_tokens(
+    measurement: Measurement, site: str, layer: int, states: Tensor, tokens: Tensor, prefix: str
+) -> None:
     stable, effective = metrics.ranks(states, tokens)
     for name, value in (
         ("residual_norm", metrics.residual_norm(states, tokens)),
@@ -201,11 +202,11 @@ def _measure_tokens(findings: Findings, site: str, layer: int, states: Tensor, t
         ("stable_rank", stable),
         ("effective_rank", effective),
     ):
-        findings.add(prefix + name, site, layer, value)
+        measurement.add(prefix + name, site, layer, value)
 
 
 @torch.no_grad()
-def measure_attention(findings: Findings, event: AttentionCall, token_ids: Tensor | None) -> None:
+def measure_attention(measurement: Measurement, event: AttentionCall, token_ids: Tensor | None) -> None:
     """Adds the metrics of one attention's weights; `token_ids` are those of a self-attention, B × T."""
     weights, visible = event.weights.detach().double(), event.visible
     by_head = {
@@ -227,102 +228,102 @@ def measure_attention(findings: Findings, event: AttentionCall, token_ids: Tenso
         by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
     for name, values in {**by_head, **event.token_lambdas}.items():
-        findings.add(name, event.site, event.layer, values.mean(dim=1))
+        measurement.add(name, event.site, event.layer, values.mean(dim=1))
         for head in range(values.size(1)):
-            findings.add(name, event.site, event.layer, values[:, head], head + 1)
+            measurement.add(name, event.site, event.layer, values[:, head], head + 1)
     redundancy = metrics.head_redundancy(weights, visible)
-    findings.add("head_redundancy", event.site, event.layer, redundancy)
-    _measure_tokens(findings, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
+    measurement.add("head_redundancy", event.site, event.layer, redundancy)
+    _measure_tokens(measurement, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
 
 
 @torch.no_grad()
-def measure_parameters(findings: Findings) -> None:
+def measure_parameters(measurement: Measurement) -> None:
     """Adds what needs no data: the QK eigenspectrum and the λ's that do not differ between tokens."""
-    for place in find_attentions(findings.subject.model):
+    for place in find_attentions(measurement.loaded.model):
         module = place.module
         queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()
         if queries.shape == keys.shape:
             mean, variance = metrics.qk_eigenspectrum(queries, keys, module.num_heads)
             for name, values in (("qk_eigenvalue_mean", mean), ("qk_eigenvalue_variance", variance)):
-                findings.add(name, place.site, place.layer, values.mean())
+                measurement.add(name, place.site, place.layer, values.mean())
                 for head, value in enumerate(values):
-                    findings.add(name, place.site, place.layer, value, head + 1)
+                    measurement.add(name, place.site, place.layer, value, head + 1)
         for name, values in lambdas(module).items():
-            findings.add(name, place.site, place.layer, values.mean())
+            measurement.add(name, place.site, place.layer, values.mean())
             for head, value in enumerate(values if values.numel() > 1 else ()):
-                findings.add(name, place.site, place.layer, value, head + 1)
+                measurement.add(name, place.site, place.layer, value, head + 1)
 
 
-def measure_copying(findings: Findings) -> None:
+def measure_copying(measurement: Measurement) -> None:
     """Adds the copying score of the decoder's heads, where the model has one matrix of output embeddings."""
-    decoder = findings.subject.model.decoder
+    decoder = measurement.loaded.model.decoder
     output = getattr(decoder, "output_projection", None)
     if output is None or not hasattr(output, "weight"):
         return
     embedding, unembedding = decoder.embed_tokens.weight.detach().double(), output.weight.detach().double()
-    for place in find_attentions(findings.subject.model):
+    for place in find_attentions(measurement.loaded.model):
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
             continue
         # Some mechanisms pair their heads: the maps say how many there are.
-        heads = max(key[3] or 0 for key in findings.values if key[:3] == ("row_sum", place.site, place.layer))
+        heads = max(key[3] or 0 for key in measurement.values if key[:3] == ("row_sum", place.site, place.layer))
         scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
-        findings.add("copying_score", place.site, place.layer, scores.mean())
+        measurement.add("copying_score", place.site, place.layer, scores.mean())
         for head, score in enumerate(scores):
-            findings.add("copying_score", place.site, place.layer, score, head + 1)
+            measurement.add("copying_score", place.site, place.layer, score, head + 1)
 
 
 @torch.no_grad()
-def measure_operator(findings: Findings, samples: Samples) -> None:
+def measure_operator(measurement: Measurement, samples: Samples) -> None:
     """Adds the operator's map to every drawn sample, and what the deletion test says of it and of the relevance."""
-    for sample in findings.drawn:
+    for sample in measurement.sample_maps:
         batch = samples.batch([sample.number])
-        sample.operator = operator_map(findings.subject.model, batch)
+        sample.operator = operator_map(measurement.loaded.model, batch)
         maps = {"operator": sample.operator}
         if sample.relevance is not None:
             maps["relevance"] = sample.relevance
-        place = {"checkpoint": findings.subject.name, "sample": sample.number}
-        findings.deletions += [{**place, **row} for row in deletion_test(findings.subject, batch, maps)]
+        place = {"checkpoint": measurement.loaded.name, "sample": sample.number}
+        measurement.deletions += [{**place, **row} for row in deletion_test(measurement.loaded, batch, maps)]
 
 
-def collect_maps(findings: Findings, samples: Samples, number: int) -> SampleMaps:
+def collect_maps(measurement: Measurement, samples: Samples, number: int) -> SampleMaps:
     """Runs one sample alone, without padding, and keeps its attention maps."""
-    subject = findings.subject
+    loaded = measurement.loaded
     batch = samples.batch([number])
     maps: dict[tuple[str, int], Tensor] = {}
 
     def keep(event: AttentionCall) -> None:
         maps[event.site, event.layer] = event.weights.detach()[0].float()
 
-    with torch.no_grad(), Probe(subject.model, findings.without, on_attention=keep):
-        subject.model(**batch["net_input"])
+    with torch.no_grad(), Probe(loaded.model, measurement.without, on_attention=keep):
+        loaded.model(**batch["net_input"])
     inputs = batch["net_input"]
-    target_dictionary = subject.task.target_dictionary
-    predicted = labels(target_dictionary, batch["target"][0])
-    if not subject.is_translation:
-        tokens = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
+    target_dictionary = loaded.task.target_dictionary
+    predicted = token_labels(target_dictionary, batch["target"][0])
+    if not loaded.is_translation:
+        tokens = token_labels(loaded.task.source_dictionary, inputs["src_tokens"][0])
         return SampleMaps(number, tokens, tokens, predicted, maps)
-    source = labels(subject.task.source_dictionary, inputs["src_tokens"][0])
-    return SampleMaps(number, source, labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
+    source = token_labels(loaded.task.source_dictionary, inputs["src_tokens"][0])
+    return SampleMaps(number, source, token_labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
 
 
-def measure_paths(findings: Findings, count: int, seed: int) -> list[dict[str, Any]]:
+def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[str, Any]]:
     """Returns, for every length of path through a stack's self-attentions, the residuals of sampled paths."""
     rows = []
     for site in ("encoder", "decoder"):
-        depth = max((layer for sample in findings.drawn for s, layer in sample.maps if s == site), default=0)
+        depth = max((layer for sample in measurement.sample_maps for s, layer in sample.maps if s == site), default=0)
         for length in range(1, depth + 1):
             generator = torch.Generator().manual_seed(seed)
             residuals = []
-            for sample in findings.drawn:
+            for sample in measurement.sample_maps:
                 maps = [sample.maps[site, layer].double() for layer in range(1, depth + 1)]
                 residuals.append(metrics.path_residuals(maps, length, count, generator))
             values = torch.cat(residuals)
             quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
             rows.append(
                 {
-                    "checkpoint": findings.subject.name,
-                    "variant": findings.variant,
+                    "checkpoint": measurement.loaded.name,
+                    "variant": measurement.variant,
                     "site": site,
                     "length": length,
                     # A string: JSON readers lose digits of large whole numbers.
@@ -337,25 +338,25 @@ def measure_paths(findings: Findings, count: int, seed: int) -> list[dict[str, A
     return rows
 
 
-def slopes(finding: Findings) -> list[dict[str, Any]]:
+def slopes(measurement: Measurement) -> list[dict[str, Any]]:
     """Returns the fit of log(−log r) against depth of every stack, for a setting without skips."""
-    if "skips" not in finding.without:
+    if "skips" not in measurement.without:
         return []
     rows = []
     for site in ("encoder", "decoder"):
-        layers = sorted(key[2] for key in finding.values if key[:2] == ("residual_ratio", site))
+        layers = sorted(key[2] for key in measurement.values if key[:2] == ("residual_ratio", site))
         if layers:
-            ratios = [float(np.mean(finding.values["residual_ratio", site, layer, None])) for layer in layers]
-            slope, intercept, points = metrics.log_log_slope(ratios, finding.floor)
+            ratios = [float(np.mean(measurement.values["residual_ratio", site, layer, None])) for layer in layers]
+            slope, intercept, points = metrics.log_log_slope(ratios, measurement.floor)
             rows.append(
                 {
-                    "checkpoint": finding.subject.name,
-                    "variant": finding.variant,
+                    "checkpoint": measurement.loaded.name,
+                    "variant": measurement.variant,
                     "site": site,
                     "slope": slope,
                     "intercept": intercept,
                     "points": points,
-                    "floor": finding.floor,
+                    "floor": measurement.floor,
                     "ratios": ratios,
                 }
             )

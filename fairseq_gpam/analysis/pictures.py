@@ -257,7 +257,7 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
     rows = math.ceil(heads / columns)
     bound = float(np.abs(weights).max()) or 1.0
     size = 6.5
-    # Placed by hand, in inches: finding room for hundreds of labels takes matplotlib seconds.
+    # Placed by hand, in inches: measurement room for hundreds of labels takes matplotlib seconds.
     side, gap, top, bar = 2.6, 0.12, 0.22, 0.75
     tall = side * max(0.4, min(1.5, len(queries) / max(1, len(keys))))
     left, bottom = (0.1 + 0.075 * max(map(len, labels)) * size / 6.5 for labels in (queries, keys))

@@ -17,10 +17,10 @@ import pandas as pd
 from PIL import Image
 
 from fairseq_gpam.analysis import pictures
-from fairseq_gpam.analysis.collect import Findings, SampleMaps, slopes
+from fairseq_gpam.analysis.collect import Measurement, SampleMaps, slopes
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
-OF_EVERY_SETTING = (
+GROUPS_FOR_EVERY_SETTING = (
     "Rank of the hidden states",
     "Rank of the attention's output",
     "Shape of the attention weights",
@@ -32,7 +32,7 @@ MAP_TOKENS = 24
 
 
 def write_report(
-    findings: Sequence[Findings], out: Path, settings: dict[str, Any], history: pd.DataFrame | None = None
+    measurements: Sequence[Measurement], out: Path, settings: dict[str, Any], history: pd.DataFrame | None = None
 ) -> Path:
     """Writes the whole report into the folder `out` and returns the path of report.html.
 
@@ -41,28 +41,28 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     folder = out / "pictures"
     folder.mkdir(exist_ok=True)
-    results = gather(findings, settings)
+    results = collect_results(measurements, settings)
     records = pd.DataFrame(results["records"])
     with open(out / "results.json", "w", encoding="utf-8") as file:
         json.dump(results, file, ensure_ascii=False, indent=1, allow_nan=False)
     records.to_csv(out / "records.csv", index=False)
     if results["paths"]:
         pd.DataFrame(results["paths"]).to_csv(out / "paths.csv", index=False)
-    write_maps(findings, out / "maps.npz")
+    write_maps(measurements, out / "maps.npz")
 
     # JSON has no infinite numbers: what is null there is not drawn.
-    checkpoints = list(dict.fromkeys(finding.subject.name for finding in findings))
+    checkpoints = list(dict.fromkeys(measurement.loaded.name for measurement in measurements))
     drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
     page = {
         "title": "Attention report: " + ", ".join(checkpoints),
         "results": results,
-        "figures_4": figures_4(drawn, folder, checkpoints),
+        "figure_4": figure_4(drawn, folder, checkpoints),
         "curves": all_curves(drawn, folder, checkpoints),
-        "log_log": collapse(results["slopes"], folder, checkpoints),
+        "log_log": collapse_picture(results["slopes"], folder, checkpoints),
         "path_picture": path_picture(results["paths"], folder, checkpoints),
         "path_losses": path_loss_picture(results["path_losses"], folder, checkpoints),
-        "token_maps": token_map_pictures(findings, folder),
-        "maps": map_pictures(findings, folder),
+        "token_maps": token_map_pictures(measurements, folder),
+        "maps": map_pictures(measurements, folder),
         "histories": history_picture(history, folder, out),
         "tables": tables(results["records"]),
     }
@@ -72,55 +72,55 @@ def write_report(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["shown"] = shown
+    environment.filters["format_number"] = format_number
     target = out / "report.html"
     target.write_text(environment.get_template("report.html.j2").render(page), encoding="utf-8")
     return target
 
 
-def shown(value: float | int | None) -> str:
+def format_number(value: float | int | None) -> str:
     """Returns a number as the page shows it: whole numbers with separators of thousands, others with four digits."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def gather(findings: Sequence[Findings], settings: dict[str, Any]) -> dict[str, Any]:
+def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any]) -> dict[str, Any]:
     """Returns everything that results.json holds; undefined and infinite numbers are None."""
-    records = [record for finding in findings for record in finding.records()]
+    records = [record for measurement in measurements for record in measurement.records()]
     used = dict.fromkeys(record["metric"] for record in records)
-    return _finite(
+    return _without_non_finite(
         {
             "settings": settings,
             "runs": [
                 {
-                    "checkpoint": finding.subject.name,
-                    "variant": finding.variant,
-                    "origin": finding.subject.origin,
-                    "arch": finding.subject.arch,
-                    "updates": finding.subject.updates,
-                    "parameters": sum(parameter.numel() for parameter in finding.subject.model.parameters()),
-                    "loss": finding.loss,
-                    "loss_unit": "nats per sentence" if finding.subject.loss_is_per_sentence else "nats per token",
-                    "samples": finding.num_samples,
+                    "checkpoint": measurement.loaded.name,
+                    "variant": measurement.variant,
+                    "origin": measurement.loaded.origin,
+                    "arch": measurement.loaded.arch,
+                    "updates": measurement.loaded.updates,
+                    "parameters": sum(parameter.numel() for parameter in measurement.loaded.model.parameters()),
+                    "loss": measurement.loss,
+                    "loss_unit": "nats per sentence" if measurement.loaded.loss_is_per_sentence else "nats per token",
+                    "samples": measurement.num_samples,
                 }
-                for finding in findings
+                for measurement in measurements
             ],
             "definitions": {name: dataclasses.asdict(describe(name)) for name in used},
             "records": records,
-            "slopes": [entry for finding in findings for entry in slopes(finding)],
-            "paths": [row for finding in findings for row in finding.paths],
-            "path_losses": [row for finding in findings for row in finding.path_losses],
-            "deletions": [row for finding in findings for row in finding.deletions],
+            "slopes": [entry for measurement in measurements for entry in slopes(measurement)],
+            "paths": [row for measurement in measurements for row in measurement.paths],
+            "path_losses": [row for measurement in measurements for row in measurement.path_losses],
+            "deletions": [row for measurement in measurements for row in measurement.deletions],
         }
     )
 
 
-def _finite(value: Any) -> Any:
+def _without_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: _without_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_finite(entry) for entry in value]
+        return [_without_non_finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -168,7 +168,7 @@ def _image(path: Path, alt: str, caption: str) -> dict[str, Any]:
     return {"data": data, "alt": alt, "caption": caption, "width": width, "height": height}
 
 
-def _in_words(records: pd.DataFrame, chosen: Sequence[str]) -> str:
+def _describe_curves(records: pd.DataFrame, chosen: Sequence[str]) -> str:
     """Says what a picture of curves shows: for each metric and site its first and last value of every line."""
     sentences = []
     lines = records[records.metric.isin(chosen) & records["head"].isna()]
@@ -182,14 +182,14 @@ def _in_words(records: pd.DataFrame, chosen: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def figures_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def figure_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """Draws residual norm, cosine and query gradient of the self-attention stacks, once for each setting."""
     found = []
     caption = "Residual norm and gradient on logarithmic axes; gradients are those of the whole sample, unclipped."
     for number, (variant, chosen) in enumerate(records[records.site != "cross"].groupby("variant", sort=False)):
         path = folder / f"figure4-{number + 1}.png"
         pictures.curves(chosen, pictures.FIGURE_4, path, checkpoints)
-        found.append((str(variant), _image(path, _in_words(chosen, pictures.FIGURE_4), caption)))
+        found.append((str(variant), _image(path, _describe_curves(chosen, pictures.FIGURE_4), caption)))
     return found
 
 
@@ -204,23 +204,23 @@ def all_curves(
         drawn = []
         for title, group in groups.items():
             names = [name for name in group if name in known]
-            if names and (number == 0 or title in OF_EVERY_SETTING):
+            if names and (number == 0 or title in GROUPS_FOR_EVERY_SETTING):
                 path = folder / f"{_slug(title)}-{number + 1}.png"
                 pictures.curves(chosen, names, path, checkpoints)
                 caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)
-                drawn.append((title, _image(path, _in_words(chosen, names), caption)))
+                drawn.append((title, _image(path, _describe_curves(chosen, names), caption)))
         found.append((str(variant), drawn))
     return found
 
 
-def collapse(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
+def collapse_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
     if not rows:
         return None
     path = folder / "collapse.png"
     pictures.log_log(rows, path, checkpoints)
     words = "; ".join(
         f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
-        f"{row['ratios'][-1]:.3g}, slope {shown(row['slope'])}"
+        f"{row['ratios'][-1]:.3g}, slope {format_number(row['slope'])}"
         for row in rows
     )
     return _image(path, f"Residual ratio and its log-log against depth. {words}.", "Left: mean over the samples.")
@@ -250,16 +250,16 @@ def path_loss_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints:
     return _image(path, f"Loss when only short paths are kept. {words}.", "Mean over the samples.")
 
 
-def token_map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+def token_map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
     """Draws the relevance and the operator of every drawn sample, side by side."""
     images = []
-    for run, finding in enumerate(findings, start=1):
-        for sample in finding.drawn:
+    for run, measurement in enumerate(measurements, start=1):
+        for sample in measurement.sample_maps:
             for kind, values in (("relevance", sample.relevance), ("operator", sample.operator)):
                 if values is None:
                     continue
                 path = folder / f"{kind}-{run}-{sample.number}.png"
-                title = f"{finding.subject.name}, {finding.variant}, sample {sample.number}: {kind}"
+                title = f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}: {kind}"
                 pictures.token_map(values.numpy(), sample.predicted, sample.source, title, path)
                 strongest = "; ".join(
                     f"{target} ← {sample.source[int(row.argmax())]}"
@@ -269,25 +269,25 @@ def token_map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[
     return images
 
 
-def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, Any]]:
+def map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
     """Draws the maps of the first setting of every checkpoint, one picture for each layer and site."""
-    first: dict[str, tuple[int, Findings]] = {}
-    for run, finding in enumerate(findings, start=1):
-        first.setdefault(finding.subject.name, (run, finding))
-    total = sum(len(sample.maps) for _, finding in first.values() for sample in finding.drawn)
+    first: dict[str, tuple[int, Measurement]] = {}
+    for run, measurement in enumerate(measurements, start=1):
+        first.setdefault(measurement.loaded.name, (run, measurement))
+    total = sum(len(sample.maps) for _, measurement in first.values() for sample in measurement.sample_maps)
     # The page stays under 20 MB: a picture of eight heads is about 60 kB at 90 dots per inch.
     dpi = 110 if total <= 24 else 90 if total <= 90 else 72
     blocks = []
-    for run, finding in first.values():
-        for sample in finding.drawn:
+    for run, measurement in first.values():
+        for sample in measurement.sample_maps:
             layers: dict[int, list[dict[str, Any]]] = {}
             for (site, layer), weights in sample.maps.items():
                 layers.setdefault(layer, []).append(
-                    _map_picture(finding, sample, site, layer, weights, run, dpi, folder)
+                    _map_picture(measurement, sample, site, layer, weights, run, dpi, folder)
                 )
             blocks.append(
                 {
-                    "title": f"{finding.subject.name}, {finding.variant}, sample {sample.number}",
+                    "title": f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}",
                     "layers": [{"number": number, "images": images} for number, images in sorted(layers.items())],
                 }
             )
@@ -295,7 +295,7 @@ def map_pictures(findings: Sequence[Findings], folder: Path) -> list[dict[str, A
 
 
 def _map_picture(
-    finding: Findings, sample: SampleMaps, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
+    measurement: Measurement, sample: SampleMaps, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
 ) -> dict[str, Any]:
     queries, keys = sample.axes(site)
     cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
@@ -306,7 +306,7 @@ def _map_picture(
     pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
     negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
     alt = (
-        f"Attention maps of {len(cropped)} heads of {finding.subject.name}, {title}, sample {sample.number}; "
+        f"Attention maps of {len(cropped)} heads of {measurement.loaded.name}, {title}, sample {sample.number}; "
         f"weights from {cropped.min():.3g} to {cropped.max():.3g}, {negative:.1%} of their mass negative."
     )
     caption = title
@@ -329,26 +329,26 @@ def history_picture(history: pd.DataFrame | None, folder: Path, out: Path) -> di
     return _image(path, f"λ over training. {words}.", "Mean over the heads; bands: least to greatest head.")
 
 
-def lambda_rows(findings: Sequence[Findings]) -> list[dict[str, Any]]:
+def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Returns λ by update for checkpoints of one training: those that share a folder, if they are two or more."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for finding in findings:
-        if finding.subject.updates is None:
+    for measurement in measurements:
+        if measurement.loaded.updates is None:
             continue
-        for (metric, site, layer, head), values in finding.values.items():
+        for (metric, site, layer, head), values in measurement.values.items():
             if "lambda" in metric and head is None:
                 heads = [
                     value[0]
-                    for (name, place, number, single), value in finding.values.items()
+                    for (name, place, number, single), value in measurement.values.items()
                     if (name, place, number) == (metric, site, layer) and single is not None
                 ]
-                key = (finding.subject.group, metric, site, layer, finding.subject.updates)
+                key = (measurement.loaded.group, metric, site, layer, measurement.loaded.updates)
                 rows[key] = {
-                    "group": finding.subject.group,
+                    "group": measurement.loaded.group,
                     "metric": metric,
                     "site": site,
                     "layer": layer,
-                    "updates": finding.subject.updates,
+                    "updates": measurement.loaded.updates,
                     "mean": values[0],
                     "least": min(heads or values),
                     "greatest": max(heads or values),
@@ -362,11 +362,11 @@ def lambda_rows(findings: Sequence[Findings]) -> list[dict[str, Any]]:
     return kept
 
 
-def write_maps(findings: Sequence[Findings], path: Path) -> None:
+def write_maps(measurements: Sequence[Measurement], path: Path) -> None:
     """Saves every map in full: attention as `run/sample/site/layer`, others as `run/sample/relevance`, `…/operator`."""
     arrays = {}
-    for run, finding in enumerate(findings, start=1):
-        for sample in finding.drawn:
+    for run, measurement in enumerate(measurements, start=1):
+        for sample in measurement.sample_maps:
             for (site, layer), weights in sample.maps.items():
                 arrays[f"{run}/{sample.number}/{site}/{layer}"] = weights.numpy()
             if sample.relevance is not None:

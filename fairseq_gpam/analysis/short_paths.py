@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairseq_gpam.analysis.loading import LoadedModel, Samples
 from fairseq_gpam.analysis.operator import FrozenModel
-from fairseq_gpam.analysis.sources import Samples, Subject
 from fairseq_gpam.modules.listener import find_layers
 
 
@@ -48,9 +48,9 @@ def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return losses.view_as(targets).mean(dim=1), right.double().mean(dim=1)
 
 
-def mean_path_losses(subject: Subject, samples: Samples) -> list[dict[str, Any]]:
+def mean_path_losses(loaded: LoadedModel, samples: Samples) -> list[dict[str, Any]]:
     """Returns loss and share of right tokens by the number of attentions on a path, means over the samples' tokens."""
-    model = subject.model
+    model = loaded.model
     dtype = next(model.parameters()).dtype
     sums = torch.zeros(2, 0)
     tokens = 0
@@ -65,6 +65,6 @@ def mean_path_losses(subject: Subject, samples: Samples) -> list[dict[str, Any]]
     finally:
         model.to(dtype)
     return [
-        {"checkpoint": subject.name, "length": length, "loss": loss, "right": right, "tokens": tokens}
+        {"checkpoint": loaded.name, "length": length, "loss": loss, "right": right, "tokens": tokens}
         for length, (loss, right) in enumerate((sums / tokens).T.tolist())
     ]

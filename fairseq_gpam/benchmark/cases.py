@@ -46,7 +46,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """What is compared with stock: a mechanism by a backend."""
 
     mechanism: str
@@ -58,14 +58,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: `build(subject)` gives the step of stock fairseq and ours."""
+    """One comparison: `build(candidate)` gives the step of stock fairseq and ours."""
 
     level: str
     shape: str
     kind: str
     mode: str
     dropout: float
-    build: Callable[[Subject], tuple[Step, Step]]
+    build: Callable[[Candidate], tuple[Step, Step]]
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ def future_matrix(length: int) -> Tensor:
 
 
 def core_pair(
-    subject: Subject,
+    candidate: Candidate,
     length: int,
     batch: int,
     heads: int,
@@ -107,7 +107,7 @@ def core_pair(
 
     q, k, v = leaf(), leaf(), leaf()
     x = torch.randn(batch, length, heads * width)
-    mechanism = _mechanism(subject, heads, width)
+    mechanism = _mechanism(candidate, heads, width)
     matrix = future_matrix(length) if with_stock else None
 
     def stock() -> Tensor:
@@ -132,12 +132,12 @@ def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Ste
     return run
 
 
-def _mechanism(subject: Subject, heads: int, width: int) -> nn.Module:
+def _mechanism(candidate: Candidate, heads: int, width: int) -> nn.Module:
     site = Site("decoder", 0, 1, heads * width, heads, width)
-    return build_mechanism(subject.mechanism, site, options.resolve(subject.settings()))
+    return build_mechanism(candidate.mechanism, site, options.resolve(candidate.settings()))
 
 
-def _layer(kind: str, shape: Shape, attention_dropout: float, subject: Subject | None) -> nn.Module:
+def _layer(kind: str, shape: Shape, attention_dropout: float, candidate: Candidate | None) -> nn.Module:
     sizes = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
@@ -155,19 +155,19 @@ def _layer(kind: str, shape: Shape, attention_dropout: float, subject: Subject |
         layer = TransformerEncoderLayerBase(config)
     else:
         layer = TransformerDecoderLayerBase(config, no_encoder_attn=kind == "lm")
-    if subject is not None:
+    if candidate is not None:
         stack = nn.Module()
         stack.layers = nn.ModuleList([layer])
         stack.cross_self_attention = False  # type: ignore[assignment]
         model = nn.Module()
         setattr(model, "encoder" if kind == "encoder" else "decoder", stack)
-        install_attention(model, options.resolve(subject.settings()))
+        install_attention(model, options.resolve(candidate.settings()))
     return layer
 
 
-def layer_pair(subject: Subject, shape: Shape, kind: str, dropout: float, training: bool) -> tuple[Step, Step]:
+def layer_pair(candidate: Candidate, shape: Shape, kind: str, dropout: float, training: bool) -> tuple[Step, Step]:
     """One whole transformer layer, with dropout, feed-forward network and norms."""
-    stock_layer, our_layer = (_layer(kind, shape, dropout, each).train(training) for each in (None, subject))
+    stock_layer, our_layer = (_layer(kind, shape, dropout, each).train(training) for each in (None, candidate))
     x, encoded = (torch.randn(shape.length, shape.batch, shape.width, requires_grad=training) for _ in range(2))
     padding = torch.zeros(shape.batch, shape.length, dtype=torch.bool)
     padding[::2, -3:] = True
@@ -185,7 +185,9 @@ def layer_pair(subject: Subject, shape: Shape, kind: str, dropout: float, traini
     return step(stock_layer, future_matrix(shape.length)), step(our_layer, FUTURE)
 
 
-def decoding_pair(subject: Subject, shape: Shape, kind: str, rows: int = 160, steps: int = 100) -> tuple[Step, Step]:
+def decoding_pair(
+    candidate: Candidate, shape: Shape, kind: str, rows: int = 160, steps: int = 100
+) -> tuple[Step, Step]:
     """`steps` decoding steps of one layer for `rows` hypotheses, the cache reordered before each."""
     x = torch.randn(1, rows, shape.width)
     encoded = torch.randn(shape.length, rows, shape.width)
@@ -204,7 +206,7 @@ def decoding_pair(subject: Subject, shape: Shape, kind: str, rows: int = 160, st
 
         return run
 
-    return step(_layer(kind, shape, 0.0, None)), step(_layer(kind, shape, 0.0, subject))
+    return step(_layer(kind, shape, 0.0, None)), step(_layer(kind, shape, 0.0, candidate))
 
 
 def _dictionary() -> Dictionary:
@@ -214,29 +216,29 @@ def _dictionary() -> Dictionary:
     return dictionary
 
 
-def _model(architecture: str, subject: Subject | None, **flags: Any) -> Any:
+def _model(architecture: str, candidate: Candidate | None, **flags: Any) -> Any:
     dictionary = _dictionary()
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     prefix = "transformer_lm" if architecture.startswith("transformer_lm") else "transformer"
     args = argparse.Namespace(**flags)
-    if subject is not None:
+    if candidate is not None:
         architecture = prefix + "_gpam" + architecture.removeprefix(prefix)
-        args = subject.settings(**flags)
+        args = candidate.settings(**flags)
     ARCH_CONFIG_REGISTRY[architecture](args)
     torch.manual_seed(1)
     return ARCH_MODEL_REGISTRY[architecture].build_model(args, task)
 
 
-def _language_model(subject: Subject | None) -> Any:
+def _language_model(candidate: Candidate | None) -> Any:
     # The plain `transformer_lm` takes its settings from a parsed command line; this preset fills in what is not named.
     return _model(
-        "transformer_lm_gpt2_tiny", subject, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_layers=6,
+        "transformer_lm_gpt2_tiny", candidate, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_layers=6,
         decoder_attention_heads=8, activation_fn="relu", attention_dropout=0.0, max_target_positions=1024,
         share_decoder_input_output_embed=True,
     )  # fmt: skip
 
 
-def model_pair(subject: Subject, shape: Shape, kind: str, training: bool) -> tuple[Step, Step]:
+def model_pair(candidate: Candidate, shape: Shape, kind: str, training: bool) -> tuple[Step, Step]:
     """A training step without the optimiser, or scoring, of `transformer_iwslt_de_en` or 6 layers of language model."""
     tokens = torch.randint(10, VOCABULARY, (shape.batch, shape.length))
 
@@ -253,14 +255,14 @@ def model_pair(subject: Subject, shape: Shape, kind: str, training: bool) -> tup
         return _once(forward, training, *model.parameters())
 
     if kind == "lm":
-        return step(_language_model(None)), step(_language_model(subject))
+        return step(_language_model(None)), step(_language_model(candidate))
     flags = {"share_all_embeddings": True}
     return step(_model("transformer_iwslt_de_en", None, **flags)), step(
-        _model("transformer_iwslt_de_en", subject, **flags)
+        _model("transformer_iwslt_de_en", candidate, **flags)
     )
 
 
-def generation_pair(subject: Subject, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
+def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
     """Beam search of a whole `transformer_iwslt_de_en`, every hypothesis as long as the source."""
     tokens = torch.randint(10, VOCABULARY, (sentences, shape.length))
     sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.full((sentences,), shape.length)}}
@@ -280,7 +282,7 @@ def generation_pair(subject: Subject, shape: Shape, beam: int = 5, sentences: in
 
     flags = {"share_all_embeddings": True}
     return step(_model("transformer_iwslt_de_en", None, **flags)), step(
-        _model("transformer_iwslt_de_en", subject, **flags)
+        _model("transformer_iwslt_de_en", candidate, **flags)
     )
 
 
@@ -314,13 +316,13 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
 LEVELS = ("core", "layer", "decoding", "model", "generation")
 
 
-def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Subject], tuple[Step, Step]]:
-    return lambda subject: pair(subject, *arguments)
+def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Candidate], tuple[Step, Step]]:
+    return lambda candidate: pair(candidate, *arguments)
 
 
-def _core(shape: Shape, dropout: float, training: bool) -> Callable[[Subject], tuple[Step, Step]]:
-    def build(subject: Subject) -> tuple[Step, Step]:
+def _core(shape: Shape, dropout: float, training: bool) -> Callable[[Candidate], tuple[Step, Step]]:
+    def build(candidate: Candidate) -> tuple[Step, Step]:
         width = shape.width // shape.heads
-        return core_pair(subject, shape.length, shape.batch, shape.heads, width, dropout, training)
+        return core_pair(candidate, shape.length, shape.batch, shape.heads, width, dropout, training)
 
     return build

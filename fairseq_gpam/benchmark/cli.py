@@ -22,7 +22,7 @@ from fairseq_gpam import engine
 from fairseq_gpam.attention import REGISTRY, matmul
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
-from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Subject, all_cases, core_pair
+from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair
 from fairseq_gpam.benchmark.timing import paired
 from fairseq_gpam.recipes.environment import commit
 
@@ -65,24 +65,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)
     results: dict[str, Any] = {"machine": machine(arguments.threads), "ratios": [], "memory": [], "scaling": []}
-    subjects = [Subject(m, b) for m in arguments.mechanisms for b in arguments.backends]
+    candidates = [Candidate(m, b) for m in arguments.mechanisms for b in arguments.backends]
     print(json.dumps(results["machine"]))
     print(f"{'comparison':66} {'ratio':>6}  quartiles      stock", flush=True)
     for case in all_cases(arguments.shapes, arguments.levels):
-        for subject in subjects:
+        for candidate in candidates:
             torch.manual_seed(1)
-            ratio = paired(*case.build(subject), arguments.pairs)
-            name = f"{subject.mechanism}:{subject.backend} {case.name}"
+            ratio = paired(*case.build(candidate), arguments.pairs)
+            name = f"{candidate.mechanism}:{candidate.backend} {case.name}"
             quartiles = f"{ratio.lower:.3f}–{ratio.upper:.3f}"
             print(f"{name:66} {ratio.median:6.3f}  {quartiles}  {ratio.stock_seconds * 1e3:8.1f} ms", flush=True)
-            results["ratios"].append(
-                {"mechanism": subject.mechanism, "backend": subject.backend, "level": case.level, "shape": case.shape,
-                 "kind": case.kind, "mode": case.mode, "dropout": case.dropout, **ratio.as_dict()}
-            )  # fmt: skip
+            fields = {name: getattr(case, name) for name in ("level", "shape", "kind", "mode", "dropout")}
+            results["ratios"].append({**vars(candidate), **fields, **ratio.as_dict()})
     if "memory" in arguments.levels:
-        results["memory"] = measure_memory(subjects)
+        results["memory"] = measure_memory(candidates)
     if "scaling" in arguments.levels:
-        results["scaling"] = measure_scaling(subjects, arguments.pairs)
+        results["scaling"] = measure_scaling(candidates, arguments.pairs)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"written: {arguments.json}")
@@ -112,12 +110,12 @@ def exponent(lengths: list[int], amounts: list[float]) -> float:
     return float(np.polyfit(np.log(lengths), np.log(amounts), 1)[0])
 
 
-def measure_memory(subjects: list[Subject]) -> list[dict[str, Any]]:
+def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
     """Prints and returns the core's peak memory at each length, without and with attention dropout."""
     title = "peak memory of the core in training, MiB, masks included"
     print(f"\n{title:64}" + "".join(f"{n:>8}" for n in memory.LENGTHS) + "  exponent", flush=True)
     rows = []
-    for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in subjects)):
+    for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in candidates)):
         for dropout in (0.0, 0.1):
             # Stock with dropout, and the reference, hold T × T matrices: 8192 tokens of them are gigabytes.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
@@ -130,14 +128,14 @@ def measure_memory(subjects: list[Subject]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_scaling(subjects: list[Subject], pairs: int) -> list[dict[str, Any]]:
+def measure_scaling(candidates: list[Candidate], pairs: int) -> list[dict[str, Any]]:
     """Prints and returns the core's training time at each length, ours and stock's, with the fitted exponents."""
     rows = []
-    for subject in subjects:
-        print(f"\nscaling of the core, {subject.mechanism}:{subject.backend}, milliseconds (stock, ours, ratio)")
+    for candidate in candidates:
+        print(f"\nscaling of the core, {candidate.mechanism}:{candidate.backend}, milliseconds (stock, ours, ratio)")
         stock_times, our_times, ratios = [], [], []
         for length in SCALING_LENGTHS:
-            stock, ours = core_pair(subject, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
+            stock, ours = core_pair(candidate, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
             ratio = paired(stock, ours, pairs if length <= 2048 else max(3, pairs // 5), warmup=1)
             stock_times.append(ratio.stock_seconds)
             our_times.append(ratio.our_seconds)
@@ -149,7 +147,7 @@ def measure_scaling(subjects: list[Subject], pairs: int) -> list[dict[str, Any]]
         fitted = [exponent([SCALING_LENGTHS[i] for i in long], [t[i] for i in long]) for t in (stock_times, our_times)]
         print(f"exponent from 512 tokens on: stock {fitted[0]:.2f}, ours {fitted[1]:.2f}")
         rows.append(
-            {"mechanism": subject.mechanism, "backend": subject.backend, "lengths": list(SCALING_LENGTHS),
+            {"mechanism": candidate.mechanism, "backend": candidate.backend, "lengths": list(SCALING_LENGTHS),
              "stock_seconds": stock_times, "our_seconds": our_times, "ratios": ratios,
              "stock_exponent": fitted[0], "our_exponent": fitted[1]}
         )  # fmt: skip

@@ -52,7 +52,7 @@ def run_here(what: str, length: int, dropout: float) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from fairseq_gpam.benchmark.cases import Subject, core_pair, future_matrix
+    from fairseq_gpam.benchmark.cases import Candidate, core_pair, future_matrix
 
     torch.set_num_threads(1)
 
@@ -67,7 +67,7 @@ def run_here(what: str, length: int, dropout: float) -> dict[str, float]:
             return stock
         mechanism, _, backend = what.partition(":")
         return core_pair(
-            Subject(mechanism, backend or "auto"), at_length, BATCH, HEADS, WIDTH, dropout, with_stock=False
+            Candidate(mechanism, backend or "auto"), at_length, BATCH, HEADS, WIDTH, dropout, with_stock=False
         )[1]
 
     steps(256)()

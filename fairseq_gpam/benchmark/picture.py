@@ -19,17 +19,17 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = results["ratios"]
-    subjects = list(dict.fromkeys(f"{row['mechanism']}:{row['backend']}" for row in rows))
+    candidates = list(dict.fromkeys(f"{row['mechanism']}:{row['backend']}" for row in rows))
     labels = list(dict.fromkeys(_label(row) for row in rows))
     has_lengths = bool(results["memory"] or results["scaling"])
     height = max(4.5, 0.3 * len(labels) + 1.5)
     figure, axes = pyplot.subplots(1, 1 + has_lengths, figsize=(13 if has_lengths else 8, height), squeeze=False)
     ratios = axes[0][0]
-    for index, subject in enumerate(subjects):
-        own = [row for row in rows if f"{row['mechanism']}:{row['backend']}" == subject]
-        heights = [labels.index(_label(row)) + 0.18 * (index - (len(subjects) - 1) / 2) for row in own]
+    for index, candidate in enumerate(candidates):
+        own = [row for row in rows if f"{row['mechanism']}:{row['backend']}" == candidate]
+        heights = [labels.index(_label(row)) + 0.18 * (index - (len(candidates) - 1) / 2) for row in own]
         spread = [[r["median"] - r["lower"] for r in own], [r["upper"] - r["median"] for r in own]]
-        ratios.errorbar([r["median"] for r in own], heights, xerr=spread, fmt="o", markersize=4, label=subject)
+        ratios.errorbar([r["median"] for r in own], heights, xerr=spread, fmt="o", markersize=4, label=candidate)
     ratios.axvline(1.0, color="black", linewidth=0.8)
     ratios.set_yticks(range(len(labels)), labels, fontsize=8)
     ratios.invert_yaxis()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModel
 
-from fairseq_gpam.models.twins import register_twins
+from fairseq_gpam.models.architectures import register_architectures
 from fairseq_gpam.models.with_mechanisms import WithMechanisms
 
 
@@ -14,4 +14,4 @@ class TransformerGPAMModel(WithMechanisms, TransformerModel):
     """The `transformer` model whose attentions are chosen by the --gpam flags."""
 
 
-register_twins("transformer", "transformer_gpam")
+register_architectures("transformer", "transformer_gpam")

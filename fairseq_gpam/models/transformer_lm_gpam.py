@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from fairseq_gpam import options
 from fairseq_gpam.attention import on_registration
-from fairseq_gpam.models.twins import register_twins
+from fairseq_gpam.models.architectures import register_architectures
 from fairseq_gpam.models.with_mechanisms import WithMechanisms
 
 MODEL = "transformer_lm_gpam"
@@ -61,4 +61,4 @@ def fill_fairseq_defaults(args: Any) -> None:
 MODEL_DATACLASS_REGISTRY.pop(MODEL, None)
 ARCH_CONFIG_REGISTRY[MODEL] = options.fill_defaults
 on_registration(publish_options)
-register_twins("transformer_lm", MODEL)
+register_architectures("transformer_lm", MODEL)

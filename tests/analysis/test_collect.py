@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import SMALL
 
-from fairseq_gpam.analysis import sources
+from fairseq_gpam.analysis import loading
 from fairseq_gpam.analysis.attribution import relevance_map
-from fairseq_gpam.analysis.collect import Findings, collect, measure_samples
+from fairseq_gpam.analysis.collect import Measurement, collect, measure_samples
 from fairseq_gpam.analysis.definitions import DEFINITIONS
 from fairseq_gpam.analysis.metrics import log_log_slope
 
@@ -14,17 +14,17 @@ from fairseq_gpam.analysis.metrics import log_log_slope
 @pytest.fixture(scope="module")
 def stock(trained):
     path = trained / "stock_translation" / "checkpoint_last.pt"
-    return sources.from_checkpoint(str(path), str(trained / "translation"), "stock")
+    return loading.from_checkpoint(str(path), str(trained / "translation"), "stock")
 
 
 def fresh(trained, *flags, task="translation", arch="transformer", name="fresh"):
-    return sources.from_architecture(["--arch", arch, *SMALL[task], *flags], str(trained / task), name, seed=1)
+    return loading.from_architecture(["--arch", arch, *SMALL[task], *flags], str(trained / task), name, seed=1)
 
 
 def test_a_stock_checkpoint_gives_every_metric_of_every_site(stock):
-    samples = sources.choose(stock, "test", 6)
+    samples = loading.choose_samples(stock, "test", 6)
     assert stock.updates == 2 and stock.arch == "transformer"
-    found = collect(stock, samples, drawn=samples.numbers[:1], paths=2)
+    found = collect(stock, samples, with_maps=samples.numbers[:1], paths=2)
     places = {
         (record["metric"], record["site"], record["layer"]) for record in found.records() if record["head"] is None
     }
@@ -51,31 +51,31 @@ def test_a_stock_checkpoint_gives_every_metric_of_every_site(stock):
 
 
 def test_gradients_do_not_depend_on_the_batches_and_are_per_sample_size(stock):
-    samples = sources.choose(stock, "test", 7)
+    samples = loading.choose_samples(stock, "test", 7)
     found = []
     for size in (1, 3, 7):
-        findings = Findings(stock, ())
-        measure_samples(findings, samples.batches(size))
-        found.append(findings)
+        measurement = Measurement(stock, ())
+        measure_samples(measurement, samples.batches(size))
+        found.append(measurement)
     stock.model.zero_grad()
     loss, sample_size, _ = stock.criterion(stock.model, samples.batch(samples.numbers))
     loss.backward()
     attention = stock.model.decoder.layers[1].encoder_attn
     expected = attention.q_proj.weight.grad.norm().item() / sample_size
-    for findings in found:
-        assert findings.values["query_gradient", "cross", 2, None] == [pytest.approx(expected, rel=1e-4)]
+    for measurement in found:
+        assert measurement.values["query_gradient", "cross", 2, None] == [pytest.approx(expected, rel=1e-4)]
         relative = expected / attention.q_proj.weight.norm().item()
-        assert findings.values["query_gradient_relative", "cross", 2, None] == [pytest.approx(relative, rel=1e-4)]
-        assert findings.loss == pytest.approx(loss.item() / sample_size, rel=1e-4)
-        assert findings.sample_size == sample_size
+        assert measurement.values["query_gradient_relative", "cross", 2, None] == [pytest.approx(relative, rel=1e-4)]
+        assert measurement.loss == pytest.approx(loss.item() / sample_size, rel=1e-4)
+        assert measurement.sample_size == sample_size
     # padding in a batch changes no sample's numbers
     for key in found[0].values:
-        alone, padded = (sorted(v for v in findings.values[key] if v == v) for findings in (found[0], found[2]))
+        alone, padded = (sorted(v for v in measurement.values[key] if v == v) for measurement in (found[0], found[2]))
         assert alone == pytest.approx(padded, rel=2e-2, abs=1e-4), key
 
 
 def test_relevance_does_not_depend_on_how_positions_are_grouped(stock):
-    samples = sources.choose(stock, "test", 3)
+    samples = loading.choose_samples(stock, "test", 3)
     batch = samples.batch(samples.numbers[:1])
     whole = relevance_map(stock.model, batch)
     assert whole.shape == (batch["target"].size(1), batch["net_input"]["src_tokens"].size(1))
@@ -84,16 +84,16 @@ def test_relevance_does_not_depend_on_how_positions_are_grouped(stock):
 
 
 def test_relevance_of_signed_weights_is_not_negative(trained):
-    subject = fresh(trained, arch="transformer_gpam")
-    subject.model.eval()
-    batch = sources.choose(subject, "test", 1).batches(1)[0]
-    assert (relevance_map(subject.model, batch) >= 0).all()
+    loaded = fresh(trained, arch="transformer_gpam")
+    loaded.model.eval()
+    batch = loading.choose_samples(loaded, "test", 1).batches(1)[0]
+    assert (relevance_map(loaded.model, batch) >= 0).all()
 
 
 def test_the_model_is_left_as_it_was(stock):
     before = {name: value.clone() for name, value in stock.model.state_dict().items()}
-    samples = sources.choose(stock, "test", 2)
-    collect(stock, samples, ("skips", "mlps"), drawn=samples.numbers[:1], paths=2)
+    samples = loading.choose_samples(stock, "test", 2)
+    collect(stock, samples, ("skips", "mlps"), with_maps=samples.numbers[:1], paths=2)
     for name, value in stock.model.state_dict().items():
         assert value.dtype == before[name].dtype and torch.equal(value, before[name])
 
@@ -103,8 +103,8 @@ def test_published_shape_without_skips_at_random_initialisation(trained):
     deep = ("--encoder-layers", "5", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64")
     ratios = {}
     for arch in ("transformer", "transformer_gpam"):
-        subject = fresh(trained, *deep, arch=arch)
-        found = collect(subject, sources.choose(subject, "test", 8), ("skips", "mlps"), paths=0)
+        loaded = fresh(trained, *deep, arch=arch)
+        found = collect(loaded, loading.choose_samples(loaded, "test", 8), ("skips", "mlps"), paths=0)
         means = [
             sum(found.values["residual_ratio", "encoder", layer, None])
             / len(found.values["residual_ratio", "encoder", layer, None])
@@ -120,8 +120,8 @@ def test_published_shape_without_skips_at_random_initialisation(trained):
 
 
 def test_lambdas_by_layer_and_head(trained):
-    subject = fresh(trained, "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75", arch="transformer_gpam")
-    found = collect(subject, sources.choose(subject, "test", 2), paths=0)
+    loaded = fresh(trained, "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75", arch="transformer_gpam")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
     assert found.values["lambda_plus", "cross", 2, None] == [0.25]
     assert found.values["lambda_minus", "encoder", 1, 2] == [0.75]
     row_sum = found.values["row_sum", "encoder", 1, None]
@@ -132,8 +132,8 @@ def test_lambdas_by_layer_and_head(trained):
 def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentence(trained):
     """A row of daGPAM sums to 1+λ⁺−λ⁻, so that the mean of the row sums gives the mean of λ⁻."""
     flags = ("--gpam-lambda-source", "token", "--gpam-lambda-plus", "0.25")
-    subject = fresh(trained, *flags, arch="transformer_gpam")
-    found = collect(subject, sources.choose(subject, "test", 3), paths=0)
+    loaded = fresh(trained, *flags, arch="transformer_gpam")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 3), paths=0)
     for site in ("encoder", "decoder", "cross"):
         for head in (None, 1, 2):
             strengths = torch.tensor(found.values["lambda_minus", site, 2, head])
@@ -145,23 +145,23 @@ def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentenc
 @pytest.mark.parametrize("mechanism", ["dagpam:1,softmax:1", "gated", "coda", "differential"])
 def test_other_mechanisms(trained, mechanism):
     flags = ("--gpam-mechanism", mechanism)
-    subject = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
-    found = collect(subject, sources.choose(subject, "test", 2), paths=0)
+    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
     assert ("negative_mass", "decoder", 2, None) in found.values
 
 
 def test_a_stock_language_model(trained):
     path = trained / "stock_language_modeling" / "checkpoint_last.pt"
-    subject = sources.from_checkpoint(str(path), str(trained / "language_modeling"), "lm")
-    samples = sources.choose(subject, "test", 4)
-    found = collect(subject, samples, drawn=samples.numbers[:1], paths=2)
+    loaded = loading.from_checkpoint(str(path), str(trained / "language_modeling"), "lm")
+    samples = loading.choose_samples(loaded, "test", 4)
+    found = collect(loaded, samples, with_maps=samples.numbers[:1], paths=2)
     assert {key[1] for key in found.values} == {"decoder"}
-    assert found.drawn[0].relevance is None
-    assert found.drawn[0].maps["decoder", 1].shape[1:] == (len(found.drawn[0].target),) * 2
+    assert found.sample_maps[0].relevance is None
+    assert found.sample_maps[0].maps["decoder", 1].shape[1:] == (len(found.sample_maps[0].target),) * 2
 
 
 def test_names_are_the_parts_that_differ():
-    assert sources.names(["/a/runs/stock/1/c.pt"]) == ["c"]
-    assert sources.names(["/a/runs/stock/1/c.pt", "/a/runs/dagpam/1/c.pt"]) == ["stock", "dagpam"]
-    assert sources.names(["/a/c1.pt", "/a/c2.pt"]) == ["c1", "c2"]
-    assert sources.names(["/a/c1.pt", "/a/c1.pt"]) == ["c1 (1)", "c1 (2)"]
+    assert loading.short_names(["/a/runs/stock/1/c.pt"]) == ["c"]
+    assert loading.short_names(["/a/runs/stock/1/c.pt", "/a/runs/dagpam/1/c.pt"]) == ["stock", "dagpam"]
+    assert loading.short_names(["/a/c1.pt", "/a/c2.pt"]) == ["c1", "c2"]
+    assert loading.short_names(["/a/c1.pt", "/a/c1.pt"]) == ["c1 (1)", "c1 (2)"]

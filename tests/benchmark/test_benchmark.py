@@ -8,7 +8,7 @@ import torch
 
 from fairseq_gpam.attention import matmul
 from fairseq_gpam.benchmark import cases, cli, memory
-from fairseq_gpam.benchmark.cases import Shape, Subject, all_cases, core_pair, layer_pair
+from fairseq_gpam.benchmark.cases import Candidate, Shape, all_cases, core_pair, layer_pair
 from fairseq_gpam.benchmark.timing import paired
 
 TINY = {
@@ -98,7 +98,7 @@ def test_a_layer_is_compared_with_the_unmodified_one(kind, monkeypatch):
     seen = []
     monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
     shape = Shape(6, 3, 16, 24, 2, (kind,))
-    stock, ours = layer_pair(Subject("softmax", "auto"), shape, kind, 0.0, training=True)
+    stock, ours = layer_pair(Candidate("softmax", "auto"), shape, kind, 0.0, training=True)
     for step in (stock, ours):
         torch.manual_seed(5)
         step()
@@ -108,7 +108,7 @@ def test_a_layer_is_compared_with_the_unmodified_one(kind, monkeypatch):
 def test_the_core_of_stock_is_softmax_attention(monkeypatch):
     seen = []
     monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
-    for step in core_pair(Subject("softmax", "auto"), 7, 2, 2, 8, 0.0):
+    for step in core_pair(Candidate("softmax", "auto"), 7, 2, 2, 8, 0.0):
         step()
     torch.testing.assert_close(*seen)
 

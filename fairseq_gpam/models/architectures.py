@@ -15,7 +15,7 @@ from fairseq.models import (
 from fairseq_gpam import options
 
 
-def twin_name(architecture: str, stock_model: str, our_model: str) -> str:
+def our_name(architecture: str, stock_model: str, our_model: str) -> str:
     """Returns `transformer_gpam_iwslt_de_en` for `transformer_iwslt_de_en`."""
     return our_model + architecture.removeprefix(stock_model)
 
@@ -28,9 +28,9 @@ def with_gpam_defaults(preset: Callable[[Any], None]) -> Callable[[Any], None]:
     return architecture
 
 
-def register_twins(stock_model: str, our_model: str) -> None:
-    """Registers a twin for every architecture of `stock_model` that has none yet."""
+def register_architectures(stock_model: str, our_model: str) -> None:
+    """Registers our counterpart of every architecture of `stock_model` that has none yet."""
     for name in list(ARCH_MODEL_INV_REGISTRY[stock_model]):
-        twin = twin_name(name, stock_model, our_model)
-        if twin not in ARCH_MODEL_REGISTRY:
-            register_model_architecture(our_model, twin)(with_gpam_defaults(ARCH_CONFIG_REGISTRY[name]))
+        ours = our_name(name, stock_model, our_model)
+        if ours not in ARCH_MODEL_REGISTRY:
+            register_model_architecture(our_model, ours)(with_gpam_defaults(ARCH_CONFIG_REGISTRY[name]))

@@ -18,7 +18,7 @@ import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be
 
 
 @dataclass
-class Subject:
+class LoadedModel:
     """A model with all that is needed to run data through it; `updates` is None at initialisation."""
 
     name: str
@@ -59,12 +59,12 @@ class Samples:
         return int(np.max(self.dataset.size(number)))
 
 
-def from_checkpoint(path: str, data: str, name: str) -> Subject:
+def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
     """Loads a checkpoint of any fairseq transformer, safely, and points its task at the binarised `data`."""
     state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
     history = state.get("optimizer_history") or [{}]
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
-    return Subject(
+    return LoadedModel(
         name=name,
         origin=Path(path).name,
         group=str(Path(path).resolve().parent),
@@ -76,7 +76,7 @@ def from_checkpoint(path: str, data: str, name: str) -> Subject:
     )
 
 
-def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> Subject:
+def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> LoadedModel:
     """Builds a fresh model from fairseq-train's own flags, `--arch NAME …`, with the random seed `seed`."""
     # fairseq's parser is told the task beforehand, as a flag of fairseq-train would.
     parser = fairseq_options.get_training_parser()
@@ -84,7 +84,7 @@ def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> 
     task = tasks.setup_task(cfg.task)
     torch.manual_seed(seed)
     model = task.build_model(cfg.model)
-    return Subject(
+    return LoadedModel(
         name, " ".join(flags), name, _arch(cfg.model), None, model, task, task.build_criterion(cfg.criterion)
     )
 
@@ -93,7 +93,7 @@ def _arch(model_config: Any) -> str:
     return str(getattr(model_config, "arch", None) or getattr(model_config, "_name", None) or "unknown")
 
 
-def names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """Returns short, different names for checkpoints: the parts of their paths in which they differ."""
     parts = [Path(path).resolve().with_suffix("").parts for path in paths]
     if len(parts) < 2:
@@ -110,20 +110,20 @@ def names(paths: Sequence[str]) -> list[str]:
     return found
 
 
-def choose(subject: Subject, subset: str, count: int) -> Samples:
+def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
     """Returns `count` examples spread evenly over a subset, without those that are too long for the model.
 
     Raises ValueError if there is no example.
     """
-    subject.task.load_dataset(subset)
-    dataset = subject.task.dataset(subset)
-    limits = utils.resolve_max_positions(subject.task.max_positions(), subject.model.max_positions())
-    fitting = subject.task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, ignore_invalid_inputs=True)
+    loaded.task.load_dataset(subset)
+    dataset = loaded.task.dataset(subset)
+    limits = utils.resolve_max_positions(loaded.task.max_positions(), loaded.model.max_positions())
+    fitting = loaded.task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, ignore_invalid_inputs=True)
     if len(fitting) == 0:
-        raise ValueError(f"--subset {subset} has no example that the model {subject.name} can take")
+        raise ValueError(f"--subset {subset} has no example that the model {loaded.name} can take")
     chosen = np.unique(np.linspace(0, len(fitting) - 1, min(count, len(fitting))).round().astype(int))
     return Samples(dataset, [int(fitting[index]) for index in chosen])
 
 
-def labels(dictionary: Any, tokens: Tensor) -> list[str]:
+def token_labels(dictionary: Any, tokens: Tensor) -> list[str]:
     return [str(dictionary.symbols[int(token)]) for token in tokens]
