@@ -109,6 +109,7 @@ def test_info_says_which_negative_projection_dagpam_has_and_what_it_adds(capsys,
 # What two attentions of C = 16 channels, H = 2 heads and D = 8 channels a head add, worked out from the formulas.
 NONE = ("softpick", "sigmoid", "integral", "exclusive", "stick_breaking", "selective", "linear", "local")
 ADDED = {name: (name, 0) for name in NONE} | {
+    "λ a head, s and t a channel": ("attn_scale --gpam-attn-scale-features", 2 * (2 + 2 * 16)),
     "one s a head": ("scalable_softmax", 2 * 2),
     "λ_q1, λ_k1, λ_q2, λ_k2 of D, a norm of 2D": ("dint", 2 * (4 * 8 + 2 * 8)),
     "two fixed factors": ("value_residual", 0),

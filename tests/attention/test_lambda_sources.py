@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, masks, settings
+from contract import HEADS, LENGTH, WIDTH, build_model, check_stepwise, masks, settings, train
 from tiny import OURS, build, logits, model_input, scramble
 
 from fairseq_gpam import export
@@ -162,3 +162,12 @@ def test_a_model_with_a_held_row_sum_is_not_exported():
     ours = build("language_modeling", OURS["language_modeling"], "--gpam-row-sum", "0.5")
     with pytest.raises(export.ExportError, match=r"λ⁻ = 0\.25, 0\.25; only λ⁻ = 0 folds"):
         export.fold(ours, ours.state_dict())
+
+
+@pytest.mark.parametrize("chosen", [{"lambda_source": "token", "negative_source": "input"}, {"row_sum": 0.8}], ids=str)
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_models_learn_and_decode(task, chosen):
+    model = build_model(task, "dagpam", **chosen)
+    first, last = train(model, task)
+    assert last < 0.8 * first
+    check_stepwise(model, task)
