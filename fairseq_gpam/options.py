@@ -76,6 +76,14 @@ GENERAL_OPTIONS = (
         choices=("none", "concat", "max", "gate"),
     ),
     Option(
+        "spectrum_penalty",
+        float,
+        0.0,
+        "W: W times the variance of the QK eigenspectrum is added to the training loss per token (arXiv 2402.02098)",
+        check=lambda weight: weight >= 0,
+        allowed="0 (off) or a number > 0",
+    ),
+    Option(
         "log_attention",
         int,
         0,

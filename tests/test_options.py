@@ -37,6 +37,7 @@ PROMISED = {
     "--gpam-negative-source": "query",
     "--gpam-query-rank": None,
     "--gpam-layer-fusion": "none",
+    "--gpam-spectrum-penalty": 0.0,
     "--gpam-backend": "auto",
 }
 
@@ -194,6 +195,7 @@ REFUSED = [
     ("--gpam-lambda-minus-training", "free", "fixed, trainable"),
     ("--gpam-import", "nowhere.py", "the file that defines"),
     ("--gpam-query-rank", "0", "a whole number > 0"),
+    ("--gpam-spectrum-penalty", "-1", "0 (off) or a number > 0"),
     ("--gpam-layer-fusion", "mean", "none, concat, max, gate"),
     ("--gpam-query-rank", "2.5", "a whole number > 0"),
 ]

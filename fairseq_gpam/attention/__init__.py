@@ -8,6 +8,7 @@ from fairseq_gpam.attention import (  # noqa: F401
     centered,
     coda,
     cog,
+    compressed,
     dagpam,
     differential,
     differential_v2,

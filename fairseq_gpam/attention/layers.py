@@ -22,7 +22,12 @@ def spec_of_layer(spec: str, site: Site) -> str:
     of heads by `,` too. Raises ValueError if the form is wrong, a layer does not exist, has no mechanism or has two, or
     a cycle is longer than the stack.
     """
-    flag = f"--gpam-mechanism (or --gpam-{site.name}-mechanism) {spec!r} is not allowed"
+    return value_of_layer(f"--gpam-mechanism (or --gpam-{site.name}-mechanism)", spec, site)
+
+
+def value_of_layer(flag: str, spec: str, site: Site) -> str:
+    """Returns the part of a flag's value that holds for the layer of `site`; the forms are those of a mechanism's."""
+    flag = f"{flag} {spec!r} is not allowed"
     if not is_layered(spec):
         return spec
     if "@" in spec and "*" in spec:

@@ -13,6 +13,7 @@ from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY, AttentionMechanism
 from fairseq_gpam.attention.base import describe_neutral
 from fairseq_gpam.modules.install import check_quantisation, install_attention
+from fairseq_gpam.modules.spectrum_penalty import penalise_spectrum
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ class WithMechanisms(BaseFairseqModel):
         model = super().build_model(args, task)
         install_attention(model, settings)
         check_quantisation(model, args)
+        # Models are built without a task of fairseq's to count their parameters, and never trained then.
+        if settings.spectrum_penalty and hasattr(task, "build_criterion"):
+            penalise_spectrum(task, model, settings.spectrum_penalty)
         model.starts_neutral = settings.warm_start
         return model
 

@@ -132,6 +132,7 @@ class Contract:
     mixes_queries = False
     knows_heads = True  # a bias for each head is allowed
     has_weights = True
+    only_padding = False  # no mask that is a matrix, and none of the future
     model_options = {}  # noqa: RUF012
 
     def pytest_generate_tests(self, metafunc):
@@ -142,6 +143,8 @@ class Contract:
             kinds = [kind for kind in MASKS if self.knows_heads or kind != "bias for each head"]
             if self.is_causal():
                 kinds = [kind for kind in kinds if MASKS[kind].get("causal")]
+            if self.only_padding:
+                kinds = [kind for kind in kinds if not {"causal", "additive"} & set(MASKS[kind])]
             metafunc.parametrize("kind", kinds)
 
     def is_causal(self):
@@ -208,6 +211,8 @@ class Contract:
     def test_gradcheck(self, variant, kind_of_check):
         if self.is_causal() and "causal" not in kind_of_check:
             pytest.skip("causal only")
+        if self.only_padding:
+            kind_of_check = kind_of_check.rpartition(", ")[2]
         mechanism = self.build(variant)
         mask, _, _ = masks(kind_of_check, LENGTH, heads=self.heads, batch=1)
         q, k, v = (torch.randn(1, self.heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -221,8 +226,8 @@ class Contract:
     @pytest.mark.parametrize("causal", [False, True])
     @pytest.mark.parametrize("removed", [[0], [4], [0, 2, 4]])
     def test_a_masked_key_is_a_removed_key(self, variant, causal, removed):
-        if self.is_causal() and not causal:
-            pytest.skip("causal only")
+        if causal != self.is_causal() and (self.is_causal() or self.only_padding):
+            pytest.skip("causal only, or never")
         mechanism = self.build(variant)
         q, k, v, x = self.inputs(LENGTH)
         kept = [j for j in range(LENGTH) if j not in removed]
@@ -247,6 +252,8 @@ class Contract:
         blind = [("a sentence of padding", (1, slice(None))), ("boolean", (slice(None), 0))]
         if self.is_causal():
             blind = [("causal, a sentence of padding", (1, slice(None)))]
+        if self.only_padding:
+            blind = blind[:1]
         for kind, rows in blind:
             q, k, v, x = self.inputs(LENGTH)
             output, weights = self.call(mechanism, q, k, v, masks(kind, LENGTH)[0], x, 0.0, True)
@@ -270,7 +277,7 @@ class Contract:
     def test_half_precision(self, variant):
         mechanism = self.build(variant)
         q, k, v, x = self.inputs(LENGTH)
-        mask, _, _ = masks("causal, left", LENGTH)
+        mask, _, _ = masks("left" if self.only_padding else "causal, left", LENGTH)
         expected = self.call(mechanism, q, k, v, mask, x)[0]
         halves = (tensor.detach().bfloat16() for tensor in (q, k, v))
         output, weights = self.call(mechanism.bfloat16(), *halves, mask, x.detach().bfloat16(), 0.0, True)

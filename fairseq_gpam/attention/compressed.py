@@ -1,0 +1,164 @@
+"""Compressed attention: a convolution with a stride makes few keys and values of many (Multiformer's ConvAttention)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.affine import AffineTerms, affine_attention
+from fairseq_gpam.attention.base import (
+    AttentionInput,
+    AttentionMechanism,
+    Option,
+    Settings,
+    Site,
+    register_mechanism,
+)
+from fairseq_gpam.attention.layers import value_of_layer
+from fairseq_gpam.attention.masks import AttentionMask
+
+
+def compressed_lengths(lengths: Tensor, kernel: int, stride: int) -> Tensor:
+    """Returns how many windows a sentence of each length has: ⌊(n + 2p − k)/s⌋ + 1, p = ⌊s/2⌋, at least 1, 0 for 0."""
+    windows = (lengths + 2 * (stride // 2) - kernel).div(stride, rounding_mode="floor") + 1
+    return torch.where(lengths > 0, windows.clamp(min=1), 0)
+
+
+def aligned_tokens(padding: Tensor | None) -> Tensor | None:
+    """Returns the places of a sentence's tokens, those that are padding last, B × S; None if there is no padding."""
+    return None if padding is None else padding.to(torch.uint8).argsort(dim=-1, stable=True)
+
+
+class Compression(nn.Module):
+    """A convolution over the places of B × H × S × D, one for all heads; each channel by itself if depthwise."""
+
+    def __init__(self, width: int, kernel: int, stride: int, kind: str) -> None:
+        super().__init__()
+        self.padding = stride // 2
+        self.kernel = kernel
+        groups = 1 if kind == "normal" else width
+        self.convolution = nn.Conv1d(width, width, kernel, stride, groups=groups)
+        self.pointwise = nn.Conv1d(width, width, 1) if kind == "separable" else None
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Returns B × H × S′ × D; behind the last place, and before the first, stand zeros."""
+        bsz, num_heads, length, _ = heads.shape
+        behind = max(self.padding, self.kernel - self.padding - length)
+        signal = F.pad(heads.flatten(0, 1).transpose(1, 2), (self.padding, behind))
+        made = self.convolution(signal)
+        if self.pointwise is not None:
+            made = self.pointwise(made)
+        return made.transpose(1, 2).unflatten(0, (bsz, num_heads))
+
+
+def _per_layer(option: str) -> Option:
+    def allowed(text: str) -> bool:
+        parts = [part.partition("@")[0].strip() for part in text.split(";")]
+        return all(part.isdecimal() and int(part) > 0 for part in parts)
+
+    names = {
+        "kernel": ("5", "the width of the convolution's window, in positions"),
+        "stride": ("2", "how many positions one compressed key stands for"),
+    }
+    default, meaning = names[option]
+    return Option(
+        f"compressed_{option}",
+        str,
+        default,
+        f"{meaning}; one number, or one for each layer as in 5@0-7;7@8-11",
+        check=allowed,
+        allowed="a whole number > 0, or one for each layer as in 5@0-7;7@8-11",
+    )
+
+
+@register_mechanism
+class CompressedAttention(AttentionMechanism):
+    """Softmax encoder self-attention whose keys and values are convolved with a stride: about T·S/s scores.
+
+    The convolutions of keys and of values differ and serve all heads of the group; normal, depthwise (as in all of the
+    authors' configurations) or separable. They start as nn.Conv1d does. A sentence of n tokens has ⌊(n + 2⌊s/2⌋ − k)/s⌋
+    + 1 compressed keys, as in the authors' code. Ours: at least one; padding is taken out before, wherever it stands,
+    and zeros stand behind a sentence, where the authors' windows see padding.
+
+    Weights belong to windows, not to keys: those that are shown spread a window's weight evenly over its tokens. A
+    window sees the future, so this is for encoders.
+    """
+
+    name = "compressed"
+    formula = "O = softmax(Q·conv_K(K)ᵀ/√D + M)·conv_V(V), windows of k positions, s apart"
+    source = "Multiformer, Sant et al. 2022, arXiv 2205.07100; mt-upc/fairseq"
+    row_sum = "1"
+    cost = "1/s×, and two convolutions"
+    why_never_neutral = "its convolutions are drawn at random"
+    sites = ("encoder",)
+    options = (
+        _per_layer("kernel"),
+        _per_layer("stride"),
+        Option(
+            "compressed_convolution",
+            str,
+            "depthwise",
+            "the convolution of keys and values",
+            choices=("normal", "depthwise", "separable"),
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.kernel, self.stride = (
+            int(value_of_layer(option.flag, settings[option.name], site)) for option in self.options[:2]
+        )
+        if self.stride > self.kernel:
+            raise ValueError(
+                f"--gpam-compressed-stride {self.stride} is not allowed with --gpam-compressed-kernel {self.kernel}, "
+                f"which would leave positions out; allowed: at most {self.kernel}"
+            )
+        kind = settings.compressed_convolution
+        self.keys = Compression(site.query_dim, self.kernel, self.stride, kind)
+        self.values = Compression(site.head_dim, self.kernel, self.stride, kind)
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        mask, length = inputs.mask, inputs.k.size(-2)
+        if mask.causal or mask.bias is not None or mask.hidden is not None or inputs.q.size(-2) != length:
+            raise ValueError(
+                "--gpam-mechanism compressed is not allowed with an attn_mask, --add-bias-kv or --add-zero-attn: its "
+                "keys stand for several positions each; allowed: encoder self-attention with a key_padding_mask"
+            )
+        k, v, order = inputs.k, inputs.v, aligned_tokens(mask.padding)
+        lengths = torch.full((k.size(0),), length, device=k.device)
+        if mask.padding is not None and order is not None:
+            lengths = (~mask.padding).sum(dim=-1)
+            k, v = (self._aligned(tensor, order, lengths) for tensor in (k, v))
+        k, v = self.keys(k), self.values(v)
+        windows = compressed_lengths(lengths, self.kernel, self.stride)
+        hidden = torch.arange(k.size(-2), device=k.device) >= windows.unsqueeze(-1)
+        part = replace(inputs, k=k, v=v, mask=AttentionMask(None if mask.padding is None else hidden))
+        output, weights = affine_attention(part, AffineTerms(), self.backend)
+        if weights is None:
+            return output, None
+        return output, self._spread(weights, lengths, order, length)
+
+    @staticmethod
+    def _aligned(heads: Tensor, order: Tensor, lengths: Tensor) -> Tensor:
+        """Returns B × H × S × D with each sentence's tokens first and zeros behind them."""
+        moved = heads.gather(2, order[:, None, :, None].expand_as(heads))
+        behind = torch.arange(heads.size(2), device=heads.device) >= lengths.unsqueeze(-1)
+        return moved.masked_fill(behind[:, None, :, None], 0.0)
+
+    def _spread(self, weights: Tensor, lengths: Tensor, order: Tensor | None, length: int) -> Tensor:
+        """Returns B × H × T × S from B × H × T × S′: each window's weight in equal parts on its tokens."""
+        starts = torch.arange(weights.size(-1), device=weights.device) * self.stride - self.stride // 2
+        places = torch.arange(length, device=weights.device)
+        inside = (places >= starts.unsqueeze(-1)) & (places < starts.unsqueeze(-1) + self.kernel)
+        shares = (inside & (places < lengths[:, None, None])).to(weights.dtype)
+        shares = shares / shares.sum(dim=-1, keepdim=True).clamp(min=1)
+        spread = weights @ shares.unsqueeze(1)
+        if order is None:
+            return spread
+        return torch.zeros_like(spread).scatter(-1, order[:, None, None, :].expand_as(spread), spread)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, k {self.kernel}, s {self.stride}"

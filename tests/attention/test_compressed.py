@@ -1,0 +1,125 @@
+"""Compressed attention."""
+
+import pytest
+import torch
+from contract import Contract, plain_softmax, settings
+from tiny import OURS, build
+
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.modules import attention_modules
+
+HEADS, WIDTH = 2, 3
+
+
+def convolved(signal, compression, kind):
+    """One head's n × D tokens as windows of k places, s apart, from place −⌊s/2⌋ on, written out number by number."""
+    weight, bias = compression.convolution.weight, compression.convolution.bias
+    kernel, stride = weight.size(2), compression.convolution.stride[0]
+    count = max(1, (len(signal) + 2 * (stride // 2) - kernel) // stride + 1)
+    rows = []
+    for window in range(count):
+        row = []
+        for channel in range(weight.size(0)):
+            total = bias[channel]
+            for offset in range(kernel):
+                place = window * stride - stride // 2 + offset
+                if 0 <= place < len(signal):
+                    if kind == "normal":
+                        total = total + (weight[channel, :, offset] * signal[place]).sum()
+                    else:
+                        total = total + weight[channel, 0, offset] * signal[place, channel]
+            row.append(total)
+        rows.append(torch.stack(row))
+    made = torch.stack(rows)
+    if kind == "separable":
+        made = made @ compression.pointwise.weight[:, :, 0].T + compression.pointwise.bias
+    return made, [
+        [place for place in range(len(signal)) if 0 <= place - window * stride + stride // 2 < kernel]
+        for window in range(count)
+    ]
+
+
+class TestCompressed(Contract):
+    name = "compressed"
+    needs_positions = True
+    only_padding = True
+    variants = (
+        {"compressed_kernel": "2", "compressed_stride": "1"},
+        {"compressed_kernel": "3", "compressed_stride": "2", "compressed_convolution": "separable"},
+        {"compressed_kernel": "5", "compressed_stride": "3", "compressed_convolution": "normal"},
+    )
+
+    def lengths(self):
+        return (5,)
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        kind = "separable" if mechanism.keys.pointwise is not None else "depthwise"
+        kind = "normal" if mechanism.keys.convolution.groups == 1 else kind
+        batch, heads, length = q.shape[:3]
+        outputs, maps = [], []
+        for b in range(batch):
+            for h in range(heads):
+                seen = [j for j in range(length) if visible[b, h, 0, j]]
+                if not seen:
+                    outputs.append(torch.zeros(length, WIDTH, dtype=q.dtype))
+                    maps.append(torch.zeros(length, length, dtype=q.dtype))
+                    continue
+                keys, places = convolved(k[b, h, seen], mechanism.keys, kind)
+                values, _ = convolved(v[b, h, seen], mechanism.values, kind)
+                rows = torch.stack([plain_softmax(keys @ q[b, h, i] / WIDTH**0.5) for i in range(length)])
+                outputs.append(rows @ values)
+                spread = torch.zeros(length, length, dtype=q.dtype)
+                for window, own in enumerate(places):
+                    for place in own:
+                        spread[:, seen[place]] = spread[:, seen[place]] + rows[:, window] / len(own)
+                maps.append(spread)
+        return torch.stack(outputs).view(q.shape), torch.stack(maps).view(batch, heads, length, length)
+
+
+def test_a_sentence_shorter_than_the_window_has_one_key():
+    mechanism = build_mechanism("compressed", Site("encoder", 0, 1, 6, HEADS, WIDTH), settings())
+    q, k, v, x = (torch.randn(1, HEADS, 2, WIDTH) for _ in range(3)), None, None, torch.randn(1, 2, 6)
+    q, k, v = q
+    output, weights = mechanism(AttentionInput(q, k, v, AttentionMask(), x, 0.0, True))
+    torch.testing.assert_close(output[:, :, 0], output[:, :, 1])
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.5))
+
+
+def test_decoders_matrix_masks_and_strides_that_leave_positions_out_are_refused():
+    with pytest.raises(ValueError, match=r"'compressed' cannot be used for decoder.*allowed for: encoder$"):
+        build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "compressed")
+    site = Site("encoder", 0, 1, 6, HEADS, WIDTH)
+    with pytest.raises(ValueError, match=r"--gpam-compressed-stride 6 is not allowed.*; allowed: at most 5"):
+        build_mechanism("compressed", site, settings(compressed_stride="6"))
+    mechanism = build_mechanism("compressed", site, settings())
+    q = torch.randn(1, HEADS, 4, WIDTH)
+    for mask in (AttentionMask.from_fairseq(None, FUTURE), AttentionMask.from_fairseq(None, torch.zeros(4, 4))):
+        with pytest.raises(ValueError, match=r"compressed is not allowed with an attn_mask.*; allowed: encoder"):
+            mechanism(AttentionInput(q, q, q, mask, torch.randn(1, 4, 6)))
+    for value in ("0", "5@0-1;x@2", "five"):
+        with pytest.raises(ValueError, match=r"--gpam-compressed-kernel .* is not allowed; allowed: a whole number"):
+            settings(compressed_kernel=value)
+    with pytest.raises(ValueError, match=r"--gpam-compressed-kernel '5@0' is not allowed: no mechanism for layer 1"):
+        build_mechanism("compressed", Site("encoder", 0, 2, 6, HEADS, WIDTH), settings(compressed_kernel="5@0"))
+
+
+def test_a_published_configuration_is_a_line_of_flags():
+    """Multiformer's s2t_multiformer_s of the authors' code: two kernels, local heads, full heads, by layer."""
+    model = build(
+        "translation",
+        "transformer_gpam",
+        *("--encoder-layers", "12", "--encoder-attention-heads", "4", "--gpam-mechanism", "softmax"),
+        "--gpam-encoder-mechanism=compressed@0-1;local:2,compressed:2@2-7;softmax:2,compressed:2@8-11",
+        *("--gpam-local-window", "32"),
+        *("--gpam-compressed-kernel", "5@0-7;7@8-11", "--gpam-compressed-stride", "2@0-7;3@8-11"),
+    )
+    found = []
+    for attention in attention_modules(model.encoder):
+        groups = getattr(attention.mechanism, "groups", {"compressed": attention.mechanism})
+        heads = groups["compressed"]
+        found.append((heads.site.num_heads, heads.kernel, heads.stride, sorted(groups)))
+    assert found == (
+        [(4, 5, 2, ["compressed"])] * 2
+        + [(2, 5, 2, ["compressed", "local"])] * 6
+        + [(2, 7, 3, ["compressed", "softmax"])] * 4
+    )
