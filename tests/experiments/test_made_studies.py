@@ -55,6 +55,23 @@ def test_a_short_training_lowers_the_error_of_every_shape():
         assert study.train(rank, heads, 1, updates=40)["error"] < start
 
 
+def test_the_answers_compose_the_functions_and_every_arm_trains():
+    study = load("function-composition")
+    tokens, answers = study.batch(20, torch.Generator().manual_seed(1))
+    for sentence, row in zip(tokens.tolist(), answers.tolist(), strict=True):
+        tables = [sentence[step * study.ELEMENTS : (step + 1) * study.ELEMENTS] for step in range(study.STEPS)]
+        questions = [token - study.ELEMENTS for token in sentence[-study.ELEMENTS :]]
+        assert sorted(questions) == list(range(study.ELEMENTS))
+        for question, answer in zip(questions, row, strict=True):
+            element = question
+            for table in tables:
+                element = table[element]
+            assert element == answer
+    results = [study.train(arm, 1, updates=2) for arm in ("3 full", "2 linear, 1 full")]
+    assert results[0]["parameters"] == results[1]["parameters"]
+    assert all(0 < result["accuracy"] < 1 for result in results)
+
+
 @pytest.mark.parametrize(("name", "axes"), [("query-rank", {"rank": "RANKS", "heads": "HEADS", "seed": "SEEDS"})])
 def test_every_cell_is_recorded_once(name, axes):
     study = load(name)
