@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-COMMANDS = [path.name for path in Path(sys.executable).parent.glob("fairseq-*")]
+SCRIPTS = Path(sys.executable).parent
+COMMANDS = [path.name for path in SCRIPTS.glob("fairseq-*")]
 FAIRSEQ = ("fairseq.options", "fairseq.sequence_generator", "fairseq.tasks", "fairseq.trainer")
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
@@ -84,13 +85,16 @@ def run(argv):
         argv = [argv[0], *argv[2:]]
     if name != "python":
         sys.argv = argv
-        runpy.run_path(str(Path(sys.executable).with_name(name)), run_name="__main__")
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
     elif argv[1] == "-c":
         sys.argv = ["-c", *argv[3:]]
         exec(argv[2], {"__name__": "__main__"})
     elif argv[1] == "-m":
         sys.argv = argv[2:]
         runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+    elif argv[1].endswith(".py"):
+        sys.argv = argv[1:]
+        runpy.run_path(argv[1], run_name="__main__")
     else:
         raise ValueError(f"not understood: {argv}")
 
@@ -104,8 +108,10 @@ def child(request, scripts):
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in ((0, "r"), (1, "w"), (2, "w")))
-    # The scripts put this folder on PATH; there the commands are clients of this server too.
+    # The scripts put this folder on PATH; there the commands are clients of this server too, as is whatever Python is
+    # started from here.
     sysconfig.get_path = lambda name: scripts
+    sys.executable = f"{scripts}/python"
     status = 0
     try:
         run(request["argv"])

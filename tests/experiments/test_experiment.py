@@ -1,0 +1,202 @@
+"""The smoke grid, its whole process tree killed twice, ends as an undisturbed one; a cluster gets the grid's flags."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import forked
+import psutil
+import pytest
+
+from fairseq_gpam.__main__ import main
+
+REPOSITORY = Path(__file__).parents[2]
+SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
+RUNS = 4
+
+
+class Machine:
+    """Runs Python in children of one server, so that a kill of the server's tree is a kill of everything."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.python, server = forked.start(folder)
+        self.server = psutil.Process(server.pid)
+        self.started = [server]
+
+    def start(self, out):
+        """Starts the smoke grid, two jobs at a time."""
+        command = [self.python, "-m", "fairseq_gpam", "experiment", SMOKE, "--jobs", "2", "--out", out]
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def kill(self):
+        """Ends every process with SIGKILL; the stopped ones can start no more in the meantime."""
+        stopped = []
+        while new := [p for p in (self.server, *self.server.children(recursive=True)) if p not in stopped]:
+            for process in new:
+                process.suspend()
+            stopped += new
+        for process in stopped:
+            process.kill()
+        psutil.wait_procs(stopped, timeout=30)
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        return len(stopped)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machines = []
+
+    def new():
+        machines.append(Machine(tmp_path / f"machine-{len(machines)}"))
+        return machines[-1]
+
+    yield new
+    for one in machines:
+        if one.server.is_running():
+            one.kill()
+
+
+def in_training(out):
+    """One training has ended, and another is at it."""
+    running = [p for p in out.glob("runs/*/*/*/train.log") if not p.with_name("train.done").exists()]
+    return list(out.glob("runs/*/*/*/train.done")) and any("train_inner" in p.read_text() for p in running)
+
+
+def in_translation(out):
+    """One run is scored, and another is being translated."""
+    running = [p for p in out.glob("runs/*/*/*/generate.log") if not p.with_name("generate.done").exists()]
+    return running and list(out.glob("runs/*/*/*/score.done"))
+
+
+def wait_for(condition, process, out):
+    deadline = time.monotonic() + 600
+    while not condition(out):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished_jobs(out):
+    """What each job that has ended left behind: its marker, time and log, and what the run's folder records of it."""
+    found = {}
+    for marker in [*out.glob("prepared/*.done"), *out.glob("runs/*/*/*/*.done")]:
+        stage = marker.with_suffix("")
+        files = [marker, Path(f"{stage}.benchmark.tsv"), Path(f"{stage}.job.log")]
+        files += [path for path in [Path(f"{stage}.log")] if path.exists()]
+        found[str(stage)] = [(path.name, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+        results = marker.parent / "results.json"
+        if results.exists():
+            found[str(stage)].append(json.loads(results.read_text())[stage.name])
+    return found
+
+
+def compared(out):
+    """The comparison but for what it cost."""
+    found = json.loads((out / "comparison/smoke/comparison.json").read_text())
+    del found["costs"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machine, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for condition in (in_training, in_translation):
+        surroundings = machine()
+        process = surroundings.start(killed)
+        wait_for(condition, process, killed)
+        assert surroundings.kill() > 5
+        before = finished_jobs(killed)
+        assert before
+        assert not (killed / "comparison").exists()
+
+    surroundings = machine()
+    process = surroundings.start(killed)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    after = finished_jobs(killed)
+    assert len(after) == 1 + 3 * RUNS
+    assert {name: after[name] for name in before} == before
+    for log in killed.glob("runs/*/*/*/train.log"):
+        ended = log.read_text().count("done training in")
+        assert ended == 1, f"{log}: trained to the end {ended} times"
+
+    process = surroundings.start(whole)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert f"{RUNS} of {RUNS} runs done" in text
+    assert compared(killed) == compared(whole)
+
+
+SBATCH = r"""#!/bin/sh
+# Records its arguments and runs the job script in the background, as SLURM would somewhere else.
+printf '%s\n' "$@" >"$STAND_IN/$$.arguments"
+for word; do
+    case $word in --output=*) log=$(printf '%s' "${word#--output=}" | sed "s/%j/$$/") ;; esac
+    script=$word
+done
+echo RUNNING >"$STAND_IN/$$.state"
+{ sh "$script" >"$log" 2>&1 && echo COMPLETED >"$STAND_IN/$$.state" || echo FAILED >"$STAND_IN/$$.state"; } \
+    </dev/null >/dev/null 2>&1 &
+echo "$$"
+"""
+SACCT = r"""#!/bin/sh
+while [ "$1" != --jobs ]; do shift; done
+cat "$STAND_IN/$2.state"
+"""
+CLUSTER_GRID = """
+baseline = "stock"
+seeds = [1]
+[tasks.bible-de-en]
+prepare = "false"
+[tasks.shakespeare-lm]
+prepare = "true"
+[arms]
+stock = { mechanism = "stock" }
+[slurm]
+flags = "--partition cpu --time 8:00:00 --comment 'two words'"
+"""
+
+
+def test_slurm_gets_the_grids_flags_and_failing_jobs_are_named(tmp_path, monkeypatch, capsys):
+    for name, text in {"sbatch": SBATCH, "sacct": SACCT, "scancel": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(tmp_path))
+    file, out = tmp_path / "cluster.toml", tmp_path / "out"
+    file.write_text(CLUSTER_GRID)
+    status = main(["experiment", str(file), "--executor", "slurm", "--jobs", "2", "--out", str(out)])
+    log = (out / "snakemake.log").read_text()
+    assert status == 1, log
+    said = capsys.readouterr().err
+    assert f"failed: prepare of bible-de-en; see {out / 'prepared/bible-de-en.job.log'}" in said
+    failed_log = out / "runs/shakespeare-lm/stock/1/train.job.log"
+    assert f"failed: train of shakespeare-lm stock 1; see {failed_log}" in said
+    assert said.count("failed: ") == 2
+    assert "no data in" in failed_log.read_text()
+    assert (out / "prepared/shakespeare-lm.done").exists()
+
+    submitted = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*.arguments"))]
+    names = sorted(word for words in submitted for word in words if word.startswith("--job-name="))
+    assert names == [
+        f"--job-name={rule}"
+        for rule in ("prepare_bible_de_en", "prepare_shakespeare_lm", "train_shakespeare_lm_stock_1")
+    ]
+    for words in submitted:
+        assert words[0] == "--parsable"
+        assert {"--ntasks=1", "--cpus-per-task=1", f"--output={out}/slurm/%j.log"} <= set(words)
+        assert words[-7:-1] == ["--partition", "cpu", "--time", "8:00:00", "--comment", "two words"]
+    assert len(list((out / "slurm").glob("*.log"))) == 3
