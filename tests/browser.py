@@ -1,0 +1,50 @@
+"""Pages as a reader sees them, in headless Chromium."""
+
+import shutil
+
+import pytest
+
+WIDTHS = (1280, 390)
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+SEEN = """() => ({
+    "width": document.scrollingElement.scrollWidth,
+    "room": window.innerWidth,
+    "images": Array.from(document.images, one => ({
+        "alt": one.getAttribute("alt"), "loaded": one.complete && one.naturalWidth > 0})),
+    "tables": Array.from(document.querySelectorAll("table"), table =>
+        Array.from(table.rows, row => Array.from(row.cells, cell => cell.textContent))),
+})"""
+
+
+def visit(page):
+    """Returns what is seen of a page's file at each width; the test is skipped where there is no browser."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on PATH: on Debian, apt-get install chromium")
+    seen = {}
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        for width in WIDTHS:
+            window = browser.new_page(viewport={"width": width, "height": 800})
+            errors = []
+            window.on("console", lambda message, errors=errors: errors.append(message.text))
+            window.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            window.on("requestfailed", lambda request, errors=errors: errors.append(request.url[:200]))
+            window.goto(page.resolve().as_uri(), wait_until="load")
+            seen[width] = {"errors": errors, **window.evaluate(SEEN)}
+            window.close()
+        browser.close()
+    return seen
+
+
+def check(seen):
+    """Fails unless the page is free of errors, fits every width, and names each picture."""
+    for width, found in seen.items():
+        assert found["errors"] == []
+        assert found["width"] <= found["room"] == width
+        assert found["images"]
+        for image in found["images"]:
+            assert image["alt"].strip()
+            assert image["loaded"], image["alt"]

@@ -1,0 +1,75 @@
+"""The comparison's page in a browser, wide and narrow: no error, nothing cut off, the numbers of the JSON."""
+
+import json
+
+import browser
+import pytest
+from test_compare import SHIFTS, made_run
+
+from fairseq_gpam.experiments import compare, comparison_report
+
+SEEDS = range(1, 6)
+
+
+def scored_run(name, seed):
+    run = made_run(name, seed)
+    nll = run["train"]["valid_nll_loss"]
+    run["score"] = {"bleu": 40 - nll + 0.01 * seed * len(name), "chrf": 60 - nll}
+    return {**run, "name": f"{name}-with-a-name-that-is-as-long-as-a-line-of-flags", "benchmark": {"s": 1234.5}}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    runs = [scored_run(name, seed) for name in SHIFTS for seed in SEEDS]
+    out = tmp_path_factory.mktemp("page")
+    page = comparison_report.write(compare.comparison(runs, runs[0]["name"]), out)
+    return page, json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+
+
+def near(shown, value, digits):
+    assert float(shown) == pytest.approx(value, abs=0.5001 * 10**-digits)
+
+
+def interval(shown, found, digits):
+    """Checks `mean ± half the width`."""
+    mean, half = shown.split(" ± ")
+    near(mean, found["mean"], digits)
+    near(half, (found["high"] - found["low"]) / 2, digits)
+
+
+def check_row(cells, row, digits):
+    assert cells[:2] == [row["arm"], str(row["n"])]
+    interval(cells[2], row, digits)
+    one = row.get("difference")
+    if one is None:
+        assert cells[3:] == ["–", "–", "–", "–", "baseline", "–", "–"]
+        return
+    interval(cells[3], one["interval"], digits)
+    for shown, key in zip(cells[4:7], ("p_t", "p_sign_flip", "p_holm"), strict=True):
+        near(shown, one[key], 4)
+    assert cells[7] == one["verdict"]
+    for shown, key in zip(cells[8:], ("seeds_for_delta", "seeds_for_observed"), strict=True):
+        assert shown == (str(row[key]) if row[key] else "over 10,000")
+
+
+def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
+    page, found = written
+    seen = browser.visit(page)
+    browser.check(seen)
+    for at_width in seen.values():
+        tables = at_width["tables"]
+        assert len(found["tables"]) == 3
+        for (_, *lines), table in zip(tables, found["tables"], strict=False):
+            for cells, row in zip(lines, table["rows"], strict=True):
+                check_row(cells, row, 4 if table["unit"] == "nats" else 2)
+        _, *costs = tables[3]
+        for cells, entry in zip(costs, found["costs"], strict=True):
+            assert cells[:2] == [entry["group"], entry["arm"]]
+            for shown, value in zip(cells[2:], list(entry.values())[2:], strict=True):
+                assert shown == ("not measured" if value is None else f"{value:,.0f}")
+        _, *collapse = tables[4]
+        for cells, entry in zip(collapse, found["collapse"], strict=True):
+            assert cells[:3] == [entry["group"], entry["measure"], str(entry["n"])]
+            for shown, key in zip(cells[3:], ("rho", "low", "high"), strict=True):
+                near(shown, entry[key], 2)
+        assert len(tables) == 5
