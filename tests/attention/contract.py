@@ -135,6 +135,11 @@ class Contract:
     only_padding = False  # no mask that is a matrix, and none of the future
     model_options = {}  # noqa: RUF012
 
+    @pytest.fixture(autouse=True)
+    def fixed_draws(self):
+        """The same numbers in every run, also of a test outside this folder."""
+        torch.manual_seed(0)
+
     def pytest_generate_tests(self, metafunc):
         if "variant" in metafunc.fixturenames:
             ids = [",".join(f"{key}={value}" for key, value in one.items()) or "default" for one in self.variants]

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import forked
@@ -57,8 +59,8 @@ class Machine:
             send(process.kill)
         psutil.wait_procs(stopped, timeout=30)
         for process in self.started:
-            process.kill()
-            process.communicate()
+            with process:
+                process.kill()
         return len(stopped)
 
 
@@ -136,9 +138,15 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     after = finished_jobs(killed)
     assert len(after) == 1 + 3 * RUNS
     assert {name: after[name] for name in before} == before
+    ended = Counter(re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", (killed / "snakemake.log").read_text()))
+    assert set(ended.values()) == {1}
     for log in killed.glob("runs/*/*/*/train.log"):
-        ended = log.read_text().count("done training in")
-        assert ended == 1, f"{log}: trained to the end {ended} times"
+        assert log.read_text().count("done training in") == 1
+    # What a job said before it was interrupted is kept.
+    said = [
+        re.findall("training(?:; all| had ended)", log.read_text()) for log in killed.glob("runs/*/*/*/train.job.log")
+    ]
+    assert max(map(len, said)) > 1
 
     process = surroundings.start(whole)
     text = process.communicate()[0]

@@ -10,6 +10,8 @@ import pytest
 import torch
 from test_readmes import REPOSITORY, flags
 
+from fairseq_gpam.recipes import logs
+
 pytestmark = pytest.mark.recipes
 
 
@@ -23,20 +25,39 @@ def prepared(interpreter, tmp_path):
     return tmp_path, environment
 
 
-def test_torchrun_trains_one_model_with_two_processes(prepared):
+def test_torchrun_trains_with_two_processes_what_one_trains_with_twice_the_batches(prepared, interpreter):
     folder, environment = prepared
+    # Each process has its own dropout. Two batches an update, from one process or from two, are the same two.
+    same = f"{flags('train.sh', 'ptb-lm')} --max-update 5 --dropout 0 --attention-dropout 0 --update-freq"
+    script = f"bash {REPOSITORY}/scripts/train.sh ptb-lm dagpam 1"
     distributed = "--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-world-size 2"
     distributed += " --distributed-init-method env:// --distributed-no-spawn --distributed-rank $RANK"
-    train = f"bash {REPOSITORY}/scripts/train.sh ptb-lm dagpam 1{flags('train.sh', 'ptb-lm')} {distributed}"
     launch = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2"]
-    launch += ["--master-port", "29517", "bash", "-c", train]
-    environment["PYTHON"] = sys.executable
-    done = subprocess.run(launch, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = folder / "out/runs/ptb-lm/dagpam/1"
-    assert json.loads((run / "results.json").read_text())["train"]["updates"] == 2
-    assert "training on 2 devices" in (run / "train.log").read_text()
-    assert (run / "train.rank-1.log").stat().st_size > 0
+    launch += ["--master-port", "29517", "bash", "-c", f"{script} --name two {same} 1 {distributed}"]
+    alone = ["bash", "-c", f"{script} --name alone {same} 2"]
+    for command, python in ((launch, sys.executable), (alone, interpreter)):
+        done = subprocess.run(
+            command, cwd=folder, env={**environment, "PYTHON": str(python)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    two, one = folder / "out/runs/ptb-lm/two/1", folder / "out/runs/ptb-lm/alone/1"
+    assert json.loads((two / "results.json").read_text())["train"]["updates"] == 5
+    log, other = (two / "train.log").read_text(), (two / "train.rank-1.log").read_text()
+    assert "training on 2 devices" in log
+    assert other
+    updates = [int(record["num_updates"]) for record in logs.records(log, "train_inner")]
+    assert updates == [1, 2, 3, 4, 5]
+    assert not list(logs.records(other, "train_inner"))
+    expected = (one / "train.log").read_text()
+    for name, loss in (("train_inner", "loss"), ("valid", "valid_loss")):
+        ours, theirs = ([float(record[loss]) for record in logs.records(text, name)] for text in (log, expected))
+        assert len(ours) == 5
+        # The log has three decimals.
+        assert ours == pytest.approx(theirs, abs=0.0011)
+    ours, theirs = (torch.load(run / "checkpoints/checkpoint_last.pt", weights_only=True) for run in (two, one))
+    for name, weights in theirs["model"].items():
+        torch.testing.assert_close(ours["model"][name], weights, rtol=1e-4, atol=1e-5)
 
 
 def test_averaged_checkpoint_is_the_mean_and_is_evaluated(prepared, interpreter):
