@@ -28,3 +28,13 @@ def interpreter(tmp_path_factory):
     yield python
     server.stdin.close()
     server.wait()
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """A machine that can be killed, and others after it."""
+    from machine import Machines
+
+    machines = Machines()
+    yield machines
+    machines.kill()

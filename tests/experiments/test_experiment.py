@@ -1,16 +1,12 @@
 """The smoke grid, its whole process tree killed twice, ends as an undisturbed one; a cluster gets the grid's flags."""
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
 
-import forked
-import psutil
 import pytest
 
 from fairseq_gpam.__main__ import main
@@ -20,62 +16,10 @@ SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
 RUNS = 4
 
 
-def send(signal):
-    """Sends a signal to a process that may have ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        signal()
-
-
-class Machine:
-    """Runs Python in children of one server, so that a kill of the server's tree is a kill of everything."""
-
-    def __init__(self, folder):
-        folder.mkdir()
-        self.python, server = forked.start(folder)
-        self.server = psutil.Process(server.pid)
-        self.started = [server]
-
-    def start(self, out):
-        """Starts the smoke grid, two jobs at a time."""
-        command = [self.python, "-m", "fairseq_gpam", "experiment", SMOKE, "--jobs", "2", "--out", out]
-        process = subprocess.Popen(
-            list(map(str, command)),
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.started.append(process)
-        return process
-
-    def kill(self):
-        """Ends every process with SIGKILL; the stopped ones can start no more in the meantime."""
-        stopped = []
-        while new := [p for p in (self.server, *self.server.children(recursive=True)) if p not in stopped]:
-            for process in new:
-                send(process.suspend)
-            stopped += new
-        for process in stopped:
-            send(process.kill)
-        psutil.wait_procs(stopped, timeout=30)
-        for process in self.started:
-            with process:
-                process.kill()
-        return len(stopped)
-
-
-@pytest.fixture
-def machine(tmp_path):
-    machines = []
-
-    def new():
-        machines.append(Machine(tmp_path / f"machine-{len(machines)}"))
-        return machines[-1]
-
-    yield new
-    for one in machines:
-        if one.server.is_running():
-            one.kill()
+def start(machine, out):
+    """Starts the smoke grid, two jobs at a time."""
+    command = [machine.python, "-m", "fairseq_gpam", "experiment", SMOKE, "--jobs", "2", "--out", out]
+    return machine.start(command, PYTHONPATH=str(REPOSITORY))
 
 
 def in_training(out):
@@ -120,19 +64,16 @@ def compared(out):
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machine, tmp_path):
+def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machines, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for condition in (in_training, in_translation):
-        surroundings = machine()
-        process = surroundings.start(killed)
-        wait_for(condition, process, killed)
-        assert surroundings.kill() > 5
+        wait_for(condition, start(machines.current, killed), killed)
+        assert machines.kill() > 5
         before = finished_jobs(killed)
         assert before
         assert not (killed / "comparison").exists()
 
-    surroundings = machine()
-    process = surroundings.start(killed)
+    process = start(machines.current, killed)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     after = finished_jobs(killed)
@@ -148,7 +89,7 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     ]
     assert max(map(len, said)) > 1
 
-    process = surroundings.start(whole)
+    process = start(machines.current, whole)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     assert f"{RUNS} of {RUNS} runs done" in text

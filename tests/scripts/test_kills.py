@@ -7,8 +7,6 @@ import json
 import os
 import random
 import shlex
-import signal
-import subprocess
 import time
 
 import pytest
@@ -16,24 +14,27 @@ import torch
 from test_scripts import SCRIPTS, SMALL
 
 pytestmark = pytest.mark.slow
+LAYERS = "--{0}-layers 1 --{0}-embed-dim 16 --{0}-ffn-embed-dim 16 --{0}-attention-heads 2"
+TINY = [
+    *SMALL,
+    "--max-update",
+    "12",
+    "--max-tokens",
+    "256",
+    *LAYERS.format("encoder").split(),
+    *LAYERS.format("decoder").split(),
+]
 
 
-def start(environment, out, name):
-    """Start training, translating and scoring one run in a process group of its own."""
+def start(machines, environment, out, name):
+    """Starts training, translating and scoring one run."""
     run = f"bible-de-en dagpam --name {name} --out {shlex.quote(str(out))}"
     lines = [
-        f"bash {SCRIPTS}/train.sh {run} -- {shlex.join(SMALL)}",
+        f"bash {SCRIPTS}/train.sh {run} -- {shlex.join(TINY)}",
         f"bash {SCRIPTS}/generate.sh {run} -- --max-len-a 0 --max-len-b 8",
         f"bash {SCRIPTS}/score.sh {shlex.quote(str(out))}/runs/bible-de-en/{name}/1",
     ]
-    return subprocess.Popen(
-        ["bash", "-c", " && ".join(lines)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return machines.current.start(["bash", "-c", " && ".join(lines)], **environment)
 
 
 def result(folder):
@@ -48,24 +49,24 @@ def result(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(script_environment, bible):
+def undisturbed(machines, script_environment, bible):
     """What an undisturbed run ends with, and the seconds that it takes."""
+    assert machines.current  # A machine's own start takes time too.
     begun = time.monotonic()
-    process = start(script_environment, bible, "whole")
+    process = start(machines, script_environment, bible, "whole")
     text = process.communicate()[0]
     assert process.returncode == 0, text
     return result(bible / "runs/bible-de-en/whole/1"), time.monotonic() - begun
 
 
 @pytest.mark.parametrize("number", range(int(os.environ.get("GPAM_KILLS", "2"))))
-def test_killed_at_a_random_moment(script_environment, bible, undisturbed, number):
+def test_killed_at_a_random_moment(machines, script_environment, bible, undisturbed, number):
     expected, seconds = undisturbed
     name = f"killed-{number}"
-    killed = start(script_environment, bible, name)
+    start(machines, script_environment, bible, name)
     time.sleep(random.Random(number).uniform(0, seconds))
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    again = start(script_environment, bible, name)
+    machines.kill()
+    again = start(machines, script_environment, bible, name)
     text = again.communicate()[0]
     assert again.returncode == 0, text
     assert result(bible / "runs/bible-de-en" / name / "1") == expected
