@@ -55,7 +55,7 @@ def start(folder, modules=FAIRSEQ):
         (folder / name).write_text(CLIENT.format(python=sys.executable, address=address))
         (folder / name).chmod(0o755)
     server = subprocess.Popen([sys.executable, __file__, address, *modules], stdin=subprocess.PIPE, cwd=folder)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not os.path.exists(address):
         assert server.poll() is None, "the server did not start"
         assert time.monotonic() < deadline
