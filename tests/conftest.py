@@ -23,8 +23,7 @@ def interpreter(tmp_path_factory):
     """A stand-in for the interpreter that forks instead of importing fairseq anew; one for each test process."""
     import forked
 
-    modules = (*forked.FAIRSEQ, "tabulate", "fairseq_gpam.recipes.quickstart")
-    python, server = forked.start(tmp_path_factory.mktemp("interpreter"), modules)
+    python, server = forked.start(tmp_path_factory.mktemp("interpreter"), forked.RECIPES)
     yield python
     server.stdin.close()
     server.wait()

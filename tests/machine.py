@@ -21,7 +21,7 @@ class Machine:
 
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory()
-        self.python, server = forked.start(Path(self.folder.name))
+        self.python, server = forked.start(Path(self.folder.name), forked.RECIPES)
         self.server = psutil.Process(server.pid)
         self.started = [server]
 
