@@ -7,11 +7,9 @@ docstring of fairseq_gpam/experiments/statistics.py. With --json, the files are 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.experiments import kept, statistics
+from fairseq_gpam.experiments import finished, kept, statistics
 from fairseq_gpam.experiments.grid import LR_SUFFIX
-from fairseq_gpam.recipes import logs, recorded
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
-COLLAPSE = (
-    *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
-    *("attention_output_mean_cosine", "attention_output_effective_rank", "entropy_normalised", "negative_mass"),
-)
-LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,56 +111,14 @@ def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns runs with what lies beside them: the engine's benchmark, λ over training, and analyze's collapse.
+    """Returns the runs of folders, with what their logs hold, and of .jsonl files of kept runs.
 
     Raises ``FileNotFoundError`` for a folder without a finished training.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
-        if path.suffix == ".jsonl":
-            found += kept.read_lines(path)
-            continue
-        one = recorded.read(path)
-        if "train" not in one:
-            raise FileNotFoundError(f"{path} holds no results of a finished training")
-        one["task"] = path.resolve().parents[1].name
-        benchmark, log, analysis = (path / n for n in ("train.benchmark.tsv", "train.log", "analysis/results.json"))
-        if benchmark.exists():
-            with benchmark.open(encoding="utf-8") as rows:
-                row = next(csv.DictReader(rows, delimiter="\t"))
-            one["benchmark"] = {name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")}
-        if log.exists():
-            one["lambdas"] = lambda_history(log.read_text(encoding="utf-8"))
-        if analysis.exists():
-            one["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
-        one["folder"] = str(path)
-        found.append(one)
+        found += kept.read_lines(path) if path.suffix == ".jsonl" else [finished.read_with_logs(path)]
     return found
-
-
-def lambda_history(log: str) -> dict[str, list[list[float]]]:
-    """Returns [update, value] of every λ in a log written with --gpam-log-attention.
-
-    An interval of the log in which no λ was recorded holds null, which is left out.
-    """
-    history: dict[str, dict[int, float]] = {}
-    for record in logs.records(log, "train_inner"):
-        for name, value in record.items():
-            if (match := LAMBDA.fullmatch(name)) and value is not None:
-                history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
-    return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
-
-
-def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
-    """Returns each collapse measure of analyze's results in the last layer of each stack, of the whole model."""
-    last: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in analysis["records"]:
-        key = record["metric"], record["site"]
-        whole = record["variant"] == analysis["runs"][0]["variant"] and record["head"] is None
-        deeper = key not in last or record["layer"] > last[key]["layer"]
-        if key[0] in COLLAPSE and whole and record["mean"] is not None and deeper:
-            last[key] = record
-    return {f"{metric}, {site}": record["mean"] for (metric, site), record in last.items()}
 
 
 def arm_and_rate(name: str) -> tuple[str, str]:
@@ -265,7 +215,7 @@ def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | None = None) -> list[list[float | None]]:
     """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
 
-    With runs of a baseline, of the difference to theirs, paired by seed.
+    With runs of a baseline, of the difference to theirs, paired by seed. With fewer than three there is no interval.
     """
     curves = {one["seed"]: _valid_curve(one) for one in own}
     if baseline is not None:
@@ -279,7 +229,8 @@ def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | No
     points = []
     for update in sorted(common):
         shown = statistics.interval([losses[update] for losses in curves.values()])
-        points.append([update, shown.mean, shown.low, shown.high])
+        edges = [shown.low, shown.high] if shown.n >= statistics.MIN_PAIRS else [None, None]
+        points.append([update, shown.mean, *edges])
     return points
 
 

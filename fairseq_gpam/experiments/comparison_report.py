@@ -65,11 +65,14 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             verdict = "baseline" if row is table["rows"][0] else "no common seed"
             rows.append([*line, "–", verdict, *["–"] * 4, parameters])
             continue
-        powerless, found = one["verdict"] == "powerless", one["interval"]
-        line += [spread(found, digits, "+"), "powerless (too few seeds)" if powerless else one["verdict"]]
-        line += [number(one["p_holm"]), number(one["p_t"]), number(one["p_sign_flip"])]
-        seeds = "–" if powerless or not found["sd"] else str(row["seeds_for_delta"] or "over 10,000")
-        rows.append([*line, seeds, parameters])
+        found = one["interval"]
+        if one["verdict"] == "powerless":
+            # A p that may not decide anything is not shown; the CSV and the JSON have it.
+            tests = ["powerless (too few seeds)", *["–"] * 4]
+        else:
+            seeds = str(row["seeds_for_delta"] or "over 10,000") if found["sd"] else "–"
+            tests = [one["verdict"], *(number(one[key]) for key in ("p_holm", "p_t", "p_sign_flip")), seeds]
+        rows.append([*line, spread(found, digits, "+"), *tests, parameters])
     return rows
 
 

@@ -56,6 +56,7 @@ def draw(table: dict[str, Any], baseline: str, shown: dict[str, str]) -> str:
                 "colour": COLOURS.get(verdict, "#666"),
             }
         )
+    unit = "" if table["unit"] in table["quantity"] else f" ({table['unit']})"
     at = ticks(low, high)
     digits = max(0, -math.floor(math.log10(at[1] - at[0]) + 1e-9))
     sides = ("better", "worse") if table["lower_is_better"] else ("worse", "better")
@@ -63,7 +64,7 @@ def draw(table: dict[str, Any], baseline: str, shown: dict[str, str]) -> str:
     bottom = TOP + ROW * len(rows)
     return templates.render(
         "forest.svg.j2",
-        heading=f"{table['group']}: difference to {baseline} in {table['quantity']} ({table['unit']})",
+        heading=f"{table['group']}: difference to {baseline} in {table['quantity']}{unit}",
         better={"left": f"← {sides[0]}", "right": f"{sides[1]} →"},
         width=math.ceil(left + max(PLOT + 20 + last, CAPTION)),
         height=bottom + 50,

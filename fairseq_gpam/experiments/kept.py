@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_gpam.experiments import finished
 from fairseq_gpam.recipes import recorded
 
 EXPECTED = ("stock", "dagpam")
@@ -27,10 +28,9 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
     """
     run = run.resolve()
-    found = recorded.read(run)
-    if "train" not in found:
-        raise FileNotFoundError(f"{run} holds no results of a finished training")
-    found["task"] = run.parents[1].name
+    found = finished.read(run)
+    for measure, value in found.get("collapse", {}).items():
+        found["collapse"][measure] = float(f"{value:.6g}")
     found["train"].get("curve", {}).pop("train", None)
     if without_speeds:
         found["note"] = f"speeds are left out: {without_speeds}"

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.experiments import compare, comparison_report
+from fairseq_gpam.experiments import compare, comparison_report, finished, kept
 from fairseq_gpam.recipes import recorded
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
@@ -138,7 +138,16 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
             record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
             (folder / "train.log").write_text(f"x | INFO | train_inner | {json.dumps(record)}\n")
             folders.append(folder)
+    analysis = folders[0] / "analysis/results.json"
+    analysis.parent.mkdir()
+    record = {"metric": "mean_cosine", "site": "decoder", "variant": "full", "head": None}
+    records = [{**record, "layer": layer, "mean": mean} for layer, mean in ((1, 0.9), (3, 1 / 3), (2, 0.5), (4, None))]
+    records += [{**records[1], "layer": 5, **other} for other in ({"head": 1}, {"variant": "without-mlps"})]
+    analysis.write_text(json.dumps({"runs": [{"variant": "full"}], "records": records}))
     runs = compare.read_runs(folders)
+    assert runs[0]["collapse"] == {"mean_cosine, decoder": 1 / 3}
+    assert "collapse" not in runs[1]
+    assert kept.kept_line(folders[0])["collapse"] == {"mean_cosine, decoder": 0.333333}
     assert runs[0]["benchmark"] == {"s": 12.5, "max_rss": 345.6}
     assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
@@ -158,5 +167,5 @@ def test_an_interval_without_a_lambda_is_left_out_of_its_history():
         {"num_updates": update, "gpam_encoder1_lambda_plus": value}
         for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
     ]
-    history = compare.lambda_history("\n".join(head + json.dumps(record) for record in records))
+    history = finished.lambda_history("\n".join(head + json.dumps(record) for record in records))
     assert list(history.values()) == [[[100, 0.5], [300, 0.25]]]
