@@ -1,6 +1,6 @@
 """daGPAM attention, and what it is compared with, for fairseq: the folder that `--user-dir` names.
 
-Importing it checks the installed fairseq, lets checkpoints be loaded safely and distributed training end in order, and
+Importing it checks the installed fairseq, lets checkpoints be loaded safely and distributed training end cleanly, and
 registers the models, architectures, optimiser and the mechanisms of installed packages. Importing it again is harmless.
 """
 

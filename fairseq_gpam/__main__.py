@@ -1,9 +1,9 @@
 """The command line, `python -m fairseq_gpam [COMMAND …]`: it finds a command's module and calls it.
 
-A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`, and a docstring that is its help.
-With TAKES_FURTHER_FLAGS it finds the flags that it does not know itself in `arguments.further_flags`, with
-TAKES_FLAGS_AFTER_DASHES what stands after `--`. After `MODULE:` stands the name of an object in the module that has
-these, where a module has several commands.
+A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`; its docstring is the help text. If
+it sets TAKES_FURTHER_FLAGS, `arguments.further_flags` holds the flags that it does not know; if it sets
+TAKES_FLAGS_AFTER_DASHES, they are what follows `--`. A module with several commands is named `MODULE:OBJECT`, where the
+object has these attributes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def load(name: str) -> Any:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
-        prog="python -m fairseq_gpam", description="daGPAM attention for fairseq. Bare, it prints the --user-dir path."
+        prog="python -m fairseq_gpam",
+        description="daGPAM attention for fairseq. Without a command, it prints the path for --user-dir.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():

@@ -25,19 +25,19 @@ class EngineError(ImportError):
 
 
 def skips_custom_attention(encoder_layer: type) -> bool:
-    """Whether an encoder layer class has the inference path that bypasses its attention module (fairseq 0.12.2)."""
+    """Returns whether an encoder layer has fairseq 0.12.2's inference path, which bypasses its attention module."""
     return "_transformer_encoder_layer_fwd" in encoder_layer.forward.__code__.co_names  # type: ignore[attr-defined]
 
 
 def check() -> None:
     """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
-    # It would ask, at every start, for a library that only speech needs.
+    # fairseq would ask, at every start, for a library that only speech tasks need.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
-    # The same task lets the whole process log all that there is, and matplotlib tells of every font.
+    # The same task sets the logging level of the whole process to its lowest, and matplotlib then reports every font.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
-    # An unusable fairseq fails in many ways: 0.12.2 itself, in its dataclasses, by ValueError on Python 3.11.
+    # An unusable fairseq fails in many ways: 0.12.2, for example, by a ValueError in its dataclasses on Python 3.11.
     except Exception as error:
         raise EngineError(f"fairseq_gpam needs a fairseq that can be imported ({error}): {INSTALL}.") from error
     if skips_custom_attention(TransformerEncoderLayerBase):
@@ -77,10 +77,10 @@ def allow_checkpoint_types() -> None:
 
 
 def leave_process_group_at_exit() -> None:
-    """Lets a process that trained with the gloo backend end in order.
+    """Lets a process that trained with the gloo backend end cleanly.
 
-    fairseq leaves its process group to the interpreter's end, where gloo's threads may abort a process whose training
-    is done (pytorch/pytorch#190489). Other backends end as fairseq lets them.
+    fairseq leaves its process group open until the interpreter ends, where gloo's threads may abort a process whose
+    training is done (pytorch/pytorch#190489). Other backends end as fairseq lets them.
     """
 
     def leave() -> None:

@@ -1,4 +1,4 @@
-"""Turn a checkpoint into one of fairseq's own model, which needs no --user-dir, where the mechanism folds exactly.
+"""Turns a checkpoint into one of fairseq's own model, which needs no --user-dir, where that is exact.
 
 Softmax is kept as it is; (1+λ)·softmax, daGPAM with λ⁻ = 0, and groups of such heads are folded into the output
 projections. The logits of both models are compared before the file is written; any other mechanism is refused.
@@ -38,7 +38,7 @@ TOLERANCE = 1e-5
 
 
 class ExportError(ValueError):
-    """The checkpoint's model is not one of the stock models in other words."""
+    """No stock model computes exactly what the checkpoint's model computes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def export(checkpoint: Path, output: Path) -> float:
-    """Writes the stock model's checkpoint to `output`; returns the greatest difference of the two models' logits.
+    """Writes the stock model's checkpoint to `output` and returns the greatest difference between the models' logits.
 
     Raises ExportError, with the layer, the site and the mechanism, where a mechanism does not fold into softmax
     attention, and where the logits of the two models differ by more than TOLERANCE.
@@ -81,7 +81,7 @@ def export(checkpoint: Path, output: Path) -> float:
 
 
 def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of the stock model that computes what `model`, whose state is `weights`, computes.
+    """Returns the weights of the stock model that computes the same as `model`, whose state is `weights`.
 
     The factors of the heads go into the columns of the output projections, in fp32. Raises ExportError.
     """
@@ -144,7 +144,7 @@ def stock_settings(settings: Any) -> dict[str, Any]:
     """Returns a model's settings (a Namespace or DictConfig) as those of fairseq's own model, in plain containers.
 
     The architecture becomes the stock one of the same preset; the --gpam settings, --user-dir and this package's
-    optimiser go. Raises ExportError if the model is none of `transformer` and `transformer_lm`, ours or fairseq's.
+    optimiser are removed. Raises ExportError if the model is neither a `transformer` nor a `transformer_lm`.
     """
     values = _plain(settings)
     for key in ("arch", "_name"):
@@ -165,9 +165,9 @@ def _stock_name(name: str) -> str:
 
 
 def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
-    """Returns the greatest difference of two models' logits on a padded batch; raises ExportError if it is too great.
+    """Returns the greatest difference between two models' logits on a padded batch.
 
-    The difference is relative to max(1, greatest logit).
+    The difference is relative to max(1, greatest logit). Raises ExportError if it exceeds TOLERANCE.
     """
     generator = torch.Generator().manual_seed(1)
     vocabulary, longest = _vocabulary(ours.state_dict(), "decoder"), min(12, _shortest_limit(ours))
@@ -196,7 +196,7 @@ def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
 
 
 def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Returns log-probabilities of an adaptive softmax, which has no logits of all words, and logits otherwise."""
+    """Returns the logits, or log-probabilities for an adaptive softmax, which has no logits for all words."""
     output = model(**inputs)
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         return model.get_normalized_probs(output, log_probs=True)  # type: ignore[operator]

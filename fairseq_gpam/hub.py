@@ -71,7 +71,7 @@ class _Hub(GeneratorHubInterface):
 
     @property
     def model(self) -> Any:
-        """Returns fairseq's model, for `register_attention_hook` and whatever else."""
+        """Returns fairseq's model, for `register_attention_hook` and other uses."""
         return self.models[0]
 
     def use_moses(self, dash_splits: bool) -> None:
@@ -136,7 +136,7 @@ class Translator(_Hub):
     def translate(
         self, sentences: str | Sequence[str], beam: int = 5, verbose: bool = False, **kwargs: Any
     ) -> str | list[str]:
-        """Translates a sentence, or sentences in their order; further settings are those of fairseq-generate."""
+        """Translates a sentence, or sentences in their order; other settings are those of fairseq-generate."""
         return self.sample(sentences, beam, verbose, **kwargs) if len(sentences) else []
 
     def score(self, sources: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[Score]:
@@ -184,7 +184,7 @@ class LanguageModel(_Hub):
     """A language model; sentences stand alone, as with `--sample-break-mode eos`."""
 
     def complete(self, prompts: str | Sequence[str], beam: int = 5, **kwargs: Any) -> str | list[str]:
-        """Continues a prompt, or prompts in their order; further settings are those of fairseq-generate."""
+        """Continues a prompt, or prompts in their order; other settings are those of fairseq-generate."""
         return self.sample(prompts, beam, **kwargs) if len(prompts) else []
 
     def score(self, sentences: Sequence[str], batch_size: int = 32) -> list[Score]:

@@ -21,8 +21,8 @@ class GPAMAdamConfig(FairseqAdamConfig):
 class GPAMAdam(FairseqAdam):
     """`--optimizer gpam_adam`: as `adam`, but a trainable λ, and nothing else, is exempt from --weight-decay.
 
-    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flat gradients leave no parameter to
-    tell apart, and are refused where there is a weight decay.
+    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flattened gradients do not
+    distinguish parameters, and are refused if there is a weight decay.
     """
 
     def __init__(self, cfg: Any, params: Any) -> None:

@@ -63,8 +63,8 @@ GENERAL_OPTIONS = (
         "query_rank",
         int,
         None,
-        "the width of a head's queries and keys, without it that of its values, embed_dim/heads; scores are divided by "
-        "its root (arXiv 2407.16153)",
+        "the width of a head's queries and keys, by default that of its values, embed_dim/heads; scores are divided by "
+        "its square root (arXiv 2407.16153)",
         check=lambda rank: rank > 0,
         allowed="a whole number > 0",
     ),
@@ -87,7 +87,7 @@ GENERAL_OPTIONS = (
         "log_attention",
         int,
         0,
-        "log what attention does every so many updates",
+        "log row sums, entropy, λ and other measures of attention every so many updates",
         check=lambda updates: updates >= 0,
         allowed="0 (off) or a whole number of updates",
     ),
@@ -137,8 +137,8 @@ def _argparse_type(option: Option) -> Callable[[str], Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every --gpam flag to `parser`, without a default.
 
-    fairseq asks for the flags before it reads their values: a file named by --gpam-import has to be run first, so its
-    name is looked for on the command line.
+    fairseq asks for the flags before it reads their values. A file named by --gpam-import has to run before that, so
+    its name is looked up on the command line.
     """
     import_named_file(sys.argv[1:])
     for option in all_options():
@@ -157,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def fill_defaults(args: Any) -> None:
     """Sets on `args` (a namespace or a DictConfig open for writing) every option that is not set yet.
 
-    The file of --gpam-import is run before, so that the options of its mechanisms are among them.
+    The file of --gpam-import runs first, so that the options of its mechanisms are among them.
     """
     path = getattr(args, "gpam_import", None)
     if path is not None:

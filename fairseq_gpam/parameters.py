@@ -69,7 +69,7 @@ def check_arch(arch: str) -> None:
 
 
 def parse(model: Model) -> argparse.Namespace:
-    """Returns every setting of the model, the preset's filled in; an unknown flag ends the program, as in training."""
+    """Returns every setting of the model, preset included; an unknown flag ends the program, as in training."""
     name = ARCH_MODEL_NAME_REGISTRY[model.arch]
     task = TASKS.get(name) or TASKS[f"{name}_gpam"]
     parser = fairseq_options.get_training_parser(task)
@@ -79,7 +79,7 @@ def parse(model: Model) -> argparse.Namespace:
     settings = fairseq_options.parse_args_and_arch(parser, words)
     dataclass = getattr(ARCH_MODEL_REGISTRY[model.arch], "__dataclass", None)
     if dataclass is not None and model.arch == name:
-        # An architecture that is named as its model has the defaults of the model's dataclass.
+        # An architecture with the name of its model takes its defaults from the model's dataclass.
         settings = argparse.Namespace(**vars(dataclass.from_namespace(settings)))
     return settings
 
@@ -131,7 +131,7 @@ def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
 
 
 def count_query_width(model: nn.Module) -> int:
-    """Returns how many parameters the queries and keys have more than stock's, with --gpam-query-rank."""
+    """Returns how many more parameters than stock the queries and keys have with --gpam-query-rank."""
     more = 0
     for attention in attention_modules(model):
         for projection in (attention.q_proj, attention.k_proj):
@@ -147,7 +147,7 @@ def count_layer_fusion(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Arm:
-    """A model to compare with, how many parameters it has, and how many it was to have."""
+    """A model to compare with, how many parameters it has, and how many it should have."""
 
     name: str
     model: Model

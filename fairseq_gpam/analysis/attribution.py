@@ -1,4 +1,4 @@
-"""Which tokens a prediction rests on: relevance of the attention, the operator's blocks, and a test of both."""
+"""Which tokens a prediction depends on: attention relevance, the blocks of the frozen model, and a test of both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
         with torch.enable_grad(), Probe(model, on_attention=keep):
             logits = model(**inputs)[0]
         chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
-        # A mechanism without a map in the graph, or a layer that the output does not use, has no relevance.
+        # A mechanism whose map is not in the graph, or a layer that the output does not use, has no relevance.
         gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
         maps = {
             key: metrics.attention_relevance(
@@ -69,7 +69,7 @@ def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
 
 
 def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Returns by how much the loss grows, in nats per predicted token, without the tokens that a map ranks highest.
+    """Returns the increase of the loss, in nats per predicted token, without the tokens that a map ranks highest.
 
     A fifth of the tokens is removed. In translation these are source tokens other than the end of the sentence, ranked
     by the sums of a map's columns, and the loss is that of the reference. In a language model they are the tokens

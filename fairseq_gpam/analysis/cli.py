@@ -1,8 +1,8 @@
-"""Measure and draw what attention does in checkpoints of any fairseq transformer: rank collapse, gradients, maps.
+"""Measures and draws attention in checkpoints of any fairseq transformer: rank collapse, gradients, maps.
 
-Runs samples of a binarised data set through each checkpoint, dropout off, and writes report.html (one file, works
-offline), its pictures as PNG, and all numbers as JSON and CSV. Everything after --arch is fairseq-train's own: fresh
-models in place of, or beside, checkpoints.
+Runs samples of a binarised data set through each checkpoint, without dropout, and writes report.html (one file, which
+works offline), its pictures as PNG, and all numbers as JSON and CSV. Fresh models can stand beside the checkpoints or
+replace them: everything after --arch is passed on as flags of fairseq-train.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ logger = logging.getLogger("fairseq_gpam.analyze")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help="checkpoints, stock fairseq's or ours")
-    parser.add_argument("--data", required=True, metavar="BIN", help="folder that fairseq-preprocess made")
+    parser.add_argument(
+        "checkpoints", nargs="*", metavar="CHECKPOINT", help="checkpoints of this package or of stock fairseq"
+    )
+    parser.add_argument("--data", required=True, metavar="BIN", help="folder written by fairseq-preprocess")
     parser.add_argument("--subset", default="test", help="which split of the data (default: test)")
     parser.add_argument("--samples", type=_positive, default=32, metavar="N", help="examples to measure (default: 32)")
-    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="examples at a time (default: 4)")
+    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="examples in a batch (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
     parser.add_argument(
         "--without",
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SWITCHES,
         default=[],
         metavar="PART",
-        help=f"measure also without {', '.join(SWITCHES)} (any of them); may be given several times",
+        help=f"also measure without any of {', '.join(SWITCHES)}; may be given several times",
     )
     parser.add_argument("--only-without", action="store_true", help="skip the measurement of the full model")
     parser.add_argument(
@@ -54,23 +56,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure the loss that remains when only paths through at most 0, 1, 2, … attentions are kept",
     )
     parser.add_argument(
-        "--paths", type=_whole, default=24, metavar="N", help="sampled paths of each length and map (default: 24)"
+        "--paths",
+        type=_whole,
+        default=24,
+        metavar="N",
+        help="number of sampled paths for each length and drawn example (default: 24)",
     )
     parser.add_argument(
         "--threads",
         type=_positive,
         default=1,
         metavar="N",
-        help="of torch; the work is many small steps, which gain little from more (default: 1)",
+        help="torch's threads; the work consists of many small steps, which gain little from more (default: 1)",
     )
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models, in order, in the report")
-    parser.add_argument("--seed", type=int, default=1, help="of fresh models and sampled paths (default: 1)")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models in the report, in their order")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="random seed of fresh models and sampled paths (default: 1)"
+    )
     parser.add_argument(
         "--arch",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="NAME FLAGS",
-        help="a fresh model: an architecture and fairseq-train's flags; last on the line; --arch again for another one",
+        help="a fresh model: architecture and flags of fairseq-train, last on the line; repeat --arch for more models",
     )
 
 
@@ -89,7 +97,7 @@ def _whole(text: str) -> int:
 
 
 def check_libraries() -> None:
-    """Raises SystemExit, with what to install, unless the libraries of the extra `analysis` are there."""
+    """Raises SystemExit that says what to install if a library of the extra `analysis` is missing."""
     missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
     if missing:
         sys.exit(f"analyze needs {', '.join(missing)}: pip install 'fairseq-gpam[analysis]'")

@@ -1,4 +1,4 @@
-"""Runs samples through a model under the probe and keeps numbers, not matrices: records, and maps of a few samples."""
+"""Runs samples through a model under the probe and keeps the metrics, and the attention maps of a few samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SampleMaps:
 
 @dataclass
 class Measurement:
-    """What one model gave under one setting of the probe's switches."""
+    """What was measured of one model under one setting of the probe's switches."""
 
     loaded: LoadedModel
     without: tuple[str, ...]
@@ -71,14 +71,14 @@ class Measurement:
     def records(self) -> list[dict[str, Any]]:
         """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
 
-        Undefined values are left out of all of them, infinite ones (the spectral gap of a rank-one map) of mean and
-        deviation; `count` is the number of values that are defined.
+        All of them leave out undefined values; mean and deviation also leave out infinite ones (the spectral gap of a
+        rank-one map). `count` is the number of defined values.
         """
         rows = []
         for (metric, site, layer, head), values in self.values.items():
             defined = np.asarray([value for value in values if not np.isnan(value)])
             finite = defined[np.isfinite(defined)]
-            # Quantiles that are values, so that an infinite one does not spread.
+            # These quantiles are values of the sample: interpolation would spread an infinite one.
             low, middle, high = (
                 np.quantile(defined, (0.1, 0.5, 0.9), method="nearest") if defined.size else (np.nan,) * 3
             )
@@ -111,7 +111,7 @@ def collect(
     seed: int = 1,
     frozen: Collection[str] = (),
 ) -> Measurement:
-    """Measures one model on `samples`, dropout off.
+    """Measures one model on `samples`, without dropout.
 
     `with_maps` are the numbers of the samples whose maps are kept. `frozen` names what is measured with the model
     frozen: `operator`, at each of these samples, and `path-loss`, at every sample.
@@ -129,7 +129,7 @@ def collect(
         measure_copying(measurement)
         for number in with_maps:
             measurement.sample_maps.append(collect_maps(measurement, samples, number))
-        # Relevance is a statement on the model as it was trained; an adaptive softmax has no logits to ask for.
+        # Relevance describes the model as it was trained; an adaptive softmax has no logits to explain.
         if loaded.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
             for sample in measurement.sample_maps:
                 sample.relevance = relevance_map(model, samples.batch([sample.number]))
@@ -238,7 +238,7 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
 
 @torch.no_grad()
 def measure_parameters(measurement: Measurement) -> None:
-    """Adds what needs no data: the QK eigenspectrum and the λ's that do not differ between tokens."""
+    """Adds the measurements that need no data: the QK eigenspectrum and the λ's that do not differ between tokens."""
     for place in find_attentions(measurement.loaded.model):
         module = place.module
         queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()
@@ -265,7 +265,7 @@ def measure_copying(measurement: Measurement) -> None:
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
             continue
-        # Some mechanisms pair their heads: the maps say how many there are.
+        # Some mechanisms pair their heads, so the number of heads is that of the maps.
         heads = max(key[3] or 0 for key in measurement.values if key[:3] == ("row_sum", place.site, place.layer))
         scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
         measurement.add("copying_score", place.site, place.layer, scores.mean())
@@ -275,7 +275,7 @@ def measure_copying(measurement: Measurement) -> None:
 
 @torch.no_grad()
 def measure_operator(measurement: Measurement, samples: Samples) -> None:
-    """Adds the operator's map to every drawn sample, and what the deletion test says of it and of the relevance."""
+    """Adds the frozen model's map to every drawn sample, and the deletion test of this map and of the relevance."""
     for sample in measurement.sample_maps:
         batch = samples.batch([sample.number])
         sample.operator = operator_map(measurement.loaded.model, batch)

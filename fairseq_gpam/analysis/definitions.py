@@ -1,6 +1,6 @@
 """What every number in a report is: its name, exact definition and source, and how it is drawn.
 
-A metric is declared at the function that computes it; here stand those that no function of their own computes.
+A metric is declared at the function that computes it. Metrics without a function of their own are declared here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is looked at: models from checkpoints or fresh ones, and samples of a data set."""
+"""Loads what is analysed: models from checkpoints or with fresh weights, and samples of a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be
 
 @dataclass
 class LoadedModel:
-    """A model with all that is needed to run data through it; `updates` is None at initialisation."""
+    """A model with everything needed to run data through it; `updates` is None for a fresh model."""
 
     name: str
     origin: str
@@ -36,13 +36,13 @@ class LoadedModel:
 
     @property
     def loss_is_per_sentence(self) -> bool:
-        """Whether the criterion divides by sentences (--sentence-avg) and not by target tokens."""
+        """Returns whether the criterion divides by sentences (--sentence-avg) and not by target tokens."""
         return bool(getattr(self.criterion, "sentence_avg", False))
 
 
 @dataclass
 class Samples:
-    """Chosen examples of one data set, by their numbers in it, in the order of the data set."""
+    """Chosen examples of one data set, given by their numbers, in the order of the data set."""
 
     dataset: Any
     numbers: list[int]
@@ -51,7 +51,7 @@ class Samples:
         return self.dataset.collater([self.dataset[number] for number in numbers])
 
     def batches(self, size: int) -> list[dict[str, Any]]:
-        """Returns all examples in batches of `size`, those of like length together."""
+        """Returns all examples in batches of `size`, sorted by length."""
         ordered = sorted(self.numbers, key=lambda number: (self.length(number), number))
         return [self.batch(ordered[start : start + size]) for start in range(0, len(ordered), size)]
 
@@ -77,7 +77,7 @@ def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
 
 
 def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> LoadedModel:
-    """Builds a fresh model from fairseq-train's own flags, `--arch NAME …`, with the random seed `seed`."""
+    """Builds a fresh model from flags of fairseq-train, `--arch NAME …`, with the random seed `seed`."""
     # fairseq's parser is told the task beforehand, as a flag of fairseq-train would.
     parser = fairseq_options.get_training_parser()
     cfg = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [data, *flags]))
@@ -94,7 +94,7 @@ def _arch(model_config: Any) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Returns short, different names for checkpoints: the parts of their paths in which they differ."""
+    """Returns short, distinct names for checkpoints: the parts in which their paths differ."""
     parts = [Path(path).resolve().with_suffix("").parts for path in paths]
     if len(parts) < 2:
         return ["/".join(part[-1:]) for part in parts]
@@ -111,7 +111,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
-    """Returns `count` examples spread evenly over a subset, without those that are too long for the model.
+    """Returns `count` examples spread evenly over a subset, except those that are too long for the model.
 
     Raises ValueError if there is no example.
     """

@@ -1,8 +1,8 @@
 """The diagnostics as pure functions, each declared with its exact definition and source.
 
 Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
-states … × T × C; tokens bool … × T, True = not padding. None stands for all True. A result has the leading shape
-unless said otherwise. Undefined values (one token, one head, no visible key) are NaN.
+states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the leading
+shape unless stated otherwise. Undefined values (one token, one head, no visible key) are NaN.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
         columns, rows = counted @ magnitude, magnitude.sum(dim=-1).unsqueeze(-2) * counted
         columns_max, rows_max = columns.amax(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
         best = torch.minimum(best, (columns_max * rows_max).sqrt()[..., 0, 0])
-        # The maxima are sharpened softly: a subgradient would move for one column and one row at a time.
+        # Softmax replaces the maxima: a subgradient would follow one column and one row at a time.
         sharpness = 10.0 * (1 + step)
         pull = torch.softmax(sharpness * columns / columns_max, dim=-1) / columns_max
         push = torch.softmax((sharpness * rows / rows_max).masked_fill(counted == 0, float("-inf")), dim=-1) / rows_max
@@ -130,7 +130,7 @@ def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]
     matrix = without_padding(states, tokens)
     if matrix.size(-2) < matrix.size(-1):
         matrix = matrix.transpose(-2, -1)
-    # The triangular factor has the singular values of the whole, and is small.
+    # The small triangular factor has the same singular values as the whole matrix.
     values = torch.linalg.svdvals(torch.linalg.qr(matrix, mode="r").R)
     stable = values.pow(2).sum(dim=-1) / values[..., 0].pow(2)
     shares = values / values.sum(dim=-1, keepdim=True)
@@ -286,8 +286,8 @@ def number_of_paths(num_layers: int, length: int, num_heads: int) -> int:
 def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns ‖P − rank1(P)‖ / ‖P‖ of `count` random paths of one length, P = P_lk,hk … P_l1,h1.
 
-    Composite norm; rank1 is the best rank-one matrix (SVD), so that signed P's, whose rows need not sum to 1, are
-    measured alike. Paths are drawn uniformly, with replacement (Dong et al. 2021, arXiv 2103.03404, sec. 3). Shapes:
+    In the composite norm; rank1 is the best rank-one matrix (by SVD), which also suits signed P's, whose rows need not
+    sum to 1. Paths are drawn uniformly, with replacement (Dong et al. 2021, arXiv 2103.03404, sec. 3). Shapes:
     each of `maps` H × T × T, unpadded, in the order of the layers; result `count`.
     """
     products = []
@@ -309,10 +309,10 @@ def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: t
 def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: int = 4) -> tuple[float, float, int]:
     """Fits log(−log r) = slope · depth + intercept; returns slope, intercept and the number of points.
 
-    A ratio that falls doubly exponentially, r = exp(−exp(intercept + slope · depth)), has a positive slope; a constant
-    or plainly exponential one has a slope that tends to 0. The first entry is depth 0. Ratios outside (floor, 1) are
-    left out: below the floor stands rounding. Slope and intercept are NaN with fewer than `least_points` points, which
-    show no trend.
+    A ratio that falls doubly exponentially, r = exp(−exp(intercept + slope · depth)), has a positive slope; for a
+    constant ratio or a plainly exponential decay the slope tends to 0. The first entry is depth 0. Ratios outside
+    (floor, 1) are left out, because those below the floor are rounding errors. Slope and intercept are NaN with fewer
+    than `least_points` points, which show no trend.
     """
     points = [(depth, math.log(-math.log(r))) for depth, r in enumerate(ratios) if floor < r < 1]
     if len(points) < least_points:
@@ -324,13 +324,13 @@ def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: in
 def attention_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
     """Returns (∇A ⊙ A)⁺, the mean over the heads (Chefer et al. 2021, arXiv 2103.15679, eq. 5).
 
-    The clamp makes it non-negative also where A is signed. Shapes: both … × H × T × S; result … × T × S.
+    The clamp makes it non-negative even if A is signed. Shapes: both … × H × T × S; result … × T × S.
     """
     return (gradient * weights).clamp(min=0).mean(dim=-3)
 
 
 def translation_relevance(encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor]) -> Tensor:
-    """Rolls relevance through encoder, decoder self- and cross-attention: source relevance of every target position.
+    """Returns the relevance of the source for every target position, through encoder, decoder and cross-attention.
 
     Chefer et al. 2021, arXiv 2103.15679, eqs. 6-11: self-attention adds Ā·R; cross-attention adds R̄_ttᵀ·Ā·R̄_ss, with
     R̄ the row-normalised R less the identity, plus the identity. Shapes: the results of `attention_relevance` by layer,
@@ -342,7 +342,7 @@ def translation_relevance(encoder: Sequence[Tensor], decoder: Sequence[Tensor], 
     target = _eye_like(decoder[0])
     relevance = torch.zeros_like(cross[0])
     for self_layer, cross_layer in zip(decoder, cross, strict=True):
-        # Both right-hand sides are of the relevance before this layer.
+        # Both right-hand sides use the relevance before this layer.
         target, relevance = target + self_layer @ target, relevance + self_layer @ relevance
         mixed = _normalise(target).transpose(-2, -1) @ cross_layer @ _normalise(source)
         relevance = relevance + mixed

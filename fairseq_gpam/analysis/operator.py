@@ -1,8 +1,8 @@
-"""A transformer as one affine map of its input embeddings, and what the map says about single tokens.
+"""A transformer as one affine map of its input embeddings, and a test of what such maps say about tokens.
 
-With the attention weights, the standard deviations of the layer norms and the gates of the activation functions held at
-what they were for one sentence, everything that is left of a transformer is affine (TensorLens, arXiv 2601.17958). The
-mean inside a layer norm is linear and stays; an activation a(h) becomes (a(h) / h) · h, which is the gate of a ReLU.
+A transformer is affine if its attention weights, the standard deviations of its layer norms and the gates of its
+activation functions are held at their values for one sentence (TensorLens, arXiv 2601.17958). The mean inside a layer
+norm is linear and stays; an activation a(h) becomes (a(h) / h) · h, where a(h) / h is the gate of a ReLU.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TOLERANCE = 1e-6
 
 
 class FrozenModel:
-    """The affine map that a model is for one sentence.
+    """A model as the affine map that it is for one sentence.
 
-    `inputs` are the keyword arguments of the model's forward for one sentence without padding. `embeddings` has what
-    enters the first layer of each stack (`encoder`, `decoder`), 1 × T × C; `outputs` what the model made of them before
+    `inputs` are the keyword arguments of the model's forward for one sentence without padding. `embeddings` holds
+    the input of the first layer of each stack (`encoder`, `decoder`), 1 × T × C; `outputs` the model's outputs before
     the projection to the vocabulary, also by stack. Called with embeddings B × T × C by stack, it returns outputs
     B × T × C by stack; `attention_scale`, B, is a factor on every attention's output. Raises ValueError if the model is
     not affine under these conditions (a mechanism whose output is not weights times values, or layers that are mixed by
@@ -132,7 +132,7 @@ class FrozenModel:
             heads = values.unflatten(-1, (weights.size(1), -1)).permute(1, 2, 0, 3)
             if weights.size(-1) != heads.size(2):
                 raise ValueError(
-                    f"--operator and --path-loss are not allowed with {place.site} attention that has further "
+                    f"--operator and --path-loss are not allowed with {place.site} attention with additional "
                     "learned keys"
                 )
             output = module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2))
@@ -195,10 +195,10 @@ def _frozen_norm(module: Any, deviation: Tensor) -> Callable[[Tensor], Tensor]:
 def deletion_losses(
     loss: Callable[[Tensor], float], scores: dict[str, Tensor], count: int, draws: int = 8, seed: int = 1
 ) -> dict[str, float]:
-    """Returns by how much the loss grows where the `count` tokens that each map ranks highest are removed.
+    """Returns the increase of the loss when the `count` tokens that each map ranks highest are removed.
 
-    `loss` takes a bool mask of the tokens that stay. `scores` has one number for each token by the map's name; `random`
-    in the result is the mean over `draws` random choices, which a map must beat to say anything.
+    `loss` takes a bool mask of the tokens that stay. `scores` maps the name of each map to one number for each token.
+    `random` in the result is the mean over `draws` random choices, which a meaningful map must exceed.
     """
     length = next(iter(scores.values())).numel()
     whole = loss(torch.ones(length, dtype=torch.bool))

@@ -43,7 +43,7 @@ SIGNED = LinearSegmentedColormap.from_list(
 def _grid(rows: int, columns: int, lines: int, width: float = 3.0, height: float = 1.9) -> tuple[Figure, Any]:
     """Returns a figure with panels of one size, in inches, and room above for `lines` lines of legend.
 
-    matplotlib's own layout measures every label, which takes seconds for a page of panels.
+    matplotlib's own layout measures every label, which takes seconds for many panels.
     """
     left, right, beside, above, below, between = 0.65, 0.15, 0.7, 0.5, 0.5, 0.95
     legend = 0.17 * lines + 0.05
@@ -79,7 +79,7 @@ def _save(figure: Figure, path: Path, dpi: int) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    # A palette of 256 colours is enough for these pictures and a third of the size; its white stays white.
+    # 256 colours are enough for these pictures and give a third of the size; white must stay white.
     small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette = small.getpalette()
     assert palette is not None
@@ -91,7 +91,7 @@ def _save(figure: Figure, path: Path, dpi: int) -> None:
 
 
 Series = Sequence[tuple[str, str]]
-"""Checkpoint and setting of every line of a report, in its order: the position of a checkpoint decides its colour."""
+"""Checkpoint and setting of every line of a report, in its order; a checkpoint's position determines its colour."""
 
 
 def _series(records: pd.DataFrame) -> list[tuple[str, str]]:
@@ -99,7 +99,7 @@ def _series(records: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _style_of(series: Series, checkpoint: str, variant: str, checkpoints: Sequence[str]) -> dict[str, Any]:
-    """Returns colour by checkpoint (its place in `checkpoints`, all of the report's) and dashes by setting."""
+    """Returns the colour of a checkpoint (by its position in `checkpoints`) and the dashes of a setting."""
     variants = list(dict.fromkeys(name for _, name in series))
     label = checkpoint if len(variants) == 1 else f"{checkpoint}, {variant}"
     return {
@@ -146,8 +146,8 @@ def _draw_panel(
 def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path, checkpoints: Sequence[str]) -> None:
     """Draws metrics (columns) by layer for every site (rows), one line for each checkpoint and setting of switches.
 
-    `checkpoints` are all of the report's, so that each has one colour in every picture. Lines are the mean over the
-    samples, or the median on a logarithmic axis; bands reach from 10 % to 90 %.
+    `checkpoints` are all those of the report, so that each has the same colour in every picture. Lines are the mean
+    over the samples, or the median on a logarithmic axis; bands reach from 10 % to 90 %.
     """
     records = records[records.metric.isin(chosen)]
     sites = [site for site in SITES if (records.site == site).any()]
@@ -245,7 +245,7 @@ def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequenc
 
 
 def _visible_label(token: str) -> str:
-    """Returns a token as an axis shows it: one without a letter or digit is put in quotes, or it is a lost dot."""
+    """Returns a token as axes show it: in quotes if it has no letter or digit, because a lone dot is overlooked."""
     return token if any(character.isalnum() for character in token) else f"‘{token}’"
 
 
@@ -257,7 +257,7 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
     rows = math.ceil(heads / columns)
     bound = float(np.abs(weights).max()) or 1.0
     size = 6.5
-    # Placed by hand, in inches: measurement room for hundreds of labels takes matplotlib seconds.
+    # Placed by hand, in inches: matplotlib takes seconds to make room for hundreds of labels.
     side, gap, top, bar = 2.6, 0.12, 0.22, 0.75
     tall = side * max(0.4, min(1.5, len(queries) / max(1, len(keys))))
     left, bottom = (0.1 + 0.075 * max(map(len, labels)) * size / 6.5 for labels in (queries, keys))
@@ -291,7 +291,7 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
 
 
 def token_map(values: np.ndarray, target: Sequence[str], source: Sequence[str], title: str, path: Path) -> None:
-    """Draws a map that is not negative, target tokens by source tokens, each row scaled to its largest value."""
+    """Draws a non-negative map, target tokens by source tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     style: Any = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
@@ -310,7 +310,7 @@ def token_map(values: np.ndarray, target: Sequence[str], source: Sequence[str], 
 
 
 def lambda_history(rows: pd.DataFrame, path: Path) -> None:
-    """Draws λ against updates: columns λ's, rows sites, one line for each layer (dark to light), band over heads."""
+    """Draws λ against updates: a column for each λ, a row for each site, a line for each layer, a band over heads."""
     names = list(dict.fromkeys(rows.metric))
     sites = [site for site in SITES if (rows.site == site).any()]
     dashes = {group: LINES[index % len(LINES)] for index, group in enumerate(dict.fromkeys(rows.group))}

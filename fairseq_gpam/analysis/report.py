@@ -1,4 +1,4 @@
-"""Writes what was found: results.json, CSV tables, PNG pictures, and one HTML page that needs nothing beside it."""
+"""Writes the measurements: results.json, CSV tables, PNG pictures, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(
         pd.DataFrame(results["paths"]).to_csv(out / "paths.csv", index=False)
     write_maps(measurements, out / "maps.npz")
 
-    # JSON has no infinite numbers: what is null there is not drawn.
+    # JSON has no infinite numbers; null values are not drawn.
     checkpoints = list(dict.fromkeys(measurement.loaded.name for measurement in measurements))
     drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
     page = {
@@ -79,7 +79,7 @@ def write_report(
 
 
 def format_number(value: float | int | None) -> str:
-    """Returns a number as the page shows it: whole numbers with separators of thousands, others with four digits."""
+    """Returns a number as the page shows it: whole numbers with thousands separators, others with four digits."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -169,7 +169,7 @@ def _image(path: Path, alt: str, caption: str) -> dict[str, Any]:
 
 
 def _describe_curves(records: pd.DataFrame, chosen: Sequence[str]) -> str:
-    """Says what a picture of curves shows: for each metric and site its first and last value of every line."""
+    """Describes a picture of curves in words: the first and last value of every line, for each metric and site."""
     sentences = []
     lines = records[records.metric.isin(chosen) & records["head"].isna()]
     for (metric, site), group in lines.groupby(["metric", "site"], sort=False):
@@ -196,7 +196,7 @@ def figure_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> lis
 def all_curves(
     records: pd.DataFrame, folder: Path, checkpoints: list[str]
 ) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Draws every group of metrics for the first setting, and the ones that switches change most for the others."""
+    """Draws every group of metrics for the first setting, and those that the switches change most for the others."""
     found = []
     for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
         known = dict.fromkeys(chosen.metric)
@@ -301,7 +301,7 @@ def _map_picture(
     cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
     path = folder / f"maps-{run}-{sample.number}-{site}-{layer}.png"
     title = f"{pictures.SITES[site]}, layer {layer}"
-    # Keys that no token stands for (bias_kv, zero_attn) come last.
+    # Keys without a token (bias_kv, zero_attn) come last.
     keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
     pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
     negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())

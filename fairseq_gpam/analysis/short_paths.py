@@ -15,7 +15,7 @@ from fairseq_gpam.modules.listener import find_layers
 
 @torch.no_grad()
 def truncated_outputs(frozen: FrozenModel) -> Tensor:
-    """Returns the decoder's outputs made of the paths through at most k attentions, k = 0 … n: (n + 1) × T × C.
+    """Returns the decoder's outputs from the paths through at most k attentions, k = 0 … n: (n + 1) × T × C.
 
     n is the number of layers, of both stacks in a translation model: a path changes from the encoder to the decoder by
     one cross-attention, in place of that layer's self-attention. With attention weights, layer-norm statistics and
@@ -33,10 +33,10 @@ def truncated_outputs(frozen: FrozenModel) -> Tensor:
 
 @torch.no_grad()
 def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Returns, for paths through at most k = 0 … n attentions, the loss in nats a token and the share of right tokens.
+    """Returns the loss in nats per token, and the share of correct tokens, of paths through at most 0 … n attentions.
 
     `batch` is one sentence without padding. Raises ValueError for an adaptive softmax, which has no logits, and for a
-    model that is not affine with its attention held (see ``FrozenModel``).
+    model that is not affine with its attention held (see `FrozenModel`).
     """
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise ValueError("--path-loss is not allowed with an adaptive softmax: it has no logits")
@@ -49,7 +49,7 @@ def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def mean_path_losses(loaded: LoadedModel, samples: Samples) -> list[dict[str, Any]]:
-    """Returns loss and share of right tokens by the number of attentions on a path, means over the samples' tokens."""
+    """Returns loss and share of correct tokens by the number of attentions on a path, means over all tokens."""
     model = loaded.model
     dtype = next(model.parameters()).dtype
     sums = torch.zeros(2, 0)

@@ -149,15 +149,15 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionInput:
-    """What one call of an attention mechanism gets.
+    """The input of one call of an attention mechanism.
 
     q: B × H × T × D, not scaled. k, v: B × H × S × D; with --gpam-query-rank v has another D than q and k.
     mask: which keys a query may see.
     x: B × T × C, the layer's input to the query projection.
     dropout_p: the probability with which a weight is dropped now; 0 outside training.
-    need_weights: whether the weights are asked for.
-    past: what the mechanism itself keeps from one decoding step to the next, by names of its choice, tensors with the
-        batch first; it reads and replaces them here. Empty at the first step, None outside decoder self-attention's
+    need_weights: whether the weights are requested.
+    past: tensors that the mechanism keeps from one decoding step to the next, by names of its choice, with the batch
+        first; it reads and replaces them here. Empty at the first step, None outside decoder self-attention's
         decoding.
     """
 
@@ -179,9 +179,9 @@ class AttentionInput:
 
 
 class AttentionMechanism(nn.Module):
-    """The one interface: queries, keys and values in, values mixed by the mechanism's weights out.
+    """The interface of all mechanisms: it maps queries, keys and values to values mixed by the mechanism's weights.
 
-    A mechanism knows nothing of caches, beams or fairseq; its neutral setting is softmax attention.
+    A mechanism knows nothing of caches, beams or fairseq. At its neutral setting it is softmax attention.
     """
 
     name: ClassVar[str]
@@ -191,13 +191,13 @@ class AttentionMechanism(nn.Module):
     cost: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     sites: ClassVar[tuple[SiteName, ...]] = SITES
-    # The names and values of the options that make it softmax attention from which training moves away; None if there
-    # are none, for the reason that `why_never_neutral` completes.
+    # The names and values of the options with which it starts training as softmax attention; None if there are none,
+    # for the reason that `why_never_neutral` gives.
     neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
     why_never_neutral: ClassVar[str] = "it names no setting at which it is softmax attention"
-    # Whether its layers hand something on, so that none may be skipped or run again.
+    # Whether its layers pass something on, so that none may be skipped or run twice.
     needs_every_layer: bool = False
-    # Whether decoder self-attention's keys and values are cached; if not, `past` holds all that is needed of them.
+    # Whether keys and values of decoder self-attention are cached; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
 
     def __init__(self, site: Site, settings: Settings) -> None:
@@ -219,7 +219,7 @@ class AttentionMechanism(nn.Module):
         raise NotImplementedError
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        """Returns what follows the weighted sum, B × H × T × D; the sum itself unless overridden."""
+        """Returns the weighted sum after further steps such as a norm, B × H × T × D; unchanged unless overridden."""
         return output
 
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
@@ -235,7 +235,7 @@ _registration_listeners: list[Callable[[], None]] = []
 
 
 def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism]:
-    """Lists a mechanism under its name; listing the same class again is harmless.
+    """Registers a mechanism under its name; registering the same class again is harmless.
 
     Raises ValueError if another class has that name already.
     """
@@ -248,7 +248,7 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
 
 
 def on_registration(listener: Callable[[], None]) -> None:
-    """Calls `listener` after every later registration: whoever copied the registry's options copies them again."""
+    """Calls `listener` after every later registration, so that copies of the registry's options can be renewed."""
     _registration_listeners.append(listener)
 
 
@@ -288,7 +288,7 @@ def describe_neutral(mechanism: type[AttentionMechanism]) -> str:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Softmax over the keys, in fp32 for half precision, in the dtype of `scores` otherwise; same shape and dtype."""
+    """Returns the softmax over the keys, computed in fp32 for half precision; same shape and dtype as `scores`."""
     if scores.dtype in (torch.float16, torch.bfloat16):
         return torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(scores)
     return torch.softmax(scores, dim=-1)
@@ -302,8 +302,8 @@ def apply_weights(weights: Tensor, v: Tensor, dropout_p: float) -> Tensor:
 def may_be_bypassed(module: nn.Module, x: Tensor) -> bool:
     """Returns whether a custom autograd function may replace a call of the module on x.
 
-    It may not where the module has hooks (quantisation noise is one), under the compiler, under autocast, or on a GPU,
-    which gains nothing.
+    It may not if the module has hooks (such as quantisation noise), under the compiler, under autocast, or on a GPU,
+    where it would gain nothing.
     """
     if torch.compiler.is_compiling() or x.is_cuda or torch.is_autocast_enabled(x.device.type):
         return False

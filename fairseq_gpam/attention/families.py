@@ -31,13 +31,13 @@ def refuse_fused(mechanism: str, settings: Settings) -> None:
     """Raises ValueError if the fused backend is asked for and the mechanism has none."""
     if settings.backend == "fused":
         raise ValueError(
-            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has only one way to be "
-            "computed; allowed: auto, reference"
+            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which is computed in only "
+            "one way; allowed: auto, reference"
         )
 
 
 class MatrixMechanism(AttentionMechanism):
-    """A mechanism that computes its whole matrix of weights, B × H × T × S."""
+    """A mechanism that computes its own whole matrix of weights, B × H × T × S."""
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
@@ -54,7 +54,7 @@ class MatrixMechanism(AttentionMechanism):
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """Returns half precision as fp32, everything else as it is."""
+    """Returns half-precision tensors as fp32 and others unchanged."""
     return tensor.float() if tensor.dtype in HALF_TYPES else tensor
 
 

@@ -1,6 +1,6 @@
-"""Every kind of mask becomes one thing, here and nowhere else.
+"""Turns every kind of mask into one AttentionMask, here and nowhere else.
 
-fairseq hands over a key padding mask (bool or uint8, True or 1 = hidden, B × S) and an additive attention mask
+fairseq passes a key padding mask (bool or uint8, True or 1 = hidden, B × S) and an additive attention mask
 (float, T × S, −inf, −1e8 or −1e4 = hidden; or bool or uint8, True = hidden).
 """
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# fairseq's encoder layer writes -1e4 in fp16 and -1e8 in fp32 where it means "hidden".
+# fairseq's encoder layer uses -1e4 in fp16 and -1e8 in fp32 to hide keys.
 HIDDEN_BELOW = -1e4
 
 
 class FutureMask:
-    """Stands for the decoder's mask of the future without being a T × T matrix."""
+    """Stands for the decoder's causal mask without a T × T matrix."""
 
     def __repr__(self) -> str:
         return "FUTURE"
@@ -36,12 +36,12 @@ FUTURE = FutureMask()
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Which keys a query may see, and what is added to the scores of those it sees.
+    """Which keys a query may see, and the bias that is added to their scores.
 
     padding: bool, B × S, True = hidden, or None.
     causal: query i sees the keys up to S − T + i (T queries that are the last T of S positions).
     bias: float, broadcastable to B × H × T × S, finite or −inf, or None.
-    hidden: bool, broadcastable to B × H × T × S: where `bias` hides, or None.
+    hidden: bool, broadcastable to B × H × T × S, True = hidden, or None.
     """
 
     padding: Tensor | None = None
@@ -94,13 +94,13 @@ class AttentionMask:
         return hidden
 
     def visible_to(self, tokens: Tensor, num_keys: int) -> Tensor:
-        """Returns which keys each query that is a token (bool B × T) sees, none for padding: B × 1 or H × T × S."""
+        """Returns the keys that each query sees if it is a token (bool B × T): bool, B × 1 or H × T × S."""
         hidden = self.hidden_keys(tokens.size(1), num_keys, tokens.device)
         visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
         return visible if hidden is None else visible & ~hidden
 
     def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
-        """Returns the mask of the queries start…stop over the keys, from the first, that they can see at most."""
+        """Returns the mask of the queries start…stop over the leading keys that at least one of them can see."""
         seen = num_keys - num_queries + stop if self.causal else num_keys
         return AttentionMask(
             None if self.padding is None else self.padding[:, :seen],
@@ -114,7 +114,7 @@ class AttentionMask:
         if count == 0 or self.is_empty:
             return self
         if self.causal:
-            raise ValueError("a causal mask without its size cannot be extended; expand it first")
+            raise ValueError("a causal mask cannot be extended before it is expanded")
         pad = torch.nn.functional.pad
         return AttentionMask(
             None if self.padding is None else pad(self.padding, (0, count)),
@@ -124,7 +124,7 @@ class AttentionMask:
         )
 
     def expanded(self, num_queries: int, num_keys: int, device: torch.device) -> AttentionMask:
-        """Returns the same mask with the future written out as a T × S matrix."""
+        """Returns the same mask with the hidden future as a T × S matrix."""
         if not self.causal:
             return self
         hidden = AttentionMask(None, True, None, self.hidden).hidden_keys(num_queries, num_keys, device)
@@ -149,7 +149,7 @@ class AttentionMask:
         return hidden & ~fully_masked, fully_masked
 
     def for_scores(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns what is added to the scores, −inf where hidden, and the fully masked rows (None: there are none).
+        """Returns the bias of the scores, −inf where hidden, and the fully masked rows (None if there are none).
 
         Shapes: broadcastable to B × H × T × S and to B × H × T × 1. Fully masked rows stay unmasked here, so that their
         softmax is finite; the caller zeroes them with `zero_rows`.
@@ -161,7 +161,7 @@ class AttentionMask:
         return torch.where(hidden, float("-inf"), bias), fully_masked
 
     def for_kernel(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the `attn_mask` of scaled_dot_product_attention, bool where it can be, and the fully masked rows."""
+        """Returns the `attn_mask` of scaled_dot_product_attention, bool if possible, and the fully masked rows."""
         if self.bias is not None:
             return self.for_scores(num_queries, num_keys, like)
         hidden, fully_masked = self._softmax_mask(num_queries, num_keys, like.device)
@@ -220,7 +220,7 @@ def hide(scores: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor | None]:
 
 
 def zero_hidden(weights: Tensor, mask: AttentionMask, num_queries: int | None = None) -> Tensor:
-    """Returns weights B × H × T × S with 0 on hidden keys; `num_queries` is T where they are only broadcastable."""
+    """Returns weights B × H × T × S with 0 on hidden keys; `num_queries` gives T if they are only broadcastable."""
     hidden = mask.hidden_keys(num_queries or weights.size(-2), weights.size(-1), weights.device)
     return weights if hidden is None else weights.masked_fill(hidden, 0.0)
 
@@ -231,7 +231,7 @@ def zero_rows(rows: Tensor, fully_masked: Tensor | None) -> Tensor:
 
 
 def _part(mask: Tensor | None, dim: int, start: int, stop: int) -> Tensor | None:
-    """Returns the sentences (dim 0) or heads (dim 1) start…stop of a mask; one for all of them stays as it is."""
+    """Returns the sentences (dim 0) or heads (dim 1) start…stop of a mask; a shared mask is returned unchanged."""
     if mask is None or mask.dim() < 4 or mask.size(dim) == 1:
         return mask
     return mask.narrow(dim, start, stop - start)

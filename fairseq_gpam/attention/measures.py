@@ -58,7 +58,7 @@ Module = TypeVar("Module", bound=nn.Module)
 def lambdas(attention: nn.Module) -> dict[str, Tensor]:
     """Returns the values of every λ that is a number, or one for each head, under its name, such as `lambda_plus`.
 
-    In a group of mixed heads the name begins with that of the mechanism; a tied λ stands under both its names.
+    In a group of mixed heads the name begins with that of the mechanism; a tied λ is listed under both its names.
     """
     return {
         name: torch.as_tensor(module(), dtype=torch.float64).detach().flatten()
@@ -67,7 +67,7 @@ def lambdas(attention: nn.Module) -> dict[str, Tensor]:
 
 
 def token_lambdas(attention: nn.Module) -> dict[str, TokenLambda]:
-    """Returns the modules that make a λ for each token, named as `lambdas` names its values."""
+    """Returns the modules that compute a λ for each token, named as in `lambdas`."""
     return dict(_named_lambdas(attention, TokenLambda))
 
 
@@ -96,7 +96,7 @@ def _visible_counts(weights: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def zero_unseen(weights: Tensor, visible: Tensor | None) -> Tensor:
-    """Returns the weights with zeros where nothing is seen."""
+    """Returns the weights with zeros where a key is not visible."""
     return weights if visible is None else torch.where(visible, weights, 0.0)
 
 
@@ -133,7 +133,7 @@ def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = F
 
 
 def without_padding(states: Tensor, tokens: Tensor | None) -> Tensor:
-    """Returns the states with zero rows for padding, which no norm, sum or singular value sees."""
+    """Returns the states with zero rows for padding, which do not change norms, sums or singular values."""
     return states if tokens is None else torch.where(tokens.unsqueeze(-1), states, 0.0)
 
 

@@ -29,7 +29,7 @@ def is_mixture(spec: str) -> bool:
 def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[str, int]]:
     """Returns the mechanisms of `spec` and how many heads each gets, in the order of the heads.
 
-    Raises ValueError if the form is wrong, a mechanism comes twice, or the numbers do not add up to the heads.
+    Raises ValueError if the form is wrong, a mechanism is named twice, or the numbers do not add up to the heads.
     """
     flag = f"--gpam-mechanism (or --gpam-{site_name}-mechanism) {spec!r}"
     groups = []
@@ -40,7 +40,7 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
         groups.append((name, int(count)))
     names = [name for name, _ in groups]
     if len(set(names)) < len(names):
-        raise ValueError(f"{flag} is not allowed: a mechanism comes twice; give each once, with all its heads")
+        raise ValueError(f"{flag} is not allowed: a mechanism is named twice; name each once, with all its heads")
     total = sum(count for _, count in groups)
     if total != num_heads:
         numbers = "+".join(str(count) for _, count in groups)
@@ -126,7 +126,7 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
     """Builds the mechanism that `spec` names for the layer of `site`, or the mixture (`a:4,b:4`) that it describes.
 
     With `--gpam-warm-start` a mechanism is built at its neutral setting. Raises ValueError if one is unknown or cannot
-    stand at this site, if a mixture does not fit the heads or the layers, or if there is no neutral setting.
+    be used at this site, if a mixture does not fit the heads or the layers, or if there is no neutral setting.
     """
     chosen = spec_of_layer(spec, site)
     if settings.warm_start and site.query_dim != site.head_dim:

@@ -47,7 +47,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared with stock: a mechanism by a backend."""
+    """What is compared with stock: a mechanism, computed by a backend."""
 
     mechanism: str
     backend: str
@@ -97,9 +97,9 @@ def core_pair(
     training: bool = True,
     with_stock: bool = True,
 ) -> tuple[Step, Step]:
-    """Causal self-attention without its projections: what stock calls (SDPA with a T × T mask), and our mechanism.
+    """Returns causal self-attention without projections: stock's call (SDPA with a T × T mask) and our mechanism.
 
-    Stock makes its mask once and keeps it, so making it is no part of its step. `with_stock=False` makes none.
+    Stock makes its mask once and keeps it, so that is not part of its step. `with_stock=False` makes none.
     """
 
     def leaf() -> Tensor:
@@ -166,7 +166,7 @@ def _layer(kind: str, shape: Shape, attention_dropout: float, candidate: Candida
 
 
 def layer_pair(candidate: Candidate, shape: Shape, kind: str, dropout: float, training: bool) -> tuple[Step, Step]:
-    """One whole transformer layer, with dropout, feed-forward network and norms."""
+    """Returns one whole transformer layer, with dropout, feed-forward network and norms."""
     stock_layer, our_layer = (_layer(kind, shape, dropout, each).train(training) for each in (None, candidate))
     x, encoded = (torch.randn(shape.length, shape.batch, shape.width, requires_grad=training) for _ in range(2))
     padding = torch.zeros(shape.batch, shape.length, dtype=torch.bool)
@@ -188,7 +188,7 @@ def layer_pair(candidate: Candidate, shape: Shape, kind: str, dropout: float, tr
 def decoding_pair(
     candidate: Candidate, shape: Shape, kind: str, rows: int = 160, steps: int = 100
 ) -> tuple[Step, Step]:
-    """`steps` decoding steps of one layer for `rows` hypotheses, the cache reordered before each."""
+    """Returns `steps` decoding steps of one layer for `rows` hypotheses, the cache reordered before each."""
     x = torch.randn(1, rows, shape.width)
     encoded = torch.randn(shape.length, rows, shape.width)
     orders = [torch.randint(rows, (rows,)) for _ in range(steps)]
@@ -230,7 +230,7 @@ def _model(architecture: str, candidate: Candidate | None, **flags: Any) -> Any:
 
 
 def _language_model(candidate: Candidate | None) -> Any:
-    # The plain `transformer_lm` takes its settings from a parsed command line; this preset fills in what is not named.
+    # The plain `transformer_lm` takes its settings from a parsed command line; this preset fills in the missing ones.
     return _model(
         "transformer_lm_gpt2_tiny", candidate, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_layers=6,
         decoder_attention_heads=8, activation_fn="relu", attention_dropout=0.0, max_target_positions=1024,
@@ -239,7 +239,7 @@ def _language_model(candidate: Candidate | None) -> Any:
 
 
 def model_pair(candidate: Candidate, shape: Shape, kind: str, training: bool) -> tuple[Step, Step]:
-    """A training step without the optimiser, or scoring, of `transformer_iwslt_de_en` or 6 layers of language model."""
+    """Returns training without the optimiser, or scoring, of `transformer_iwslt_de_en` or a 6-layer language model."""
     tokens = torch.randint(10, VOCABULARY, (shape.batch, shape.length))
 
     def step(model: Any) -> Step:
@@ -263,7 +263,7 @@ def model_pair(candidate: Candidate, shape: Shape, kind: str, training: bool) ->
 
 
 def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
-    """Beam search of a whole `transformer_iwslt_de_en`, every hypothesis as long as the source."""
+    """Returns beam search by a whole `transformer_iwslt_de_en`, every hypothesis as long as the source."""
     tokens = torch.randint(10, VOCABULARY, (sentences, shape.length))
     sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.full((sentences,), shape.length)}}
 

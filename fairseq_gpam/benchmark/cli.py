@@ -1,6 +1,6 @@
 """Compares time and memory with the unmodified fairseq.
 
-Steps run in pairs in one process, A B A B …; medians of their ratios are printed, with quartiles. A ratio below 1 means
+Both run alternately in one process; the medians of the ratios are printed with their quartiles. A ratio below 1 means
 that this package is faster than stock. Levels: core (attention without projections), layer and model (training without
 the optimiser, and inference), decoding (one layer with its cache reordered), generation (beam search), memory and
 scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64).
@@ -117,7 +117,7 @@ def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
     rows = []
     for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in candidates)):
         for dropout in (0.0, 0.1):
-            # Stock with dropout, and the reference, hold T × T matrices: 8192 tokens of them are gigabytes.
+            # Stock with dropout, and the reference, hold T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
             found = [memory.measure(what, length, dropout)["mebibytes"] for length in lengths]

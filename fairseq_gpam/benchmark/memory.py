@@ -1,6 +1,6 @@
-"""Peak memory of the attention core in training, each measurement in a process of its own.
+"""Measures peak memory of the attention core in training, each time in a new process.
 
-Run as `python -m fairseq_gpam.benchmark.memory WHAT LENGTH DROPOUT`, it prints mebibytes and seconds as JSON. WHAT is
+`python -m fairseq_gpam.benchmark.memory WHAT LENGTH DROPOUT` prints mebibytes and seconds as JSON. WHAT is
 `stock` (SDPA with the T × T mask that stock fairseq makes; the mask counts) or `MECHANISM:BACKEND`.
 """
 
@@ -20,7 +20,7 @@ MEBIBYTE = 2**20
 
 
 def measure(what: str, length: int, dropout: float) -> dict[str, float]:
-    """Returns `mebibytes` above what the process held before, and `seconds`, of one training step in a new process.
+    """Returns the `mebibytes` that one training step in a new process adds to its memory, and its `seconds`.
 
     Raises RuntimeError with the process's own message if it fails.
     """

@@ -15,7 +15,7 @@ _MARKED = re.compile(r"(<!-- benchmark: (\w+) ([\w./-]+\.json) -->\n).*?(<!-- /b
 
 
 def rebuilt(page: str, repository: Path) -> str:
-    """Returns the page with every table between `<!-- benchmark: TABLE FILE -->` markers made anew from FILE."""
+    """Returns the page with every table between `<!-- benchmark: TABLE FILE -->` markers rebuilt from FILE."""
 
     def fresh(match: re.Match[str]) -> str:
         measured = json.loads((repository / match[3]).read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def ratios(measured: Row) -> str:
 
 
 def backends(measured: Row) -> str:
-    """Returns what `auto` gains on `reference`, for daGPAM and for softmax attention."""
+    """Returns the times of `auto` beside those of `reference`, for daGPAM and for softmax attention."""
     rows = []
     for label, found in _grouped(measured).items():
         cells = [label]

@@ -1,4 +1,4 @@
-"""Paired timing: A and B in turn in one process, so that a machine whose speed drifts still gives a fair ratio."""
+"""Paired timing: two steps alternate in one process, so that the ratio is fair even if the machine's speed drifts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratios time(ours) / time(stock) of all pairs: their quartiles; and both medians in seconds."""
+    """The quartiles of time(ours) / time(stock) over all pairs, and both medians in seconds."""
 
     lower: float
     median: float

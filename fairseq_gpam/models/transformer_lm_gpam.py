@@ -39,7 +39,7 @@ class TransformerLanguageModelGPAM(WithMechanisms, TransformerLanguageModel):
 
 
 def publish_options() -> None:
-    """Puts the options of a mechanism that was registered later where fairseq and hydra look for a model's settings."""
+    """Adds the options of a mechanism that was registered later to the settings that fairseq and hydra read."""
     config = make_config()
     setattr(TransformerLanguageModelGPAM, "__dataclass", config)
     node = config()
@@ -48,16 +48,16 @@ def publish_options() -> None:
 
 
 def fill_fairseq_defaults(args: Any) -> None:
-    """Sets on `args` (a namespace or a DictConfig) what is absent of fairseq's own settings, from its dataclass."""
+    """Sets missing fairseq settings on `args` (a namespace or a DictConfig) to the defaults of fairseq's dataclass."""
     with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
         for name, value in vars(TransformerLanguageModelConfig()).items():
             if not name.startswith("_") and name not in args:
                 setattr(args, name, value)
 
 
-# fairseq merges the settings of an architecture that is named like a model into the dataclass, before any of our code
-# runs: it would drop the flags of a mechanism whose file --gpam-import has yet to run. So this architecture takes the
-# way of all others, and `build_model` fills in what is absent.
+# If an architecture has the name of a model, fairseq merges its settings into the dataclass before any of our code runs
+# and would drop the flags of a mechanism whose file --gpam-import has not run yet. So this architecture is treated like
+# all others, and `build_model` fills in what is missing.
 MODEL_DATACLASS_REGISTRY.pop(MODEL, None)
 ARCH_CONFIG_REGISTRY[MODEL] = options.fill_defaults
 on_registration(publish_options)

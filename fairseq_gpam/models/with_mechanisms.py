@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class WithMechanisms(BaseFairseqModel):
-    """Stands before fairseq's model among the bases of ours."""
+    """The first base class of our models, before fairseq's model."""
 
     starts_neutral = False
 
@@ -29,7 +29,7 @@ class WithMechanisms(BaseFairseqModel):
 
     @classmethod
     def add_args(cls, parser: argparse.ArgumentParser) -> None:
-        # fairseq skips the fields of a dataclass whose flags are there already.
+        # fairseq skips the fields of a dataclass whose flags already exist.
         options.add_arguments(parser)
         super().add_args(parser)
 

@@ -1,4 +1,4 @@
-"""What joins the mechanisms to fairseq: projections, heads, cache, beams, and the exchange of a model's attentions."""
+"""Connects the mechanisms to fairseq: projections, heads, cache, beams, and the replacement of a model's attentions."""
 
 from fairseq_gpam.modules.install import install_attention
 from fairseq_gpam.modules.listener import attention_modules, register_attention_hook

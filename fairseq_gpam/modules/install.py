@@ -1,4 +1,4 @@
-"""Puts a mechanism into every attention of a stock fairseq transformer, and finds those attentions again."""
+"""Replaces every attention of a stock fairseq transformer by one with a mechanism."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fairseq_gpam.modules.training_log import attach_training_log
 
 
 def install_attention(model: nn.Module, settings: Settings) -> None:
-    """Exchanges every attention of a freshly built fairseq transformer, in place.
+    """Replaces every attention of a freshly built fairseq transformer, in place.
 
     The projections stay the ones that fairseq built, so that under one seed a model of any mechanism starts from the
     same shared weights as the stock model. Raises ValueError where a layer is of an unknown kind.
@@ -60,7 +60,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
 
 
 def check_sharding() -> None:
-    """Raises ValueError inside fairscale's wrapping, where `--ddp-backend fully_sharded` lets models be built."""
+    """Raises ValueError inside fairscale's wrapping, in which `--ddp-backend fully_sharded` builds models."""
     wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
     if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
         raise ValueError(
@@ -70,7 +70,7 @@ def check_sharding() -> None:
 
 
 def check_quantisation(model: nn.Module, args: Any) -> None:
-    """Raises ValueError if scalar quantisation, which exchanges linear maps by their class, would meet one of ours."""
+    """Raises ValueError if scalar quantisation, which replaces linear maps by class, would meet one of our classes."""
     if not getattr(args, "quant_noise_scalar", 0):
         return
     for name, module in model.named_modules():
@@ -92,13 +92,13 @@ def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, sett
     spec = settings[f"{site.name}_mechanism"]
     if isinstance(stack.layers, LayerDropModuleList):
         raise ValueError(f"--{site.name}-layerdrop is not allowed with --gpam-mechanism {spec}: it needs every layer")
-    # fairseq's checkpoint_wrapper puts a partial in the place of the layer's method.
+    # fairseq's checkpoint_wrapper replaces the layer's method by a partial.
     if isinstance(layer.forward, functools.partial):
         raise ValueError(
-            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}: no layer of it can run again alone"
+            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}: its layers cannot rerun one by one"
         )
 
 
 def future_mask(tensor: Tensor) -> FutureMask:
-    """Stands in for the decoder's method of the same name, which holds a T × T matrix."""
+    """Replaces the decoder's method of the same name, which holds a T × T matrix."""
     return FUTURE

@@ -214,13 +214,13 @@ class Listener(ExitStack):
         self.keep(place.module.register_forward_hook(after))
 
     def _open_stock_attention(self, place: AttentionPlace) -> None:
-        """Sends a stock attention through its own explicit path, where the weights go through its dropout module."""
+        """Makes a stock attention compute its weights explicitly, so that they pass through its dropout module."""
         module = place.module
         self.callback(setattr, module, "skip_embed_dim_check", module.skip_embed_dim_check)
         module.skip_embed_dim_check = True
 
         def alias(dropout: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            # The product with V is taken of this view, so that it has a gradient.
+            # The product with V uses this view, so that the view has a gradient.
             weights = inputs[0]
             heads = weights.view(-1, module.num_heads, *weights.shape[-2:])
             if weights.dtype == torch.float64:
@@ -244,7 +244,7 @@ class Listener(ExitStack):
             on_states(HiddenStates(site, layer, states.detach().transpose(0, 1), self._tokens[site]))
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            # The first attention has said by now which states are padding.
+            # The first attention has recorded by now which states are padding.
             if entering:
                 report(0, entering.pop())
             report(number, output[0] if isinstance(output, tuple) else output)

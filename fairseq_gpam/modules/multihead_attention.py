@@ -1,4 +1,4 @@
-"""Multi-head attention in fairseq's place for it, with any mechanism inside."""
+"""Multi-head attention that takes the place of fairseq's, with any mechanism inside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ XFORMERS_REFUSAL = (
 )
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
-# The cache's names for what a mechanism keeps.
+# The prefix of the cache entries that a mechanism keeps.
 PAST = "past."
 WeightsHook = Callable[["GPAMMultiheadAttention", Tensor], None]
 
@@ -56,7 +56,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
                 quant_noise(module, q_noise, qn_block_size)
 
     def _set_query_width(self, width: int, q_noise: float, qn_block_size: int) -> None:
-        """Exchanges the query and key projections for ones to `width` channels, which start as fairseq's do."""
+        """Replaces the query and key projections by ones with `width` channels, initialised as fairseq's are."""
         gain = 1 / math.sqrt(2) if self.qkv_same_dim else 1.0
         for name in ("q_proj", "k_proj"):
             stock = getattr(self, name)
@@ -77,7 +77,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if stock.use_xformers:
             raise ValueError(XFORMERS_REFUSAL)
         attention = cls.__new__(cls)
-        # nn.Module keeps parameters, submodules and hooks in dictionaries: the stock module must keep its own.
+        # nn.Module keeps parameters, submodules and hooks in dictionaries, which the two modules must not share.
         attention.__dict__.update(
             {name: value.copy() if isinstance(value, dict) else value for name, value in vars(stock).items()}
         )
@@ -118,7 +118,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
-            # set_beam_size outlasts the beam search: only decoding may take neighbours for beams of one sentence.
+            # set_beam_size outlasts the beam search, so only decoding may treat neighbours as beams of one sentence.
             decoding = incremental_state is not None
             q, k, v, padding = self._project(query, key, value, key_padding_mask, bsz, decoding)
             if "prev_key" in saved:
@@ -133,7 +133,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         mask = AttentionMask.from_fairseq(padding, attn_mask)
         k, v, mask = self._append_constant_keys(k, v, mask, num_queries)
 
-        # Beams that share un-duplicated encoder keys are further queries of the same sentence.
+        # Beams that share one copy of the encoder's keys become additional queries of the same sentence.
         x = query.transpose(0, 1)
         beams = bsz // k.size(0)
         if beams > 1:
@@ -194,7 +194,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         elif self.encoder_decoder_attention:
             value = key
         if key is None or value is None:
-            raise ValueError("key and value are required: nothing is cached for them")
+            raise ValueError("key and value are required, because none are cached")
         padding = padding.bool() if padding is not None and padding.dim() > 0 else None
         if decoding and self.encoder_decoder_attention and self.beam_size > 1 and bsz == key.size(1):
             key = value = key[:, :: self.beam_size]
@@ -225,7 +225,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     @staticmethod
     def _past(saved: dict[str, Tensor | None]) -> dict[str, Tensor]:
-        """Returns what the mechanism kept at the last step, its sentences in the order of the beams that survived."""
+        """Returns what the mechanism kept at the last step, in the order of the surviving beams."""
         order = saved.get("beam_order")
         return {
             name.removeprefix(PAST): tensor if order is None else tensor.index_select(0, order)
@@ -236,9 +236,10 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def reorder_incremental_state(
         self, incremental_state: IncrementalState | None, new_order: Tensor
     ) -> IncrementalState | None:
-        """Reorders the cache to the beams that survived.
+        """Reorders the cache to the surviving beams.
 
-        Self-attention keeps the order and follows it where the next key is appended: one copy of the cache, not two.
+        Self-attention only stores the order and applies it when the next key is appended, which copies the cache once
+        instead of twice.
         """
         if self.encoder_decoder_attention:
             return super().reorder_incremental_state(incremental_state, new_order)
@@ -251,7 +252,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _append_constant_keys(
         self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
     ) -> tuple[Tensor, Tensor, AttentionMask]:
-        """Appends bias_kv's learned key and zero_attn's zero key: every query sees them, no cache holds them."""
+        """Appends bias_kv's learned key and zero_attn's zero key, which every query sees and no cache holds."""
         rows, _, num_keys, _ = k.shape
         keys, values = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
@@ -275,7 +276,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         self._get_reserve_head_index(len(reserve_head_index))
 
     def _check_query_width(self, weight: Tensor | None) -> None:
-        """Raises ValueError if a checkpoint's queries have another width than these."""
+        """Raises ValueError if the width of a checkpoint's queries differs from the model's."""
         if weight is not None and weight.size(0) != self.q_proj.out_features:
             rank = self.mechanism.site.query_dim
             raise ValueError(
@@ -284,7 +285,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             )
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Lets a checkpoint of the stock model be loaded: what the mechanism adds starts at its initial values."""
+        """Completes a checkpoint of the stock model: the parameters of the mechanism start at their initial values."""
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}.mechanism." if name else "mechanism."
         self._check_query_width(state_dict.get(f"{name}.q_proj.weight" if name else "q_proj.weight"))

@@ -11,7 +11,7 @@ from torch import nn
 def transformer_layers(stack: Any) -> list[nn.Module]:
     """Returns the transformer layers of an encoder or decoder in their order.
 
-    BASE layers, which have no attention, do not count. LayerDrop's list is read whole: iterated while training, it
-    would skip layers.
+    BASE layers, which have no attention, are left out. `children()` gives all layers of LayerDrop's list, which skips
+    some when it is iterated in training.
     """
     return [layer for layer in stack.layers.children() if not isinstance(layer, BaseLayer)]

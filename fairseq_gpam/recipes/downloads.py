@@ -1,6 +1,6 @@
-"""The published files of a task: given by the user, already there, or downloaded; checked against their checksums.
+"""The published files of a task: given by the user, already present, or downloaded; checked against their checksums.
 
-curl does the downloading, because it resumes what was broken off and reads ``file:`` addresses, which pooch does not.
+curl downloads them, because it resumes interrupted downloads and reads `file:` addresses, which pooch does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class __legacy__:
 
 
 class DownloadError(RuntimeError):
-    """A file is not there, cannot be fetched, or is another one than expected."""
+    """A file is missing, cannot be fetched, or differs from the expected one."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -45,7 +45,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 def check_sum(path: Path, checksum: str) -> None:
     """Compares the file's checksum with the allowed ones, separated by spaces; warns if there is none.
 
-    A checksum is a sha256, or an md5 after ``md5:``. Raises DownloadError with both if they differ.
+    A checksum is a sha256, or an md5 after `md5:`. Raises DownloadError with both if they differ.
     """
     algorithm = "md5" if checksum.startswith("md5:") else "sha256"
     found = digest(path, algorithm)
@@ -56,7 +56,7 @@ def check_sum(path: Path, checksum: str) -> None:
 
 
 def fetch(file: File, folder: Path) -> Path:
-    """Returns the path of a file in ``folder``, downloading it there if need be.
+    """Returns the path of a file in `folder`, downloading it there if need be.
 
     Raises DownloadError if it cannot be fetched or has another checksum.
     """
@@ -68,7 +68,7 @@ def fetch(file: File, folder: Path) -> Path:
         elif file.url:
             _fetch_url(file.url, path)
         else:
-            raise DownloadError(f"{file.file} is downloaded from nowhere; fetch it yourself and name it")
+            raise DownloadError(f"{file.file} has no address to download it from; fetch it yourself and name it")
     check_sum(path, file.checksum)
     return path
 

@@ -1,4 +1,4 @@
-"""One run of a fairseq command: started, followed by its log, ended with this process, and shown as short lines."""
+"""Runs a fairseq command, shows its log as short lines, and ends it when this process ends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<messa
 
 
 stopping = threading.Event()
-"""Set: every command that runs in this process is ended."""
+"""When set, every command that runs in this process is ended."""
 
 
 def stop_on_sigterm() -> None:
-    """Lets SIGTERM end this process, and the commands that it runs, in order."""
+    """Lets SIGTERM end this process, and the commands that it runs, cleanly."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
@@ -43,10 +43,10 @@ def execute(
     output: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Runs ``command`` with its messages appended to ``log`` and each new line given to ``report``.
+    """Runs `command` with its messages appended to `log` and each new line given to `report`.
 
-    Standard output goes to the log too, or to ``output`` if given. The process inherits the descriptor ``lock``, into
-    whose file its id is written. It is ended when this one is left by an exception. Raises EngineFailure if it fails.
+    Standard output goes to the log too, or to `output` if given. The process inherits the descriptor `lock`, into
+    whose file its id is written. An exception in this function ends the process. Raises EngineFailure if it fails.
     """
     # The commands of this interpreter's installation come first.
     environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', os.defpath)}"}
@@ -110,7 +110,7 @@ class Progress:
         self.first: tuple[float, int] | None = None
 
     def __call__(self, line: str) -> None:
-        """Prints a short line if ``line`` is a training or validation record."""
+        """Prints a short line if `line` is a training or validation record."""
         text = training_line(line, self.max_update)
         if text is None:
             return
@@ -133,7 +133,7 @@ class GenerationProgress:
         self.printed = time.monotonic()
 
     def __call__(self, line: str) -> None:
-        """Prints the speed if ``line`` is a progress record."""
+        """Prints the speed if `line` is a progress record."""
         match = LOG_LINE.match(line)
         now = time.monotonic()
         if match and match["message"].startswith('{"wps"') and now - self.printed >= 10:

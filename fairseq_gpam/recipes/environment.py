@@ -1,4 +1,4 @@
-"""What a result depends on beside its command: versions, machine, threads, commit."""
+"""What a result depends on besides its command: versions, machine, threads, commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fairseq_gpam.attention.matmul import processor
 
 
 def environment(repository: Path) -> dict[str, Any]:
-    """Returns versions, machine, thread count and the commit of ``repository``."""
+    """Returns versions, machine, thread count and the commit of `repository`."""
     return {
         "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
         "machine": {

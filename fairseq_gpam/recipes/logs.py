@@ -33,11 +33,11 @@ def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def parse_training_log(log: str) -> dict[str, Any]:
-    """Returns parameters, losses and speed from a log with ``--log-format json``.
+    """Returns parameters, losses and speed from a log with `--log-format json`.
 
     An update that an interrupted run reached twice counts once, as it was last written. Losses are
     as fairseq prints them (base 2), speed is target tokens per second over all intervals.
-    Raises ``ValueError`` if the log holds no validation.
+    Raises `ValueError` if the log holds no validation.
     """
     train = {int(record["num_updates"]): record for record in records(log, "train_inner")}
     valid = {int(record["valid_num_updates"]): record for record in records(log, "valid")}
@@ -72,7 +72,7 @@ def parse_hypotheses(output: str) -> list[str]:
 def parse_generation_log(log: str) -> dict[str, Any]:
     """Returns the number of sentences and tokens generated and the tokens per second.
 
-    Raises ``ValueError`` if fairseq-generate's closing line is missing.
+    Raises `ValueError` if fairseq-generate's closing line is missing.
     """
     match = TRANSLATED.search(log)
     if not match:
@@ -88,7 +88,7 @@ def parse_generation_log(log: str) -> dict[str, Any]:
 def parse_evaluation_log(log: str) -> dict[str, Any]:
     """Returns loss (bits per subword), tokens and speed from fairseq-eval-lm's log.
 
-    Raises ``ValueError`` if its closing lines are missing.
+    Raises `ValueError` if its closing lines are missing.
     """
     evaluated, loss = EVALUATED.search(log), LOSS_BASE_2.search(log)
     if not evaluated or not loss:
@@ -113,9 +113,9 @@ def _check_tokens(evaluation: dict[str, Any], subwords: int) -> None:
 
 
 def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int) -> dict[str, Any]:
-    """Adds the bits per character, which is a byte: all bits of the text over its ``characters``.
+    """Adds the bits per character, which is a byte: all bits of the text over its `characters`.
 
-    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``tokens``.
+    Raises `CountMismatchError` if the number of evaluated tokens is not `tokens`.
     """
     _check_tokens(evaluation, tokens)
     bits = evaluation["bits_per_subword"] * tokens / characters
@@ -125,7 +125,7 @@ def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int)
 def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
     """Adds the perplexity per subword and per word, both counting one end-of-line symbol a line.
 
-    Raises ``CountMismatchError`` if the number of evaluated tokens is not ``subwords``.
+    Raises `CountMismatchError` if the number of evaluated tokens is not `subwords`.
     """
     _check_tokens(evaluation, subwords)
     bits = evaluation["bits_per_subword"]

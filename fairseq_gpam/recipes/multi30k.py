@@ -15,11 +15,11 @@ PUBLISHED_SPLITS = dict(zip(SPLITS, ("train", "val", "test_2016_flickr"), strict
 
 
 def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None:
-    """Writes the tokenised, lower-cased text to ``out/input`` and the raw references to ``out``.
+    """Writes the tokenised, lower-cased text to `out/input` and the raw references to `out`.
 
-    The published tokenised files are taken where all six are there, else the raw ones are lower-cased, normalised and
-    tokenised as Multi30k's own script does, by sacremoses. Without the raw test set, its references are the
-    detokenised ones. Raises ArchiveError if neither six are there or the sides differ in length.
+    The published tokenised files are used if all six are present; otherwise the raw ones are lower-cased, normalised
+    and tokenised as in Multi30k's own script, by sacremoses. Without the raw test set, the references are the
+    detokenised text. Raises ArchiveError if neither set of six is complete or the sides differ in length.
     """
     by_name = {path.name.removesuffix(".gz"): path for path in files}
     names = [(split, language) for split in SPLITS for language in LANGUAGES]
@@ -44,7 +44,7 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
         write_lines(out / f"input/{split}.{language}", lines)
         counts[split, language] = len(lines)
         if split == "test" and source is None:
-            print(f"test.{language}: the raw text is not there; detokenising the tokenised one", flush=True)
+            print(f"test.{language}: the raw text is missing; detokenising the tokenised text", flush=True)
             write_lines(out / f"test.{language}", map(MosesDetokenize(language), lines))
         elif split == "test" and source is not None:
             write_lines(out / f"test.{language}", _lines(source))

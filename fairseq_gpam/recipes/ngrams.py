@@ -1,4 +1,4 @@
-"""Sequences of random n-gram sources, each line from a source of its own: text on which induction heads are learned."""
+"""Sequences from random n-gram sources, a different one for each line: text on which induction heads can be learned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fairseq_gpam.recipes.subwords import SPLITS
 
 CONCENTRATION = 0.3
-"""Of the Dirichlet prior: the smaller, the surer is a context of what follows."""
+"""Of the Dirichlet prior: the smaller it is, the more predictable is the token after each context."""
 
 
 def markov_sequences(
@@ -43,16 +43,25 @@ def markov_sequences(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for train, valid and test text")
-    parser.add_argument("--order", type=int, default=1, help="tokens that decide on the next one (default: 1)")
-    parser.add_argument("--vocabulary", type=int, default=8, metavar="N", help="different tokens (default: 8)")
-    parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens of a sequence (default: 64)")
+    parser.add_argument(
+        "--order",
+        type=int,
+        default=1,
+        help="number of tokens that determine the distribution of the next one (default: 1)",
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=8, metavar="N", help="number of different tokens (default: 8)"
+    )
+    parser.add_argument(
+        "--length", type=int, default=64, metavar="N", help="number of tokens in a sequence (default: 64)"
+    )
     parser.add_argument("--train", type=int, default=8000, metavar="N", help="sequences (default: 8000)")
     parser.add_argument("--valid", type=int, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument("--test", type=int, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument(
         "--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: 0.3)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="default: 1; each split takes its own")
+    parser.add_argument("--seed", type=int, default=1, help="default: 1; each split is given a different one")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def write(options: Mapping[str, float], out: Path) -> None:
-    """Writes one sequence a line, tokens `t0`, `t1`, …, and prints what the best predictor of each order loses.
+    """Writes one sequence a line, tokens `t0`, `t1`, …, and prints the loss of the best predictor of each order.
 
     `options` are those of the command line: order, vocabulary, length, seed, concentration (default 0.3) and the number
     of sequences of each split.
@@ -77,7 +86,7 @@ def write(options: Mapping[str, float], out: Path) -> None:
         lines = (" ".join(f"t{token}" for token in sequence) for sequence in sequences)
         (out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{split}: {count:,} lines, {sequences.size:,} words", flush=True)
-    # The end of the line is certain, and counts as a token in fairseq's losses.
+    # The end of the line is predicted with certainty and counts as a token in fairseq's losses.
     for context in range(order + 1):
         bits = predictor_bits(sequences, context, vocabulary, concentration) * length / (length + 1)
         print(
@@ -86,10 +95,10 @@ def write(options: Mapping[str, float], out: Path) -> None:
 
 
 def predictor_bits(sequences: np.ndarray, context: int, vocabulary: int, concentration: float) -> float:
-    """Returns the mean loss, in bits a token, of predicting by the counts of a sequence's own (context + 1)-grams.
+    """Returns the mean loss, in bits per token, of predicting from the counts of a sequence's own (context + 1)-grams.
 
-    With `context` the order of the source it is the Bayes predictor: counts plus the Dirichlet prior's concentration.
-    Shape: sequences count × length.
+    If `context` is the order of the source, this is the Bayes predictor: counts plus the Dirichlet prior's
+    concentration. Shape: sequences count × length.
     """
     places = vocabulary ** np.arange(context)
     rows = np.arange(len(sequences))

@@ -1,6 +1,6 @@
-"""Prepare a task's data: fetch its files, write text and subwords, binarise them for fairseq.
+"""Prepares a task's data: fetches its files, writes text and subwords, binarises them for fairseq.
 
-What is complete is not made again, and what was interrupted is made anew: a folder gets its name when it is complete.
+Complete folders are not made again; interrupted ones are, because a folder gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fairseq_gpam.recipes.multi30k import prepare_multi30k
 from fairseq_gpam.recipes.tasks import Task
 
 LEARNED = ("sentencepiece", "subword-nmt")
-"""Subwords that are learned on the training set, ``vocabulary`` of them."""
+"""Subwords that are learned on the training set, `vocabulary` of them."""
 
 
 class PrepareError(RuntimeError):
@@ -72,7 +72,7 @@ def with_vocabulary(task: Task, size: int) -> Task:
 
 
 def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None = None) -> list[Path]:
-    """Returns the task's files, in the recipe's order; ``given`` stands for the first one."""
+    """Returns the task's files, in the recipe's order; `given` stands for the first one."""
     folder = out / "downloads"
     data = task.data
     paths = []
@@ -93,7 +93,7 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
 
 
 def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
-    """Writes the splits as text and subwords to ``out/data``, and binarised to ``out/data-bin``.
+    """Writes the splits as text and subwords to `out/data`, and binarised to `out/data-bin`.
 
     Raises PrepareError if the folders are there with other settings or fairseq-preprocess fails, ArchiveError if a
     file is not what was published.
@@ -120,7 +120,7 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
 
 @contextlib.contextmanager
 def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
-    """Yields a new folder that gets the name ``folder`` at the end, or None if it is complete already.
+    """Yields a new folder that gets the name `folder` at the end, or None if it is complete already.
 
     Raises PrepareError if it was completed with another stamp.
     """
@@ -144,7 +144,7 @@ def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
 
 
 def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) -> None:
-    """Writes the splits of the task's corpus to ``out``, and what is binarised to ``out/subword`` if that differs."""
+    """Writes the splits of the task's corpus to `out`, and what is binarised to `out/subword` if that differs."""
     data = task.data
     moses = data.tokenizer == "moses"
     try:
@@ -182,7 +182,7 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
 
 
 def binarise(task: Task, text: Path, out: Path) -> None:
-    """Runs fairseq-preprocess on ``text`` in this process.
+    """Runs fairseq-preprocess on `text` in this process.
 
     Raises PrepareError with its messages if it fails.
     """

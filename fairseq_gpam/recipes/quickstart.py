@@ -1,9 +1,9 @@
-"""From an installed package to a table: fetches a corpus, trains mechanisms alike, evaluates them, compares.
+"""From an installed package to a table: fetches a corpus, trains and evaluates mechanisms, and compares them.
 
-Stock softmax attention and daGPAM under the same budget and seed: without "lm" a translation model (task bible-de-en:
-sacreBLEU), with it a language model (task shakespeare-lm: perplexity). Interrupted and started again with the same
-line, it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in DIR/quickstart/TASK, and all
-it needed below DIR.
+Compares stock softmax attention and daGPAM under the same budget and seed: a translation model (task bible-de-en:
+sacreBLEU), or with "lm" a language model (task shakespeare-lm: perplexity). After an interruption, the same command
+continues where it stopped. Writes table.md, results.json and learning-curves.png to DIR/quickstart/TASK, and everything
+else below DIR.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
 
 
 def for_each(stage: Callable[[Settings], None], runs: list[Settings], jobs: int) -> None:
-    """Runs a stage for every run, at most ``jobs`` at a time; an interruption ends all of them."""
+    """Runs a stage for every run, at most `jobs` at a time; an interruption ends them all."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
             futures = [pool.submit(stage, this) for this in runs]

@@ -1,4 +1,4 @@
-"""A run's ``results.json``: what each of its stages recorded when it ended."""
+"""A run's `results.json`: what each of its stages recorded when it ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` holds either its old or its whole new content."""
+    """Writes `text` so that `path` holds either its old or its whole new content."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", newline="\n") as out:
         out.write(text)
@@ -25,7 +25,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def update(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """Adds ``entries`` to the run's ``results.json`` and returns all of it."""
+    """Adds `entries` to the run's `results.json` and returns all of it."""
     recorded = {**read(folder), **entries}
     write_atomically(folder / "results.json", json.dumps(recorded, indent=2) + "\n")
     return recorded

@@ -1,8 +1,8 @@
 """Run folders: the stages of one experiment, which can be killed at any moment and started again.
 
-A run folder holds, per stage, the exact command line (``STAGE.command``), the log (``STAGE.log``) and, once the stage
-has ended well, its entry in ``results.json`` with versions, machine and commit; after training also fairseq's whole
-configuration (``config.json``). Nothing here knows a recipe.
+A run folder holds, per stage, the exact command line (`STAGE.command`), the log (`STAGE.log`) and, once the stage
+has ended well, its entry in `results.json` with versions, machine and commit; after training also fairseq's whole
+configuration (`config.json`). Nothing here knows a recipe.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def exclusive(folder: Path) -> Iterator[int]:
 
 
 def _holder(descriptor: int) -> str:
-    """Returns who works in a folder whose lock is taken, and how far it is."""
+    """Returns which process holds the folder's lock, and how far it is."""
     process, _, log = os.pread(descriptor, 1 << 16, 0).decode().strip().partition(" ")
     if not process:
         return "another process that works here"
@@ -123,16 +123,16 @@ def _plain(value: Any) -> Any:
 
 
 def last_flag(command: Sequence[str], flag: str) -> str | None:
-    """Returns the value that argparse would take for ``flag``: the last one given."""
+    """Returns the value that argparse would take for `flag`: the last one given."""
     words = _flags(command).get(flag)
     return words[0] if words else None
 
 
 def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
-    """Tells whether the engine has trained to the end, so that running it again would train further.
+    """Returns whether the engine has trained to the end, so that running it again would train further.
 
     It has if the last checkpoint has the updates, or if the log says that training is done and no later start follows
-    (early stopping, ``--max-epoch``).
+    (early stopping, `--max-epoch`).
     """
     last = checkpoints / checkpoint_files.LAST
     updates = checkpoint_files.saved_updates(checkpoint_files.load(last)) if last.exists() else 0
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """What the run's progress lines begin with."""
+        """Returns how the run's progress lines begin."""
         return f"{self.task} {self.name} {self.seed}"
 
     def say(self, text: str) -> None:
@@ -173,7 +173,7 @@ def launcher_rank() -> int:
 
 
 def train(run: Run, command: Sequence[str]) -> None:
-    """Trains, or goes on with training, and records the measurements.
+    """Trains, or resumes training, and records the measurements.
 
     Under torchrun or SLURM process 0 keeps the folder; the others only run the command. A command that fails before
     its first checkpoint leaves the folder to the next one. Raises RunError or EngineFailure.
@@ -240,7 +240,7 @@ def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | 
 
 
 def generate(run: Run, command: Sequence[str]) -> None:
-    """Translates a test set into ``hypotheses.txt``, one line per sentence in the set's order.
+    """Translates a test set into `hypotheses.txt`, one line per sentence in the set's order.
 
     Raises RunError if the run's training has not ended, EngineFailure if the command fails.
     """
@@ -260,9 +260,9 @@ def generate(run: Run, command: Sequence[str]) -> None:
 
 
 def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False) -> None:
-    """Evaluates a language model on ``text``, encoded in ``subword``, and records perplexities.
+    """Evaluates a language model on `text`, encoded in `subword`, and records perplexities.
 
-    ``by_bytes``: each token is a byte, so records bits per character. Raises RunError if the run's training has not
+    `by_bytes`: each token is a byte, so records bits per character. Raises RunError if the run's training has not
     ended or nothing was evaluated, EngineFailure if the command fails.
     """
     with _evaluation(run, "eval-lm", command) as lock:

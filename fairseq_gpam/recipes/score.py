@@ -67,7 +67,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
-    """Raises ``CountMismatchError`` with both counts if they differ."""
+    """Raises `CountMismatchError` with both counts if they differ."""
     if len(hypotheses) != len(references):
         suffix = f" ({where})" if where else ""
         raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
@@ -76,9 +76,9 @@ def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: ob
 def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False) -> dict[str, Any]:
     """Returns sacreBLEU's BLEU and chrF of detokenised text, each with its signature.
 
-    ``lowercase``: of lower-cased text.
+    With `lowercase`, they are those of lower-cased text.
 
-    Raises ``CountMismatchError`` if hypotheses and references differ in number.
+    Raises `CountMismatchError` if hypotheses and references differ in number.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -93,8 +93,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercas
 def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
     """Returns BLEU of tokenised text as it is, without smoothing, as older papers report it.
 
-    Its value depends on the tokenisation: compare it with nothing else. ``compounds`` splits words at
-    hyphens first. Raises ``CountMismatchError`` if hypotheses and references differ in number.
+    It is comparable only under the same tokenisation. `compounds` splits words at hyphens first. Raises
+    `CountMismatchError` if hypotheses and references differ in number.
     """
     from sacrebleu.metrics import BLEU
 
@@ -113,7 +113,7 @@ def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compo
 class References:
     """A test set's raw references and, where the task's text is tokenised, how to get to them.
 
-    ``detokenize`` is the language of Moses's detokenisation, ``tokenized`` the tokenised references.
+    `detokenize` is the language of Moses's detokenisation, `tokenized` the tokenised references.
     """
 
     raw: Path
@@ -123,9 +123,9 @@ class References:
     compounds: bool = False
 
     def plain(self, folder: Path) -> list[str]:
-        """Returns the run's hypotheses, detokenised where they are tokenised.
+        """Returns the run's hypotheses, detokenised if they are tokenised.
 
-        Raises ``CountMismatchError`` if there are not as many as references.
+        Raises `CountMismatchError` if their number differs from that of the references.
         """
         hypotheses = read_lines(folder / "hypotheses.txt")
         check_counts(hypotheses, read_lines(self.raw), folder)
@@ -133,7 +133,7 @@ class References:
 
 
 def score(folder: Path, test: References) -> dict[str, Any]:
-    """Scores the run's ``hypotheses.txt`` and records the scores; keeps what was detokenised."""
+    """Scores the run's `hypotheses.txt` and records the scores; keeps what was detokenised."""
     plain = test.plain(folder)
     scores = corpus_scores(plain, read_lines(test.raw), test.lowercase)
     if test.detokenize:

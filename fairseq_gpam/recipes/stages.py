@@ -22,13 +22,13 @@ from fairseq_gpam.recipes.tasks import Task, TaskError
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
 ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError)
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
-# An epoch's batches are made from its number: only so does a resumed run see those of an undisturbed one.
+# Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
 TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is run: a task, a mechanism and a seed, in an output folder; ``extra`` are the user's fairseq flags."""
+    """What to run: a task, a mechanism and a seed, in an output folder; `extra` holds the user's fairseq flags."""
 
     task: Task
     mechanism: str
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def folder(self) -> Path:
-        """The run's folder. Runs with the full budget stand apart from those with the default one."""
+        """Returns the run's folder. Runs with the full budget have folders of their own."""
         return self.out / "runs" / f"{self.task.name}{'-full' if self.full else ''}" / self.name / str(self.seed)
 
     @property
@@ -52,7 +52,7 @@ class Settings:
 def settings(arguments: argparse.Namespace) -> Settings:
     """Returns what the command line says.
 
-    Raises TaskError or RunError if it does not fit together.
+    Raises TaskError or RunError if its parts contradict each other.
     """
     task = tasks.load(arguments.task)
     if arguments.full and not task.full_budget:
@@ -114,7 +114,7 @@ def evaluation_command(this: Settings) -> list[str]:
     flags += this.task.evaluate
     trained = this.folder / "train.command"
     if not this.task.is_translation and trained.exists():
-        # Blocks longer than the model's are skipped without a word.
+        # fairseq silently skips blocks that are longer than the model allows.
         length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
         if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
             flags += ["--tokens-per-sample", length]
@@ -126,7 +126,7 @@ def evaluation_command(this: Settings) -> list[str]:
 
 
 def train(this: Settings) -> None:
-    """Trains the model, or goes on with it."""
+    """Trains the model, or resumes training."""
     need_data(this)
     this.folder.mkdir(parents=True, exist_ok=True)
     run_folder.train(this.run, train_command(this))
@@ -152,7 +152,7 @@ def evaluate(this: Settings) -> None:
 
 
 class StageCommand:
-    """One stage as a command of ``python -m fairseq_gpam``."""
+    """One stage as a command of `python -m fairseq_gpam`."""
 
     TAKES_FLAGS_AFTER_DASHES = True
 
@@ -182,7 +182,7 @@ class StageCommand:
             )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Runs the stage; an error ends in its message and status 1."""
+        """Runs the stage; an error prints its message and gives status 1."""
         one_thread()
         stop_on_sigterm()
         try:
@@ -195,15 +195,15 @@ class StageCommand:
 
 
 def one_thread() -> None:
-    """Gives the engine one thread unless the caller says otherwise: one seed then gives the same losses again."""
+    """Gives the engine one thread unless the caller says otherwise, so that a seed always gives the same losses."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 TRAIN = StageCommand(
     """Trains one model on a task's prepared data.
 
-    Leaves DIR/runs/TASK[-full]/NAME/SEED with the command line, log, checkpoints and results.json. Interrupted and
-    started again with the same line it goes on; finished, it is not repeated; with a changed flag it refuses.
+    Writes the command line, log, checkpoints and results.json to DIR/runs/TASK[-full]/NAME/SEED. After an
+    interruption, the same command resumes training; a finished training is not repeated; a changed flag is refused.
     OMP_NUM_THREADS is 1 unless set.
     """,
     train,
@@ -213,8 +213,8 @@ TRAIN = StageCommand(
 GENERATE = StageCommand(
     """Translates a task's test set with the best checkpoint of a trained run.
 
-    Leaves hypotheses.txt, in the test set's order and tokenised if the task's text is, generate.out and generate.log
-    in the run's folder.
+    Writes hypotheses.txt (in the test set's order, and tokenised if the task's text is), generate.out and
+    generate.log to the run's folder.
     """,
     generate,
     "fairseq-generate",
@@ -222,8 +222,8 @@ GENERATE = StageCommand(
 EVAL_LM = StageCommand(
     """Evaluates the best checkpoint of a trained language model on the task's test set.
 
-    Prints its perplexity per subword and per word, both counting one end-of-line symbol per line; on text whose tokens
-    are bytes, its bits per character. Leaves eval-lm.log in the run's folder.
+    Prints its perplexity per subword and per word, both counting one end-of-line symbol per line, or, if the tokens
+    are bytes, its bits per character. Writes eval-lm.log to the run's folder.
     """,
     evaluate,
     "fairseq-eval-lm",
@@ -231,6 +231,6 @@ EVAL_LM = StageCommand(
 
 
 def run_of(folder: Path) -> tuple[Path, Task]:
-    """Returns the output folder and the task of a run in ``OUT/runs/TASK[-full]/NAME/SEED``."""
+    """Returns the output folder and the task of a run in `OUT/runs/TASK[-full]/NAME/SEED`."""
     folder = folder.resolve()
     return folder.parents[3], tasks.of_runs(folder.parents[1].name)

@@ -1,9 +1,9 @@
 """IWSLT14, WMT14, PTB, WikiText-103 and enwik8, split and cleaned as fairseq's own recipes do.
 
-Each function reads published archives and writes to a folder ``test.LANG`` (raw references) and
-``input/SPLIT.LANG`` (what subwords are learned on) for translation, ``SPLIT.txt`` for language
-models. Sources: fairseq's ``examples/translation/prepare-iwslt14.sh`` and
-``prepare-wmt14en2de.sh``, ``examples/language_model/README.md``.
+Each function reads published archives and writes to a folder `test.LANG` (raw references) and
+`input/SPLIT.LANG` (what subwords are learned on) for translation, `SPLIT.txt` for language
+models. Sources: fairseq's `examples/translation/prepare-iwslt14.sh` and
+`prepare-wmt14en2de.sh`, `examples/language_model/README.md`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SEGMENT = re.compile(r"<seg id=\"[0-9]*\">\s*(.*?)\s*</seg>")
 
 
 def segments(path: Path) -> list[str]:
-    """Returns the text of every ``<seg>`` of an SGML or XML test set."""
+    """Returns the text of every `<seg>` of an SGML or XML test set."""
     return [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
 
 
@@ -68,10 +68,10 @@ def _report(folder: Path) -> None:
 
 
 def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, workers: int = 1) -> None:
-    """Writes IWSLT14 German–English from ``de-en.tgz``.
+    """Writes IWSLT14 German–English from `de-en.tgz`.
 
     Pairs of 1 to 175 Moses tokens with a length ratio of at most 1.5 are kept and lower-cased, every
-    23rd is validation; the test set joins the TED and TEDx sets of 2010 to 2012. With ``moses`` the
+    23rd is validation; the test set joins the TED and TEDx sets of 2010 to 2012. With `moses` the
     input is tokenised, else plain lower-cased text of the same pairs.
     """
     names = [f"train.tags.de-en.{language}" for language in LANGUAGES]
@@ -108,7 +108,7 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
     """Writes WMT14 German–English: Europarl v7, Common Crawl and News Commentary v9.
 
     Every 100th pair is validation, newstest2014 (full) is the test set. Lengths are cleaned after
-    subwords are known: see ``clean_wmt14``.
+    subwords are known: see `clean_wmt14`.
     """
     names = [f"{corpus}.{language}" for corpus in WMT14_TRAINING for language in LANGUAGES]
     tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
@@ -146,8 +146,8 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
 def prepare_wmt16(archives: Sequence[Path], out: Path) -> None:
     """Writes WMT16 English–German as Google preprocessed it; newstest2013 and newstest2014 are held out.
 
-    ``archives`` are ``wmt16_en_de.tar.gz``, tokenised and in 32,000 joint BPE merges, and WMT14's
-    ``test-full.tgz`` with the raw references.
+    `archives` are `wmt16_en_de.tar.gz`, tokenised and in 32,000 joint BPE merges, and WMT14's
+    `test-full.tgz` with the raw references.
     """
     sources = {"train": "train.tok.clean", "valid": "newstest2013.tok", "test": "newstest2014.tok"}
     tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
@@ -190,7 +190,7 @@ def _write_words(out: Path, split: str, content: bytes) -> None:
 
 
 def unpack_ptb(archive: Path, downloads: Path) -> Path:
-    """Extracts the three texts from ``simple-examples.tgz``; returns their folder."""
+    """Extracts the three texts from `simple-examples.tgz`; returns their folder."""
     folder = downloads / "ptb"
     folder.mkdir(parents=True, exist_ok=True)
     unpack([archive], [f"ptb.{split}.txt" for split in SPLITS], folder)
@@ -198,7 +198,7 @@ def unpack_ptb(archive: Path, downloads: Path) -> Path:
 
 
 def prepare_ptb(files: Sequence[Path], out: Path) -> None:
-    """Writes the Penn Treebank (10,000 words, rare ones ``<unk>``) from its three text files."""
+    """Writes the Penn Treebank (10,000 words, rare ones `<unk>`) from its three text files."""
     by_name = {path.name: path for path in files}
     for split in SPLITS:
         name = f"ptb.{split}.txt"
@@ -208,7 +208,7 @@ def prepare_ptb(files: Sequence[Path], out: Path) -> None:
 
 
 def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
-    """Writes WikiText-103 (words, rare ones ``<unk>``) from ``wikitext-103-v1.zip``."""
+    """Writes WikiText-103 (words, rare ones `<unk>`) from `wikitext-103-v1.zip`."""
     (path,) = archives
     for split in SPLITS:
         with archive_files.zip_member(path, f"wiki.{split}.tokens") as content:
@@ -216,9 +216,9 @@ def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:
-    """Writes enwik8's bytes as they are to ``SPLIT.txt`` and as tokens to ``subword/SPLIT.txt``.
+    """Writes enwik8's bytes as they are to `SPLIT.txt` and as tokens to `subword/SPLIT.txt`.
 
-    The last ``held_out`` bytes are the test set, those before it the validation set.
+    The last `held_out` bytes are the test set, those before it the validation set.
     """
     (path,) = archives
     with archive_files.zip_member(path, "enwik8") as member:

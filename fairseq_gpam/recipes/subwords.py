@@ -1,6 +1,6 @@
 """From text to what is binarised: Moses tokenisation, BPE by subword-nmt, sentencepiece, bytes.
 
-sacremoses and subword-nmt come with the extra ``recipes``.
+sacremoses and subword-nmt come with the extra `recipes`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _work(line: str) -> str:
 
 
 def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int = 1) -> Iterator[str]:
-    """Applies a function that can be pickled to every line, in order, in ``workers`` processes."""
+    """Applies a function that can be pickled to every line, in order, in `workers` processes."""
     if workers <= 1:
         yield from map(function, lines)
         return
@@ -51,10 +51,10 @@ def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int
 
 
 class MosesTokenize:
-    """Moses tokenisation of a line, with Moses's escapes (``&apos;``).
+    """Moses tokenisation of a line, with Moses's escapes (`&apos;`).
 
-    ``normalize`` first makes punctuation uniform and replaces control characters by spaces;
-    ``dashes`` splits words at hyphens (``a @-@ b``), as Moses's ``-a`` does.
+    `normalize` first makes punctuation uniform and replaces control characters by spaces;
+    `dashes` splits words at hyphens (`a @-@ b`), as Moses's `-a` does.
     """
 
     def __init__(self, language: str, dashes: bool = False, normalize: bool = False, lowercase: bool = False) -> None:
@@ -76,7 +76,7 @@ class MosesTokenize:
 
 
 class MosesDetokenize:
-    """The inverse of :class:`MosesTokenize`, as far as there is one."""
+    """The inverse of `MosesTokenize`, as far as there is one."""
 
     def __init__(self, language: str) -> None:
         from sacremoses import MosesDetokenizer
@@ -94,7 +94,7 @@ def split_compounds(line: str) -> str:
 
 
 def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> bool:
-    """Tells whether both sides have 1 to ``longest`` tokens and neither ``ratio`` times the other's."""
+    """Returns whether both sides have 1 to `longest` tokens and neither `ratio` times the other's."""
     lengths = len(source.split()), len(target.split())
     if not 1 <= min(lengths) <= max(lengths) <= longest:
         return False
@@ -102,9 +102,9 @@ def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> 
 
 
 def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
-    """Learns a sentencepiece model on ``texts`` and writes ``prefix.model`` and ``prefix.vocab``.
+    """Learns a sentencepiece model on `texts` and writes `prefix.model` and `prefix.vocab`.
 
-    ``vocabulary`` counts sentencepiece's own three symbols too. One thread, so that the same texts
+    `vocabulary` counts sentencepiece's own three symbols too. One thread, so that the same texts
     give the same model.
     """
     import sentencepiece
@@ -134,7 +134,7 @@ class SentencePieceEncode:
 
 
 def learn_bpe(texts: Sequence[Path], codes: Path, merges: int) -> None:
-    """Learns up to ``merges`` joint BPE merges on tokenised ``texts``."""
+    """Learns up to `merges` joint BPE merges on tokenised `texts`."""
     from subword_nmt.learn_bpe import learn_bpe
 
     with codes.open("w", encoding="utf-8", newline="\n") as out:
@@ -142,7 +142,7 @@ def learn_bpe(texts: Sequence[Path], codes: Path, merges: int) -> None:
 
 
 class BPEEncode:
-    """A tokenised line as subword-nmt's subwords, ``@@`` after each that goes on."""
+    """A tokenised line as subword-nmt's subwords, `@@` after each that goes on."""
 
     def __init__(self, codes: Path) -> None:
         from subword_nmt.apply_bpe import BPE
@@ -169,10 +169,10 @@ def encode_splits(
     vocabulary: int,
     workers: int = 1,
 ) -> None:
-    """Learns one model on the training files of ``source`` and writes all splits, encoded, to ``target``.
+    """Learns one model on the training files of `source` and writes all splits, encoded, to `target`.
 
-    ``kind`` is ``sentencepiece`` (``vocabulary`` pieces) or ``subword-nmt`` (``vocabulary`` merges);
-    an existing ``target`` folder is replaced.
+    `kind` is `sentencepiece` (`vocabulary` pieces) or `subword-nmt` (`vocabulary` merges);
+    an existing `target` folder is replaced.
     """
     if target.exists():
         shutil.rmtree(target)

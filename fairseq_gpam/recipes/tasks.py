@@ -1,8 +1,8 @@
-"""Recipes of tasks: TOML files under ``examples/``, checked when they are read.
+"""Recipes of tasks: TOML files under `examples/`, checked when they are read.
 
-A task is a folder of ``examples/`` (its ``recipe.toml``) or ``FOLDER.VARIANT`` for another file in it. A file may name
-another task as its ``base``: its own keys replace those of the base, and ``train_more`` is appended to the base's
-``train``. ``${NAME}`` in ``data.files`` and ``data.options`` is a key of ``data.variables``, which the environment may
+A task is a folder of `examples/` (its `recipe.toml`) or `FOLDER.VARIANT` for another file in it. A file may name
+another task as its `base`: its own keys replace those of the base, and `train_more` is appended to the base's
+`train`. `${NAME}` in `data.files` and `data.options` is a key of `data.variables`, which the environment may
 override.
 """
 
@@ -60,12 +60,12 @@ TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "
 
 
 class TaskError(ValueError):
-    """A recipe is not there, or a key of its file is wrong; the message names both."""
+    """A recipe is missing, or a key of its file is wrong; the message names both."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One published file: at ``url``, in the Python ``package`` of a ``version``, or only given by the user."""
+    """A published file: at `url`, in the Python `package` of a `version`, or provided by the user only."""
 
     file: str
     checksum: str = ""
@@ -78,8 +78,8 @@ class File:
 class Data:
     """How a corpus becomes what fairseq reads.
 
-    ``tokenizer`` "moses": the text was tokenised, hypotheses are detokenised to be scored. ``lowercase``: the text was
-    lower-cased, scores ignore case. ``vocabulary``: sentencepiece pieces or subword-nmt merges. ``partial``: a
+    `tokenizer` "moses": the text was tokenised, hypotheses are detokenised to be scored. `lowercase`: the text was
+    lower-cased, scores ignore case. `vocabulary`: sentencepiece pieces or subword-nmt merges. `partial`: a
     folder of local files may lack some; the reader of the corpus says what it cannot do without.
     """
 
@@ -100,8 +100,8 @@ class Data:
 class Task:
     """A task's whole recipe.
 
-    ``keep_checkpoints`` is how many of those saved at intervals of updates are kept; with 0 they are saved by epoch,
-    as ``train`` says. ``evaluate`` goes to fairseq-generate or fairseq-eval-lm.
+    `keep_checkpoints` is how many of those saved at intervals of updates are kept; with 0 they are saved by epoch,
+    as `train` says. `evaluate` goes to fairseq-generate or fairseq-eval-lm.
     """
 
     name: str
@@ -122,14 +122,14 @@ class Task:
 
     @property
     def result_kind(self) -> str:
-        """What its results are: of a "translation", or of a language model's "words" or "characters" (of bytes)."""
+        """Returns the kind of its results: "translation", or for a language model "words" or "characters" (bytes)."""
         if self.is_translation:
             return "translation"
         return "characters" if self.data.subwords == "bytes" else "words"
 
     @cached_property
     def suffixes(self) -> tuple[str, ...]:
-        """Endings of the prepared text files."""
+        """Returns the suffixes of the prepared text files."""
         return tuple(sorted((self.source, self.target))) if self.is_translation else ("txt",)
 
     def text(self, out: Path) -> Path:
@@ -184,7 +184,7 @@ def load(name: str) -> Task:
 
 
 def of_runs(folder_name: str) -> Task:
-    """Returns the task of the runs in ``OUT/runs/TASK`` or, with the full budget, ``OUT/runs/TASK-full``.
+    """Returns the task of the runs in `OUT/runs/TASK` or, with the full budget, `OUT/runs/TASK-full`.
 
     Raises TaskError as `load`, and if the task has no full budget.
     """

@@ -81,7 +81,7 @@ def test_a_broken_last_checkpoint_is_replaced_by_the_newest_intact_one(folder, b
     breaks(last)
     done = checkpoints.repair_last(folder)
     assert done.startswith("checkpoint_last.pt is broken (")
-    assert done.endswith("going on from checkpoint_2_200.pt, update 200")
+    assert done.endswith("continuing from checkpoint_2_200.pt, update 200")
     assert "\n" not in done
     assert last.read_bytes() == (folder / "checkpoint_2_200.pt").read_bytes()
     assert (folder / "checkpoint_last.pt.broken-1").exists()
@@ -92,7 +92,7 @@ def test_a_broken_last_checkpoint_is_replaced_by_the_newest_intact_one(folder, b
 def test_a_broken_checkpoint_is_not_what_training_goes_on_from(folder, breaks):
     breaks(folder / "checkpoint_2_200.pt")
     breaks(folder / "checkpoint_last.pt")
-    assert checkpoints.repair_last(folder).endswith("going on from checkpoint_1_100.pt, update 100")
+    assert checkpoints.repair_last(folder).endswith("continuing from checkpoint_1_100.pt, update 100")
 
 
 def test_intact_checkpoints_and_an_empty_folder_are_left_alone(folder, tmp_path_factory):
@@ -119,7 +119,7 @@ def test_every_flipped_bit_of_the_content_is_found(folder):
 
 def test_a_missing_last_checkpoint_is_replaced_too(folder):
     (folder / "checkpoint_last.pt").unlink()
-    expected = "checkpoint_last.pt is missing; going on from checkpoint_2_200.pt, update 200"
+    expected = "checkpoint_last.pt is missing; continuing from checkpoint_2_200.pt, update 200"
     assert checkpoints.repair_last(folder) == expected
 
 

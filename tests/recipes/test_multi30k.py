@@ -54,7 +54,7 @@ def test_raw_text_alone_is_lower_cased_and_tokenised(published, tmp_path):
 
 def test_tokenised_text_alone_is_detokenised_to_be_the_reference(published, tmp_path, capsys):
     lines = prepare(published / "tok", tmp_path / "out")
-    assert "the raw text is not there; detokenising" in capsys.readouterr().out
+    assert "the raw text is missing; detokenising" in capsys.readouterr().out
     assert all(line.endswith(".") and not line.endswith(" .") for line in lines("test.en"))
 
 

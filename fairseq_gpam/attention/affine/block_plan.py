@@ -1,4 +1,4 @@
-"""How a long sequence is cut into groups of heads and blocks of rows, and what is done to one block.
+"""How a long sequence is divided into groups of heads and blocks of rows, and how one block is computed.
 
 Shapes: N = B·H counts the heads of all sentences, n those of a group, r the rows of a block, s the keys that it sees.
 """
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from fairseq_gpam.attention.masks import AttentionMask
 
-# Measured on a CPU with AVX-512 and 2 MiB of second-level cache for a core.
+# Measured on a CPU with AVX-512 and 2 MiB of second-level cache per core.
 BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 
-# Powers of 2 take a third of the time of powers of e: scores are multiplied by log₂ e.
+# Powers of 2 take a third of the time of powers of e, so scores are multiplied by log₂ e.
 LOG2_E = math.log2(math.e)
 # 2^−115 is negligible beside 1; numbers below 2^−126 are denormal and slow.
 LOWEST_EXPONENT = -115.0
-# Exponents that cannot exceed this need no maximum subtracted: powers, their sums and ratios stay finite in fp32.
+# Below this exponent no maximum needs to be subtracted: powers, their sums and ratios stay finite in fp32.
 SAFE_EXPONENT = 43.0
 
 
@@ -50,7 +50,7 @@ class Group:
 class Block:
     """Queries r0…r1 of a group and the keys before `seen`; `index` counts the blocks of a group.
 
-    All blocks have equally many rows. The last rows of the last block may lie behind the last query and are ignored.
+    All blocks have equally many rows. Rows of the last block that lie after the last query are ignored.
     """
 
     r0: int
@@ -68,7 +68,7 @@ class BlockBuffers:
 
 
 class BlockPlan:
-    """What the forward and the backward of one call share: its shapes, blocks, branch weights and buffers."""
+    """Shapes, blocks, branch weights and buffers that the forward and the backward of one call share."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class BlockPlan:
         return self.block_buffers[key]
 
     def in_blocks(self, tensor: Tensor) -> Tensor:
-        """Returns … × T × D as … × blocks × rows × D, zero behind the last query; else the same memory."""
+        """Returns … × T × D as … × blocks × rows × D, padded with zeros; without padding it shares the memory."""
         missing = self.num_blocks * self.rows - self.length
         if missing:
             tensor = F.pad(tensor, (0, 0, 0, missing))
@@ -154,7 +154,7 @@ class BlockPlan:
         out.copy_(joined.view(out.shape))
 
     def rows_of(self, tensor: Tensor, block: Block) -> Tensor:
-        """Returns the rows of a block of … × T × 1; one row for all of them stays as it is."""
+        """Returns the rows of a block of … × T × 1; a single row for all of them is returned unchanged."""
         if tensor.size(-2) == 1:
             return tensor
         return F.pad(tensor[..., block.r0 : block.r1, :], (0, 0, 0, max(0, block.r1 - self.length)))
@@ -178,7 +178,7 @@ class BlockPlan:
         if self.mask.is_empty:
             return None, None
         if self.mask.is_plainly_causal:
-            # Only the last rows × rows of what this block sees can lie in some row's future.
+            # Only the last rows × rows of the visible keys can lie in the future of some row.
             if self.future is None:
                 self.future = like.new_ones(self.rows, self.rows).tril_()
             width = block.seen - (self.num_keys - self.length + block.r0)
@@ -190,7 +190,7 @@ class BlockPlan:
         return self._fitted(mask.bias, like.dtype), self._fitted(None if hidden is None else ~hidden, like.dtype)
 
     def _fitted(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Returns a mask with a dimension for the branches, and as many rows as a block has."""
+        """Returns a mask with a dimension for the branches, padded to the rows of a block."""
         if mask is None:
             return None
         if 1 < mask.size(-2) < self.rows:
@@ -220,7 +220,7 @@ class BlockPlan:
             tail.mul_(visible)
 
     def is_safe(self, queries: Tensor, keys: list[Tensor]) -> bool:
-        """Returns whether no score can be too large to be exponentiated as it is (by Cauchy and Schwarz)."""
+        """Returns whether all scores can be exponentiated without subtracting a maximum (by Cauchy and Schwarz)."""
         if self.mask.bias is not None:
             return False
         longest = [float(torch.linalg.vector_norm(each, dim=-1).amax()) for each in (queries, *keys)]
@@ -242,7 +242,7 @@ class BlockPlan:
         return torch.addcmul(weights[:, 0], weights[:, 1], factor, out=buffers.matrix)
 
     def dropout_mask(self, group: Group, block: Block, like: Tensor) -> Tensor | None:
-        """Returns 0 or 1/(1 − p) for every weight, the same ones for the same block of the same call."""
+        """Returns 0 or 1/(1 − p) for every weight, identical whenever a block of the same call asks again."""
         if self.dropout_p == 0:
             return None
         mask = self.buffer("dropout", *like.shape)

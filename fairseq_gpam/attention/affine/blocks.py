@@ -1,6 +1,6 @@
-"""Long sequences on a processor: blocks of rows whose weights the custom backward computes again, memory linear in T.
+"""Long sequences on a CPU: blocks of rows whose weights the custom backward recomputes, with memory linear in T.
 
-The branches are summed before the product with V, so that one product serves both, as one product dO·Vᵀ does in the
+The branches are summed before the product with V, so that one product serves both, and so does one product dO·Vᵀ in the
 backward. The masked half of a causal matrix is skipped. Every branch is held as E = 2^(scores · log₂ e). It is
 divided by its row sums l after the products, which are smaller: P = Σ (c/l)·E, where c is the weight of the branch.
 """
@@ -50,7 +50,7 @@ def _branch_factors(branches: list[Branch], q: Tensor, dtype: torch.dtype) -> Te
 class ByBlocks(torch.autograd.Function):
     """One group of heads after the other, and in it one block of rows after the other.
 
-    The backward computes the weights again from the scores' row sums (and maxima, where exponentials need one).
+    The backward recomputes the weights from the scores' row sums (and maxima, where exponentials need one).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""How a member of the family is computed: the table of choices, and the one way in."""
+"""How a member of the family is computed: the table of choices and the function that applies it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fairseq_gpam.attention.affine.terms import AffineTerms
 from fairseq_gpam.attention.base import AttentionInput
 
 BACKENDS = ("auto", "reference", "fused")
-# Measured on processors with AVX-512: up to this many queries and keys the matrix stays in the cache.
+# Measured on CPUs with AVX-512: up to this many queries and keys the matrix stays in the cache.
 LONGEST_SHORT = 192
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the choice depends on."""
+    """The properties of a call on which the choice depends."""
 
     inputs: AttentionInput
     terms: AffineTerms
@@ -60,31 +60,31 @@ class Call:
 
 @dataclass(frozen=True)
 class Choice:
-    """One row of the table: the way to compute, when it is taken, and the same in code."""
+    """One row of the table: the way to compute, its condition in words, and its condition in code."""
 
     way: str
     when: str
     applies: Callable[[Call], bool]
 
 
-# The first row that applies is taken.
+# The first row that applies is used.
 CHOICES = (
     Choice(
         "naive",
-        "backend reference, a sink, a trained bias; dropout or weights with a uniform or identity part or compiled",
+        "backend reference, a sink or trained bias; dropout or weights, if compiled or with a uniform or identity part",
         lambda call: call.needs_naive,
     ),
     Choice(
         "short",
-        f"no gradients, no dropout, one set of keys, at most {LONGEST_SHORT} tokens, fp32 or fp64 on a processor, and "
-        "two branches, one query or weights asked for",
+        f"no gradients, no dropout, one set of keys, at most {LONGEST_SHORT} tokens, fp32 or fp64 on a CPU, and "
+        "two branches, one query or weights requested",
         lambda call: (
             call.may_stack
             and (call.terms.negative_q is not None or call.inputs.q.size(-2) == 1 or call.inputs.need_weights)
             and not torch.compiler.is_compiling()
         ),
     ),
-    Choice("naive", "weights asked for", lambda call: call.inputs.need_weights),
+    Choice("naive", "weights requested", lambda call: call.inputs.need_weights),
     Choice("sdpa", "on a GPU, or compiled", lambda call: call.inputs.q.is_cuda or torch.compiler.is_compiling()),
     Choice("blocks", "backend fused", lambda call: call.backend == "fused"),
     Choice("sdpa", "one branch without dropout, causal or padded but not both", lambda call: call.suits_kernel),
@@ -105,7 +105,7 @@ def describe_choices() -> str:
 
 
 def affine_attention(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
-    """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S, if it is asked for."""
+    """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S, if it is requested."""
     way = choose(inputs, terms, backend)
     weights: Tensor | None = None
     if way == "naive":

@@ -1,4 +1,4 @@
-"""The plain formula, every matrix held: the truth that the other ways to compute it are tested against."""
+"""The plain formula with every matrix in memory: the reference for the tests of all other ways to compute it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | Non
 
 
 def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
-    """Returns P, B × H × T × S; only its identity part is not zero in fully masked rows."""
+    """Returns P, B × H × T × S; in fully masked rows only its identity part is not zero."""
     q, k, mask = inputs.q, inputs.k, inputs.mask
     num_queries, num_keys = q.size(-2), k.size(-2)
     bias, fully_masked = mask.for_scores(num_queries, num_keys, q)

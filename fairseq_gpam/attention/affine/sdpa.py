@@ -1,4 +1,4 @@
-"""Each branch by PyTorch's scaled_dot_product_attention: on a GPU always, and on a processor where it is faster."""
+"""Computes each branch by PyTorch's scaled_dot_product_attention: on every GPU, and on a CPU where it is faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from fairseq_gpam.attention.masks import zero_rows
 def sdpa_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
     """Returns the softmax branches' part of dropout(P) V, B × H × T × D.
 
-    With dropout every branch draws the same random numbers. The same places of all branches are dropped, which drops P.
+    With dropout every branch draws the same random numbers, so that the same entries of all branches, and thus of P,
+    are dropped.
     """
     *others, last = terms.branches(inputs.q, inputs.k)
     devices = [inputs.q.device] if inputs.q.is_cuda else []
@@ -35,6 +36,6 @@ def _weighted(branch: Branch, inputs: AttentionInput) -> Tensor:
     else:
         bias, fully_masked = mask.for_kernel(q.size(-2), k.size(-2), q)
         output = zero_rows(F.scaled_dot_product_attention(q, k, v, bias, inputs.dropout_p), fully_masked)
-    # The kernel gives 0, or any number, for some queries that are not finite: a diverged run must be seen.
+    # For some queries that are not finite the kernel returns 0 or an arbitrary number; a diverged run must be noticed.
     output = output + (q.detach() * 0).sum(dim=-1, keepdim=True)
     return output if isinstance(branch.weight, float) and branch.weight == 1 else branch.weight * output

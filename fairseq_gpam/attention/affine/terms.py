@@ -1,4 +1,4 @@
-"""What a member of the affine family is: P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U."""
+"""The terms of a member of the affine family: P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class AffineTerms:
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
     B × H × T × 1; `negative_q` (Q⁻) B × H × T × D; `negative_k` (K⁻) B × H × S × D, the keys of the positive branch if
-    None; `sink` H, the logit of a key that every row sees and whose value is zero. U is uniform over the keys that a
-    row sees. There is a second branch where `negative_q` is given.
+    None; `sink` H, the logit of an additional key that every row sees and whose value is zero. U is uniform over the
+    keys that a row sees. The second branch exists if `negative_q` is given.
     """
 
     positive: Coefficient = 1.0
