@@ -3,7 +3,8 @@
 Both run alternately in one process; the medians of the ratios are printed with their quartiles. A ratio below 1 means
 that this package is faster than stock. Levels: core (attention without projections), layer and model (training without
 the optimiser, and inference), decoding (one layer with its cache reordered), generation (beam search), memory and
-scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64).
+scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64), and growth (a decoding step after 64 to 4096
+tokens, not against stock but against the same mechanism after 64).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from fairseq_gpam.attention import REGISTRY, matmul
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
 from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair
+from fairseq_gpam.benchmark.growth import measure_growth
 from fairseq_gpam.benchmark.timing import paired
 from fairseq_gpam.recipes.environment import commit
 
-ALL_LEVELS = (*LEVELS, "memory", "scaling")
+ALL_LEVELS = (*LEVELS, "memory", "scaling", "growth")
 SCALING_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -64,7 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)
-    results: dict[str, Any] = {"machine": machine(arguments.threads), "ratios": [], "memory": [], "scaling": []}
+    results: dict[str, Any] = {
+        "machine": machine(arguments.threads),
+        "ratios": [],
+        "memory": [],
+        "scaling": [],
+        "growth": [],
+    }
     candidates = [Candidate(m, b) for m in arguments.mechanisms for b in arguments.backends]
     print(json.dumps(results["machine"]))
     print(f"{'comparison':66} {'ratio':>6}  quartiles      stock", flush=True)
@@ -81,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         results["memory"] = measure_memory(candidates)
     if "scaling" in arguments.levels:
         results["scaling"] = measure_scaling(candidates, arguments.pairs)
+    if "growth" in arguments.levels:
+        results["growth"] = measure_growth(arguments.pairs)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"written: {arguments.json}")

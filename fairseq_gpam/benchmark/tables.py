@@ -97,4 +97,19 @@ def scaling(measured: Row) -> str:
     )
 
 
-TABLES = {"ratios": ratios, "backends": backends, "memory": memory, "scaling": scaling}
+def growth(measured: Row) -> str:
+    """Returns the time of a decoding step against the same after fewer tokens, and the KiB that are kept for it."""
+    first, *lengths = measured["growth"][0]["lengths"]
+    rows = [
+        [
+            f"`{row['spec']}`",
+            *(_quartiles(ratio) for ratio in row["ratios"]),
+            " → ".join(f"{size / 1024:,.0f}" for size in row["bytes"]),
+        ]
+        for row in measured["growth"]
+    ]
+    head = [f"time after {length:,} / after {first:,}" for length in lengths]
+    return _table(["mechanism", *head, "KiB kept"], rows)
+
+
+TABLES = {"ratios": ratios, "backends": backends, "memory": memory, "scaling": scaling, "growth": growth}
