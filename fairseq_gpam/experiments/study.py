@@ -156,7 +156,7 @@ def section(
             if "table" in show:
                 head = comparison_report.head(table)
                 empty = ["0", "not run", *["–"] * (len(head) - 3)]
-                lines = [rows.get(arm, [arm, *empty]) for arm in group.by_arm]
+                lines = [rows.get(arm, [arm, *empty]) for arm, runs in group.by_arm.items() if runs]
                 note = comparison_report.noise_floor(table)
                 parts += [f"**{comparison_report.caption(table)}**", comparison_report.grid(head, lines).rstrip(), note]
             if "picture" in show and any(row.get("difference") for row in table["rows"]):
