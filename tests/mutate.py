@@ -1,0 +1,191 @@
+"""Tests the tests: changes one operator, number or keyword of the package at a time and counts what no test notices.
+
+Usage: python tests/mutate.py [--sample N] [--seed N] [--out FILE] PATH …
+
+PATH is a file or folder of the package. cosmic-ray makes the mutants; N of them are drawn at random, each is imported
+in a child forked after the slow imports, and the tests of its file run there until one fails. Prints the survivors and
+the share that was killed with its 95 % interval; FILE gets one line of JSON for each mutant, and mutants that it holds
+already are not run again.
+"""
+
+import argparse
+import ast
+import importlib.machinery
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import cosmic_ray.plugins
+import pytest
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from scipy.stats import binomtest
+
+ROOT = Path(__file__).resolve().parents[1]
+NEED_ARGUMENTS = ("core/VariableInserter", "core/VariableReplacer", "core/NoOp")
+TIMEOUT = 300
+MODULE_TESTS = "tests/modules tests/models/test_decoding.py tests/models/test_features.py"
+# The tests of a file that no test file is named after, and what else tests a file.
+TESTS = {
+    "attention/affine": "tests/attention/test_affine.py tests/attention/test_blocks.py tests/attention/test_choice.py",
+    "attention/base": "tests/attention/test_softmax.py tests/attention/test_families.py tests/test_options.py "
+    "tests/attention/test_forgetting.py tests/models/test_warm_start.py",
+    "attention/causal": "tests/attention/test_forgetting.py tests/attention/test_selective.py "
+    "tests/attention/test_stick_breaking.py",
+    "attention/kernel_sums": "tests/attention/test_fastmax.py tests/attention/test_linear.py",
+    "attention/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
+    "attention/negative_projection": "tests/attention/test_dagpam.py tests/modules/test_projections.py",
+    "analysis/metrics": "tests/analysis/test_metrics.py",
+    "modules": MODULE_TESTS,
+    "modules/projections": f"tests/modules/test_projections.py {MODULE_TESTS}",
+    "modules/training_log": "tests/analysis/test_training_log.py",
+}
+
+
+def meaning(code):
+    """The syntax tree without annotations, which are not evaluated; None if the code is none."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+    return ast.dump(tree)
+
+
+def mutants(path):
+    """Yields (operator, occurrence) of every change to the file that changes what it means."""
+    code = path.read_text(encoding="utf-8")
+    original, nodes = meaning(code), list(ast_nodes(get_ast(code)))
+    for name in sorted(cosmic_ray.plugins.operator_names()):
+        if name in NEED_ARGUMENTS:
+            continue
+        operator = cosmic_ray.plugins.get_operator(name)()
+        for occurrence in range(sum(len(list(operator.mutation_positions(node))) for node in nodes)):
+            if meaning(mutate_code(code, operator, occurrence)) not in (original, None):
+                yield name, occurrence
+
+
+def tests_of(path):
+    """Returns the test files to run for a file of the package, its own first."""
+    part = path.relative_to(ROOT / "fairseq_gpam").with_suffix("")
+    found = [f"tests/{part.parent}/test_{part.name}.py"]
+    for key in (str(part), str(part.parent)):
+        if key in TESTS:
+            found += TESTS[key].split()
+            break
+    existing = [each for each in dict.fromkeys(found) if (ROOT / each).exists()]
+    if not existing:
+        raise SystemExit(f"{part}: no test file is known for it; name one in TESTS of {Path(__file__).name}")
+    return existing
+
+
+class MutatedFinder:
+    """Gives the mutated code to whoever imports the module."""
+
+    def __init__(self, module, path, code):
+        self.module, self.path, self.code = module, str(path), code
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.module:
+            return None
+        finder = self
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def get_code(self, fullname):
+                return compile(finder.code, finder.path, "exec")
+
+        return importlib.util.spec_from_file_location(name, self.path, loader=Loader(name, self.path))
+
+
+def is_killed(path, code):
+    """Runs the file's tests with the mutated code in a child; a child that does not end counts as killed."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        sys.meta_path.insert(0, MutatedFinder(module, path, code))
+        status = 1
+        try:
+            status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests_of(path)])
+        finally:
+            os._exit(int(status))
+    # Processor time, so that a busy machine kills nobody.
+    deadline = time.monotonic() + 20 * TIMEOUT
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status != 0
+        if seconds_used(child) > TIMEOUT:
+            break
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def seconds_used(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def preload():
+    """Imports what the tests import and no mutant changes."""
+    import fairseq.options
+    import fairseq.tasks
+    import fairseq.trainer
+    import hypothesis
+    import torch
+
+    torch.set_num_threads(1)
+    return fairseq, hypothesis
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--sample", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    preload()
+    files = sorted({file for path in args.paths for file in (path.rglob("*.py") if path.is_dir() else [path])})
+    every = [(str(file), *mutant) for file in files for mutant in mutants(file.resolve())]
+    drawn = random.Random(args.seed).sample(every, min(args.sample, len(every)))
+    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    results = {tuple(each["mutant"]): each for each in known}
+    for number, mutant in enumerate(drawn, start=1):
+        if mutant not in results:
+            path = Path(mutant[0]).resolve()
+            code = path.read_text(encoding="utf-8")
+            changed = mutate_code(code, cosmic_ray.plugins.get_operator(mutant[1])(), mutant[2])
+            lines = zip(code.splitlines(), changed.splitlines(), strict=False)
+            place, line = next(((i, new) for i, (old, new) in enumerate(lines, start=1) if old != new), (0, ""))
+            result = {"mutant": mutant, "killed": is_killed(path, changed), "line": place, "text": line.strip()}
+            results[mutant] = result
+            with args.out.open("a") as out:
+                out.write(json.dumps(result, ensure_ascii=False) + "\n")
+        if not results[mutant]["killed"]:
+            print(f"survived {mutant[0]}:{results[mutant]['line']} {mutant[1]}: {results[mutant]['text']}", flush=True)
+    killed = sum(results[mutant]["killed"] for mutant in drawn)
+    low, high = binomtest(killed, len(drawn)).proportion_ci()
+    print(f"{killed} of {len(drawn)} killed: {killed / len(drawn):.1%} (95 % interval {low:.1%} to {high:.1%});", end=" ")
+    print(f"drawn from {len(every)} mutants with seed {args.seed}")
+
+
+if __name__ == "__main__":
+    main()
