@@ -183,7 +183,9 @@ def main():
             print(f"survived {mutant[0]}:{results[mutant]['line']} {mutant[1]}: {results[mutant]['text']}", flush=True)
     killed = sum(results[mutant]["killed"] for mutant in drawn)
     low, high = binomtest(killed, len(drawn)).proportion_ci()
-    print(f"{killed} of {len(drawn)} killed: {killed / len(drawn):.1%} (95 % interval {low:.1%} to {high:.1%});", end=" ")
+    print(
+        f"{killed} of {len(drawn)} killed: {killed / len(drawn):.1%} (95 % interval {low:.1%} to {high:.1%});", end=" "
+    )
     print(f"drawn from {len(every)} mutants with seed {args.seed}")
 
 

@@ -203,6 +203,39 @@ def test_a_query_that_is_not_finite_gives_nan(bad, kind, backend, member):
     assert output[0, 0, :4].isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
+@pytest.mark.parametrize("member", ["one branch", "two branches"])
+@pytest.mark.parametrize("place", ["keys", "values"])
+def test_a_key_or_value_that_is_not_finite_gives_nan_in_its_head(bad, kind, backend, member, place):
+    q, k, v = (draw(9) for _ in range(3))
+    with torch.no_grad():
+        (k if place == "keys" else v)[0, 0, 4, 0] = bad
+    output, _ = affine_attention(AttentionInput(q, k, v, mask_of(kind, 9), q), members(9)[member][0], backend)
+    assert output[0, 0].isnan().all()
+    assert output[0, 1:].isfinite().all() and output[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["none", "causal"])
+def test_a_key_that_is_nan_is_seen_without_gradients_too(kind):
+    q, k, v = (draw(9) for _ in range(3))
+    with torch.no_grad():
+        k[0, 0, 4, 0] = float("nan")
+        for member in ("one branch", "two branches"):
+            terms = members(9)[member][0]
+            output, _ = affine_attention(AttentionInput(q, k, v, mask_of(kind, 9), q), terms)
+            assert output[0, 0].isnan().all()
+            assert output[1:].isfinite().all()
+
+
+def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():
+    q, k, v = (torch.full((1, 1, 400, 4), 100.0, dtype=torch.float16) for _ in range(3))
+    for backend in ("auto", "reference", "fused"):
+        output, _ = affine_attention(AttentionInput(q / 1000, k, v, mask_of("causal", 400), q), AffineTerms(), backend)
+        assert output.isfinite().all()
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -10,7 +10,6 @@ import sys
 import pytest
 from fairseq import models
 from fairseq.modules.multihead_attention import MultiheadAttention
-from hydra.core.config_store import ConfigStore
 
 import fairseq_gpam  # noqa: F401
 from fairseq_gpam import options
@@ -50,15 +49,16 @@ def pytest_configure(config):
     for ours, stock in STOCK.items():
         for name in list(models.ARCH_MODEL_INV_REGISTRY[stock]):
             twin = ours + name.removeprefix(stock)
-            for registry in (models.ARCH_MODEL_REGISTRY, models.ARCH_CONFIG_REGISTRY):
-                registry[name] = registry[twin]
-        for registry in (models.MODEL_REGISTRY, models.MODEL_DATACLASS_REGISTRY):
-            if ours in registry:
-                registry[stock] = registry[ours]
-        if ours in models.MODEL_DATACLASS_REGISTRY:
-            node = models.MODEL_DATACLASS_REGISTRY[ours]()
-            node._name = stock
-            ConfigStore.instance().store(name=stock, group="model", node=node, provider="fairseq")
+            for registry in (
+                models.ARCH_MODEL_REGISTRY,
+                models.ARCH_CONFIG_REGISTRY,
+                models.ARCH_MODEL_NAME_REGISTRY,
+            ):
+                if twin in registry:
+                    registry[name] = registry[twin]
+        models.MODEL_REGISTRY[stock] = models.MODEL_REGISTRY[ours]
+        # Our language model has no entry here, so that its settings are filled in as those of any architecture are.
+        models.MODEL_DATACLASS_REGISTRY.pop(stock, None)
 
 
 def pytest_collection_modifyitems(items):

@@ -104,17 +104,35 @@ def describe_choices() -> str:
     return "\n".join(f"  {choice.way:7} {choice.when}" for choice in CHOICES)
 
 
+def with_nan_shown(output: Tensor, inputs: AttentionInput, terms: AffineTerms) -> Tensor:
+    """Returns the output with NaN in the rows of queries, and in the heads of keys and values, that are not finite.
+
+    A diverged run must be seen, but the kernels hide such queries and keys from some rows, or from all.
+    """
+    by_row, by_head = (-1,), (-2, -1)
+    sources = ((terms.negative_q, by_row), (inputs.k, by_head), (terms.negative_k, by_head), (inputs.v, by_head))
+    # In half precision, finite numbers could add up to infinity.
+    exact = torch.float64 if inputs.q.dtype == torch.float64 else torch.float32
+    with torch.no_grad():
+        total = inputs.q.sum(dim=-1, keepdim=True, dtype=exact)
+        for source, dim in sources:
+            if source is not None:
+                total = total + source.sum(dim=dim, keepdim=True, dtype=exact)
+    return torch.add(output, total, alpha=0).type_as(output)
+
+
 def affine_attention(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
     """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S, if it is requested."""
     way = choose(inputs, terms, backend)
     weights: Tensor | None = None
     if way == "naive":
         output, weights = naive_attention(inputs, terms)
-        return output, weights if inputs.need_weights else None
+        return with_nan_shown(output, inputs, terms), weights if inputs.need_weights else None
     if way == "short":
         output, weights = short_attention(inputs, terms)
     else:
         output = (sdpa_attention if way == "sdpa" else block_attention)(inputs, terms)
+        output = with_nan_shown(output, inputs, terms)
     v, num_queries = inputs.v, inputs.q.size(-2)
     if terms.uniform is not None:
         output = output - terms.uniform * inputs.mask.visible_mean(v, num_queries)

@@ -36,6 +36,4 @@ def _weighted(branch: Branch, inputs: AttentionInput) -> Tensor:
     else:
         bias, fully_masked = mask.for_kernel(q.size(-2), k.size(-2), q)
         output = zero_rows(F.scaled_dot_product_attention(q, k, v, bias, inputs.dropout_p), fully_masked)
-    # For some queries that are not finite the kernel returns 0 or an arbitrary number; a diverged run must be noticed.
-    output = output + (q.detach() * 0).sum(dim=-1, keepdim=True)
     return output if isinstance(branch.weight, float) and branch.weight == 1 else branch.weight * output
