@@ -50,7 +50,8 @@ GENERAL_OPTIONS = (
         bool,
         False,
         "start every mechanism at its neutral setting, which keeps a stock checkpoint's outputs exactly at step 0; "
-        "refused for a mechanism without one",
+        "refused for a mechanism without one, and beside a flag with a value that is neither neutral nor its default; "
+        "a flag that is given with its default value counts as not given",
     ),
     Option(
         "backend",

@@ -168,7 +168,7 @@ def main():
     drawn = random.Random(args.seed).sample(every, min(args.sample, len(every)))
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     results = {tuple(each["mutant"]): each for each in known}
-    for number, mutant in enumerate(drawn, start=1):
+    for mutant in drawn:
         if mutant not in results:
             path = Path(mutant[0]).resolve()
             code = path.read_text(encoding="utf-8")

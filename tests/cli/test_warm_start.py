@@ -1,4 +1,4 @@
-"""Warm starts by the real commands: both ways to load a stock checkpoint, outputs exactly kept, then training moves on."""
+"""Warm starts by the real commands: both ways to load a stock checkpoint keep its outputs, then training moves on."""
 
 import pytest
 import torch

@@ -23,18 +23,26 @@ examples = settings(
     suppress_health_check=list(HealthCheck),
 )
 PLACES = [(name, site) for name in sorted(REGISTRY) for site in REGISTRY[name].sites]
-TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6}
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 0.1, torch.float32: 2e-3, torch.float64: 1e-6}
+EXACT = (torch.float32, torch.float64)
 pytestmark = pytest.mark.slow
 
 
 @st.composite
-def cases(draw, sites=("encoder", "decoder", "cross"), dtypes=(torch.float32, torch.float64)):
-    """A layer, its inputs T × B × C (queries) and S × B × C (keys), its padding B × S or None, and its future mask."""
+def cases(draw, sites=("encoder", "decoder", "cross"), dtypes=EXACT):
+    """A layer, its inputs T × B × C (queries) and S × B × C (keys), its padding B × S or None, and its other mask.
+
+    The layer has one mechanism, or two that share its heads. The other mask is the future's in the decoder, elsewhere
+    None or a matrix T × S, added to the scores, that hides some keys.
+    """
     mechanism, site = draw(st.sampled_from([place for place in PLACES if place[1] in sites]))
     heads, width = draw(st.sampled_from([2, 4])), draw(st.sampled_from([2, 4, 6]))
     queries, batch = draw(st.integers(1, 7)), draw(st.integers(1, 4))
     keys = draw(st.integers(1, 7)) if site == "cross" else queries
     dtype = draw(st.sampled_from(dtypes))
+    if heads == 4 and draw(st.booleans()):
+        others = [name for name, place in PLACES if place == site and name != mechanism]
+        mechanism = f"{mechanism}:2,{draw(st.sampled_from(others))}:2"
     torch.manual_seed(draw(st.integers(0, 2**31)))
     allowed = {"cog_everywhere": True, "integral_signals": 2}  # what two layers and narrow heads need
     layer = attention(site, heads * width, heads, mechanism=mechanism, **allowed).to(dtype).eval()
@@ -46,7 +54,11 @@ def cases(draw, sites=("encoder", "decoder", "cross"), dtypes=(torch.float32, to
         padding = torch.arange(keys) >= lengths.unsqueeze(1)
         if draw(st.booleans()):
             padding = padding.flip(1)
-    return layer, query, key, padding, FUTURE if site == "decoder" else None
+    added = FUTURE if site == "decoder" else None
+    if site != "decoder" and draw(st.booleans()):
+        added = torch.randn(queries, keys, dtype=dtype)
+        added = added.masked_fill(torch.rand(queries, keys) < 0.3, draw(st.sampled_from([-1e4, float("-inf")])))
+    return layer, query, key, padding, added
 
 
 def with_backend(layer, backend):
@@ -57,8 +69,8 @@ def with_backend(layer, backend):
     return layer
 
 
-def run(layer, query, key, padding, future):
-    output, _ = layer(query, key, key, key_padding_mask=padding, attn_mask=future, need_weights=False)
+def run(layer, query, key, padding, added):
+    output, _ = layer(query, key, key, key_padding_mask=padding, attn_mask=added, need_weights=False)
     return output
 
 
@@ -75,10 +87,10 @@ def close(found, expected):
 
 
 @examples
-@given(cases(dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16)))
+@given(cases(dtypes=tuple(TOLERANCE)))
 def test_outputs_and_gradients_are_finite_whatever_is_masked(case):
-    layer, query, key, padding, future = case
-    output = run(layer, query.requires_grad_(), key, padding, future)
+    layer, query, key, padding, added = case
+    output = run(layer, query.requires_grad_(), key, padding, added)
     assert torch.isfinite(output).all()
     output.float().pow(2).sum().backward()
     assert torch.isfinite(query.grad).all()
@@ -87,16 +99,16 @@ def test_outputs_and_gradients_are_finite_whatever_is_masked(case):
 
 
 @examples
-@given(cases(), st.sampled_from(["auto", "fused"]))
+@given(cases(dtypes=tuple(TOLERANCE)), st.sampled_from(["auto", "fused"]))
 def test_backends_agree_in_outputs_and_gradients(case, backend):
-    layer, query, key, padding, future = case
+    layer, query, key, padding, added = case
     counted = rows_that_count(query, key, padding).t()
     direction = torch.randn_like(query)
     results = []
     for each in ("reference", backend):
         one = with_backend(layer, each)
         inputs = query.clone().requires_grad_()
-        output = run(one, inputs, inputs if key is query else key, padding, future)
+        output = run(one, inputs, inputs if key is query else key, padding, added)
         (output * direction)[counted].sum().backward()
         results.append([output[counted], inputs.grad, *(p.grad for p in one.parameters())])
     for expected, found in zip(*results, strict=True):
@@ -105,24 +117,28 @@ def test_backends_agree_in_outputs_and_gradients(case, backend):
 
 
 @examples
-@given(cases())
+@given(cases(dtypes=tuple(TOLERANCE)))
 def test_masked_keys_are_as_good_as_removed_and_batch_mates_do_not_matter(case):
-    layer, query, key, padding, future = case
-    whole = run(layer, query, key, padding, future)
+    layer, query, key, padding, added = case
+    whole = run(layer, query, key, padding, added)
     for row in range(query.size(1)):
         visible = torch.ones(key.size(0), dtype=torch.bool) if padding is None else ~padding[row]
         if not visible.any():
             continue
         keys = key[visible, row : row + 1]
         queries = keys if key is query else query[:, row : row + 1]
-        alone = run(layer, queries, keys, None, future)
+        own = added
+        if torch.is_tensor(added):
+            own = added[:, visible]
+            own = own[visible] if key is query else own
+        alone = run(layer, queries, keys, None, own)
         assert close(whole[visible, row] if key is query else whole[:, row], alone[:, 0])
 
 
 @examples
-@given(cases(sites=("decoder",)), st.data())
+@given(cases(sites=("decoder",), dtypes=tuple(TOLERANCE)), st.data())
 def test_step_by_step_with_reordered_beams_is_the_full_forward(case, data):
-    layer, query, _, _, future = case
+    layer, query, _, _, added = case
     steps, batch, _ = query.shape
     state, history, found = {}, query[:0], []
     for step in range(steps):
@@ -134,7 +150,7 @@ def test_step_by_step_with_reordered_beams_is_the_full_forward(case, data):
         new = history[-1:]
         with torch.no_grad():
             output, _ = layer(new, new, new, incremental_state=state, need_weights=False)
-        full = run(layer, history, history, None, future)
+        full = run(layer, history, history, None, added)
         assert close(output[0], full[-1].detach())
         found.append(output)
     assert len(found) == steps
