@@ -1,6 +1,7 @@
 """The comparison's page in a browser, wide and narrow: no error, nothing cut off, the numbers of the JSON."""
 
 import json
+import re
 
 import browser
 import pytest
@@ -37,19 +38,27 @@ def interval(shown, found, digits):
     near(half, (found["high"] - found["low"]) / 2, digits)
 
 
-def check_row(cells, row, digits):
-    assert cells[:2] == [row["arm"], str(row["n"])]
-    interval(cells[2], row, digits)
+def check_row(shown, row, digits):
+    """`shown` is the row's cells by the names of their columns."""
+    assert (shown["arm"], shown["seeds"]) == (row["arm"], str(row["n"]))
+    interval(shown["mean"], row, digits)
+    assert shown["parameters"] == f"{row['parameters']:,.0f}"
     one = row.get("difference")
+    tests = {"p (Holm)": "p_holm", "p (t)": "p_t", "p (sign flips, exact)": "p_sign_flip"}
     if one is None:
-        assert cells[3:] == ["–", "–", "–", "–", "baseline", "–", "–"]
+        assert shown["verdict"] == "baseline"
+        assert {shown[name] for name in ("difference", *tests)} == {"–"}
         return
-    interval(cells[3], one["interval"], digits)
-    for shown, key in zip(cells[4:7], ("p_t", "p_sign_flip", "p_holm"), strict=True):
-        near(shown, one[key], 4)
-    assert cells[7] == one["verdict"]
-    for shown, key in zip(cells[8:], ("seeds_for_delta", "seeds_for_observed"), strict=True):
-        assert shown == (str(row[key]) if row[key] else "over 10,000")
+    assert shown["verdict"] == one["verdict"]
+    interval(shown["difference"], one["interval"], digits)
+    for name, key in tests.items():
+        near(shown[name], one[key], 4)
+    assert shown["seeds for δ"] == str(row["seeds_for_delta"] or "over 10,000")
+
+
+def named(heading):
+    """The name of a column: its heading without the unit, the level or the value of δ."""
+    return re.split(r" ± | = ", heading)[0]
 
 
 def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
@@ -59,9 +68,10 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
     for at_width in seen.values():
         tables = at_width["tables"]
         assert len(found["tables"]) == 3
-        for (_, *lines), table in zip(tables, found["tables"], strict=False):
+        for (head, *lines), table in zip(tables, found["tables"], strict=False):
             for cells, row in zip(lines, table["rows"], strict=True):
-                check_row(cells, row, 4 if table["unit"] == "nats" else 2)
+                shown = dict(zip(map(named, head), cells, strict=True))
+                check_row(shown, row, 4 if table["unit"] == "nats" else 2)
         _, *costs = tables[3]
         for cells, entry in zip(costs, found["costs"], strict=True):
             assert cells[:2] == [entry["group"], entry["arm"]]
@@ -69,7 +79,7 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
                 assert shown == ("not measured" if value is None else f"{value:,.0f}")
         _, *collapse = tables[4]
         for cells, entry in zip(collapse, found["collapse"], strict=True):
-            assert cells[:3] == [entry["group"], entry["measure"], str(entry["n"])]
+            assert cells[:3] == [entry["group"], entry["measure"].replace("_", " "), str(entry["n"])]
             for shown, key in zip(cells[3:], ("rho", "low", "high"), strict=True):
                 near(shown, entry[key], 2)
         assert len(tables) == 5
