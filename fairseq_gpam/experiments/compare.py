@@ -111,13 +111,13 @@ def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns the runs of folders, with what their logs hold, and of .jsonl files of kept runs.
+    """Returns the runs of folders, with what lies beside their results, and of .jsonl files of kept runs.
 
     Raises ``FileNotFoundError`` for a folder without a finished training.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
-        found += kept.read_lines(path) if path.suffix == ".jsonl" else [finished.read_with_logs(path)]
+        found += kept.read_lines(path) if path.suffix == ".jsonl" else [finished.read_with_benchmark(path)]
     return found
 
 

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from fairseq_gpam.experiments.finished import place_of
+
 WIDTH = 9.0
-SIGNS = {"plus": ("-", "λ⁺"), "minus": ("--", "λ⁻"), "": (":", "λ")}
+STYLES = {"plus": ("-", "λ⁺"), "minus": ("--", "λ⁻"), "": (":", "λ")}
 
 
 def panels(
@@ -77,37 +79,28 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> str:
     λ⁺ is solid, λ⁻ dashed; a colour is a site (encoder, decoder, cross), paler in the first layers.
     """
     arms = list(dict.fromkeys(entry["arm"] for entry in entries))
-    sites = {site: f"C{number}" for number, site in enumerate(dict.fromkeys(_site(e["name"])[0] for e in entries))}
-    deepest = max(_site(entry["name"])[1] for entry in entries)
+    places = {entry["name"]: place_of(entry["name"]) for entry in entries}
+    sites = {site: f"C{number}" for number, site in enumerate(dict.fromkeys(site for site, _, _ in places.values()))}
+    deepest = max(layer for _, layer, _ in places.values())
     figure, axes = panels(len(arms), 3, 2.8, sharex=True, sharey=True)
     for shown, arm in zip(axes, arms, strict=True):
         for entry in entries:
             if entry["arm"] == arm:
-                site, layer = _site(entry["name"])
-                style = SIGNS[_sign(entry["name"])][0]
+                site, layer, sign = places[entry["name"]]
+                updates, values = zip(*entry["points"], strict=True)
                 alpha = 0.35 + 0.65 * layer / deepest
-                shown.plot(*zip(*entry["points"], strict=True), style, color=sites[site], alpha=alpha, linewidth=1.2)
+                shown.plot(updates, values, STYLES[sign][0], color=sites[site], alpha=alpha, linewidth=1.2)
         shown.set_title(arm, fontsize="medium")
         shown.axhline(0, color="0.6", linewidth=0.6)
     for shown in axes[-3:]:
         shown.set_xlabel("updates")
     axes[0].set_ylabel("λ")
-    there = {_sign(entry["name"]) for entry in entries}
+    there = {sign for _, _, sign in places.values()}
     proxies = [axes[0].plot([], [], color=colour)[0] for colour in sites.values()]
-    proxies += [axes[0].plot([], [], style, color="0.3")[0] for sign, (style, _) in SIGNS.items() if sign in there]
-    words = [*sites, *(name for sign, (_, name) in SIGNS.items() if sign in there)]
+    proxies += [axes[0].plot([], [], style, color="0.3")[0] for sign, (style, _) in STYLES.items() if sign in there]
+    words = [*sites, *(name for sign, (_, name) in STYLES.items() if sign in there)]
     figure.legend(proxies, words, fontsize="small", loc="outside lower center", ncols=len(words))
     return svg(figure)
-
-
-def _sign(name: str) -> str:
-    return next((sign for sign in ("plus", "minus") if sign in name), "")
-
-
-def _site(name: str) -> tuple[str, int]:
-    place = name.partition("_")[0]
-    site = place.rstrip("0123456789")
-    return site, int(place[len(site) :] or 1)
 
 
 def scatter(entries: Sequence[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.experiments import comparison_plots, forest, templates
+from fairseq_gpam.experiments.finished import place_of
 from fairseq_gpam.recipes import recorded
 
 COST_HEAD = ("parameters", "training (s)", "peak memory (MiB)", "training tokens/s", "decoding tokens/s")
@@ -108,6 +109,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         parts.append(noise_floor(table) + "\n")
     parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
+    for title, own in lambdas_by_group(found):
+        parts += [f"## {title}\n", grid(*lambda_table(own)), LAMBDA_NOTE + "\n"]
     if found["bootstrap"]:
         parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
         parts.append(bootstrap_note(found) + "\n")
@@ -118,6 +121,8 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 BOOTSTRAP_HEAD = ("task", "arm", "seed", "metric", "score", "p")
 COLLAPSE_HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high")
+SIGNS = {"plus": "λ⁺", "minus": "λ⁻", "": "λ"}
+LAMBDA_NOTE = "The mean over seeds and layers of the last λ that was logged, and the range of the layers."
 COLLAPSE_NOTE = (
     "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
     "measure goes with lower loss. The bootstrap draws whole arms; with fewer than four arms there is no interval. "
@@ -153,6 +158,31 @@ def collapse_cells(found: dict[str, Any]) -> list[list[str]]:
         ]
         for one in found["collapse"]
     ]
+
+
+def lambdas_by_group(found: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns the title and the λ's of each task and learning rate that has any."""
+    groups = dict.fromkeys(entry["group"] for entry in found["lambdas"])
+    return [(f"{group}: λ at the end", [e for e in found["lambdas"] if e["group"] == group]) for group in groups]
+
+
+def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Returns head and rows of the table of each arm's last λ: mean over seeds and layers, and range of the layers."""
+    places = {entry["name"]: place_of(entry["name"]) for entry in entries}
+    columns = list(dict.fromkeys((site, sign) for site, _, sign in places.values()))
+    rows = []
+    for arm in dict.fromkeys(entry["arm"] for entry in entries):
+        cells = []
+        for site, sign in columns:
+            last = [
+                entry["points"][-1][1]
+                for entry in entries
+                if entry["arm"] == arm and places[entry["name"]][::2] == (site, sign)
+            ]
+            mean = sum(last) / len(last) if last else None
+            cells.append("–" if mean is None else f"{mean:.2f} ({min(last):.2f} to {max(last):.2f})")
+        rows.append([arm, *cells])
+    return ("arm", *(f"{SIGNS[sign]} {site}" for site, sign in columns)), rows
 
 
 def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
@@ -210,7 +240,8 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
             plot = comparison_plots.curves(own, found["baseline"])
             shown.append({"title": f"{group}: learning curves", **picture(plot, alt)})
         own = [entry for entry in found["lambdas"] if entry["group"] == group]
-        if own:
+        # Kept runs have only the last value of each.
+        if any(len(entry["points"]) > 1 for entry in own):
             ends = "; ".join(f"{arm} {_lambda_range(own, arm)}" for arm in dict.fromkeys(e["arm"] for e in own))
             alt = f"λ over updates, the mean over seeds. Last values: {ends}."
             shown.append({"title": f"{group}: λ over training", **picture(comparison_plots.lambdas(own), alt)})
@@ -240,6 +271,9 @@ def as_html(found: dict[str, Any]) -> str:
         tables.append({"title": title, "head": head(table), "rows": rows, "note": noise_floor(table), "forest": plot})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
+    for title, own in lambdas_by_group(found):
+        columns, rows = lambda_table(own)
+        tables.append({"title": title, "head": columns, "rows": rows, "note": LAMBDA_NOTE})
     if found["bootstrap"]:
         title, note = "sacreBLEU's paired bootstrap, seed by seed", bootstrap_note(found)
         tables.append({"title": title, "head": BOOTSTRAP_HEAD, "rows": bootstrap_cells(found), "note": note})

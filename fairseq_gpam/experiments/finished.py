@@ -18,33 +18,35 @@ LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what the stages of a run in ``OUT/runs/TASK/NAME/SEED`` recorded, and the collapse that analyze measured.
+    """Returns what the stages of a run in ``OUT/runs/TASK/NAME/SEED`` recorded, its λ over training and its collapse.
 
-    Raises ``FileNotFoundError`` if the training has not ended.
+    Both only where they were logged or analyze measured them. Raises ``FileNotFoundError`` if the training has not
+    ended.
     """
     run = recorded.read(folder)
     if "train" not in run:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     run["task"] = folder.resolve().parents[1].name
-    analysis = folder / "analysis/results.json"
+    log, analysis = folder / "train.log", folder / "analysis/results.json"
+    lambdas = lambda_history(log.read_text(encoding="utf-8")) if log.exists() else {}
+    if lambdas:
+        run["lambdas"] = lambdas
     if analysis.exists():
         run["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
     return run
 
 
-def read_with_logs(folder: Path) -> dict[str, Any]:
-    """Returns the run with the workflow engine's benchmark of its training, λ over training, and its folder.
+def read_with_benchmark(folder: Path) -> dict[str, Any]:
+    """Returns the run with the workflow engine's benchmark of its training and its folder.
 
     Raises ``FileNotFoundError`` if the training has not ended.
     """
     run = {**read(folder), "folder": str(folder)}
-    benchmark, log = folder / "train.benchmark.tsv", folder / "train.log"
+    benchmark = folder / "train.benchmark.tsv"
     if benchmark.exists():
         with benchmark.open(encoding="utf-8") as rows:
             row = next(csv.DictReader(rows, delimiter="\t"))
         run["benchmark"] = {name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")}
-    if log.exists():
-        run["lambdas"] = lambda_history(log.read_text(encoding="utf-8"))
     return run
 
 
@@ -59,6 +61,14 @@ def lambda_history(log: str) -> dict[str, list[list[float]]]:
             if (match := LAMBDA.fullmatch(name)) and value is not None:
                 history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
     return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
+
+
+def place_of(name: str) -> tuple[str, int, str]:
+    """Returns the site, the layer and the sign ("plus", "minus", or "") of a λ such as ``encoder1_lambda_plus``."""
+    place = name.partition("_")[0]
+    site = place.rstrip("0123456789")
+    sign = next((sign for sign in ("plus", "minus") if sign in name), "")
+    return site, int(place[len(site) :] or 1), sign
 
 
 def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:

@@ -23,12 +23,15 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
 
-    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays. With
-    a reason to do so speeds and times are left out, as not measured; the reason is kept as a note.
+    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays, of λ
+    over training its last value. With a reason to do so speeds and times are left out, as not measured; the reason is
+    kept as a note.
     Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
     """
     run = run.resolve()
     found = finished.read(run)
+    if "lambdas" in found:
+        found["lambdas"] = {name: points[-1:] for name, points in found["lambdas"].items()}
     for measure, value in found.get("collapse", {}).items():
         found["collapse"][measure] = float(f"{value:.6g}")
     found["train"].get("curve", {}).pop("train", None)

@@ -25,7 +25,7 @@ class ChoiceError(ValueError):
 
 FOLDER = "examples/studies"
 SUFFIX = ".forest.svg"
-PARTS = ("table", "picture", "notes")
+PARTS = ("table", "picture", "lambdas", "collapse", "notes")
 # Where the package lies and how often attention is logged changes no loss.
 WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
 
@@ -74,6 +74,10 @@ class Group:
     kind: str
     by_arm: dict[str, list[dict[str, Any]]]
     remarks: tuple[str, ...]
+
+    @property
+    def counted(self) -> list[dict[str, Any]]:
+        return [run for own in self.by_arm.values() for run in own]
 
 
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
@@ -125,15 +129,14 @@ def section(
 ) -> tuple[str, dict[Path, str]]:
     """Returns what stands below a marker of the study in `page`, and the pictures that it shows, by file.
 
-    Raises ``ChoiceError`` if the grid does not have a task, or there is no such measure or
-    part.
+    Raises ``ChoiceError`` if the grid does not have a task, or there is no such measure or part.
     """
     folder = repository / FOLDER / name
     chosen = grid.load(folder / "grid.toml")
-    all_measures = [quantity.key for quantity in compare.QUANTITIES]
+    known = [quantity.key for quantity in compare.QUANTITIES]
     for option, given, allowed in (
-        ("tasks", tasks, list(chosen.tasks)),
-        ("measures", measures, all_measures),
+        ("tasks", tasks, chosen.tasks),
+        ("measures", measures, known),
         ("show", show, PARTS),
     ):
         unknown = [one for one in given if one not in allowed]
@@ -152,21 +155,45 @@ def section(
                 what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
                 parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
                 continue
-            rows = {row[0]: row for row in comparison_report.cells(table)}
             if "table" in show:
-                head = comparison_report.head(table)
-                empty = ["0", "not run", *["–"] * (len(head) - 3)]
-                lines = [rows.get(arm, [arm, *empty]) for arm, runs in group.by_arm.items() if runs]
-                note = comparison_report.noise_floor(table)
-                parts += [f"**{comparison_report.caption(table)}**", comparison_report.grid(head, lines).rstrip(), note]
+                parts += _table(table, group)
             if "picture" in show and any(row.get("difference") for row in table["rows"]):
                 file = folder / f"{group.file}.{quantity.key}{SUFFIX}"
                 pictures[file] = comparison_report.forest_plot(table, chosen.baseline)
                 address = os.path.relpath(file, (repository / page).parent).replace(os.sep, "/")
                 parts.append(f"![{comparison_report.forest_words(table, chosen.baseline)}]({address})")
-        if "notes" in show:
-            parts += group.remarks
-            counted = [run for own in group.by_arm.values() for run in own]
-            if counted:
-                parts.append("\n".join(f"- {note}" for note in tables.footnotes(counted)))
+        for part, make in (("lambdas", _lambdas), ("collapse", _collapse), ("notes", _notes)):
+            if part in show:
+                parts += make(group)
     return "\n\n".join(parts), pictures
+
+
+def _table(table: dict[str, Any], group: Group) -> list[str]:
+    head, rows = comparison_report.head(table), {row[0]: row for row in comparison_report.cells(table)}
+    empty = ["0", "not run", *["–"] * (len(head) - 3)]
+    lines = [rows.get(arm, [arm, *empty]) for arm, own in group.by_arm.items() if own]
+    text = comparison_report.grid(head, lines).rstrip()
+    return [f"**{comparison_report.caption(table)}**", text, comparison_report.noise_floor(table)]
+
+
+def _lambdas(group: Group) -> list[str]:
+    entries = [{"arm": arm, **shown} for arm, own in group.by_arm.items() for shown in compare.mean_lambdas(own)]
+    if not entries:
+        return []
+    text = comparison_report.grid(*comparison_report.lambda_table(entries)).rstrip()
+    return [f"**{group.title}: λ at the end of training**", text, comparison_report.LAMBDA_NOTE]
+
+
+def _collapse(group: Group) -> list[str]:
+    found = compare.collapse(group.counted)
+    if not found:
+        return []
+    text = comparison_report.grid(
+        comparison_report.COLLAPSE_HEAD, comparison_report.collapse_cells({"collapse": found})
+    ).rstrip()
+    return [f"**{group.title}: collapse against performance**", text, comparison_report.COLLAPSE_NOTE]
+
+
+def _notes(group: Group) -> list[str]:
+    notes = "\n".join(f"- {note}" for note in tables.footnotes(group.counted))
+    return [*group.remarks, *([notes] if notes else [])]

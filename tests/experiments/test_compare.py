@@ -136,7 +136,9 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
             recorded.update(folder, {key: run[key] for key in ("name", "seed", "train")})
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
             record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
-            (folder / "train.log").write_text(f"x | INFO | train_inner | {json.dumps(record)}\n")
+            later = {**record, "num_updates": "4", "gpam_decoder1_lambda_plus": "0.5"}
+            log = "".join(f"x | INFO | train_inner | {json.dumps(one)}\n" for one in (record, later))
+            (folder / "train.log").write_text(log)
             folders.append(folder)
     analysis = folders[0] / "analysis/results.json"
     analysis.parent.mkdir()
@@ -147,9 +149,11 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
     runs = compare.read_runs(folders)
     assert runs[0]["collapse"] == {"mean_cosine, decoder": 1 / 3}
     assert "collapse" not in runs[1]
-    assert kept.kept_line(folders[0])["collapse"] == {"mean_cosine, decoder": 0.333333}
+    line = kept.kept_line(folders[0])
+    assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
+    assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
     assert runs[0]["benchmark"] == {"s": 12.5, "max_rss": 345.6}
-    assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25]]}
+    assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
     assert "95 % (nats)" in text

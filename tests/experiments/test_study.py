@@ -54,7 +54,10 @@ def keep(repository, leave_out=(), more_flags=""):
             train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
             train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
             scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
-            kept_runs.append({**run, "score": scores})
+            kept_runs.append({**run, "score": scores, "collapse": {"mean_cosine, decoder": nll}})
+            if plan.name == "dagpam":
+                layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
+                kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
     kept.write("bible-de-en", kept_runs, repository)
 
 
@@ -88,6 +91,9 @@ def test_the_table_is_what_the_kept_runs_say(repository):
     assert "test loss" not in text.partition("shakespeare-lm")[0]
     assert "shakespeare-lm: test loss per subword (nats)**: no run of the baseline `stock`" in text
     assert "Not run with any seed of 1, 2, 3: stock, dagpam." in text
+    assert "| arm | λ⁺ encoder | λ⁻ cross |" in text
+    assert "| dagpam | 3.50 (3.00 to 4.00) | 0.25 (0.25 to 0.25) |" in text
+    assert "| bible-de-en | mean cosine, decoder | 9 | 1.00 | – | – |" in text
     for note in ("bleu: tok:13a", "chrf: nc:6", "machine: a CPU, 2 cores, 1 thread(s)", "commit: abc"):
         assert text.count(f"- {note}\n") == 1
 
@@ -148,7 +154,7 @@ def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_th
         ("<!-- comparison: none -->", r"none/grid.toml: no such file"),
         ("<!-- comparison: made tasks=ptb-lm -->", r"tasks has 'ptb-lm'; allowed: bible-de-en, shakespeare-lm"),
         ("<!-- comparison: made measures=loss -->", r"measures has 'loss'; allowed: valid-loss, bleu, chrf, test-loss"),
-        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture, notes"),
+        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture, lambdas, collapse, notes"),
         ("<!-- comparison: made seeds=1 -->", r"'seeds=1' is unknown .*; allowed: tasks=…, measures=…, show=…"),
     ],
 )
