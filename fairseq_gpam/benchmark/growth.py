@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 import torch
@@ -46,14 +47,17 @@ def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
 
 
 def measure_growth(pairs: int) -> list[dict[str, Any]]:
-    """Prints and returns, for each mechanism, step times relative to the shortest length, and bytes kept."""
-    print("\na decoding step after … tokens: time relative to the first, KiB kept", flush=True)
+    """Prints and returns, for each mechanism, step times relative to the shortest length, and bytes kept.
+
+    Processor time is taken, which other processes on the machine disturb less than the time of day.
+    """
+    print("\na decoding step after … tokens: processor time relative to the first, KiB kept", flush=True)
     rows = []
     for spec in SPECS:
         torch.manual_seed(1)
         layers = attentions(spec)
         steps = [step_after(layers, length) for length in LENGTHS]
-        ratios = [paired(steps[0][0], step, pairs).as_dict() for step, _ in steps[1:]]
+        ratios = [paired(steps[0][0], step, pairs, clock=time.process_time).as_dict() for step, _ in steps[1:]]
         rows.append({"spec": spec, "lengths": list(LENGTHS), "bytes": [size for _, size in steps], "ratios": ratios})
         times = "".join(f"{ratio['median']:8.2f}" for ratio in ratios)
         print(f"{spec:20}{times}   " + "".join(f"{size / 1024:9.0f}" for _, size in steps), flush=True)

@@ -29,18 +29,20 @@ class Ratio:
         return asdict(self)
 
 
-def timed(step: Step) -> float:
-    """Returns the seconds that one call takes, waiting for a GPU to finish."""
+def timed(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Returns the seconds of `clock` that one call takes, waiting for a GPU to finish."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def paired(stock: Step, ours: Step, pairs: int, warmup: int = 2) -> Ratio:
+def paired(
+    stock: Step, ours: Step, pairs: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> Ratio:
     """Times `stock` and `ours` alternately, after `warmup` uncounted pairs; which goes first alternates too."""
     if pairs < 2:
         raise ValueError(f"--pairs {pairs} is not allowed; allowed: 2 or more")
@@ -50,9 +52,9 @@ def paired(stock: Step, ours: Step, pairs: int, warmup: int = 2) -> Ratio:
     try:
         for pair in range(-warmup, pairs):
             if pair % 2:
-                stock_time, our_time = timed(stock), timed(ours)
+                stock_time, our_time = timed(stock, clock), timed(ours, clock)
             else:
-                our_time, stock_time = timed(ours), timed(stock)
+                our_time, stock_time = timed(ours, clock), timed(stock, clock)
             if pair >= 0:
                 ratios.append(our_time / stock_time)
                 stock_times.append(stock_time)
