@@ -228,11 +228,11 @@ def paths(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]
 
 
 def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
-    """Draws loss and share of right tokens against the number of attentions that a kept path may pass."""
+    """Draws loss and share of correct tokens against the number of attentions that a kept path may contain."""
     frame = pd.DataFrame(rows)
     with mpl.rc_context(STYLE):
-        figure, panels = _grid(1, 2, math.ceil(len(checkpoints) / 2), 4.5, 2.8)
-        titles = {"loss": "loss (nats a token)", "right": "share of tokens predicted right"}
+        figure, panels = _grid(1, 2, math.ceil(len(checkpoints) / 4), 4.5, 2.8)
+        titles = {"loss": "loss (nats per token)", "right": "share of tokens predicted correctly"}
         for axes, (column, title) in zip(panels[0], titles.items(), strict=True):
             for checkpoint, line in frame.groupby("checkpoint", sort=False):
                 style = _style_of([(str(checkpoint), "full")], str(checkpoint), "full", checkpoints)
@@ -240,7 +240,7 @@ def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequenc
             axes.set_title(title)
             axes.set_xlabel("attentions on a path, at most")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        _legend(figure, panels, 2)
+        _legend(figure, panels, 4)
         _save(figure, path, 110)
 
 
@@ -333,6 +333,7 @@ def lambda_history(rows: pd.DataFrame, path: Path) -> None:
                     axes.annotate(f" {int(layer)}", (last.updates, last["mean"]), color=colour, fontsize=7, va="center")
                 axes.set_title(f"{describe(name).label}\n{SITES[site]} (numbers: layers)")
                 axes.set_xlabel("updates")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if len(dashes) > 1:
             handles = [mpl.lines.Line2D([], [], color="black", linestyle=dash) for dash in dashes.values()]
             figure.legend(handles, dashes.keys(), loc="upper center", ncols=3)
