@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from reference import visibility
+from masks import make_masks
 from tiny import BASE, OURS, build_from, model_config, sentences, translation_input
 
 from fairseq_gpam import options
@@ -24,20 +24,10 @@ PADDING = {
     "left": [[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]],
     "a sentence of padding": [[0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]],
 }
-MASKS = {
-    "nothing": {},
-    "right": {"padding": "right"},
-    "left": {"padding": "left"},
-    "a sentence of padding": {"padding": "a sentence of padding"},
-    "causal": {"causal": True},
-    "causal, right": {"causal": True, "padding": "right"},
-    "causal, left": {"causal": True, "padding": "left"},
-    "causal, a sentence of padding": {"causal": True, "padding": "a sentence of padding"},
-    "bias": {"additive": "bias"},
-    "bias for each head": {"additive": "heads"},
-    "bias, hiding, right": {"additive": "hiding", "padding": "right"},
-    "boolean": {"additive": "boolean"},
-}
+MASKS = (
+    *("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left"),
+    *("causal, a sentence of padding", "bias", "bias for each head", "bias, hiding, right", "boolean"),
+)
 
 
 def settings(**chosen):
@@ -47,25 +37,10 @@ def settings(**chosen):
 
 def masks(kind, queries, keys=LENGTH, heads=HEADS, batch=BATCH):
     """The mask for the code under test, and for the reference a bias and what is visible: B × H × T × S."""
-    wanted = MASKS[kind]
-    padding = torch.tensor(PADDING[wanted["padding"]])[:batch] if "padding" in wanted else None
-    additive = None
-    if wanted.get("additive") in ("bias", "hiding"):
-        additive = torch.randn(queries, keys, dtype=torch.float64)
-    elif wanted.get("additive") == "heads":
-        additive = torch.randn(batch, heads, queries, keys, dtype=torch.float64)
-    elif wanted.get("additive") == "boolean":
-        additive = torch.rand(queries, keys) < 0.3
-        additive.fill_diagonal_(False)
-        additive[0] = True
-    if wanted.get("additive") == "hiding":
-        additive[0, 1], additive[1, 2], additive[2, 0] = float("-inf"), -1e8, -1e4
-    causal = wanted.get("causal", False)
-    visible, added = visibility(batch, queries, keys, padding, additive, causal)
+    padding = next((torch.tensor(PADDING[part])[:batch] for part in kind.split(", ") if part in PADDING), None)
+    made = make_masks(kind, batch, queries, keys, heads, padding, torch.float64)
     shape = (batch, heads, queries, keys)
-    bias = torch.as_tensor(added, dtype=torch.float64).expand(shape)
-    mask = AttentionMask.from_fairseq(padding, FUTURE if causal else additive)
-    return mask, bias, visible.expand(shape)
+    return made.mask, torch.as_tensor(made.added, dtype=torch.float64).expand(shape), made.visible.expand(shape)
 
 
 def row_by_row(queries, keys, visible, weigh):
@@ -147,9 +122,9 @@ class Contract:
         if "kind" in metafunc.fixturenames:
             kinds = [kind for kind in MASKS if self.knows_heads or kind != "bias for each head"]
             if self.is_causal():
-                kinds = [kind for kind in kinds if MASKS[kind].get("causal")]
+                kinds = [kind for kind in kinds if "causal" in kind]
             if self.only_padding:
-                kinds = [kind for kind in kinds if not {"causal", "additive"} & set(MASKS[kind])]
+                kinds = [kind for kind in kinds if kind in ("nothing", *PADDING)]
             metafunc.parametrize("kind", kinds)
 
     def is_causal(self):

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from reference import row_softmax, visibility
+from masks import make_masks
+from reference import row_softmax
 
-from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask
+from fairseq_gpam.attention import AttentionInput
 from fairseq_gpam.attention.affine import BACKENDS, AffineTerms, affine_attention
 
 BATCH, HEADS, WIDTH = 2, 3, 8
@@ -82,38 +83,13 @@ def check(backend, length, mask, visible, added, terms, inputs):
 
 
 def masks(kind, queries, keys):
-    padding = torch.zeros(BATCH, keys, dtype=torch.bool)
-    padding[1, keys - keys // 3 :] = True
-    left = torch.zeros(BATCH, keys, dtype=torch.bool)
-    left[0, : keys // 3] = True
-    fully_masked = torch.zeros(BATCH, keys, dtype=torch.bool)
-    fully_masked[1] = True
-    additive = torch.randn(queries, keys)
-    additive[:, keys // 2] = float("-inf")
-    arguments = {
-        "none": {},
-        "right": {"padding": padding},
-        "causal": {"causal": True},
-        "causal, left": {"padding": left, "causal": True},
-        "additive": {"additive": additive},
-        "additive, right": {"additive": additive, "padding": padding},
-        "everything of a sentence": {"padding": fully_masked},
-        "additive for each head": {"additive": torch.randn(BATCH, HEADS, queries, keys)},
-    }[kind]
-    attn_mask = FUTURE if arguments.get("causal") else arguments.get("additive")
-    visible, added = visibility(BATCH, queries, keys, **arguments)
-    return AttentionMask.from_fairseq(arguments.get("padding"), attn_mask), visible, added
+    made = make_masks(kind, BATCH, queries, keys, HEADS)
+    return made.mask, made.visible, made.added
 
 
 KINDS = [
-    "none",
-    "right",
-    "causal",
-    "causal, left",
-    "additive",
-    "additive, right",
-    "everything of a sentence",
-    "additive for each head",
+    *("nothing", "right", "causal", "causal, left", "bias, scattered", "bias, scattered, right"),
+    *("a sentence of padding", "bias for each head"),
 ]
 
 
@@ -136,7 +112,7 @@ def test_coefficients_of_every_shape(backend, positive, negative):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["none", "right", "causal", "additive, right", "everything of a sentence"])
+@pytest.mark.parametrize("kind", ["nothing", "right", "causal", "bias, scattered, right", "a sentence of padding"])
 @pytest.mark.parametrize("extra", ["uniform", "identity", "sink", "negative_k", "all"])
 def test_the_other_terms(backend, kind, extra):
     length = 7
@@ -162,7 +138,7 @@ def test_a_long_sequence_that_no_block_size_divides(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["none", "causal", "additive, right"])
+@pytest.mark.parametrize("kind", ["nothing", "causal", "bias, scattered, right"])
 def test_dropout_keeps_the_expectation_and_zero_dropout_is_none(backend, kind):
     q, k, v = (tensor(BATCH, HEADS, 5, WIDTH) for _ in range(3))
     terms = AffineTerms(1.5, 0.5, tensor(BATCH, HEADS, 5, WIDTH))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from masks import make_masks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask
@@ -190,20 +191,10 @@ def test_a_coefficient_of_one_element_and_four_dimensions(length):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def masks_of(kind, batch, length):
-    padding = torch.zeros(batch, length, dtype=torch.bool)
-    padding[0, -3:] = padding[1, :2] = True
-    causal = torch.full((length, length), float("-inf")).triu(1)
-    return {
-        "none": AttentionMask(),
-        "causal": AttentionMask(causal=True),
-        "padding": AttentionMask(padding),
-        "padding and causal": AttentionMask(padding, causal=True),
-        "matrix": AttentionMask.from_fairseq(padding, causal + torch.randn(length, length)),
-    }[kind]
+KINDS = ("nothing", "causal", "right", "causal, left", "right, fairseq's future, bias")
 
 
-@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal", "matrix"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("factor", [1.0, 40.0], ids=["small scores", "large scores"])
 @pytest.mark.parametrize("heads_at_once", [1, 2, 4, 8, 12])
 def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at_once, monkeypatch):
@@ -212,7 +203,7 @@ def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at
     check_blocks(200, factor, kind)
 
 
-@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal", "matrix"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_behind_the_last_query_count_for_nothing(kind):
     """With 197 queries the last of four blocks of 50 rows has three that are none."""
     check_blocks(197, 1.0, kind)
@@ -229,7 +220,7 @@ def check_blocks(length, factor, kind):
         q.mul_(factor)
     a, b = (torch.rand(num_heads, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     leaves = [q, k, v, negative_q, a, b]
-    mask = masks_of(kind, batch, length)
+    mask = make_masks(kind, batch, length, length).mask
     found = blocks(q, k, v, mask, a, b, negative_q)
     expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
     torch.testing.assert_close(found, expected)

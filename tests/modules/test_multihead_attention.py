@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from fairseq.modules import MultiheadAttention
+from masks import make_masks, padding_mask
 from reference import multihead, visibility
 from tiny import attention
 
@@ -14,67 +15,18 @@ BACKENDS = ("auto", "reference", "fused")
 CHANNELS, HEADS, BATCH = 8, 2, 3
 
 
-def padding(keys, left=False, dtype=torch.bool):
-    """Sentences of full, two-thirds and one-third length."""
-    mask = torch.zeros(BATCH, keys, dtype=torch.bool)
-    for row, hidden in enumerate((0, keys // 3, 2 * keys // 3)):
-        if hidden:
-            mask[row, slice(0, hidden) if left else slice(keys - hidden, None)] = True
-    return mask.to(dtype)
-
-
-def additive(queries, keys):
-    """Arbitrary numbers, some keys hidden, at least one seen in every row."""
-    mask = torch.randn(queries, keys) * 2
-    hidden = torch.rand(queries, keys) < 0.3
-    hidden[:, keys // 2] = False
-    return mask.masked_fill(hidden, float("-inf"))
-
-
 def masks(kind, queries, keys):
     """fairseq's two masks, and what the reference needs to know of them."""
-    pads = {
-        "right": {},
-        "left": {"left": True},
-        "uint8 right": {"dtype": torch.uint8},
-        "uint8 left": {"left": True, "dtype": torch.uint8},
-    }
-    pad_kind, _, attn_kind = kind.partition(" + ")
-    if pad_kind not in pads:
-        pad_kind, attn_kind = None, pad_kind
-    pad = None if pad_kind is None else padding(keys, **pads[pad_kind])
-    attn = {
-        "": None,
-        "none": None,
-        "FUTURE": FUTURE,
-        "fairseq's future": torch.full((queries, keys), float("-inf")).triu(1),
-        "additive": additive(queries, keys),
-        "encoder's low numbers": (additive(queries, keys) == float("-inf")).float() * -1e8,
-        "boolean": additive(queries, keys) == float("-inf"),
-    }[attn_kind]
-    if attn_kind == "FUTURE":
-        return pad, attn, visibility(BATCH, queries, keys, pad, causal=True)
-    return pad, attn, visibility(BATCH, queries, keys, pad, attn)
+    made = make_masks(kind, BATCH, queries, keys)
+    return made.padding, made.attn_mask, (made.visible, made.added)
 
 
 SELF_MASKS = [
-    "none",
-    "right",
-    "left",
-    "uint8 right",
-    "uint8 left",
-    "FUTURE",
-    "fairseq's future",
-    "additive",
-    "encoder's low numbers",
-    "boolean",
-    "right + FUTURE",
-    "left + FUTURE",
-    "uint8 left + fairseq's future",
-    "right + additive",
-    "left + encoder's low numbers",
+    *("nothing", "right", "left", "uint8, right", "uint8, left", "causal", "fairseq's future", "bias, scattered"),
+    *("low numbers", "boolean", "causal, right", "causal, left", "uint8, left, fairseq's future"),
+    *("bias, scattered, right", "low numbers, left"),
 ]
-CROSS_MASKS = ["none", "right", "left", "uint8 right", "uint8 left", "right + additive"]
+CROSS_MASKS = ["nothing", "right", "left", "uint8, right", "uint8, left", "bias, scattered, right"]
 
 
 def float64(module):
@@ -154,7 +106,7 @@ def test_every_value_of_every_option(kind, scope, tied, bound):
         settings = {"lambda": kind, "lambda_scope": scope, "lambda_tied": tied, "lambda_max": bound}
         settings |= {"lambda_plus": 0.3, "lambda_minus": 0.9}
         settings |= {"negative_projection": projection, "negative_bias": bias, "negative_init": init}
-        check(attention("decoder", CHANNELS, HEADS, **settings), "decoder", 7, 7, "right + FUTURE", arguments)
+        check(attention("decoder", CHANNELS, HEADS, **settings), "decoder", 7, 7, "causal, right", arguments)
 
 
 @pytest.mark.parametrize("init", ["xavier", "zero", "minus-identity"])
@@ -196,7 +148,9 @@ def _resolved(settings):
         ({"add_bias_kv": True, "add_zero_attn": True}, 2),
     ],
 )
-@pytest.mark.parametrize("kind", ["none", "right", "uint8 left + FUTURE", "fairseq's future", "right + additive"])
+@pytest.mark.parametrize(
+    "kind", ["nothing", "right", "uint8, left, causal", "fairseq's future", "bias, scattered, right"]
+)
 def test_bias_kv_and_zero_attn_and_all_their_gradients(backend, kwargs, appended, kind):
     module = attention("encoder", CHANNELS, HEADS, backend=backend, kwargs=kwargs)
     check(module, "encoder", 7, 7, kind, appended=appended)
@@ -260,7 +214,7 @@ def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("future", ["FUTURE", "fairseq's future"])
+@pytest.mark.parametrize("future", ["causal", "fairseq's future"])
 def test_no_gradient_comes_from_the_future(backend, future):
     module = attention("decoder", CHANNELS, HEADS, backend=backend)
     _, mask, _ = masks(future, 7, 7)
@@ -277,7 +231,7 @@ def test_weights_have_stocks_shapes_and_sum_to_1_plus_minus():
     module = attention("cross", CHANNELS, HEADS, **arguments)
     stock = MultiheadAttention(CHANNELS, HEADS, encoder_decoder_attention=True)
     query, key = torch.randn(4, BATCH, CHANNELS), torch.randn(6, BATCH, CHANNELS)
-    hidden = padding(6)
+    hidden = padding_mask("right", BATCH, 6)
     for flags in ({"need_weights": True}, {"need_head_weights": True}, {"need_weights": False}):
         mine = module(query, key, key, hidden, static_kv=True, **flags)[1]
         theirs = stock(query, key, key, hidden, static_kv=True, **flags)[1]
@@ -317,7 +271,7 @@ def test_both_lambdas_zero_is_stocks_module(mask, kwargs, static_kv):
     stock, module = neutral(site, **kwargs)
     query = torch.randn(5, BATCH, CHANNELS)
     key = torch.randn(7, BATCH, CHANNELS) if static_kv else query
-    hidden = None if mask is None else padding(key.size(0))
+    hidden = None if mask is None else padding_mask("right", BATCH, key.size(0))
     mine = module(query, key, key, hidden, static_kv=static_kv)
     theirs = stock(query, key, key, hidden, static_kv=static_kv)
     assert torch.allclose(mine[0], theirs[0], atol=1e-6)
@@ -387,7 +341,7 @@ def test_step_by_step_is_the_full_forward_with_padding_that_comes_and_goes(left,
     """fairseq passes the newest column of the padding mask, and only at the steps where something is padded."""
     module = attention("decoder", CHANNELS, HEADS).eval()
     query = torch.randn(7, BATCH, CHANNELS)
-    hidden = padding(7, left)
+    hidden = padding_mask("left" if left else "right", BATCH, 7)
     full, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
     state, outputs = {}, []
     for t in range(7):
@@ -425,7 +379,7 @@ def test_reordered_cache_goes_on_as_the_reordered_sentences_would():
 
 def test_reordering_takes_the_padding_along():
     module = attention("decoder", CHANNELS, HEADS).eval()
-    query, hidden = torch.randn(6, BATCH, CHANNELS), padding(6, left=True)
+    query, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("left", BATCH, 6)
     state = {}
     for t in range(5):
         now = query[t : t + 1]
@@ -440,7 +394,7 @@ def test_reordering_takes_the_padding_along():
 
 def test_static_keys_are_projected_once_and_then_read_from_the_cache():
     module = attention("cross", CHANNELS, HEADS).eval()
-    key, hidden = torch.randn(6, BATCH, CHANNELS), padding(6)
+    key, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("right", BATCH, 6)
     query = torch.randn(4, BATCH, CHANNELS)
     full, _ = module(query, key, key, hidden, static_kv=True)
     calls = []
@@ -457,7 +411,7 @@ def test_static_keys_are_projected_once_and_then_read_from_the_cache():
 def test_beams_that_share_their_keys_are_the_beams_that_repeat_them(backend, steps_at_once):
     beam, sentences = 4, 3
     module = attention("cross", CHANNELS, HEADS, backend=backend).eval()
-    key, hidden = torch.randn(6, sentences, CHANNELS), padding(6)
+    key, hidden = torch.randn(6, sentences, CHANNELS), padding_mask("right", BATCH, 6)
     query = torch.randn(steps_at_once, sentences * beam, CHANNELS)
     repeat = torch.arange(sentences).repeat_interleave(beam)
     long = module(query, key[:, repeat], key[:, repeat], hidden[repeat], static_kv=True, need_head_weights=True)
@@ -475,7 +429,7 @@ def test_beams_that_share_their_keys_are_the_beams_that_repeat_them(backend, ste
 def test_finished_sentences_leave_a_shared_cache():
     beam = 2
     module = attention("cross", CHANNELS, HEADS).eval()
-    key, hidden = torch.randn(6, 3, CHANNELS), padding(6)
+    key, hidden = torch.randn(6, 3, CHANNELS), padding_mask("right", BATCH, 6)
     module.set_beam_size(beam)
     state = {}
     module(torch.randn(1, 6, CHANNELS), key, key, hidden, incremental_state=state, static_kv=True)
@@ -501,7 +455,7 @@ def test_training_after_beam_search_sees_every_sentences_own_keys():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["none", "right + FUTURE", "left + FUTURE", "encoder's low numbers"])
+@pytest.mark.parametrize("kind", ["nothing", "causal, right", "causal, left", "low numbers"])
 def test_half_precision_is_finite_and_near_fp32(dtype, backend, kind):
     module = attention("encoder", CHANNELS, HEADS, backend=backend)
     query = torch.randn(7, BATCH, CHANNELS)
@@ -525,9 +479,9 @@ def test_half_precision_is_finite_and_near_fp32(dtype, backend, kind):
 def test_double_precision_is_the_reference_to_1e_12(site, backend):
     module = attention(site, CHANNELS, HEADS, backend=backend, negative_bias=True).double()
     query = torch.randn(7, BATCH, CHANNELS, dtype=torch.float64)
-    visible, added = visibility(BATCH, 7, 7, padding(7))
+    visible, added = visibility(BATCH, 7, 7, padding_mask("right", BATCH, 7))
     exact, _ = multihead(float64(module), HEADS, query, query, query, visible, added)
-    output, _ = module(query, query, query, key_padding_mask=padding(7))
+    output, _ = module(query, query, query, key_padding_mask=padding_mask("right", BATCH, 7))
     assert (output - exact).abs().max() < 1e-12
 
 
