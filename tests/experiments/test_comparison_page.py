@@ -77,9 +77,12 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
             assert cells[:2] == [entry["group"], entry["arm"]]
             for shown, value in zip(cells[2:], list(entry.values())[2:], strict=True):
                 assert shown == ("not measured" if value is None else f"{value:,.0f}")
-        _, *collapse = tables[4]
+        name = next(entry["arm"] for entry in found["lambdas"])
+        last = sum(entry["points"][-1][1] for entry in found["lambdas"]) / len(found["lambdas"])
+        assert tables[4] == [["arm", "λ⁺ decoder"], [name, f"{last:.2f} ({last:.2f} to {last:.2f})"]]
+        _, *collapse = tables[5]
         for cells, entry in zip(collapse, found["collapse"], strict=True):
             assert cells[:3] == [entry["group"], entry["measure"].replace("_", " "), str(entry["n"])]
             for shown, key in zip(cells[3:], ("rho", "low", "high"), strict=True):
                 near(shown, entry[key], 2)
-        assert len(tables) == 5
+        assert len(tables) == 6
