@@ -261,6 +261,11 @@ def measure_copying(measurement: Measurement) -> None:
     if output is None or not hasattr(output, "weight"):
         return
     embedding, unembedding = decoder.embed_tokens.weight.detach().double(), output.weight.detach().double()
+    # Embeddings of another width than the layers are mapped to it and back.
+    if decoder.project_in_dim is not None:
+        embedding = embedding @ decoder.project_in_dim.weight.detach().double().T
+    if decoder.project_out_dim is not None:
+        unembedding = unembedding @ decoder.project_out_dim.weight.detach().double()
     for place in find_attentions(measurement.loaded.model):
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):

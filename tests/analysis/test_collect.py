@@ -50,6 +50,26 @@ def test_a_stock_checkpoint_gives_every_metric_of_every_site(stock):
     assert found.num_samples == 6
 
 
+def test_the_copying_score_goes_through_embeddings_of_another_width(trained):
+    flags = ("--decoder-input-dim", "24", "--decoder-output-dim", "24")
+    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    decoder = loaded.model.decoder
+    attention = decoder.layers[0].self_attn
+    width = attention.head_dim
+    for record in found.records():
+        if record["metric"] == "copying_score" and record["layer"] == 1 and record["head"]:
+            channels = slice(width * (record["head"] - 1), width * record["head"])
+            tokens = decoder.project_in_dim(decoder.embed_tokens.weight)
+            values = tokens @ attention.v_proj.weight[channels].T @ attention.out_proj.weight[:, channels].T
+            logits = decoder.output_projection(decoder.project_out_dim(values)).detach().double()
+            eigenvalues = torch.linalg.eigvals(logits)
+            assert record["mean"] == pytest.approx((eigenvalues.real.sum() / eigenvalues.abs().sum()).item(), abs=1e-4)
+            break
+    else:
+        raise AssertionError("no copying score")
+
+
 def test_gradients_do_not_depend_on_the_batches_and_are_per_sample_size(stock):
     samples = loading.choose_samples(stock, "test", 7)
     found = []

@@ -1,0 +1,42 @@
+"""Collects the best head's scores of the study's runs from what `analyze` wrote.
+
+`python examples/studies/induction-heads/heads.py out/runs/ngram-lm` writes results.jsonl beside this file;
+`python -m fairseq_gpam results tables` makes the README's table from it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from fairseq_gpam.experiments.made_studies import write_results
+
+SCORES = {
+    "previous token, layer 1": ("previous_token_score", 1),
+    "induction, layer 2": ("induction_score", 2),
+    "copying, layer 2": ("copying_score", 2),
+}
+
+
+def best_heads(analysis: Path) -> dict[str, float]:
+    """Returns the largest mean of each score over the heads of its layer."""
+    records = json.loads(analysis.read_text(encoding="utf-8"))["records"]
+    heads = [record for record in records if record["head"] is not None]
+    return {
+        score: max(record["mean"] for record in heads if (record["metric"], record["layer"]) == place)
+        for score, place in SCORES.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the task's runs, ARM/SEED below it")
+    rows = []
+    for path in sorted(parser.parse_args().runs.glob("*/*/analysis/results.json")):
+        arm, seed = path.parts[-4:-2]
+        scores = best_heads(path).items()
+        rows += [{"arm": arm, "seed": int(seed), "score": score, "best": round(best, 4)} for score, best in scores]
+    write_results(Path(__file__).parent, rows)
+
+
+if __name__ == "__main__":
+    main()
