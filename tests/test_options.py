@@ -1,5 +1,7 @@
 """The --gpam flags: the same for both models, defaults below presets below explicit flags, wrong values refused."""
 
+import copy
+import pickle
 from argparse import Namespace
 
 import pytest
@@ -12,10 +14,10 @@ from fairseq.models import (
     register_model_architecture,
 )
 from omegaconf import DictConfig
-from tiny import BASE, OURS, TASKS, build_from, model_config
+from tiny import BASE, OURS, TASKS, build_from, model_config, unlist
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import Settings
+from fairseq_gpam.attention import REGISTRY, Option, Settings, register_mechanism
 from fairseq_gpam.modules import attention_modules
 
 PROMISED = {
@@ -276,6 +278,33 @@ def test_settings_cannot_be_changed_and_name_what_is_missing():
         settings["backend"] = "fused"
     with pytest.raises(AttributeError, match="no_such_option"):
         _ = settings.no_such_option
+
+
+def test_settings_are_a_mapping_that_survives_copies():
+    settings = options.resolve(Namespace())
+    assert len(settings) == len(options.all_options())
+    assert dict(copy.deepcopy(settings)) == dict(settings) == dict(pickle.loads(pickle.dumps(settings)))
+    assert "'lambda_plus': 0.5" in repr(settings)
+
+
+@pytest.mark.parametrize(("value", "read"), [(3, 3), (3.0, 3), ("3", 3)])
+def test_a_whole_number_may_be_written_as_a_float(value, read):
+    found = options.resolve(Namespace(gpam_log_attention=value)).log_attention
+    assert found == read and isinstance(found, int)
+    with pytest.raises(ValueError, match=r"--gpam-log-attention 2\.5 is not allowed"):
+        options.resolve(Namespace(gpam_log_attention=2.5))
+
+
+def test_two_different_options_of_one_name_are_refused():
+    class Second(REGISTRY["softmax"]):
+        name = "second_lambda"
+        options = (Option("lambda_plus", float, 1.0, "another λ"),)
+
+    try:
+        with pytest.raises(ValueError, match="two different options are named --gpam-lambda-plus"):
+            register_mechanism(Second)
+    finally:
+        unlist(Second.name)
 
 
 def test_site_mechanisms_default_to_the_general_one():

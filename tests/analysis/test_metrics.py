@@ -196,6 +196,7 @@ def test_spectral_gap_is_of_singular_values():
     values = torch.linalg.svdvals(weights)
     assert metrics.spectral_gap(weights).item() == pytest.approx((values[0] / values[1]).item())
     assert metrics.spectral_gap(torch.diag(tensor([3, 2, 1]))).item() == pytest.approx(1.5)
+    assert metrics.spectral_gap(tensor([[2]])).isnan().all()
 
 
 def test_sink_needs_more_than_the_threshold_on_average():

@@ -19,6 +19,17 @@ class TestDifferentialV2(Contract):
         return weights @ v, weights
 
 
+def test_the_strength_starts_as_a_linear_map_or_by_xavier():
+    bounds = {}
+    for init in ("linear", "xavier"):
+        site = Site("decoder", 1, 3, 400, 4, 100)
+        mechanism = build_mechanism("differential_v2", site, settings(differential_v2_init=init))
+        bounds[init] = mechanism.strength_proj.weight.abs().max().item()
+        assert mechanism.second_q_proj.weight.abs().max().item() == pytest.approx((3 / 800) ** 0.5, rel=0.01)
+    assert bounds["linear"] == pytest.approx((1 / 400) ** 0.5, rel=0.02)
+    assert bounds["xavier"] == pytest.approx((6 / 404) ** 0.5, rel=0.02)
+
+
 @pytest.mark.parametrize("kind", ["causal, left", "bias, hiding, right"])
 def test_dagpam_with_its_own_projection_and_a_lambda_per_token_is_differential_v2(kind):
     """With λ⁺ = 0 fixed and no ReLU, the two differ in how they start (W_Q⁻ has no bias by default) and in their names.

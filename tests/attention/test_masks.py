@@ -135,3 +135,9 @@ def test_future_is_one_object_that_survives_copies():
 def test_padding_that_all_sentences_share_stays_shared():
     mask = AttentionMask(torch.tensor([[False, True]]))
     assert torch.equal(mask.sentences(3, 5).padding, mask.padding)
+
+
+def test_a_causal_mask_without_its_size_is_not_extended():
+    with pytest.raises(ValueError, match="cannot be extended before it is expanded"):
+        AttentionMask(causal=True).extended(1)
+    assert repr(FUTURE) == "FUTURE"

@@ -96,3 +96,7 @@ def test_neutreno_in_a_mixture():
             OURS["language_modeling"],
             *("--gpam-mechanism", "neutreno:1,softmax:1", "--decoder-layerdrop", "0.1"),
         )
+
+
+def test_what_the_model_prints_names_the_groups():
+    assert "dagpam:1, sink:1" in build_mechanism("dagpam:1,sink:1", site(), settings()).extra_repr()

@@ -23,6 +23,16 @@ class TestSink(Contract):
         return weights @ v, weights
 
 
+def test_what_the_model_prints_names_the_sink():
+    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
+    shown = {
+        kind: repr(build_mechanism("sink", site, settings(sink_kind=kind)))
+        for kind in ("learned", "weight", "off-by-one")
+    }
+    assert ", s 0.000 0.000" in shown["learned"] and ", off by one" in shown["off-by-one"]
+    assert ", weight 0.0" in shown["weight"]
+
+
 def test_off_by_one_is_stock_attention_with_a_zero_key():
     stock = MultiheadAttention(HEADS * WIDTH, HEADS, self_attention=True, add_zero_attn=True).double()
     site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)

@@ -494,6 +494,31 @@ def test_before_softmax_and_wrong_shapes_are_refused():
         module(torch.randn(5, BATCH, 9), query, query)
 
 
+def test_calls_that_have_no_meaning_are_refused():
+    query = torch.randn(1, BATCH, CHANNELS)
+    own, cross = attention("decoder", CHANNELS, HEADS).eval(), attention("cross", CHANNELS, HEADS).eval()
+    state = {}
+    own(query, query, query, incremental_state=state)
+    with pytest.raises(ValueError, match="static_kv=True is only allowed for encoder-decoder attention"):
+        own(query, query, query, incremental_state=state, static_kv=True)
+    with pytest.raises(ValueError, match="key and value are required"):
+        cross(query, None, None)
+    beams = torch.randn(1, 2 * BATCH, CHANNELS)
+    keys = torch.randn(5, BATCH, CHANNELS)
+    with pytest.raises(ValueError, match="attn_mask is not allowed where beams share their keys"):
+        cross(beams, keys, keys, attn_mask=torch.zeros(1, 5))
+
+
+def test_keys_and_values_may_come_from_different_sources():
+    module = attention("cross", CHANNELS, HEADS, mechanism="softmax").double()
+    module.encoder_decoder_attention = False
+    query, key, value = (torch.randn(length, BATCH, CHANNELS, dtype=torch.float64) for length in (3, 5, 5))
+    output, weights = module(query, key, value, need_head_weights=True)
+    values = module.v_proj(value).view(5, BATCH, HEADS, -1)
+    expected = torch.einsum("hbts,sbhd->tbhd", weights, values).reshape(3, BATCH, CHANNELS)
+    torch.testing.assert_close(output, module.out_proj(expected))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("plus", "minus"), [(0, 0), (0.5, 0), (0, 0.5), (-1, 0.5)])
 @pytest.mark.parametrize("kind", ["fixed", "trainable"])
