@@ -20,7 +20,7 @@ from fairseq_gpam.plugins import import_file, import_named_file
 
 
 def _mechanism(name: str, default: str | None, help: str) -> Option:
-    """An option whose value is a mechanism; a mixture is checked where it is built, against heads and layers."""
+    """Returns an option whose value is a mechanism; mixtures are checked against heads and layers when built."""
     return Option(
         name,
         str,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`path` takes no arguments."""
+    """Adds nothing: `path` takes no arguments."""
 
 
 def run(arguments: argparse.Namespace) -> int:
