@@ -260,7 +260,14 @@ def measure_copying(measurement: Measurement) -> None:
     output = getattr(decoder, "output_projection", None)
     if output is None or not hasattr(output, "weight"):
         return
-    embedding, unembedding = decoder.embed_tokens.weight.detach().double(), output.weight.detach().double()
+    dictionary = measurement.loaded.task.target_dictionary
+    # Symbols that never occur have logits far below all others, which would decide the score of a small vocabulary.
+    words = [
+        index for index in range(dictionary.nspecial, len(dictionary)) if not dictionary[index].startswith("madeupword")
+    ]
+    embedding, unembedding = (
+        weight.detach().double()[words] for weight in (decoder.embed_tokens.weight, output.weight)
+    )
     # Embeddings of another width than the layers are mapped to it and back.
     if decoder.project_in_dim is not None:
         embedding = embedding @ decoder.project_in_dim.weight.detach().double().T

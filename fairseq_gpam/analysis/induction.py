@@ -48,7 +48,7 @@ def _mean_weight(weights: Tensor, wanted: Tensor, visible: Tensor | None) -> Ten
 
 @metric(
     "copying score",
-    "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head, layer norms left out",
+    "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head; layer norms left out, W_U centred over the words",
     ELHAGE,
 )
 def copying_score(
@@ -61,5 +61,7 @@ def copying_score(
     """
     values = value_weight.unflatten(0, (num_heads, -1))
     outputs = output_weight.unflatten(1, (num_heads, -1)).transpose(0, 1)
+    # A shift of all logits changes no probability, but it would add an eigenvalue.
+    unembedding = unembedding - unembedding.mean(dim=0)
     eigenvalues = torch.linalg.eigvals(values @ (embedding.T @ unembedding) @ outputs)
     return eigenvalues.real.sum(dim=-1) / eigenvalues.abs().sum(dim=-1)

@@ -72,7 +72,13 @@ def test_the_answers_compose_the_functions_and_every_arm_trains():
     assert all(0 < result["accuracy"] < 1 for result in results)
 
 
-@pytest.mark.parametrize(("name", "axes"), [("query-rank", {"rank": "RANKS", "heads": "HEADS", "seed": "SEEDS"})])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("query-rank", {"rank": "RANKS", "heads": "HEADS", "seed": "SEEDS"}),
+        ("function-composition", {"arm": "ARMS", "seed": "SEEDS"}),
+    ],
+)
 def test_every_cell_is_recorded_once(name, axes):
     study = load(name)
     cells = [tuple(result[axis] for axis in axes) for result in made_studies.read_results(STUDIES / name)]
