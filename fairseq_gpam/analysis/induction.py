@@ -48,7 +48,7 @@ def _mean_weight(weights: Tensor, wanted: Tensor, visible: Tensor | None) -> Ten
 
 @metric(
     "copying score",
-    "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head; layer norms left out, W_U centred over the words",
+    "Σ Re μ / Σ |μ| over the eigenvalues μ of W_U W_O W_V W_E of a head; layer norms left out, W_U centred over words",
     ELHAGE,
 )
 def copying_score(
