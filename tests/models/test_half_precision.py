@@ -21,6 +21,9 @@ ENCODER_ONLY = sorted(set(REGISTRY) - set(MECHANISMS))
 CHOSEN = ["dagpam", "differential", "entmax15", "fastmax", "forgetting", "gated"]
 if os.environ.get("GPAM_HALF_PRECISION") == "all":
     CHOSEN = MECHANISMS + ENCODER_ONLY
+TOLERANCE = 0.02
+# Where training amplifies any rounding: fp32 itself ends 3.5 % higher if its first weights are rounded to fp16 once.
+WIDER = {"rela": 0.05}
 pytestmark = pytest.mark.slow
 
 
@@ -80,4 +83,4 @@ full_precision = functools.cache(functools.partial(train, dtype=torch.float32))
 @pytest.mark.parametrize("mechanism", CHOSEN)
 def test_two_hundred_updates_end_where_full_precision_ends(mechanism, dtype):
     expected = full_precision(mechanism)
-    assert train(mechanism, dtype) == pytest.approx(expected, rel=0.02)
+    assert train(mechanism, dtype) == pytest.approx(expected, rel=WIDER.get(mechanism, TOLERANCE))
