@@ -86,7 +86,7 @@ def test_a_broken_archive_ends_in_one_sentence(tmp_path, corpus, breaks):
 def test_content_of_another_kind_ends_in_one_sentence(tmp_path, corpus):
     path = published(tmp_path, corpus)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ArchiveError, match=r"not UTF-8|no database") as raised:
+    with pytest.raises(ArchiveError, match=r"not UTF-8|not a database") as raised:
         prepare.read_corpus(tasks.load(CORPORA[corpus]), [path], tmp_path / "out")
     assert "\n" not in str(raised.value)
 
