@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import metrics
 from fairseq_gpam.analysis.loading import LoadedModel
-from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
+from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses, in_float64
 from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.modules.listener import AttentionCall
 
@@ -60,12 +60,9 @@ def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
 
     In a language model the source tokens are those of the sentence itself. Raises ValueError as `FrozenModel` does.
     """
-    dtype = next(model.parameters()).dtype
-    try:
-        frozen = FrozenModel(model.double(), batch["net_input"])
+    with in_float64(model):
+        frozen = FrozenModel(model, batch["net_input"])
         return frozen.block_norms("decoder", "encoder" if hasattr(model, "encoder") else "decoder")
-    finally:
-        model.to(dtype)
 
 
 def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ norm is linear and stays; an activation a(h) becomes (a(h) / h) · h, where a(h)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -158,6 +158,17 @@ class FrozenModel:
             images = (self(units)[output] - offset).square().sum(dim=-1)
             squares.index_add_(1, columns // channels, images.T.contiguous())
         return squares.sqrt()
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """Computes with the model in float64 inside the context; its parameters have their own type again afterwards."""
+    dtype = next(model.parameters()).dtype
+    try:
+        model.double()
+        yield
+    finally:
+        model.to(dtype)
 
 
 def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.analysis.loading import LoadedModel, Samples
-from fairseq_gpam.analysis.operator import FrozenModel
+from fairseq_gpam.analysis.operator import FrozenModel, in_float64
 from fairseq_gpam.modules.listener import find_layers
 
 
@@ -23,7 +23,7 @@ def truncated_outputs(frozen: FrozenModel) -> Tensor:
     degree k is the sum of all paths through k attentions. Its values at n + 1 Chebyshev points give the coefficients.
     """
     degree = len(find_layers(frozen.model))
-    points = torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / max(degree, 1))
+    points = torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / degree)
     embeddings = {name: value.expand(len(points), -1, -1) for name, value in frozen.embeddings.items()}
     values = frozen(embeddings, attention_scale=points.to(frozen.outputs["decoder"]))["decoder"].double()
     powers = torch.linalg.vander(points, N=degree + 1)
@@ -51,20 +51,14 @@ def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 def mean_path_losses(loaded: LoadedModel, samples: Samples) -> list[dict[str, Any]]:
     """Returns loss and share of correct tokens by the number of attentions on a path, means over all tokens."""
     model = loaded.model
-    dtype = next(model.parameters()).dtype
-    sums = torch.zeros(2, 0)
-    tokens = 0
-    try:
-        model.double()
+    sums, tokens = [], 0
+    with in_float64(model):
         for number in samples.numbers:
             batch = samples.batch([number])
             count = batch["target"].numel()
-            found = torch.stack(path_losses(model, batch)) * count
-            sums = found if tokens == 0 else sums + found
+            sums.append(torch.stack(path_losses(model, batch)) * count)
             tokens += count
-    finally:
-        model.to(dtype)
     return [
         {"checkpoint": loaded.name, "length": length, "loss": loss, "right": right, "tokens": tokens}
-        for length, (loss, right) in enumerate((sums / tokens).T.tolist())
+        for length, (loss, right) in enumerate((torch.stack(sums).sum(dim=0) / tokens).T.tolist())
     ]

@@ -54,18 +54,13 @@ class Compression(nn.Module):
         return made.transpose(1, 2).unflatten(0, (bsz, num_heads))
 
 
-def _per_layer(option: str) -> Option:
+def _per_layer(name: str, default: str, meaning: str) -> Option:
     def allowed(text: str) -> bool:
         parts = [part.partition("@")[0].strip() for part in text.split(";")]
         return all(part.isdecimal() and int(part) > 0 for part in parts)
 
-    names = {
-        "kernel": ("5", "the width of the convolution's window, in positions"),
-        "stride": ("2", "how many positions one compressed key stands for"),
-    }
-    default, meaning = names[option]
     return Option(
-        f"compressed_{option}",
+        name,
         str,
         default,
         f"{meaning}; one number, or one for each layer as in 5@0-7;7@8-11",
@@ -95,8 +90,8 @@ class CompressedAttention(AttentionMechanism):
     why_never_neutral = "its convolutions are drawn at random"
     sites = ("encoder",)
     options = (
-        _per_layer("kernel"),
-        _per_layer("stride"),
+        _per_layer("compressed_kernel", "5", "the width of the convolution's window, in positions"),
+        _per_layer("compressed_stride", "2", "how many positions one compressed key stands for"),
         Option(
             "compressed_convolution",
             str,

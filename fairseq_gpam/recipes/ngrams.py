@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--valid", type=int, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument("--test", type=int, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument(
-        "--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: 0.3)"
+        "--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="default: 1; each split is given a different one")
 
@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 def write(options: Mapping[str, float], out: Path) -> None:
     """Writes one sequence a line, tokens `t0`, `t1`, …, and prints the loss of the best predictor of each order.
 
-    `options` are those of the command line: order, vocabulary, length, seed, concentration (default 0.3) and the number
-    of sequences of each split.
+    `options` are those of the command line: order, vocabulary, length, seed, the number of sequences of each split, and
+    concentration (default: `CONCENTRATION`).
     """
     out.mkdir(parents=True, exist_ok=True)
     order, vocabulary = int(options["order"]), int(options["vocabulary"])
