@@ -25,6 +25,7 @@ flags = "--partition cpu --time 8:00:00"    # for sbatch
 
 from __future__ import annotations
 
+import itertools
 import platform
 import re
 import shlex
@@ -34,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.recipes import tasks
+from fairseq_gpam.recipes import stages, tasks
 
 STOCK = "stock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -81,22 +82,42 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A training and what follows it; `rate` is empty for the recipe's learning rate. Settings are as the jobs run."""
+
+    arm: str
+    rate: str
+    settings: stages.Settings
+
+
+@dataclass(frozen=True)
 class Job:
-    """One step of the graph; `marker` exists once it has ended well, paths are relative to the output folder."""
+    """One step of the graph; its files begin with `place`, and paths are relative to the output folder."""
 
     stage: str
     label: str
     command: tuple[str, ...]
-    marker: str
-    log: str
-    benchmark: str
-    inputs: tuple[str, ...]
+    place: str
+    inputs: tuple[str, ...] = ()
     priority: int = 0
 
     @property
     def rule(self) -> str:
         """Returns the engine's name of the job."""
         return re.sub(r"\W", "_", f"{self.stage}_{self.label}")
+
+    @property
+    def marker(self) -> str:
+        """Returns the file that exists once the job has ended well."""
+        return f"{self.place}.done"
+
+    @property
+    def log(self) -> str:
+        return f"{self.place}.job.log"
+
+    @property
+    def benchmark(self) -> str:
+        return f"{self.place}.benchmark.tsv"
 
 
 @dataclass(frozen=True)
@@ -118,65 +139,57 @@ class Grid:
 
     def jobs(self) -> Iterator[Job]:
         """Yields all jobs, the data first, then the runs, all arms of a seed before the next seed."""
-        prepared: dict[str, str] = {}
+        prepared: set[str] = set()
         for name, settings in self.tasks.items():
             data = tasks.load(name).data.name
-            if data not in prepared:
-                prepared[data] = f"prepared/{data}"
-                own = shlex.split(settings.get("prepare", "").replace("${REPOSITORY}", str(tasks.REPOSITORY)))
-                archive = settings.get("archive")
-                extra = ("--archive", str((self.path.parent / archive).resolve())) if archive else ()
-                command = tuple(own) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
-                place = prepared[data]
-                yield _job("prepare", data, (*command, "--out", "."), place, ())
-        for number, seed in enumerate(self.seeds):
-            for name in self.tasks:
-                marker = f"{prepared[tasks.load(name).data.name]}.done"
-                for arm in self.arms:
-                    if not arm.tasks or name in arm.tasks:
-                        for rate in self.learning_rates or ("",):
-                            yield from self._run(name, arm, seed, rate, marker, len(self.seeds) - number)
+            if data in prepared:
+                continue
+            prepared.add(data)
+            own = shlex.split(settings.get("prepare", "").replace("${REPOSITORY}", str(tasks.REPOSITORY)))
+            archive = settings.get("archive")
+            extra = ("--archive", str((self.path.parent / archive).resolve())) if archive else ()
+            command = tuple(own) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
+            yield Job("prepare", data, (*command, "--out", "."), f"prepared/{data}")
+        for run in self.runs():
+            yield from self._jobs_of(run)
 
-    def _run(self, task: str, arm: Arm, seed: int, rate: str, data: str, priority: int) -> Iterator[Job]:
-        name = arm.name + (f"{LR_SUFFIX}{rate}" if rate else "")
-        folder = f"runs/{task}{'-full' if self.full else ''}/{name}/{seed}"
-        ours = arm.mechanism != STOCK
-        written = [
-            *(self.train_flags, self.tasks[task].get("train_flags", ""), self.plugin_flags if ours else ""),
-            *(arm.flags, f"--lr {rate}" if rate else ""),
-        ]
-        flags = [word for text in written for word in shlex.split(text)]
-        common = (task, arm.mechanism, str(seed), "--name", name, "--out", ".", *(("--full",) if self.full else ()))
-        stages: list[tuple[str, tuple[str, ...]]] = [("train", (*common, "--", *flags) if flags else common)]
-        if tasks.load(task).is_translation:
-            stages += [("generate", common), ("score", (folder,))]
-        else:
-            stages += [("eval-lm", common)]
+    def runs(self) -> Iterator[Run]:
+        """Yields all runs, all arms of a seed before the next seed."""
+        rates = self.learning_rates or ("",)
+        for seed, task, arm, rate in itertools.product(self.seeds, self.tasks, self.arms, rates):
+            if arm.tasks and task not in arm.tasks:
+                continue
+            written = [
+                *(self.train_flags, self.tasks[task].get("train_flags", "")),
+                *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags, f"--lr {rate}" if rate else ""),
+            ]
+            settings = stages.Settings(
+                task=tasks.load(task),
+                mechanism=arm.mechanism,
+                seed=seed,
+                out=Path(),
+                name=arm.name + (f"{LR_SUFFIX}{rate}" if rate else ""),
+                full=self.full,
+                extra=tuple(word for text in written for word in shlex.split(text)),
+            )
+            yield Run(arm.name, rate, settings)
+
+    def _jobs_of(self, run: Run) -> Iterator[Job]:
+        this, folder = run.settings, str(run.settings.folder)
+        common = [this.task.name, this.mechanism, str(this.seed), "--name", this.name, "--out", "."]
+        common += ["--full"] * this.full
+        steps = [("train", [*common, "--", *this.extra] if this.extra else common)]
+        steps += [("generate", common), ("score", [folder])] if this.task.is_translation else [("eval-lm", common)]
         if self.analyze:
-            best = f"{folder}/checkpoints/checkpoint_best.pt"
-            data_bin = f"data-bin/{tasks.load(task).data.name}"
-            stages += [("analyze", (best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", name))]
-        previous = data
-        for stage, words in stages:
-            place = f"{folder}/{stage}"
+            best, data_bin = f"{folder}/checkpoints/{this.checkpoint}", str(this.task.data_bin(this.out))
+            steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", this.name])]
+        priority = len(self.seeds) - self.seeds.index(this.seed)
+        previous = f"prepared/{this.task.data.name}.done"
+        for stage, words in steps:
             command = ("python", "-m", "fairseq_gpam", stage, *words)
-            yield _job(stage, f"{task} {name} {seed}", command, place, (previous,), priority)
-            previous = f"{place}.done"
-
-
-def _job(
-    stage: str, label: str, command: tuple[str, ...], place: str, inputs: tuple[str, ...], priority: int = 0
-) -> Job:
-    return Job(
-        stage=stage,
-        label=label,
-        command=command,
-        marker=f"{place}.done",
-        log=f"{place}.job.log",
-        benchmark=f"{place}.benchmark.tsv",
-        inputs=inputs,
-        priority=priority,
-    )
+            label = f"{this.task.name} {this.name} {this.seed}"
+            yield (job := Job(stage, label, command, f"{folder}/{stage}", (previous,), priority))
+            previous = job.marker
 
 
 def load(path: Path) -> Grid:

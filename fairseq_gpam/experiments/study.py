@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.experiments import compare, comparison_report, grid, kept, tables
@@ -30,38 +30,14 @@ PARTS = ("table", "picture", "lambdas", "collapse", "notes")
 WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run of the grid: `task` and `name` as its folder is called, and its training's command line."""
-
-    task: str
-    name: str
-    seed: int
-    command: tuple[str, ...]
+def command(run: grid.Run) -> list[str]:
+    """Returns the command line of a run's training, with paths as kept runs have them."""
+    return stages.train_command(replace(run.settings, out=Path("out")))
 
 
-def planned(chosen: grid.Grid) -> Iterator[Planned]:
-    """Yields the runs of a grid in its order."""
-    for job in chosen.jobs():
-        if job.stage != "train":
-            continue
-        _, task, name, seed, _ = PurePath(job.marker).parts
-        end = job.command.index("--") if "--" in job.command else len(job.command)
-        settings = stages.Settings(
-            task=recipes.of_runs(task),
-            mechanism=job.command[5],
-            seed=int(seed),
-            out=Path("out"),
-            name=name,
-            full=chosen.full,
-            extra=job.command[end + 1 :],
-        )
-        yield Planned(task, name, int(seed), tuple(stages.train_command(settings)))
-
-
-def differences(run: dict[str, Any], plan: Planned) -> list[str]:
-    """Returns a phrase for each flag in which a kept run's training differs from the planned one."""
-    phrases = run_folder.differing_flags(shlex.split(run["train"]["command"]), plan.command)
+def differences(there: dict[str, Any], run: grid.Run) -> list[str]:
+    """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
+    phrases = run_folder.differing_flags(shlex.split(there["train"]["command"]), command(run))
     return [phrase for phrase in phrases if phrase.split(" ")[0] not in WITHOUT_EFFECT]
 
 
@@ -82,25 +58,24 @@ class Group:
 
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
-    plans: dict[tuple[str, str], list[Planned]] = {}
-    for plan in planned(chosen):
-        plans.setdefault((plan.task, compare.arm_and_rate(plan.name)[1]), []).append(plan)
-    for (task, rate), own in plans.items():
-        there = {(run["name"], run["seed"]): run for run in kept.runs_of(task, repository)}
-        own.sort(key=lambda plan: compare.arm_and_rate(plan.name)[0] != chosen.baseline)
+    planned: dict[tuple[str, str], list[grid.Run]] = {}
+    for run in chosen.runs():
+        planned.setdefault((run.settings.runs_of, run.rate), []).append(run)
+    for (task, rate), own in planned.items():
+        there = {(one["name"], one["seed"]): one for one in kept.runs_of(task, repository)}
+        own.sort(key=lambda run: run.arm != chosen.baseline)
         by_arm: dict[str, list[dict[str, Any]]] = {}
         missing: dict[str, list[int]] = {}
         others = []
-        for plan in own:
-            arm = compare.arm_and_rate(plan.name)[0]
-            by_arm.setdefault(arm, [])
-            run = there.get((plan.name, plan.seed))
-            if run is None:
-                missing.setdefault(arm, []).append(plan.seed)
-            elif found := differences(run, plan):
-                others.append(f"{arm} seed {plan.seed}: {'; '.join(found)}")
+        for run in own:
+            counted = by_arm.setdefault(run.arm, [])
+            found = there.get((run.settings.name, run.settings.seed))
+            if found is None:
+                missing.setdefault(run.arm, []).append(run.settings.seed)
+            elif phrases := differences(found, run):
+                others.append(f"{run.arm} seed {run.settings.seed}: {'; '.join(phrases)}")
             else:
-                by_arm[arm].append(run)
+                counted.append(found)
         remarks = []
         wholly = [arm for arm in by_arm if len(missing.get(arm, ())) == len(chosen.seeds)]
         partly = [f"{arm} seeds {_list(missing[arm])}" for arm in by_arm if arm in missing and arm not in wholly]

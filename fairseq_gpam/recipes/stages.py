@@ -40,9 +40,13 @@ class Settings:
     extra: tuple[str, ...] = ()
 
     @property
+    def runs_of(self) -> str:
+        """Returns the task's name in the run's folder and results. Runs with the full budget are kept apart."""
+        return f"{self.task.name}{'-full' if self.full else ''}"
+
+    @property
     def folder(self) -> Path:
-        """Returns the run's folder. Runs with the full budget have folders of their own."""
-        return self.out / "runs" / f"{self.task.name}{'-full' if self.full else ''}" / self.name / str(self.seed)
+        return self.out / "runs" / self.runs_of / self.name / str(self.seed)
 
     @property
     def run(self) -> Run:

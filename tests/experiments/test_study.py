@@ -46,11 +46,13 @@ def repository(tmp_path):
 def keep(repository, leave_out=(), more_flags=""):
     """Keeps a run for each planned one of the translation, except those left out."""
     kept_runs = []
-    for plan in study.planned(grid.load(repository / study.FOLDER / "made/grid.toml")):
-        if plan.task == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
+    for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
+        plan = planned.settings
+        if plan.runs_of == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
             nll = BITS[plan.name][plan.seed - 1]
-            train = {"command": f"{shlex.join(plan.command)} {more_flags}", "valid_nll_loss": nll, "parameters": 10}
-            run = {"task": plan.task, "name": plan.name, "seed": plan.seed, "train": train}
+            command = f"{shlex.join(study.command(planned))} {more_flags}"
+            train = {"command": command, "valid_nll_loss": nll, "parameters": 10}
+            run = {"task": plan.runs_of, "name": plan.name, "seed": plan.seed, "train": train}
             train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
             train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
             scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
