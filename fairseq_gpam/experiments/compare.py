@@ -66,8 +66,8 @@ QUANTITIES = (
 )
 COSTS = (
     ("parameters", "parameters", ("train", "parameters")),
-    ("training_seconds", "training (s)", ("benchmark", "s")),
-    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "max_rss")),
+    ("training_seconds", "training (s)", ("benchmark", "seconds")),
+    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "peak_memory_mib")),
     ("training_tokens_per_second", "training tokens/s", ("train", "tokens_per_second")),
     ("decoding_tokens_per_second", "decoding tokens/s", ("generate", "tokens_per_second")),
 )
@@ -111,13 +111,13 @@ def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Returns the runs of folders, with what lies beside their results, and of .jsonl files of kept runs.
+    """Returns the runs of folders, which they name, and of .jsonl files of kept runs.
 
     Raises ``FileNotFoundError`` for a folder without a finished training.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
-        found += kept.read_lines(path) if path.suffix == ".jsonl" else [finished.read_with_benchmark(path)]
+        found += kept.read_lines(path) if path.suffix == ".jsonl" else [{**finished.read(path), "folder": str(path)}]
     return found
 
 
@@ -150,7 +150,7 @@ def comparison(
         known = ", ".join(dict.fromkeys(arm_and_rate(one["name"])[0] for one in runs))
         raise ValueError(f"--baseline is {baseline!r}; allowed: an arm of the runs: {known}")
     found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, "tables": [], "costs": [], "curves": []}
-    found |= {"lambdas": [], "bootstrap": [], "collapse": collapse(runs)}
+    found |= {"lambdas": [], "layers": [], "bootstrap": [], "collapse": collapse(runs)}
     for (task, rate), members in groups.items():
         group = title(task, rate)
         by_arm: dict[str, list[dict[str, Any]]] = {}
@@ -166,6 +166,7 @@ def comparison(
             }
             found["curves"].append({"group": group, "arm": arm, **shown})
             found["lambdas"] += [{"group": group, "arm": arm, **shown} for shown in mean_lambdas(own)]
+            found["layers"] += [{"group": group, "arm": arm, **shown} for shown in by_layer(own)]
         found["bootstrap"] += bootstrap(group, by_arm, baseline)
     return found
 
@@ -240,15 +241,32 @@ def _valid_curve(one: dict[str, Any]) -> dict[int, float]:
 
 def mean_lambdas(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns each λ of an arm over training, the mean over the seeds that logged it at an update."""
-    found = []
-    for name in dict.fromkeys(name for one in own for name in one.get("lambdas", ())):
-        values: dict[int, list[float]] = {}
-        for one in own:
-            for update, value in one.get("lambdas", {}).get(name, ()):
-                values.setdefault(int(update), []).append(value)
-        points = [[update, float(np.mean(values[update]))] for update in sorted(values)]
-        found.append({"name": name, "seeds": len(own), "points": points})
-    return found
+    return [
+        {"name": name, "seeds": len(own), "points": [[update, float(np.mean(found))] for update, found in points]}
+        for name, points in _values(own, "lambdas").items()
+    ]
+
+
+def by_layer(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns each measure of an arm's analysed runs as [layer, mean, least, greatest] over their seeds."""
+    return [
+        {
+            "name": name,
+            "seeds": max(len(found) for _, found in points),
+            "points": [[layer, float(np.mean(found)), min(found), max(found)] for layer, found in points],
+        }
+        for name, points in _values(own, "by_layer").items()
+    ]
+
+
+def _values(own: Sequence[dict[str, Any]], key: str) -> dict[str, list[tuple[int, list[float]]]]:
+    """Returns, for each name that runs have under `key`, the values of all runs at each update or layer."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for one in own:
+        for name, points in one.get(key, {}).items():
+            for at, value in points:
+                values.setdefault(name, {}).setdefault(int(at), []).append(value)
+    return {name: sorted(found.items()) for name, found in values.items()}
 
 
 def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:

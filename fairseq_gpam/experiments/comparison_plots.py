@@ -101,24 +101,3 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> str:
     words = [*sites, *(name for sign, (_, name) in STYLES.items() if sign in there)]
     figure.legend(proxies, words, fontsize="small", loc="outside lower center", ncols=len(words))
     return svg(figure)
-
-
-def scatter(entries: Sequence[dict[str, Any]]) -> str:
-    """Draws collapse measures against the validation loss: a panel for each measure, a point for each run."""
-    points = [{"arm": point[2]} for entry in entries for point in entry["points"]]
-    figure, axes = panels(len(entries), 3, 2.6, sharey=True)
-    for shown, entry in zip(axes, entries, strict=True):
-        for arm, colour in colours(points).items():
-            own = [(x, y) for x, y, name in entry["points"] if name == arm]
-            if own:
-                shown.plot(*zip(*own, strict=True), "o", color=colour, label=arm, markersize=4)
-        rho = "not defined" if entry["rho"] is None else f"{entry['rho']:.2f}"
-        shown.set_title(f"{entry['measure'].replace('_', ' ')}\nρ {rho}", fontsize="small")
-        shown.tick_params(labelsize="small")
-    for shown in axes[::3]:
-        shown.set_ylabel("validation nll (nats)", fontsize="small")
-    handles = {
-        label: handle for shown in axes for handle, label in zip(*shown.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend([*handles.values()], [*handles], fontsize="small", loc="outside lower center", ncols=5)
-    return svg(figure)

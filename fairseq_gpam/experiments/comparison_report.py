@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import comparison_plots, forest, templates
+from fairseq_gpam.experiments import collapse_report, comparison_plots, forest, templates
 from fairseq_gpam.experiments.finished import place_of
 from fairseq_gpam.recipes import recorded
 
@@ -60,7 +60,7 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
     digits = 4 if table["unit"] == "nats" else 2
     rows = []
     for row in table["rows"]:
-        line, parameters = [row["arm"], str(row["n"]), spread(row, digits)], _cost(row["parameters"])
+        line, parameters = [row["arm"], str(row["n"]), spread(row, digits)], cost(row["parameters"])
         one = row.get("difference")
         if one is None:
             verdict = "baseline" if row is table["rows"][0] else "no common seed"
@@ -92,12 +92,13 @@ def noise_floor(table: dict[str, Any]) -> str:
 def cost_cells(found: dict[str, Any]) -> list[list[str]]:
     """Returns the rows of the table of costs."""
     return [
-        [entry["group"], entry["arm"], *(_cost(value) for key, value in entry.items() if key not in ("group", "arm"))]
+        [entry["group"], entry["arm"], *(cost(value) for key, value in entry.items() if key not in ("group", "arm"))]
         for entry in found["costs"]
     ]
 
 
-def _cost(value: float | None) -> str:
+def cost(value: float | None) -> str:
+    """Returns a cost as it is shown."""
     return "not measured" if value is None else f"{value:,.0f}"
 
 
@@ -109,25 +110,23 @@ def as_markdown(found: dict[str, Any]) -> str:
         parts.append(noise_floor(table) + "\n")
     parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
-    for title, own in lambdas_by_group(found):
+    for title, own in by_group(found, "lambdas", "λ at the end"):
         parts += [f"## {title}\n", grid(*lambda_table(own)), LAMBDA_NOTE + "\n"]
     if found["bootstrap"]:
         parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
         parts.append(bootstrap_note(found) + "\n")
+    for title, own in by_group(found, "layers", LAYERS):
+        parts += [f"## {title}\n", grid(*collapse_report.layers(own)), collapse_report.layers_note(own) + "\n"]
     if found["collapse"]:
-        parts += ["## Collapse against performance\n", grid(COLLAPSE_HEAD, collapse_cells(found)), COLLAPSE_NOTE + "\n"]
+        parts += ["## Collapse against performance\n", grid(*collapse_report.correlations(found["collapse"]))]
+        parts.append(collapse_report.NOTE + "\n")
     return "\n".join(parts)
 
 
 BOOTSTRAP_HEAD = ("task", "arm", "seed", "metric", "score", "p")
-COLLAPSE_HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high")
+LAYERS, COLLAPSE = "measures of collapse by layer", "collapse against performance"
 SIGNS = {"plus": "λ⁺", "minus": "λ⁻", "": "λ"}
 LAMBDA_NOTE = "The mean over seeds and layers of the last λ that was logged, and the range of the layers."
-COLLAPSE_NOTE = (
-    "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
-    "measure goes with lower loss. The bootstrap draws whole arms; with fewer than four arms there is no interval. "
-    "Intervals are not corrected for the number of measures."
-)
 
 
 def bootstrap_note(found: dict[str, Any]) -> str:
@@ -147,23 +146,10 @@ def bootstrap_cells(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def collapse_cells(found: dict[str, Any]) -> list[list[str]]:
-    """Returns the rows of the table of correlations."""
-    return [
-        [
-            one["group"],
-            one["measure"].replace("_", " "),
-            str(one["n"]),
-            *(number(one[key], 2) for key in ("rho", "low", "high")),
-        ]
-        for one in found["collapse"]
-    ]
-
-
-def lambdas_by_group(found: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Returns the title and the λ's of each task and learning rate that has any."""
-    groups = dict.fromkeys(entry["group"] for entry in found["lambdas"])
-    return [(f"{group}: λ at the end", [e for e in found["lambdas"] if e["group"] == group]) for group in groups]
+def by_group(found: dict[str, Any], key: str, what: str) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns the entries under `key` for each task and learning rate that has any, with the title that says `what`."""
+    groups = dict.fromkeys(entry["group"] for entry in found[key])
+    return [(f"{group}: {what}", [entry for entry in found[key] if entry["group"] == group]) for group in groups]
 
 
 def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -245,11 +231,12 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
             ends = "; ".join(f"{arm} {_lambda_range(own, arm)}" for arm in dict.fromkeys(e["arm"] for e in own))
             alt = f"λ over updates, the mean over seeds. Last values: {ends}."
             shown.append({"title": f"{group}: λ over training", **picture(comparison_plots.lambdas(own), alt)})
-    for group in dict.fromkeys(entry["group"] for entry in found["collapse"]):
-        own = [entry for entry in found["collapse"] if entry["group"] == group]
-        alt = "Spearman's ρ: " + "; ".join(f"{entry['measure']} {number(entry['rho'], 2)}" for entry in own)
-        title = f"{group}: collapse against performance"
-        shown.append({"title": title, **picture(comparison_plots.scatter(own), f"{title}, a point for a run. {alt}.")})
+    for key, what, draw in (
+        ("layers", LAYERS, collapse_report.layers_picture),
+        ("collapse", COLLAPSE, collapse_report.correlation_picture),
+    ):
+        for title, own in by_group(found, key, what):
+            shown.append({"title": title, **picture(*draw(title, own))})
     return shown
 
 
@@ -271,15 +258,17 @@ def as_html(found: dict[str, Any]) -> str:
         tables.append({"title": title, "head": head(table), "rows": rows, "note": noise_floor(table), "forest": plot})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
-    for title, own in lambdas_by_group(found):
+    for title, own in by_group(found, "lambdas", "λ at the end"):
         columns, rows = lambda_table(own)
         tables.append({"title": title, "head": columns, "rows": rows, "note": LAMBDA_NOTE})
     if found["bootstrap"]:
         title, note = "sacreBLEU's paired bootstrap, seed by seed", bootstrap_note(found)
         tables.append({"title": title, "head": BOOTSTRAP_HEAD, "rows": bootstrap_cells(found), "note": note})
+    for title, own in by_group(found, "layers", LAYERS):
+        columns, rows = collapse_report.layers(own)
+        tables.append({"title": title, "head": columns, "rows": rows, "note": collapse_report.layers_note(own)})
     if found["collapse"]:
-        rows = collapse_cells(found)
-        tables.append(
-            {"title": "Collapse against performance", "head": COLLAPSE_HEAD, "rows": rows, "note": COLLAPSE_NOTE}
-        )
+        columns, rows = collapse_report.correlations(found["collapse"])
+        title, note = "Collapse against performance", collapse_report.NOTE
+        tables.append({"title": title, "head": columns, "rows": rows, "note": note})
     return templates.render("comparison.html.j2", baseline=found["baseline"], tables=tables, pictures=pictures(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ COLLAPSE = (
     *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
     *("attention_output_mean_cosine", "attention_output_effective_rank", "entropy_normalised", "negative_mass"),
 )
+BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
+"""The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states."""
+ATTEMPT = re.compile(r"^\[[^]]*\] train(?:ing; all|ing had ended|ed already)", re.MULTILINE)
 LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what the stages of a run in ``OUT/runs/TASK/NAME/SEED`` recorded, its λ over training and its collapse.
+    """Returns what the stages of a run in ``OUT/runs/TASK/NAME/SEED`` recorded, and what lies beside it.
 
-    Both only where they were logged or analyze measured them. Raises ``FileNotFoundError`` if the training has not
-    ended.
+    That is its λ over training, its collapse, also by layer, and what its training cost, each only where it was
+    measured. Raises ``FileNotFoundError`` if the training has not ended.
     """
     run = recorded.read(folder)
     if "train" not in run:
@@ -32,22 +36,27 @@ def read(folder: Path) -> dict[str, Any]:
     if lambdas:
         run["lambdas"] = lambdas
     if analysis.exists():
-        run["collapse"] = collapse_measures(json.loads(analysis.read_text(encoding="utf-8")))
+        measured = json.loads(analysis.read_text(encoding="utf-8"))
+        run["collapse"], run["by_layer"] = collapse_measures(measured), measures_by_layer(measured)
+    cost = training_cost(folder)
+    if cost:
+        run["benchmark"] = cost
     return run
 
 
-def read_with_benchmark(folder: Path) -> dict[str, Any]:
-    """Returns the run with the workflow engine's benchmark of its training and its folder.
+def training_cost(folder: Path) -> dict[str, float]:
+    """Returns `seconds` and `peak_memory_mib` of a training as the workflow engine measured them.
 
-    Raises ``FileNotFoundError`` if the training has not ended.
+    Empty if it did not, and if the training was interrupted: the engine measures the last attempt alone.
     """
-    run = {**read(folder), "folder": str(folder)}
-    benchmark = folder / "train.benchmark.tsv"
-    if benchmark.exists():
-        with benchmark.open(encoding="utf-8") as rows:
-            row = next(csv.DictReader(rows, delimiter="\t"))
-        run["benchmark"] = {name: float(row[name]) for name in ("s", "max_rss") if row[name] not in ("-", "NA")}
-    return run
+    benchmark, said = folder / "train.benchmark.tsv", folder / "train.job.log"
+    attempts = ATTEMPT.findall(said.read_text(encoding="utf-8")) if said.exists() else []
+    if not benchmark.exists() or len(attempts) > 1:
+        return {}
+    with benchmark.open(encoding="utf-8") as rows:
+        row = next(csv.DictReader(rows, delimiter="\t"))
+    columns = {"seconds": "s", "peak_memory_mib": "max_rss"}
+    return {name: float(row[column]) for name, column in columns.items() if row[column] not in ("-", "NA")}
 
 
 def lambda_history(log: str) -> dict[str, list[list[float]]]:
@@ -73,11 +82,19 @@ def place_of(name: str) -> tuple[str, int, str]:
 
 def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
     """Returns each collapse measure of analyze's results in the last layer of each stack, of the whole model."""
-    last: dict[tuple[str, str], dict[str, Any]] = {}
+    return {name: points[-1][1] for name, points in _points(analysis, COLLAPSE)}
+
+
+def measures_by_layer(analysis: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """Returns [layer, value] of each measure of `BY_LAYER` in analyze's results, of the whole model."""
+    return dict(_points(analysis, BY_LAYER))
+
+
+def _points(analysis: dict[str, Any], metrics: tuple[str, ...]) -> Iterator[tuple[str, list[list[float]]]]:
+    """Yields "METRIC, SITE" with its defined [layer, value], deeper layers last, without single heads and variants."""
+    found: dict[str, list[list[float]]] = {}
     for record in analysis["records"]:
-        key = record["metric"], record["site"]
         whole = record["variant"] == analysis["runs"][0]["variant"] and record["head"] is None
-        deeper = key not in last or record["layer"] > last[key]["layer"]
-        if key[0] in COLLAPSE and whole and record["mean"] is not None and deeper:
-            last[key] = record
-    return {f"{metric}, {site}": record["mean"] for (metric, site), record in last.items()}
+        if record["metric"] in metrics and whole and record["mean"] is not None:
+            found.setdefault(f"{record['metric']}, {record['site']}", []).append([record["layer"], record["mean"]])
+    yield from ((name, sorted(points)) for name, points in found.items())

@@ -24,8 +24,8 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
 
     Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays, of λ
-    over training its last value. With a reason to do so speeds and times are left out, as not measured; the reason is
-    kept as a note.
+    over training its last value. With a reason to do so speeds and times are left out, as not measured, and the reason
+    is kept as a note; the peak memory, which does not depend on what else the machine does, stays.
     Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
     """
     run = run.resolve()
@@ -34,6 +34,8 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
         found["lambdas"] = {name: points[-1:] for name, points in found["lambdas"].items()}
     for measure, value in found.get("collapse", {}).items():
         found["collapse"][measure] = float(f"{value:.6g}")
+    for points in found.get("by_layer", {}).values():
+        points[:] = [[layer, float(f"{value:.4g}")] for layer, value in points]
     found["train"].get("curve", {}).pop("train", None)
     if without_speeds:
         found["note"] = f"speeds are left out: {without_speeds}"

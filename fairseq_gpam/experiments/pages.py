@@ -11,8 +11,9 @@ those runs are shown, and what is named but not kept says that it was not run.
     <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
     <!-- /comparison -->
 
-is the comparison of a study's arms by its grid file: a table and a forest plot for each task and measure. The options
-are optional. The plots are written into the study's folder. The tables of studies on made data stand between markers
+is the comparison of a study's arms by its grid file: a table and a forest plot for each task and measure, and what else
+``show`` may choose (``study.ALL_PARTS``). The options are optional. The plots are written into the study's folder. The
+tables of studies on made data stand between markers
 ``study`` (``made_studies``).
 """
 
@@ -164,7 +165,8 @@ def rebuild(repository: Path, write: bool = True) -> list[Path]:
         files[path], pictures = rebuilt(path.read_text(encoding="utf-8"), path.relative_to(repository), repository)
         files |= pictures
     changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    unused = sorted({*(repository / study.FOLDER).glob(f"*/*{study.SUFFIX}")} - files.keys())
+    pictures_there = {path for suffix in study.PICTURES for path in (repository / study.FOLDER).glob(f"*/*{suffix}")}
+    unused = sorted(pictures_there - files.keys())
     if write:
         for path in changed:
             recorded.write_atomically(path, files[path])

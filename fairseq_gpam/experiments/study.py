@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import compare, comparison_report, grid, kept, tables
+from fairseq_gpam.experiments import collapse_report, compare, comparison_report, grid, kept, tables
 from fairseq_gpam.recipes import run_folder, stages
 from fairseq_gpam.recipes import tasks as recipes
 
@@ -24,8 +24,10 @@ class ChoiceError(ValueError):
 
 
 FOLDER = "examples/studies"
-SUFFIX = ".forest.svg"
-PARTS = ("table", "picture", "lambdas", "collapse", "notes")
+PICTURES = FOREST, LAYERS, SCATTER = (".forest.svg", ".layers.svg", ".collapse.svg")
+PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
+"""What a section shows unless it chooses, in this order; the measures of collapse by layer must be chosen."""
+ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
 # Where the package lies and how often attention is logged changes no loss.
 WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
 
@@ -112,17 +114,23 @@ def section(
     for option, given, allowed in (
         ("tasks", tasks, chosen.tasks),
         ("measures", measures, known),
-        ("show", show, PARTS),
+        ("show", show, ALL_PARTS),
     ):
         unknown = [one for one in given if one not in allowed]
         if unknown:
             raise ChoiceError(f"{option} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
     parts: list[str] = []
     pictures: dict[Path, str] = {}
+
+    def add_picture(file: str, drawn: str, words: str) -> None:
+        pictures[folder / file] = drawn
+        address = os.path.relpath(folder / file, (repository / page).parent).replace(os.sep, "/")
+        parts.append(f"![{words}]({address})")
+
     for group in groups(chosen, repository):
         if tasks and group.file.partition(grid.LR_SUFFIX)[0].removesuffix("-full") not in tasks:
             continue
-        for quantity in compare.QUANTITIES:
+        for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
                 continue
             table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, compare.DELTAS[quantity.unit])
@@ -133,14 +141,35 @@ def section(
             if "table" in show:
                 parts += _table(table, group)
             if "picture" in show and any(row.get("difference") for row in table["rows"]):
-                file = folder / f"{group.file}.{quantity.key}{SUFFIX}"
-                pictures[file] = comparison_report.forest_plot(table, chosen.baseline)
-                address = os.path.relpath(file, (repository / page).parent).replace(os.sep, "/")
-                parts.append(f"![{comparison_report.forest_words(table, chosen.baseline)}]({address})")
-        for part, make in (("lambdas", _lambdas), ("collapse", _collapse), ("notes", _notes)):
-            if part in show:
-                parts += make(group)
+                drawn = comparison_report.forest_plot(table, chosen.baseline)
+                words = comparison_report.forest_words(table, chosen.baseline)
+                add_picture(f"{group.file}.{quantity.key}{FOREST}", drawn, words)
+        if "costs" in show:
+            parts += _costs(group)
+        if "lambdas" in show:
+            parts += _lambdas(group)
+        entries = _by_arm(group, compare.by_layer)
+        if "layers" in show and entries:
+            title = f"{group.title}: {comparison_report.LAYERS}"
+            note = collapse_report.layers_note(entries)
+            parts += _titled(title, collapse_report.layers(entries), note)
+            add_picture(group.file + LAYERS, *collapse_report.layers_picture(title, entries))
+        found = compare.collapse(group.counted)
+        if "collapse" in show and found:
+            title = f"{group.title}: {comparison_report.COLLAPSE}"
+            parts += _titled(title, collapse_report.correlations(found), collapse_report.NOTE)
+            add_picture(group.file + SCATTER, *collapse_report.correlation_picture(title, found))
+        if "notes" in show:
+            parts += _notes(group)
     return "\n\n".join(parts), pictures
+
+
+def _titled(title: str, table: collapse_report.Table, note: str) -> list[str]:
+    return [f"**{title}**", comparison_report.grid(*table).rstrip(), note]
+
+
+def _by_arm(group: Group, of: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [{"arm": arm, **shown} for arm, own in group.by_arm.items() for shown in of(own)]
 
 
 def _table(table: dict[str, Any], group: Group) -> list[str]:
@@ -151,22 +180,23 @@ def _table(table: dict[str, Any], group: Group) -> list[str]:
     return [f"**{comparison_report.caption(table)}**", text, comparison_report.noise_floor(table)]
 
 
+def _costs(group: Group) -> list[str]:
+    found = {arm: compare.costs(own) for arm, own in group.by_arm.items() if own}
+    # The number of parameters stands in every table already.
+    measured = [cost for cost in compare.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
+    if not measured:
+        return []
+    rows = [[arm, *(comparison_report.cost(own[key]) for key, *_ in measured)] for arm, own in found.items()]
+    head = ("arm", *(label for _, label, _ in measured))
+    return _titled(f"{group.title}: costs", (head, rows), "Medians over the runs that were measured.")
+
+
 def _lambdas(group: Group) -> list[str]:
-    entries = [{"arm": arm, **shown} for arm, own in group.by_arm.items() for shown in compare.mean_lambdas(own)]
+    entries = _by_arm(group, compare.mean_lambdas)
     if not entries:
         return []
-    text = comparison_report.grid(*comparison_report.lambda_table(entries)).rstrip()
-    return [f"**{group.title}: λ at the end of training**", text, comparison_report.LAMBDA_NOTE]
-
-
-def _collapse(group: Group) -> list[str]:
-    found = compare.collapse(group.counted)
-    if not found:
-        return []
-    text = comparison_report.grid(
-        comparison_report.COLLAPSE_HEAD, comparison_report.collapse_cells({"collapse": found})
-    ).rstrip()
-    return [f"**{group.title}: collapse against performance**", text, comparison_report.COLLAPSE_NOTE]
+    table = comparison_report.lambda_table(entries)
+    return _titled(f"{group.title}: λ at the end of training", table, comparison_report.LAMBDA_NOTE)
 
 
 def _notes(group: Group) -> list[str]:

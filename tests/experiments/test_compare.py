@@ -24,6 +24,7 @@ def made_run(name, seed, shift=None):
     run = {"task": "made-lm", "name": name, "seed": seed, "train": {**train, "curve": curve}}
     run["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, 0.1 * seed]]} if name == "good" else {}
     run["collapse"] = {"mean_cosine, decoder": nll}
+    run["by_layer"] = {"mean_cosine, decoder": [[1, 0.5 + 0.1 * seed], [2, nll]]} if name == "good" else {}
     return run
 
 
@@ -56,6 +57,9 @@ def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(foun
         assert update in (1, 2, 4)
         assert difference == pytest.approx((-0.1 + sum(NOISE) / 5) * math.log(2))
         assert high - low < 0.01
+    [layers] = found["layers"]
+    assert (layers["arm"], layers["name"], layers["seeds"]) == ("good", "mean_cosine, decoder", 5)
+    assert layers["points"][0] == [1, pytest.approx(0.8), pytest.approx(0.6), 1.0]
     [shown] = found["lambdas"]
     assert (shown["arm"], shown["name"]) == ("good", "decoder1_lambda_plus")
     assert shown["points"] == [[0, 0.0], [4, pytest.approx(0.3)]]
@@ -114,7 +118,11 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tm
 
     lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
     assert float(lines[1]["mean"]) == rows[lines[1]["arm"]]["mean"]
-    assert "| good | 5 |" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| good | 5 |" in text
+    assert "| mean cosine, decoder | good | 5 | 0.8 |" in text
+    assert any(row[:4] == ["mean cosine, decoder", "good", "5", "0.8"] for row in page.cells)
+    assert sum("first to last layer: good 0.8 to" in image["alt"] for image in page.images) == 1
 
 
 def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):
@@ -145,14 +153,21 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
     record = {"metric": "mean_cosine", "site": "decoder", "variant": "full", "head": None}
     records = [{**record, "layer": layer, "mean": mean} for layer, mean in ((1, 0.9), (3, 1 / 3), (2, 0.5), (4, None))]
     records += [{**records[1], "layer": 5, **other} for other in ({"head": 1}, {"variant": "without-mlps"})]
+    records += [{**record, "metric": "query_gradient", "layer": 1, "mean": 2 / 3}]
     analysis.write_text(json.dumps({"runs": [{"variant": "full"}], "records": records}))
     runs = compare.read_runs(folders)
     assert runs[0]["collapse"] == {"mean_cosine, decoder": 1 / 3}
-    assert "collapse" not in runs[1]
+    layers = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 1 / 3]], "query_gradient, decoder": [[1, 2 / 3]]}
+    assert runs[0]["by_layer"] == layers
+    assert not {"collapse", "by_layer"} & runs[1].keys()
     line = kept.kept_line(folders[0])
     assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
     assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
-    assert runs[0]["benchmark"] == {"s": 12.5, "max_rss": 345.6}
+    rounded = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 0.3333]], "query_gradient, decoder": [[1, 0.6667]]}
+    assert line["by_layer"] == rounded
+    assert line["benchmark"] == runs[0]["benchmark"]
+    assert kept.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
+    assert runs[0]["benchmark"] == {"seconds": 12.5, "peak_memory_mib": 345.6}
     assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
@@ -163,6 +178,19 @@ def test_run_folders_with_what_lies_beside_them(tmp_path):
         main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="either RUNS or --json"):
         main(["compare", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("second_attempt", "measured"),
+    [("", True), ("[lm a 1] training; all messages go to x\n", False), ("[lm a 1] trained already: x\n", False)],
+)
+def test_what_the_last_attempt_of_an_interrupted_training_took_is_not_what_the_training_took(
+    tmp_path, second_attempt, measured
+):
+    (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
+    said = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
+    (tmp_path / "train.job.log").write_text(said + second_attempt)
+    assert finished.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
 
 
 def test_an_interval_without_a_lambda_is_left_out_of_its_history():

@@ -16,7 +16,7 @@ def scored_run(name, seed):
     run = made_run(name, seed)
     nll = run["train"]["valid_nll_loss"]
     run["score"] = {"bleu": 40 - nll + 0.01 * seed * len(name), "chrf": 60 - nll}
-    return {**run, "name": f"{name}-with-a-name-that-is-as-long-as-a-line-of-flags", "benchmark": {"s": 1234.5}}
+    return {**run, "name": f"{name}-with-a-name-that-is-as-long-as-a-line-of-flags", "benchmark": {"seconds": 1234.5}}
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,13 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
         name = next(entry["arm"] for entry in found["lambdas"])
         last = sum(entry["points"][-1][1] for entry in found["lambdas"]) / len(found["lambdas"])
         assert tables[4] == [["arm", "λ⁺ decoder"], [name, f"{last:.2f} ({last:.2f} to {last:.2f})"]]
-        _, *collapse = tables[5]
+        [entry] = found["layers"]
+        (head, shown), means = tables[5], [mean for _, mean, _, _ in entry["points"]]
+        assert head == ["measure", "arm", "seeds", "layer 1", "layer 2"]
+        assert shown == ["mean cosine, decoder", entry["arm"], "5", *(f"{mean:.3g}" for mean in means)]
+        _, *collapse = tables[6]
         for cells, entry in zip(collapse, found["collapse"], strict=True):
             assert cells[:3] == [entry["group"], entry["measure"].replace("_", " "), str(entry["n"])]
             for shown, key in zip(cells[3:], ("rho", "low", "high"), strict=True):
                 near(shown, entry[key], 2)
-        assert len(tables) == 6
+        assert len(tables) == 7

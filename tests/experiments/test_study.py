@@ -27,6 +27,7 @@ stock = { mechanism = "stock" }
 wider = { mechanism = "stock", flags = "--encoder-ffn-embed-dim 280", tasks = ["bible-de-en"] }
 """
 MARKER = "<!-- comparison: made -->"
+SVG = "{http://www.w3.org/2000/svg}"
 BITS = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1)}
 
 
@@ -37,13 +38,13 @@ def repository(tmp_path):
     (folder / "grid.toml").write_text(GRID)
     (folder / "README.md").write_text(f"before\n{MARKER}\n<!-- /comparison -->\nafter\n")
     (tmp_path / "README.md").write_text(
-        "<!-- comparison: made tasks=bible-de-en measures=valid-loss -->\n<!-- /comparison -->\n"
+        "<!-- comparison: made tasks=bible-de-en measures=valid-loss show=table,picture -->\n<!-- /comparison -->\n"
     )
     (tmp_path / "examples/results").mkdir()
     return tmp_path
 
 
-def keep(repository, leave_out=(), more_flags=""):
+def keep(repository, leave_out=(), more_flags="", analysed=False):
     """Keeps a run for each planned one of the translation, except those left out."""
     kept_runs = []
     for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
@@ -57,6 +58,10 @@ def keep(repository, leave_out=(), more_flags=""):
             train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
             scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
             kept_runs.append({**run, "score": scores, "collapse": {"mean_cosine, decoder": nll}})
+            if analysed:
+                ratios = [[layer, nll / 2**layer] for layer in range(3)]
+                kept_runs[-1]["by_layer"] = {"residual_ratio, encoder": ratios, "query_gradient, cross": ratios[1:]}
+                kept_runs[-1]["benchmark"] = {"seconds": None, "peak_memory_mib": 1000 * plan.seed}
             if plan.name == "dagpam":
                 layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
                 kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
@@ -118,6 +123,47 @@ def test_what_is_missing_or_made_otherwise_is_named_and_does_not_count(repositor
     assert not list(repository.rglob("*.svg"))
 
 
+def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=layers,costs -->\n<!-- /comparison -->\n")
+    keep(repository)
+    assert "by layer" not in shown(repository)
+    assert "memory" not in shown(repository)
+    keep(repository, analysed=True, leave_out=[("wider", 1), ("wider", 3)])
+    text = shown(repository)
+    assert "| measure | arm | seeds | layer 0 | layer 1 | layer 2 |" in text
+    means = [f"{np.mean(BITS['dagpam']) / 2**layer:.3g}" for layer in range(3)]
+    assert f"| residual ratio, encoder | dagpam | 3 | {' | '.join(means)} |" in text
+    assert f"| query gradient, cross | dagpam | 3 | – | {' | '.join(means[1:])} |" in text
+    assert "| residual ratio, encoder | wider | 1 | 4.2 | 2.1 | 1.05 |" in text
+    assert "query gradient: ‖dL/dW_Q‖_F" in text
+    assert f"residual ratio, encoder, first to last layer: stock 4.1 to 1.03, dagpam {means[0]} to {means[2]}" in text
+    assert "| arm | peak memory (MiB) |" in text
+    assert "| stock | 2,000 |" in text
+    assert "validation" not in text and "Spearman" not in text
+    picture = (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes()
+    assert f"](bible-de-en{study.LAYERS})" in text
+    main(["results", "tables", "--check", "--repository", str(repository)])
+    keep(repository, analysed=True)
+    shown(repository)
+    assert (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes() != picture
+    page.write_text("<!-- comparison: made show=costs -->\n<!-- /comparison -->\n")
+    shown(repository)
+    assert not list(repository.rglob(f"*{study.LAYERS}"))
+
+
+def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse -->\n<!-- /comparison -->\n")
+    keep(repository, leave_out=[("wider", 2)])
+    text = shown(repository)
+    assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
+    assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
+    root = ElementTree.fromstring((page.parent / f"bible-de-en{study.SCATTER}").read_text(encoding="utf-8"))
+    arms = {group[0].text: len(group) - 1 for group in root.iter(f"{SVG}g") if group[0].tag == f"{SVG}title"}
+    assert arms == {"stock": 3, "dagpam": 3, "wider": 2}
+
+
 def test_another_page_shows_the_same_table_and_the_same_picture(repository):
     keep(repository)
     study_page, readme = shown(repository), shown(repository, "README.md")
@@ -134,9 +180,8 @@ def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_th
     keep(repository)
     shown(repository)
     pictures = {path: path.read_bytes() for path in repository.rglob("*.svg")}
-    assert {path.name for path in pictures} == {
-        f"bible-de-en.{key}{study.SUFFIX}" for key in ("valid-loss", "bleu", "chrf")
-    }
+    forests = {f"bible-de-en.{key}{study.FOREST}" for key in ("valid-loss", "bleu", "chrf")}
+    assert {path.name for path in pictures} == forests | {f"bible-de-en{study.SCATTER}"}
     changed, *others = pictures
     changed.write_text("<svg/>")
     with pytest.raises(SystemExit, match="run: python"):
@@ -147,7 +192,7 @@ def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_th
     assert {path: path.read_bytes() for path in repository.rglob("*.svg")} == pictures
     (repository / study.FOLDER / "made/README.md").unlink()
     shown(repository, "README.md")
-    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{study.SUFFIX}"]
+    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{study.FOREST}"]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +201,10 @@ def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_th
         ("<!-- comparison: none -->", r"none/grid.toml: no such file"),
         ("<!-- comparison: made tasks=ptb-lm -->", r"tasks has 'ptb-lm'; allowed: bible-de-en, shakespeare-lm"),
         ("<!-- comparison: made measures=loss -->", r"measures has 'loss'; allowed: valid-loss, bleu, chrf, test-loss"),
-        ("<!-- comparison: made show=plot -->", r"show has 'plot'; allowed: table, picture, lambdas, collapse, notes"),
+        (
+            "<!-- comparison: made show=plot -->",
+            r"show has 'plot'; allowed: table, picture, costs, lambdas, layers, collapse, notes",
+        ),
         ("<!-- comparison: made seeds=1 -->", r"'seeds=1' is unknown .*; allowed: tasks=…, measures=…, show=…"),
     ],
 )
@@ -174,16 +222,15 @@ def test_the_picture_places_the_numbers_in_proportion():
     table = compare.comparison(runs, "stock")["tables"][0]
     texts = {row["arm"]: "text <b>" for row in table["rows"]}
     root = ElementTree.fromstring(forest.draw(table, "stock", texts))
-    space = "{http://www.w3.org/2000/svg}"
-    dots = [float(circle.get("cx")) for circle in root.iter(f"{space}circle")]
+    dots = [float(circle.get("cx")) for circle in root.iter(f"{SVG}circle")]
     labels = [
-        (float(text.get("x")), text.text) for text in root.iter(f"{space}text") if text.get("text-anchor") == "middle"
+        (float(text.get("x")), text.text) for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"
     ]
     (x1, first), (x2, last) = labels[0], labels[-1]
     scale = (x2 - x1) / (float(last.replace("−", "-")) - float(first.replace("−", "-")))
     means = [row["difference"]["interval"]["mean"] for row in table["rows"][1:]]
     assert dots[1] - dots[0] == pytest.approx(scale * (means[1] - means[0]), abs=0.2)
-    widths = [float(line.get("x2")) - float(line.get("x1")) for line in root.findall(f"{space}g/{space}line")]
+    widths = [float(line.get("x2")) - float(line.get("x1")) for line in root.findall(f"{SVG}g/{SVG}line")]
     intervals = [row["difference"]["interval"] for row in table["rows"][1:]]
     assert widths == pytest.approx([scale * (one["high"] - one["low"]) for one in intervals], abs=0.2)
 
