@@ -55,16 +55,17 @@ def model_config(task, arch, *flags):
     return copy.deepcopy(_converted(task, arch, flags))
 
 
-def build_from(config, words=20):
-    vocabulary = dictionary(words)
-    task = SimpleNamespace(source_dictionary=vocabulary, target_dictionary=vocabulary)
+def build_from(config, words=20, made=None):
+    """The model that fairseq builds for a task; `made` is the task, whose dictionaries are made here."""
+    task = SimpleNamespace() if made is None else made
+    task.source_dictionary = task.target_dictionary = dictionary(words)
     return models.build_model(config, task)
 
 
-def build(task, arch, *flags, words=20):
+def build(task, arch, *flags, words=20, made=None):
     if task == "translation":  # fairseq hands its legacy models the parsed namespace; hydra takes a third of a second
-        return build_from(parse(task, arch, *BASE[task], *flags), words)
-    return build_from(model_config(task, arch, *BASE[task], *flags), words)
+        return build_from(parse(task, arch, *BASE[task], *flags), words, made)
+    return build_from(model_config(task, arch, *BASE[task], *flags), words, made)
 
 
 def unlist(*names):

@@ -1,7 +1,7 @@
 """One of torchrun's processes: compares averaged gradients with those of one process on the joined batch.
 
 Reads cases, `[name, task, [flags]]`, from the JSON file that it is given; its first process writes
-`{name: {"difference": …, "unused": [parameters]}}` to the second file.
+`{name: {"difference": …, "unused": [parameters], "logged": [of one process, of each]}}` to the second file.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch.distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fairseq.logging import metrics
 from fairseq.models import DistributedFairseqModel
 from tiny import OURS, build, scramble, sentences, shifted
 
@@ -50,29 +51,45 @@ def joined(batches):
     return result
 
 
-def loss(model, batch):
-    """A sum over the unpadded positions, so that the joined batch's gradient is the sum of the batches'."""
-    scores = torch.log_softmax(model(**batch)[0], dim=-1)
-    tokens = batch.get("prev_output_tokens", batch["src_tokens"])
-    return -scores[tokens != 1][:, 5].sum()
+class Criterion(torch.nn.Module):
+    """The sum over the unpadded positions, so that the joined batch's gradient is the sum of the batches'."""
+
+    def forward(self, model, batch):
+        scores = torch.log_softmax(model(**batch)[0], dim=-1)
+        tokens = batch.get("prev_output_tokens", batch["src_tokens"])
+        counted = scores[tokens != 1]
+        return -counted[:, 5].sum(), len(counted), {}
 
 
 def built(task, flags):
+    """A model and the criterion that its task makes, with which a penalty reaches the loss."""
+    made = SimpleNamespace(build_criterion=Criterion)
     torch.manual_seed(1)
-    return scramble(build(task, OURS[task], *flags)).train()
+    model = scramble(build(task, OURS[task], *flags, made=made)).train()
+    return model, made.build_criterion()
+
+
+def backward(criterion, model, batch):
+    """Runs a batch backward; what was logged."""
+    with metrics.aggregate(new_root=True) as logged:
+        loss, _, _ = criterion(model, batch)
+    loss.backward()
+    return logged.get_smoothed_values()
 
 
 def compare(task, flags, rank, world, wrap):
     batches = [inputs(task, lengths, seed) for seed, lengths in enumerate(LENGTHS)]
-    single = built(task, flags)
-    loss(single, joined(batches)).backward()
-    model = built(task, flags)
+    single, criterion = built(task, flags)
+    alone = backward(criterion, single, joined(batches))
+    model, criterion = built(task, flags)
     wrapped = wrap(model)
     for _ in range(2):  # a parameter that is left out is noticed at the next forward
         model.zero_grad()
-        loss(wrapped, batches[rank]).backward()
+        own = backward(criterion, wrapped, batches[rank])
         if hasattr(wrapped, "all_reduce_grads"):
             wrapped.all_reduce_grads()
+    each = [None] * world
+    torch.distributed.all_gather_object(each, own)
     difference, unused = 0.0, []
     for (name, ours), one in zip(model.named_parameters(), single.parameters(), strict=True):
         if ours.grad is None or one.grad is None:
@@ -81,7 +98,7 @@ def compare(task, flags, rank, world, wrap):
         expected = one.grad / world
         scale = max(1.0, float(expected.abs().max()))
         difference = max(difference, float((ours.grad - expected).abs().max()) / scale)
-    return {"difference": difference, "unused": unused}
+    return {"difference": difference, "unused": unused, "logged": [alone, *each]}
 
 
 def legacy(model):
