@@ -260,7 +260,8 @@ def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) ->
     if mechanism.neutral is None:
         able = ", ".join(name for name, one in sorted(REGISTRY.items()) if one.neutral is not None)
         raise ValueError(
-            f"--gpam-warm-start is not allowed with mechanism {mechanism.name!r}: {mechanism.why_never_neutral}; "
+            f"--gpam-warm-start is not allowed with --gpam-mechanism {mechanism.name!r}: "
+            f"{mechanism.why_never_neutral}; "
             f"allowed with: {able}"
         )
     options = {option.name: option for option in mechanism.options}

@@ -48,7 +48,7 @@ class CogAttention(MatrixMechanism):
         if site.num_layers < 3 and not settings.cog_everywhere:
             raise ValueError(
                 f"--gpam-mechanism cog keeps softmax in the first and the last layer, and {site.name} attention has "
-                f"{site.num_layers} layers: none would be left; use 3 layers or more, or --gpam-cog-everywhere"
+                f"{site.num_layers} layers: none would be left; allowed: 3 layers or more, or --gpam-cog-everywhere"
             )
         self.keeps_softmax = not settings.cog_everywhere and site.layer in (0, site.num_layers - 1)
 

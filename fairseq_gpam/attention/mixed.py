@@ -26,10 +26,18 @@ def is_mixture(spec: str) -> bool:
     return ":" in spec or "," in spec
 
 
+def check_known(name: str, spec: str) -> None:
+    """Raises ValueError if `spec` names a mechanism that is not registered."""
+    if name not in REGISTRY:
+        within = "" if name == spec else f" (in {spec!r})"
+        raise ValueError(f"--gpam-mechanism {name!r}{within} is not allowed; allowed: {', '.join(sorted(REGISTRY))}")
+
+
 def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[str, int]]:
     """Returns the mechanisms of `spec` and how many heads each gets, in the order of the heads.
 
-    Raises ValueError if the form is wrong, a mechanism is named twice, or the numbers do not add up to the heads.
+    Raises ValueError if the form is wrong, a mechanism is unknown or named twice, or the numbers do not add up to the
+    heads.
     """
     flag = f"--gpam-mechanism (or --gpam-{site_name}-mechanism) {spec!r}"
     groups = []
@@ -41,6 +49,8 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
     names = [name for name, _ in groups]
     if len(set(names)) < len(names):
         raise ValueError(f"{flag} is not allowed: a mechanism is named twice; name each once, with all its heads")
+    for name in names:
+        check_known(name, spec)
     total = sum(count for _, count in groups)
     if total != num_heads:
         numbers = "+".join(str(count) for _, count in groups)
@@ -137,12 +147,10 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
     mechanism: AttentionMechanism
     if is_mixture(chosen):
         mechanism = MixedHeads(chosen, site, settings)
-    elif chosen in REGISTRY:
+    else:
+        check_known(chosen, spec)
         cls = REGISTRY[chosen]
         mechanism = cls(site, neutral_settings(cls, settings) if settings.warm_start else settings)
-    else:
-        within = "" if chosen == spec else f" (in {spec!r})"
-        raise ValueError(f"--gpam-mechanism {chosen!r}{within} is not allowed; allowed: {', '.join(sorted(REGISTRY))}")
     if mechanism.needs_every_layer and chosen != spec:
         raise ValueError(
             f"--gpam-mechanism (or --gpam-{site.name}-mechanism) {spec!r} is not allowed: {chosen!r} must stand in "

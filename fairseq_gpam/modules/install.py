@@ -6,7 +6,7 @@ import functools
 import sys
 from typing import Any
 
-from fairseq.modules import LayerDropModuleList, MultiheadAttention
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mec
 from fairseq_gpam.attention.base import SiteName
 from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
-from fairseq_gpam.modules.stacks import transformer_layers
+from fairseq_gpam.modules.stacks import refuse_layerdrop, transformer_layers
 from fairseq_gpam.modules.training_log import attach_training_log
 
 
@@ -90,12 +90,12 @@ def _exchange(
 
 def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, settings: Settings) -> None:
     spec = settings[f"{site.name}_mechanism"]
-    if isinstance(stack.layers, LayerDropModuleList):
-        raise ValueError(f"--{site.name}-layerdrop is not allowed with --gpam-mechanism {spec}: it needs every layer")
+    refuse_layerdrop(stack, "encoder" if site.name == "encoder" else "decoder", f"--gpam-mechanism {spec}")
     # fairseq's checkpoint_wrapper replaces the layer's method by a partial.
     if isinstance(layer.forward, functools.partial):
         raise ValueError(
-            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}: its layers cannot rerun one by one"
+            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}, whose layers cannot rerun one by "
+            "one; allowed: without it"
         )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fairseq.modules import LayerDropModuleList
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import softmax
-from fairseq_gpam.modules.stacks import transformer_layers
+from fairseq_gpam.modules.stacks import refuse_layerdrop, transformer_layers
 
 
 class LayerFusion(nn.Module):
@@ -88,10 +87,7 @@ def install_layer_fusion(model: Any, kind: str, warm_start: bool) -> None:
         )
     name = "encoder" if hasattr(model, "encoder") else "decoder"
     stack = getattr(model, name)
-    if isinstance(stack.layers, LayerDropModuleList):
-        raise ValueError(
-            f"--{name}-layerdrop is not allowed with --gpam-layer-fusion {kind!r}, which needs every layer; allowed: 0"
-        )
+    refuse_layerdrop(stack, name, f"--gpam-layer-fusion {kind!r}")
     layers = transformer_layers(stack)
     last: Any = layers[-1]
     noise = (last.quant_noise, last.quant_noise_block_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq.modules import BaseLayer
+from fairseq.modules import BaseLayer, LayerDropModuleList
 from torch import nn
 
 
@@ -15,3 +15,12 @@ def transformer_layers(stack: Any) -> list[nn.Module]:
     some when it is iterated in training.
     """
     return [layer for layer in stack.layers.children() if not isinstance(layer, BaseLayer)]
+
+
+def refuse_layerdrop(stack: Any, name: str, companion: str) -> None:
+    """Raises ValueError if the stack, `encoder` or `decoder`, leaves layers out; `companion` is what needs them all."""
+    if isinstance(stack.layers, LayerDropModuleList):
+        raise ValueError(
+            f"--{name}-layerdrop {stack.layers.p:g} is not allowed with {companion}, which needs every layer; "
+            "allowed: 0"
+        )

@@ -72,7 +72,7 @@ def test_a_skipped_layer_is_refused():
 
 @pytest.mark.parametrize("flags", [["--decoder-layerdrop", "0.2"], ["--checkpoint-activations"]])
 def test_a_model_that_skips_or_repeats_layers_is_refused(flags):
-    with pytest.raises(ValueError, match=f"{flags[0]} is not allowed with --gpam-mechanism neutreno"):
+    with pytest.raises(ValueError, match=f"{flags[0]}.* is not allowed with --gpam-mechanism neutreno"):
         build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "neutreno", *flags)
 
 

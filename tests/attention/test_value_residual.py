@@ -55,5 +55,5 @@ def test_three_layers_share_the_first_ones_values():
 
 @pytest.mark.parametrize("flags", [["--decoder-layerdrop", "0.2"], ["--checkpoint-activations"]])
 def test_a_model_that_skips_or_repeats_layers_is_refused(flags):
-    with pytest.raises(ValueError, match=f"{flags[0]} is not allowed with --gpam-mechanism value_residual"):
+    with pytest.raises(ValueError, match=f"{flags[0]}.* is not allowed with --gpam-mechanism value_residual"):
         build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "value_residual", *flags)

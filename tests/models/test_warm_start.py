@@ -76,7 +76,7 @@ def test_a_mechanism_without_a_neutral_setting_is_refused_with_the_reason(name):
     flags = [f"--gpam-{site}-mechanism" for site in ("encoder", "decoder", "cross") if site not in REGISTRY[name].sites]
     flags = [word for flag in flags for word in (flag, "softmax")]
     with pytest.raises(
-        ValueError, match=f"--gpam-warm-start is not allowed with mechanism '{name}': .*; allowed with: "
+        ValueError, match=f"--gpam-warm-start is not allowed with --gpam-mechanism '{name}': .*; allowed with: "
     ):
         build("translation", OURS["translation"], "--gpam-mechanism", name, "--gpam-warm-start", *flags)
     assert describe_neutral(REGISTRY[name]).startswith("none: ")

@@ -1,0 +1,107 @@
+"""Flags that do not go together are refused, with the flag, its value and what is allowed.
+
+Everything goes through fairseq's parser and builder. Values that are wrong by themselves are in test_options.py.
+"""
+
+import pytest
+from tiny import OURS, build
+
+TRANSLATION, LANGUAGE_MODEL = "translation", "language_modeling"
+MECHANISM, ROW_SUM, TOKEN = "--gpam-mechanism", "--gpam-row-sum 0.5", "--gpam-lambda-source token"
+WARM = "--gpam-warm-start"
+
+# What is given besides, the flag that is refused, its value, and what is allowed.
+IN_A_LANGUAGE_MODEL = [
+    # λ's
+    ("--gpam-lambda-max 1", "--gpam-lambda-plus", "2", "a number between 0 and 1.0, both excluded"),
+    ("--gpam-lambda fixed --gpam-lambda-max 1", "--gpam-lambda-minus", "1.5", "0 … 1.0"),
+    ("--gpam-lambda-tied", "--gpam-lambda-minus-training", "fixed", "--gpam-lambda-plus-training"),
+    ("", "--gpam-lambda-ratio", "0.2", "--gpam-row-sum with a number > 0"),
+    (ROW_SUM, "--gpam-lambda", "fixed", "trainable"),
+    (ROW_SUM, "--gpam-lambda-plus-training", "fixed", "no --gpam-lambda-plus-training"),
+    (ROW_SUM, "--gpam-lambda-minus-training", "trainable", "no --gpam-lambda-minus-training"),
+    (ROW_SUM, "--gpam-lambda-plus", "0.3", "--gpam-lambda-ratio says where r starts"),
+    (ROW_SUM, "--gpam-lambda-minus", "0.3", "--gpam-lambda-ratio says where r starts"),
+    (ROW_SUM, "--gpam-lambda-max", "2.0", "no --gpam-lambda-max"),
+    (ROW_SUM, "--gpam-lambda-tied", "", "--gpam-row-sum 1 makes λ⁺ = λ⁻"),
+    (ROW_SUM, "--gpam-lambda-source", "token", "number"),
+    (ROW_SUM, WARM, "", "no --gpam-warm-start"),
+    (TOKEN, "--gpam-lambda", "fixed", "--gpam-lambda-plus-training 'fixed' fixes λ⁺ alone"),
+    (TOKEN, "--gpam-lambda-minus-training", "fixed", "no --gpam-lambda-minus-training"),
+    (TOKEN, "--gpam-lambda-minus", "0.3", "no --gpam-lambda-minus"),
+    (TOKEN, "--gpam-lambda-max", "2.0", "no --gpam-lambda-max"),
+    (TOKEN, "--gpam-lambda-scope", "model", "head"),
+    (TOKEN, "--gpam-lambda-tied", "", "no --gpam-lambda-tied"),
+    (TOKEN, WARM, "", "no --gpam-warm-start"),
+    # W_Q⁻
+    ("--gpam-negative-source input", "--gpam-negative-projection", "shared", "head"),
+    ("--gpam-negative-source input", "--gpam-negative-init", "minus-identity", "xavier, zero"),
+    # warm start
+    (WARM, "--gpam-lambda", "fixed", "trainable"),
+    (WARM, "--gpam-lambda-plus", "0.25", "0.0"),
+    (WARM, "--gpam-query-rank", "3", "8"),
+    (WARM, "--gpam-layer-fusion", "max", "none, concat"),
+    (WARM, "--gpam-layer-fusion", "gate", "none, concat"),
+    (f"{WARM} --gpam-lambda-plus-training fixed", "--gpam-lambda-minus-training", "fixed", "one of them trainable"),
+    (WARM, MECHANISM, "sparsemax", "softmax"),
+    (WARM, MECHANISM, "local", "softmax"),
+    # sites, layers and heads
+    ("", MECHANISM, "compressed", "encoder"),
+    ("", MECHANISM, "dnas", "encoder"),
+    ("", MECHANISM, "cog", "--gpam-cog-everywhere"),
+    ("--decoder-attention-heads 1", MECHANISM, "differential", "an even number"),
+    ("", MECHANISM, "softmax:1,dagpam:2", "the numbers must add up to 2"),
+    ("", MECHANISM, "dagpam:1,dagpam:1", "each once"),
+    ("", MECHANISM, "dagpam:2,softmax", "mechanism:heads, as in dagpam:4"),
+    ("", MECHANISM, "dagpam:1,nothing:1", "softmax"),
+    ("", MECHANISM, "softmax@0-1;dagpam@1", "each of the layers 0 to 1 of decoder attention exactly once"),
+    ("", MECHANISM, "softmax@0", "each of the layers 0 to 1 of decoder attention exactly once"),
+    ("", MECHANISM, "softmax@0-2", "each of the layers 0 to 1 of decoder attention exactly once"),
+    ("", MECHANISM, "softmax@1-0", "0-1"),
+    ("", MECHANISM, "softmax*1;dagpam@1", "a cycle linear*3,dagpam"),
+    ("", MECHANISM, "softmax*2,dagpam", "a cycle of at most 2"),
+    ("", MECHANISM, "neutreno@0;softmax@1", "neutreno"),
+    ("", MECHANISM, "dagpam@0;nothing@1", "softmax"),
+    # options of one mechanism
+    ("--gpam-mechanism fastmax --gpam-fastmax-degree 1", "--gpam-fastmax-norm", "1.5", "norm² ≤ temperature"),
+    ("--gpam-mechanism integral", "--gpam-integral-signals", "3", "a number that divides 8"),
+    ("--gpam-mechanism entmax", "--gpam-entmax-alpha", "2.5", "a number between 1.01 and 2, both excluded"),
+    ("--gpam-mechanism sparsemax", "--gpam-backend", "fused", "auto, reference"),
+    ("--gpam-mechanism talking_heads", "--gpam-backend", "fused", "auto, reference"),
+    # fairseq's own flags
+    ("--gpam-layer-fusion concat", "--decoder-layerdrop", "0.1", "0"),
+    ("--gpam-mechanism neutreno", "--decoder-layerdrop", "0.1", "0"),
+    ("--gpam-mechanism value_residual", "--checkpoint-activations", "", "without it"),
+]
+IN_TRANSLATION = [
+    ("--gpam-layer-fusion gate", "--encoder-layerdrop", "0.1", "0"),
+    ("--gpam-mechanism value_residual --gpam-cross-mechanism softmax", "--encoder-layerdrop", "0.1", "0"),
+    ("", "--quant-noise-scalar", "0.5", "--gpam-negative-projection shared"),
+    ("", "--gpam-encoder-mechanism", "stick_breaking", "decoder"),
+    ("", "--gpam-encoder-mechanism", "forgetting", "decoder"),
+    ("", "--gpam-cross-mechanism", "shaped", "encoder, decoder"),
+    ("", "--gpam-cross-mechanism", "local", "encoder, decoder"),
+    ("--gpam-encoder-mechanism compressed --gpam-compressed-kernel 3", "--gpam-compressed-stride", "4", "at most 3"),
+    ("--gpam-encoder-mechanism compressed", "--gpam-compressed-kernel", "5@0", "each of the layers 0 to 1"),
+    ("--gpam-mechanism attn_scale", "--gpam-attn-scale-features", "", "encoder, decoder"),
+]
+COMBINATIONS = [
+    *((LANGUAGE_MODEL, *each) for each in IN_A_LANGUAGE_MODEL),
+    *((TRANSLATION, *each) for each in IN_TRANSLATION),
+]
+
+
+@pytest.mark.parametrize(("task", "given", "flag", "value", "allowed"), COMBINATIONS)
+def test_what_does_not_go_together_is_refused_with_flag_value_and_what_is_allowed(task, given, flag, value, allowed):
+    refused = [flag, value] if value else [flag]
+    with pytest.raises(ValueError, match="allowed") as refusal:
+        build(task, OURS[task], *given.split(), *refused)
+    message = str(refusal.value)
+    assert flag in message and value in message
+    assert "allowed" in message and allowed in message.rpartition("allowed")[2]
+
+
+def test_each_flag_alone_is_allowed():
+    """So that it is the combination that is refused."""
+    for _, flag, value, _ in IN_A_LANGUAGE_MODEL[:2] + IN_A_LANGUAGE_MODEL[4:10]:
+        build(LANGUAGE_MODEL, OURS[LANGUAGE_MODEL], flag, value)
