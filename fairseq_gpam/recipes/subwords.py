@@ -48,6 +48,9 @@ def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int
         return
     with Pool(workers, _set_worker, (function,)) as pool:
         yield from pool.imap(_work, lines, chunksize=1000)
+        # The workers end by themselves: leaving the block sends SIGTERM, at which one with a handler can block.
+        pool.close()
+        pool.join()
 
 
 class MosesTokenize:
