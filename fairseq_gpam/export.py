@@ -31,6 +31,7 @@ from fairseq_gpam.attention.scaled_softmax import ScaledSoftmaxAttention
 from fairseq_gpam.attention.softmax import SoftmaxAttention
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
+from fairseq_gpam.modules.skip_weight import SkipWeight
 from fairseq_gpam.parameters import STOCK
 
 TOLERANCE = 1e-5
@@ -87,6 +88,9 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if any(isinstance(module, LayerFusion) for module in model.modules()):
         raise ExportError("--gpam-layer-fusion does not fold into a stock model, whose output is its last layer's")
+    for module in model.modules():
+        if isinstance(module, SkipWeight):
+            raise ExportError(f"--gpam-skip-weight {module.weight:g} does not fold into a stock model; only 1 does")
     folded = {name: tensor for name, tensor in weights.items() if ".mechanism." not in name}
     names = {module: name for name, module in model.named_modules()}
     for attention in attention_modules(model):

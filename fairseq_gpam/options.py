@@ -77,6 +77,14 @@ GENERAL_OPTIONS = (
         choices=("none", "concat", "max", "gate"),
     ),
     Option(
+        "skip_weight",
+        float,
+        1.0,
+        "the weight of the skip connection around self-attention; 0 leaves it out (arXiv 2311.01906)",
+        check=lambda weight: weight >= 0,
+        allowed="0 (no skip connection) or a number > 0",
+    ),
+    Option(
         "spectrum_penalty",
         float,
         0.0,

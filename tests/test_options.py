@@ -39,6 +39,7 @@ PROMISED = {
     "--gpam-negative-source": "query",
     "--gpam-query-rank": None,
     "--gpam-layer-fusion": "none",
+    "--gpam-skip-weight": 1.0,
     "--gpam-spectrum-penalty": 0.0,
     "--gpam-backend": "auto",
 }
@@ -199,6 +200,7 @@ REFUSED = [
     ("--gpam-query-rank", "0", "a whole number > 0"),
     ("--gpam-spectrum-penalty", "-1", "0 (off) or a number > 0"),
     ("--gpam-layer-fusion", "mean", "none, concat, max, gate"),
+    ("--gpam-skip-weight", "-0.5", "0 (no skip connection) or a number > 0"),
     ("--gpam-query-rank", "2.5", "a whole number > 0"),
 ]
 

@@ -40,6 +40,7 @@ IN_A_LANGUAGE_MODEL = [
     (WARM, "--gpam-lambda", "fixed", "trainable"),
     (WARM, "--gpam-lambda-plus", "0.25", "0.0"),
     (WARM, "--gpam-query-rank", "3", "8"),
+    (WARM, "--gpam-skip-weight", "0.5", "1"),
     (WARM, "--gpam-layer-fusion", "max", "none, concat"),
     (WARM, "--gpam-layer-fusion", "gate", "none, concat"),
     (f"{WARM} --gpam-lambda-plus-training fixed", "--gpam-lambda-minus-training", "fixed", "one of them trainable"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.analysis.probe import Probe
+from fairseq_gpam.analysis.probe import Probe, replace_attribute
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, find_attentions, find_layers
 
@@ -62,11 +62,11 @@ class FrozenModel:
         batch = next(iter(embeddings.values())).size(0)
         with ExitStack() as stack:
             for place in find_attentions(self.model):
-                _replace(stack, place.module, "forward", self._frozen_attention(place, attention_scale))
+                replace_attribute(stack, place.module, "forward", self._frozen_attention(place, attention_scale))
             for module, deviation in self._deviations.items():
-                _replace(stack, module, "forward", _frozen_norm(module, deviation))
+                replace_attribute(stack, module, "forward", _frozen_norm(module, deviation))
             for layer, gate in self._gates.items():
-                _replace(stack, layer, "activation_fn", lambda hidden, gate=gate: gate * hidden)
+                replace_attribute(stack, layer, "activation_fn", lambda hidden, gate=gate: gate * hidden)
             for name, number, layer in find_layers(self.model):
                 if number == 1:
                     hook = layer.register_forward_pre_hook(_given(embeddings[name]), with_kwargs=True)
@@ -102,7 +102,7 @@ class FrozenModel:
                 if isinstance(module, nn.LayerNorm):
                     stack.callback(module.register_forward_pre_hook(keep_deviation).remove)
             for name, number, layer in find_layers(self.model):
-                _replace(stack, layer, "activation_fn", self._recording_activation(layer))
+                replace_attribute(stack, layer, "activation_fn", self._recording_activation(layer))
                 if number == 1:
 
                     def keep_input(
@@ -169,17 +169,6 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.to(dtype)
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Sets an attribute on an instance until the stack closes."""
-    missing = name not in vars(owner)
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    if missing:
-        stack.callback(delattr, owner, name)
-    else:
-        stack.callback(setattr, owner, name, before)
 
 
 def _given(embeddings: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,8 +68,18 @@ class Probe(Listener):
             return x if "skips" in self.without else stock(x, residual)
 
         self.keep(layer.fc2.register_forward_hook(mark))
-        layer.residual_connection = residual_connection
-        self.callback(delattr, layer, "residual_connection")
+        replace_attribute(self, layer, "residual_connection", residual_connection)
+
+
+def replace_attribute(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Sets an attribute on an instance until the stack closes."""
+    missing = name not in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    if missing:
+        stack.callback(delattr, owner, name)
+    else:
+        stack.callback(setattr, owner, name, before)
 
 
 def iterate_parameters(model: nn.Module) -> Iterator[tuple[AttentionPlace, str, nn.Parameter]]:

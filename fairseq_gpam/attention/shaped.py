@@ -39,11 +39,11 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 class ShapedAttention(AffineMechanism):
     """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention.
 
-    Not provided: the blocks without a skip connection around attention in which bobby-he/simplified_transformers uses
-    it (arXiv 2311.01906). There the identity replaces that skip, the value and output projections are the identity
-    except for the first layer's values, the feed-forward branch gets a learned gain that starts at 0.1, and the query
-    projection starts at 0. fairseq's layer adds its skip outside attention, so that α = 1 adds the values to it.
-    `--gpam-shaped-alpha 0` starts without them.
+    In bobby-he/simplified_transformers (arXiv 2311.01906) it stands in blocks without a skip connection around
+    attention, which the identity replaces: `--gpam-skip-weight 0`. With fairseq's skip, the default, α = 1 adds the
+    values to it, and `--gpam-shaped-alpha 0` starts without them. Not provided from there: value and output projections
+    that are the identity, except for the first layer's values; a learned gain of the feed-forward branch, which starts
+    at 0.1; and a query projection that starts at 0.
     """
 
     name = "shaped"

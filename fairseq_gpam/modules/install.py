@@ -14,6 +14,7 @@ from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mec
 from fairseq_gpam.attention.base import SiteName
 from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
+from fairseq_gpam.modules.skip_weight import install_skip_weight
 from fairseq_gpam.modules.stacks import refuse_layerdrop, transformer_layers
 from fairseq_gpam.modules.training_log import attach_training_log
 
@@ -55,6 +56,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     setattr(layer, attribute, attention)
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
+    install_skip_weight(model, settings.skip_weight, settings.warm_start)
     install_layer_fusion(model, settings.layer_fusion, settings.warm_start)
     attach_training_log(model, settings.log_attention)
 

@@ -1,0 +1,52 @@
+"""`--gpam-skip-weight w`: the skip connection around self-attention times w, 0 for blocks without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairseq_gpam.modules.stacks import transformer_layers
+
+
+class SkipWeight(nn.Module):
+    """Makes a layer add dropout(attention(x)) to w·x, at its self-attention only; all shapes are T × B × C.
+
+    It is α_SA of He & Hofmann 2023, arXiv 2311.01906, whose blocks have w = 0; here w is not trained.
+    """
+
+    def __init__(self, layer: Any, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self._has_attended = False
+        layer.self_attn.register_forward_hook(self._attended)
+        # On the instance, over the method of fairseq's class, which all sublayers call after their branch.
+        layer.residual_connection = self.join
+
+    def _attended(self, attention: nn.Module, args: Any, output: Any) -> None:
+        self._has_attended = True
+
+    def join(self, branch: Tensor, residual: Tensor) -> Tensor:
+        """Returns the sum of a sublayer's branch and its input, the input weighted if it is that of self-attention."""
+        is_attention, self._has_attended = self._has_attended, False
+        return self.weight * residual + branch if is_attention else residual + branch
+
+    def extra_repr(self) -> str:
+        return f"{self.weight:g} at self-attention"
+
+
+def install_skip_weight(model: nn.Module, weight: float, warm_start: bool) -> None:
+    """Weights the skip connections around all self-attentions of a model; 1 changes nothing.
+
+    Raises ValueError with a warm start, which another weight would move away from the stock model.
+    """
+    if weight == 1:
+        return
+    if warm_start:
+        raise ValueError(
+            f"--gpam-skip-weight {weight:g} is not allowed with --gpam-warm-start: it changes the stock model's "
+            "output; allowed: 1"
+        )
+    for stack in (getattr(model, name, None) for name in ("encoder", "decoder")):
+        for layer in [] if stack is None else transformer_layers(stack):
+            layer.skip_weight = SkipWeight(layer, weight)
