@@ -1,4 +1,4 @@
-"""Which fairseq this package stands on, and what it needs of it."""
+"""Which fairseq this package needs, and the checks that it must pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def skips_custom_attention(encoder_layer: type) -> bool:
 
 def check() -> None:
     """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
-    # fairseq would ask, at every start, for a library that only speech tasks need.
+    # Silences fairseq's message at every start about a library that only speech tasks need.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     # The same task sets the logging level of the whole process to its lowest, and matplotlib then reports every font.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)

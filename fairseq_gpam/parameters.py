@@ -160,7 +160,7 @@ class Arm:
 
 
 def match(model: Model) -> list[Arm]:
-    """Returns the controls of a mechanism, each with nearly the parameters that it should have.
+    """Returns the controls of a mechanism, each with about the target number of parameters.
 
     `wider FFN` and `more heads` are stock models as large as the mechanism's model, the second with more heads of less
     width as well; `same parameters` is the mechanism's model with its FFN made narrower, as large as the stock model.

@@ -78,7 +78,6 @@ def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
 
 def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> LoadedModel:
     """Builds a fresh model from flags of fairseq-train, `--arch NAME …`, with the random seed `seed`."""
-    # fairseq's parser is told the task beforehand, as a flag of fairseq-train would.
     parser = fairseq_options.get_training_parser()
     cfg = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [data, *flags]))
     task = tasks.setup_task(cfg.task)

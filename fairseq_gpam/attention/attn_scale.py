@@ -58,8 +58,8 @@ class AttnScaleAttention(AffineMechanism):
 
     With `--gpam-attn-scale-features` FeatScale follows the output projection, as in the source, which offers it as an
     alternative. The mean is that of the tokens that are not padding. A decoder may not see the future, so there it is
-    the mean of the tokens up to each one, which is our reading; the source has vision encoders only. Its code adds the
-    scaled parts twice, so that its s and t count double. Cross-attention has no FeatScale.
+    the mean of the tokens up to each one, which is our reading; the source has vision encoders only. The authors' code
+    adds the scaled parts twice, so s and t have twice the effect there. Cross-attention has no FeatScale.
     """
 
     name = "attn_scale"

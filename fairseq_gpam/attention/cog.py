@@ -13,8 +13,8 @@ from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P = sign(s)·softmax(|s|), s = QKᵀ/√D + the mask's finite bias: B × H × T × S.
 
-    Keys are hidden after the absolute value is taken. Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn. That a finite
-    bias is part of s is our reading.
+    Keys are hidden after the absolute value is taken. Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn. Our
+    interpretation: a finite bias is part of s.
     """
     scores = dot_scores(q, k, mask)
     sizes, fully_masked = hide(scores.abs(), mask)

@@ -75,8 +75,8 @@ class CompressedAttention(AttentionMechanism):
 
     The convolutions of keys and of values differ and serve all heads of the group; normal, depthwise (as in all of the
     authors' configurations) or separable. They start as nn.Conv1d does. A sentence of n tokens has ⌊(n + 2⌊s/2⌋ − k)/s⌋
-    + 1 compressed keys, as in the authors' code. Ours: at least one; padding is taken out before, wherever it stands,
-    and zeros stand behind a sentence, where the authors' windows see padding.
+    + 1 compressed keys, as in the authors' code. Our choices: there is at least one compressed key; padding is removed
+    first, wherever it stands, and zeros are appended to a sentence where the authors' windows see padding.
 
     Weights belong to windows, not to keys: those that are shown spread a window's weight evenly over its tokens. A
     window sees the future, so this is for encoders.

@@ -25,7 +25,7 @@ def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Te
 
 @register_mechanism
 class HnasAttention(MatrixMechanism):
-    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. Encoders only, as DNAS."""
+    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. For encoders only, like DNAS."""
 
     name = "hnas"
     formula = "P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M)"

@@ -78,7 +78,7 @@ class Lambda(nn.Module):
             self.theta = no_decay_parameter(torch.full((count,), start))
 
     def forward(self, x: Tensor | None = None) -> Tensor | float:
-        """Returns λ; x, the layer's input, is only for a λ that is made from it."""
+        """Returns λ; x, the layer's input, is used only if λ is computed from it."""
         if self.theta is None:
             return self.initial
         value = self.from_theta(self.theta)
@@ -98,7 +98,7 @@ class Lambda(nn.Module):
 
 
 def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:
-    """Builds, or finds, λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of the mechanism `owner`, in the scope asked for."""
+    """Returns λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of `owner`, a mechanism, in its scope; created on first use."""
     trainings = {sign: settings[f"lambda_{sign}_training"] or settings["lambda"] for sign in ("plus", "minus")}
     if settings.lambda_tied and settings.lambda_minus_training is not None:
         raise ValueError(

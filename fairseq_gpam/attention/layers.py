@@ -18,9 +18,9 @@ def spec_of_layer(spec: str, site: Site) -> str:
     """Returns the part of `spec` that holds for the layer of `site`: a mechanism or groups of heads.
 
     A part is a mechanism or groups of heads (`a:4,b:4`), followed by `@` and its layers, counted from 0, or by `*` and
-    the number of successive layers that it covers. Parts are separated by `;`, and in a cycle without groups
-    of heads by `,` too. Raises ValueError if the form is wrong, a layer does not exist, has no mechanism or has two, or
-    a cycle is longer than the stack.
+    the number of successive layers that it covers. Parts are separated by `;`, and, in a cycle without groups of heads,
+    also by `,`. Raises ValueError if the form is wrong, a layer does not exist, has no mechanism or has two, or a cycle
+    is longer than the stack.
     """
     return value_of_layer(f"--gpam-mechanism (or --gpam-{site.name}-mechanism)", spec, site)
 

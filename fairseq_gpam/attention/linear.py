@@ -25,8 +25,8 @@ def product(q: Tensor, k: Tensor) -> Tensor:
 def linear_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P_ij = φ(q_i)·φ(k_j)·exp(m_ij) / Σ_j, over the keys that row i sees, m the mask's finite bias.
 
-    Shape B × H × T × S. Katharopoulos et al. 2020, arXiv 2006.16236, eq. 4 and 7. That a bias multiplies by its
-    exponential, as it does in softmax attention, is our reading.
+    Shape B × H × T × S. Katharopoulos et al. 2020, arXiv 2006.16236, eq. 4 and 7. Our interpretation: a bias multiplies
+    by its exponential, as it does in softmax attention.
     """
     values = product(q, k)
     if mask.bias is not None:

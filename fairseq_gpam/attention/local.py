@@ -29,8 +29,8 @@ class LocalAttention(AffineMechanism):
 
     It is meant for groups of heads beside others (`local:2,softmax:6`), as in Multiformer. All local heads share one
     window. The authors' code (mt-upc/fairseq) has windows of 64 positions, as blocks of 32 that see themselves and the
-    block before; w = 32 is as near as a window around each query comes. The default size is ours. The T × S mask is
-    computed, so the window saves no time.
+    block before; w = 32 is the closest centred window. The default size is ours. The T × S mask is computed, so the
+    window saves no time.
     """
 
     name = "local"

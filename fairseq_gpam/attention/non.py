@@ -22,7 +22,7 @@ def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 @register_mechanism
 class NonAttention(MatrixMechanism):
-    """Scores as weights, followed by GELU as in the source, which has no LayerNorm here as it has in NAP."""
+    """Scores as weights, followed by GELU as in the source; unlike NAP, without LayerNorm."""
 
     name = "non"
     formula = "P = s/√n, s = QKᵀ/√D; O = GELU(P·V)"

@@ -15,7 +15,7 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P = ReLU(QKᵀ/√D + the mask's finite bias), 0 on hidden keys: B × H × T × S.
 
-    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. That a finite bias is part of the score is our reading.
+    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. Our interpretation: a finite bias is part of the score.
     """
     return zero_hidden(torch.relu(dot_scores(q, k, mask)), mask)
 

@@ -30,8 +30,8 @@ class ScalableSoftmaxAttention(AffineMechanism):
     """Softmax attention that stays sharp when there are more keys: the scores are multiplied by s·log n.
 
     s is learned for each head of each layer. Only the formula could be confirmed. That s starts at 0.43, the paper's
-    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax). That a finite bias of the mask is not
-    multiplied is our reading. The variant with a learned offset is not provided.
+    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax). Our interpretation: a finite mask bias is
+    not scaled. The variant with a learned offset is not provided.
     """
 
     name = "scalable_softmax"

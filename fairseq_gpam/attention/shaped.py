@@ -37,7 +37,7 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 
 @register_mechanism
 class ShapedAttention(AffineMechanism):
-    """Self-attention around the identity; α = 0, β = 1, γ = 0 is softmax attention.
+    """Self-attention plus a weighted identity; α = 0, β = 1, γ = 0 is softmax attention.
 
     In bobby-he/simplified_transformers (arXiv 2311.01906) it stands in blocks without a skip connection around
     attention, which the identity replaces: `--gpam-skip-weight 0`. With fairseq's skip, the default, α = 1 adds the

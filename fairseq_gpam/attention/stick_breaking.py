@@ -38,7 +38,7 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
 class StickBreakingAttention(MatrixMechanism):
     """Weights that favour the newest keys by construction, so that positions need no encoding; causal by nature.
 
-    A query does not score its own key. What the earlier keys leave of the stick goes to the query's own value by
+    A query does not score its own key. The weight left over by the earlier keys goes to the query's own value by
     default, as in the tests of the authors' code, or to nothing, as in its benchmarks. Which of the two the authors'
     published models do could not be confirmed.
     """

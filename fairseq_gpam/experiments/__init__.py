@@ -1,1 +1,1 @@
-"""Corpora, runs, scores and result tables of the recipes under ``examples/``."""
+"""Corpora, runs, scores and result tables of the recipes under `examples/`."""

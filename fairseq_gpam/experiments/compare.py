@@ -25,7 +25,7 @@ DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """What arms are compared in: where a run has it (`path`), times `factor`.
+    """A compared quantity, read from `path` in a run and multiplied by `factor`.
 
     `resolution` is the step to which fairseq's log rounds it, in the quantity's unit.
     """
@@ -113,7 +113,7 @@ def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns the runs of folders, which they name, and of .jsonl files of kept runs.
 
-    Raises ``FileNotFoundError`` for a folder without a finished training.
+    Raises `FileNotFoundError` for a folder without a finished training.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
@@ -128,7 +128,7 @@ def arm_and_rate(name: str) -> tuple[str, str]:
 
 
 def title(task: str, rate: str) -> str:
-    """Returns what the runs that are compared with each other are called."""
+    """Returns the title of a group of runs that are compared with each other."""
     return task + (f", learning rate {rate}" if rate else "")
 
 
@@ -140,7 +140,7 @@ def comparison(
 ) -> dict[str, Any]:
     """Returns everything that the report shows, as plain JSON.
 
-    Raises ``ValueError`` if no run is of the baseline.
+    Raises `ValueError` if no run is of the baseline.
     """
     runs = [one for one in runs if arms is None or arm_and_rate(one["name"])[0] in (*arms, baseline)]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -22,10 +22,10 @@ LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what the stages of a run in ``OUT/runs/TASK/NAME/SEED`` recorded, and what lies beside it.
+    """Returns what the stages of a run in `OUT/runs/TASK/NAME/SEED` recorded, and what lies beside it.
 
-    That is its λ over training, its collapse, also by layer, and what its training cost, each only where it was
-    measured. Raises ``FileNotFoundError`` if the training has not ended.
+    That is its λ over training, its collapse, also by layer, and what its training cost, each included only if
+    it was recorded. Raises `FileNotFoundError` if the training has not ended.
     """
     run = recorded.read(folder)
     if "train" not in run:
@@ -73,7 +73,7 @@ def lambda_history(log: str) -> dict[str, list[list[float]]]:
 
 
 def place_of(name: str) -> tuple[str, int, str]:
-    """Returns the site, the layer and the sign ("plus", "minus", or "") of a λ such as ``encoder1_lambda_plus``."""
+    """Returns the site, the layer and the sign ("plus", "minus", or "") of a λ such as `encoder1_lambda_plus`."""
     place = name.partition("_")[0]
     site = place.rstrip("0123456789")
     sign = next((sign for sign in ("plus", "minus") if sign in name), "")

@@ -195,7 +195,7 @@ class Grid:
 def load(path: Path) -> Grid:
     """Reads and checks a grid file.
 
-    Raises ``GridError`` with the file, the key and what is allowed.
+    Raises `GridError` with the file, the key and what is allowed.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))

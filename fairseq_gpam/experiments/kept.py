@@ -1,4 +1,4 @@
-"""The results that are committed: ``examples/results/TASK.jsonl`` holds one JSON object for each run."""
+"""The results that are committed: `examples/results/TASK.jsonl` holds one JSON object for each run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 
 
 def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
-    """Returns what is kept of a run that lies in ``OUT/runs/TASK/NAME/SEED``.
+    """Returns what is kept of a run that lies in `OUT/runs/TASK/NAME/SEED`.
 
-    Paths of the machine are made relative to the output folder ``out``; of the curves, the validation curve stays, of λ
+    Paths of the machine are made relative to the output folder `out`; of the curves, the validation curve stays, of λ
     over training its last value. With a reason to do so speeds and times are left out, as not measured, and the reason
     is kept as a note; the peak memory, which does not depend on what else the machine does, stays.
-    Raises ``FileNotFoundError`` if the training has not ended, ``ValueError`` if a path of the machine remains.
+    Raises `FileNotFoundError` if the training has not ended, `ValueError` if a path of the machine remains.
     """
     run = run.resolve()
     found = finished.read(run)
@@ -51,9 +51,9 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the runs of one ``.jsonl`` file, none if there is no such file.
+    """Returns the runs of one `.jsonl` file, none if there is no such file.
 
-    Raises ``ValueError`` that names file and line where a line is not a run.
+    Raises `ValueError` that names file and line where a line is not a run.
     """
     runs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
@@ -71,7 +71,7 @@ def _key(run: dict[str, Any]) -> tuple[int, str, str, str]:
 
 
 def keep(runs: Sequence[Path], repository: Path, without_speeds: str = "") -> list[Path]:
-    """Adds runs to ``examples/results``, in the place of earlier lines of the same task, name and seed.
+    """Adds runs to `examples/results`, in the place of earlier lines of the same task, name and seed.
 
     The lines stand in a fixed order, so that keeping a run again changes nothing. Returns the files written.
     """

@@ -1,20 +1,20 @@
-"""Tables inside Markdown pages, made anew from ``examples/results`` by ``python -m fairseq_gpam results tables``.
+"""Tables inside Markdown pages, made anew from `examples/results` by `python -m fairseq_gpam results tables`.
 
 A table stands between two lines of README.md or of a page under examples/:
 
     <!-- results: TASK names=ARM,ARM seeds=N,N -->
     <!-- /results -->
 
-Its rows are the published numbers of the task, then its kept runs. ``names`` and ``seeds`` are optional; with them only
+Its rows are the published numbers of the task, then its kept runs. `names` and `seeds` are optional; with them only
 those runs are shown, and what is named but not kept says that it was not run.
 
     <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
     <!-- /comparison -->
 
 is the comparison of a study's arms by its grid file: a table and a forest plot for each task and measure, and what else
-``show`` may choose (``study.ALL_PARTS``). The options are optional. The plots are written into the study's folder. The
+`show` may choose (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
 tables of studies on made data stand between markers
-``study`` (``made_studies``).
+`study` (`made_studies`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MarkerError(ValueError):
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Returns the names in a list such as ``stock,dagpam``; raises ``ValueError`` saying what is allowed."""
+    """Returns the names in a list such as `stock,dagpam`; raises `ValueError` saying what is allowed."""
     found = tuple(text.split(","))
     if len(set(found)) != len(found) or not all(map(grid.NAME.fullmatch, found)):
         raise ValueError("different names of arms, separated by commas without spaces")
@@ -45,12 +45,12 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Returns the words in a list such as ``valid-loss,bleu``; which are allowed says who uses them."""
+    """Returns the words in a list such as `valid-loss,bleu`; the caller checks which are allowed."""
     return tuple(text.split(","))
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Returns the seeds in a list such as ``1,2``; raises ``ValueError`` saying what is allowed."""
+    """Returns the seeds in a list such as `1,2`; raises `ValueError` saying what is allowed."""
     found = text.split(",")
     if len(set(found)) != len(found) or not all(re.fullmatch("[0-9]+", seed) for seed in found):
         raise ValueError("different whole numbers, separated by commas without spaces")
@@ -61,7 +61,7 @@ def seeds(text: str) -> tuple[int, ...]:
 class Kind:
     """A kind of marker: its options, each with its reader, and what makes the text between its lines.
 
-    ``make`` takes what the marker names, the page and the repository, and returns the text and its pictures by file.
+    `make` takes what the marker names, the page and the repository, and returns the text and its pictures by file.
     """
 
     options: dict[str, Callable[[str], Any]]
@@ -83,12 +83,12 @@ def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[
 
 
 def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
-    """Returns the table of a marker ``results``, which has no pictures."""
+    """Returns the table of a marker `results`, which has no pictures."""
     return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind), {}
 
 
 def made_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
-    """Returns the table of a marker ``study``, which has no pictures."""
+    """Returns the table of a marker `study`, which has no pictures."""
     return made_studies.study_table(name, repository, **chosen), {}
 
 
@@ -112,7 +112,7 @@ BLOCK = re.compile(
 def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
     """Returns what stands below a marker, and the pictures that it shows, by file.
 
-    Raises ``MarkerError`` if it is not a marker, or if an option or the task is not known.
+    Raises `MarkerError` if it is not a marker, or if an option or the task is not known.
     """
     found = MARKER.fullmatch(marker)
     if not found:
@@ -137,7 +137,7 @@ def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str
 def rebuilt(text: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
     """Returns a page's text with everything between markers made anew, and the pictures that it shows, by file.
 
-    Raises ``MarkerError``.
+    Raises `MarkerError`.
     """
     pictures: dict[Path, str] = {}
 

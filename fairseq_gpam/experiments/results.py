@@ -1,7 +1,7 @@
 """Keeps and shows the results of runs.
 
-``table RUN...`` prints runs as a Markdown table, ``report RUN... --out FOLDER`` writes that table, the JSON and the
-learning curves, ``keep RUN...`` adds results to ``examples/results``, and ``tables`` rebuilds the tables of README.md
+`table RUN...` prints runs as a Markdown table, `report RUN... --out FOLDER` writes that table, the JSON and the
+learning curves, `keep RUN...` adds results to `examples/results`, and `tables` rebuilds the tables of README.md
 and examples/ from there.
 """
 

@@ -169,7 +169,7 @@ def compare(
     """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
 
     `arms` holds values by seed, rounded to steps of `resolution`. An arm without a common seed is left out. Raises
-    ``KeyError`` if there is no baseline.
+    `KeyError` if there is no baseline.
     """
     found = {
         name: one

@@ -106,7 +106,7 @@ def section(
 ) -> tuple[str, dict[Path, str]]:
     """Returns what stands below a marker of the study in `page`, and the pictures that it shows, by file.
 
-    Raises ``ChoiceError`` if the grid does not have a task, or there is no such measure or part.
+    Raises `ChoiceError` if the grid does not have a task, or there is no such measure or part.
     """
     folder = repository / FOLDER / name
     chosen = grid.load(folder / "grid.toml")

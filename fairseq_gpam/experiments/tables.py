@@ -51,9 +51,9 @@ OPTIONAL = frozenset({"tokenised BLEU"})
 
 
 def kind_of(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns which of ``COLUMNS`` shows the runs, as the recipe of their task says.
+    """Returns which of `COLUMNS` shows the runs, as the recipe of their task says.
 
-    Runs of different kinds cannot share a table: raises ``ValueError``.
+    Runs of different kinds cannot share a table: raises `ValueError`.
     """
     kinds = {tasks.of_runs(run["task"]).result_kind for run in runs}
     if len(kinds) != 1:
@@ -64,7 +64,7 @@ def kind_of(runs: Sequence[dict[str, Any]]) -> str:
 def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
     """Returns runs as a Markdown table; what was not run says so.
 
-    Runs of different kinds cannot share a table: raises ``ValueError``.
+    Runs of different kinds cannot share a table: raises `ValueError`.
     """
     from tabulate import tabulate
 
@@ -119,7 +119,7 @@ def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
-    """Writes ``table.md``, ``results.json`` and ``learning-curves.png``; returns the table."""
+    """Writes `table.md`, `results.json` and `learning-curves.png`; returns the table."""
     from fairseq_gpam.experiments.plots import learning_curves
 
     out.mkdir(parents=True, exist_ok=True)

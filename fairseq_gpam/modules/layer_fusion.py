@@ -16,11 +16,11 @@ class LayerFusion(nn.Module):
     """Puts a mixture of all layers' states H_1 … H_L (T × B × C) in the place of the last layer's.
 
     `concat` is W[H_1; …; H_L] + b, `max` the greatest number of each channel, `gate` Σ_k g_k H_k with one weight
-    g_k = softmax_k(w_kᵀH_k + b_k) for each token. What is mixed is one token's states only, so that decoding step by
-    step gives the same. Where a stack ends with a layer norm, the norm follows.
+    g_k = softmax_k(w_kᵀH_k + b_k) for each token. Only states of the same token are mixed, so that decoding step by
+    step gives the same. A final layer norm is applied after the fusion.
 
-    The paper's three names and that its gate is one weight for a token and layer are confirmed by public descriptions;
-    its text was not at hand. Our choices: the embeddings H_0 do not take part, the gates sum to 1, `concat` starts as
+    The three names, and one weight for a token and layer in `gate`, follow public descriptions of the paper, whose full
+    text was not available. Our choices: the embeddings H_0 do not take part, the gates sum to 1, `concat` starts as
     the last layer alone (which is the stock model) and `gate` as the mean of the layers.
     """
 
@@ -39,7 +39,7 @@ class LayerFusion(nn.Module):
         self._states: list[Tensor] = []
         layers[0].register_forward_pre_hook(self._start)
         for layer in layers:
-            layer.register_forward_hook(self._finish if layer is layers[-1] else self._keep)
+            layer.register_forward_hook(self._finish if layer is layers[-1] else self._record_state)
 
     def forward(self, states: list[Tensor]) -> Tensor:
         """Returns the mixture of the states of all layers, each T × B × C; the same shape."""
@@ -54,11 +54,11 @@ class LayerFusion(nn.Module):
     def _start(self, layer: nn.Module, args: Any) -> None:
         self._states = []
 
-    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
+    def _record_state(self, layer: nn.Module, args: Any, output: Any) -> None:
         self._states.append(output[0] if isinstance(output, tuple) else output)
 
     def _finish(self, layer: nn.Module, args: Any, output: Any) -> Any:
-        self._keep(layer, args, output)
+        self._record_state(layer, args, output)
         fused = self(self._states)
         self._states = []
         return (fused, *output[1:]) if isinstance(output, tuple) else fused

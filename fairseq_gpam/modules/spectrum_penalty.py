@@ -19,9 +19,9 @@ def spectrum_penalty(query_weight: Tensor, key_weight: Tensor, num_heads: int) -
     is the variance of M's eigenvalues, as `analyze` reports them, where M is symmetric, an upper bound of it otherwise,
     and 0 where M = m·I.
 
-    Bao, Hataya & Karakida 2024, arXiv 2402.02098, ask for a small variance at a kept mean (LocAteR). Their text was not
-    at hand. The product of a head, rather than that of all channels, is ours, and so is MMᵀ in place of M², whose trace
-    has no lower bound once eigenvalues are complex.
+    Bao, Hataya & Karakida 2024, arXiv 2402.02098, ask for a small variance at a kept mean (LocAteR). Their full text
+    was not available. Two choices are ours: one product for each head instead of one over all channels, and MMᵀ instead
+    of M², whose trace has no lower bound once eigenvalues are complex.
     """
     wide = torch.float64 if query_weight.dtype == torch.float64 else torch.float32
     queries, keys = (weight.to(wide).unflatten(0, (num_heads, -1)) for weight in (query_weight, key_weight))

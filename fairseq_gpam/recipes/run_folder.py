@@ -175,8 +175,8 @@ def launcher_rank() -> int:
 def train(run: Run, command: Sequence[str]) -> None:
     """Trains, or resumes training, and records the measurements.
 
-    Under torchrun or SLURM process 0 keeps the folder; the others only run the command. A command that fails before
-    its first checkpoint leaves the folder to the next one. Raises RunError or EngineFailure.
+    Under torchrun or SLURM process 0 writes to the folder; the others only run the command. A command that fails before
+    its first checkpoint does not claim the folder; another command may. Raises RunError or EngineFailure.
     """
     rank = launcher_rank()
     given = last_flag(command, "--max-update")
@@ -222,7 +222,7 @@ def _need_training(run: Run, command: Sequence[str]) -> None:
 def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | None]:
     """Holds the folder of an evaluation; yields the lock, or None if the stage has ended already.
 
-    A command that fails leaves its name to the next one.
+    A command that fails does not claim the stage; another command may.
     """
     with exclusive(run.folder) as lock:
         _need_training(run, command)

@@ -229,12 +229,12 @@ class Contract:
 
     def test_a_row_that_sees_nothing_is_zero(self, variant):
         mechanism = self.build(variant)
-        blind = [("a sentence of padding", (1, slice(None))), ("boolean", (slice(None), 0))]
+        fully_masked = [("a sentence of padding", (1, slice(None))), ("boolean", (slice(None), 0))]
         if self.is_causal():
-            blind = [("causal, a sentence of padding", (1, slice(None)))]
+            fully_masked = [("causal, a sentence of padding", (1, slice(None)))]
         if self.only_padding:
-            blind = blind[:1]
-        for kind, rows in blind:
+            fully_masked = fully_masked[:1]
+        for kind, rows in fully_masked:
             q, k, v, x = self.inputs(LENGTH)
             output, weights = self.call(mechanism, q, k, v, masks(kind, LENGTH)[0], x, 0.0, True)
             assert output.isfinite().all() and weights.isfinite().all()

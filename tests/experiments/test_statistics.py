@@ -12,7 +12,7 @@ SEEDS = range(1, 6)
 
 
 def made_table(generator, arms=5, seeds=5, effect=0.0, noise=1.0):
-    """A baseline and arms with values by seed; the first arm is shifted by ``effect`` standard deviations of the noise.
+    """A baseline and arms with values by seed; the first arm is shifted by `effect` standard deviations of the noise.
 
     Every seed shifts all arms alike by ten times the noise, which pairing has to remove.
     """

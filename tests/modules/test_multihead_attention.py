@@ -183,7 +183,7 @@ def test_a_fully_masked_sentence_gives_the_output_bias_and_finite_gradients(back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_that_left_padding_leaves_blind_under_the_future_mask_do_not_disturb_the_others(backend):
+def test_rows_that_left_padding_and_the_future_mask_fully_mask_do_not_disturb_the_others(backend):
     module = attention("decoder", CHANNELS, HEADS, backend=backend)
     query = torch.randn(5, 1, CHANNELS, requires_grad=True)
     hidden = torch.tensor([[True, True, False, False, False]])

