@@ -118,6 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from fairseq_gpam.analysis import loading, report
+    from fairseq_gpam.analysis.attribution import describe_deletions
     from fairseq_gpam.analysis.collect import Measurement, collect
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
@@ -128,6 +129,9 @@ def run(arguments: argparse.Namespace) -> int:
     count = len(arguments.checkpoints) + len(architectures)
     if count == 0:
         sys.exit("nothing to analyze: name a CHECKPOINT, or a fresh model with --arch")
+    for path in arguments.checkpoints:
+        if not Path(path).is_file():
+            sys.exit(f"CHECKPOINT {path} is not allowed: there is no such file; allowed: a checkpoint of fairseq-train")
     if arguments.only_without and not arguments.without:
         sys.exit("--only-without is not allowed without --without")
     if arguments.names and len(arguments.names) != count:
@@ -159,6 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
             )
             measurements.append(found)
             logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")
+            if found.deletions:
+                logger.info(f"{name}, {found.variant}: {describe_deletions(found.deletions)}")
 
     settings: dict[str, Any] = {
         "data": Path(arguments.data).name,

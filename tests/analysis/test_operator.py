@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 
+from fairseq_gpam.analysis.attribution import describe_deletions
 from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
 
 
@@ -71,3 +72,12 @@ def test_deletion_ranks_maps_by_what_their_tokens_are_worth():
     found = deletion_losses(lambda stays: float(worth[~stays].sum()), scores, count=2, draws=200)
     assert found["right"] == 8 and found["wrong"] == 1
     assert found["random"] == pytest.approx(worth.mean().item() * 2, rel=0.15)
+
+
+def test_deletions_are_summed_up_as_a_mean_for_each_map():
+    rows = [
+        {"sample": sample, "map": name, "increase": increase}
+        for name, increases in {"operator": (1.0, 2.0), "random": (-0.5, 0.25)}.items()
+        for sample, increase in enumerate(increases)
+    ]
+    assert describe_deletions(rows).endswith("highest: operator +1.500, random -0.125 (mean; sentences: 2)")

@@ -195,13 +195,16 @@ def test_the_loss_of_all_paths_is_that_of_the_model(report):
 # The command
 
 
-def test_a_fresh_language_model(trained, tmp_path):
+def test_a_fresh_language_model(trained, tmp_path, capsys):
     arguments = ["analyze", "--data", str(trained / "language_modeling"), "--samples", "2", "--out", str(tmp_path)]
     arguments += ["--operator", "--paths", "0", "--arch", "transformer_lm_gpam", *SMALL["language_modeling"]]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["runs"][0]["updates"] is None and results["slopes"] == results["paths"] == []
-    assert [row["map"] for row in results["deletions"]] == ["operator", "random"]
+    deletions = {row["map"]: row["increase"] for row in results["deletions"]}
+    assert list(deletions) == ["operator", "random"]
+    numbers = ", ".join(f"{name} {increase:+.3f}" for name, increase in deletions.items())
+    assert f"ranks highest: {numbers} (mean; sentences: 1)" in capsys.readouterr().err
     with np.load(tmp_path / "maps.npz") as maps:
         (operator,) = (maps[name] for name in maps if name.endswith("operator"))
     # No block leads from a later token to an earlier one.
@@ -219,8 +222,9 @@ def test_what_is_missing_is_named(monkeypatch):
     ("arguments", "message"),
     [
         ([], "nothing to analyze"),
-        (["model.pt", "--only-without"], "--only-without is not allowed"),
-        (["model.pt", "--names", "a", "b"], "--names has 2 names, but there are 1 models"),
+        ([__file__, "--only-without"], "--only-without is not allowed"),
+        ([__file__, "--names", "a", "b"], "--names has 2 names, but there are 1 models"),
+        (["model.pt"], "CHECKPOINT model.pt is not allowed: there is no such file; allowed: a checkpoint"),
     ],
 )
 def test_refusals(arguments, message):
