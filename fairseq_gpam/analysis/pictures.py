@@ -29,7 +29,9 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "image.interpolation": "nearest",
+    "text.parse_math": False,
 }
+"""Text is drawn as it is: tokens and names may hold dollar signs, which matplotlib takes for formulas."""
 COLOURS = ("#1b6ca8", "#d1495b", "#3a8f5c", "#b5842b", "#6f4e9c", "#3c3c3c", "#00a0b0", "#c46fa8")
 LINES: Any = ("-", "--", ":", "-.")
 SITES = {"encoder": "encoder", "decoder": "decoder", "cross": "cross-attention"}
@@ -115,9 +117,9 @@ def _logarithmic(axes: Any) -> None:
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
     axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.3g}"))
     if decades < 2.5:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3), numticks=12))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:.3g}"))
     else:
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
 

@@ -22,6 +22,8 @@ SMALL = {
         *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--decoder-attention-heads", "2"),
     ],
 }
+HOSTILE = ("<script>alert(1)</script>", r"$\frac$")
+"""Words that a page would run, or a picture's title would take for a formula, if they were not escaped."""
 TRAINING = [
     *("--optimizer", "adam", "--lr", "0.001", "--max-tokens", "200", "--max-update", "2", "--log-format", "none"),
     *("--disable-validation", "--cpu", "--save-interval-updates", "1", "--num-workers", "0", "--dropout", "0.1"),
@@ -46,12 +48,11 @@ def run_here(name, *arguments):
 def trained(tmp_path_factory):
     """Folders: `translation` and `language_modeling` (binarised data), stock_…/ and ours/ (checkpoints)."""
     folder = tmp_path_factory.mktemp("trained")
-    words = random.Random(0)
+    choices = random.Random(0)
     for split, count in (("train", 60), ("valid", 5), ("test", 10)):
         for language in ("de", "en"):
-            lines = [
-                " ".join(f"{language}{words.randrange(8)}" for _ in range(words.randint(2, 9))) for _ in range(count)
-            ]
+            words = [*(f"{language}{number}" for number in range(6)), *HOSTILE]
+            lines = [" ".join(choices.choices(words, k=choices.randint(2, 9))) for _ in range(count)]
             Path(folder, f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     prefixes = [[f"--{split}pref", folder / split] for split in ("train", "valid", "test")]
     flat = [word for pair in prefixes for word in pair]

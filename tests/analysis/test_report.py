@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import math
 import sys
@@ -10,11 +11,14 @@ import browser
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SMALL
+from conftest import HOSTILE, SMALL
+from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.analysis import cli, pictures
+
+NAMES = ("stock", "ours 1", "ours 2 " + " ".join(HOSTILE))
 
 
 class Page(HTMLParser):
@@ -51,7 +55,7 @@ def report(trained, tmp_path_factory):
     assert len(checkpoints) == 3
     arguments = ["analyze", *map(str, checkpoints), "--data", str(trained / "translation"), "--samples", "5"]
     arguments += ["--out", str(out), "--without", "skips", "mlps", "--paths", "3", "--operator", "--path-loss"]
-    arguments += ["--names", "stock", "ours 1", "ours 2"]
+    arguments += ["--names", *NAMES]
     assert main(arguments) == 0
     return out
 
@@ -70,9 +74,33 @@ def test_every_image_is_inside_and_has_an_alternative_text(page):
 
 
 def test_nothing_is_fetched_and_links_lead_somewhere(page):
-    assert page.scripts == 0
     for link in page.links:
         assert link.startswith("data:") or link[1:] in page.ids
+
+
+def test_hostile_words_and_names_are_shown_and_do_nothing(report, page):
+    text = (report / "report.html").read_text(encoding="utf-8")
+    assert html.escape(HOSTILE[0]) in text and HOSTILE[1] in text
+    assert page.scripts == 0
+
+
+def test_pictures_show_text_as_it_is_and_no_formulas(tmp_path, monkeypatch):
+    drawn = {}
+
+    def record(renderer, gc, x, y, text, prop, angle, ismath=False, mtext=None):
+        drawn[text] = bool(ismath)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", record)
+    words, name = ["$a$", r"\$", "$"], HOSTILE[1]
+    pictures.attention_maps(np.eye(3)[None], words, words, tmp_path / "maps.png", 90)
+    pictures.token_map(np.eye(3), words, words, name, tmp_path / "relevance.png")
+    line = {"checkpoint": name, "variant": "full", "metric": "query_gradient", "site": "encoder", "head": None}
+    values = [{"layer": n, "median": 10.0**-n, "low": 10.0**-n, "high": 10.0**-n, "count": 2} for n in range(7)]
+    pictures.curves(pd.DataFrame([line | value for value in values]), ["query_gradient"], tmp_path / "c.png", [name])
+    assert {"$a$", r"‘\$’", "‘$’", name} <= drawn.keys()
+    assert not any(drawn.values())
+    # A logarithmic axis has plain numbers, not the source of formulas.
+    assert not any("mathdefault" in text for text in drawn)
 
 
 def test_the_numbers_shown_are_those_of_the_json(report, page):
@@ -104,7 +132,7 @@ def test_json_and_csv_agree(report):
 def test_what_the_report_holds(report, page):
     results = json.loads((report / "results.json").read_text(encoding="utf-8"))
     assert [(run["checkpoint"], run["variant"]) for run in results["runs"]] == [
-        (name, variant) for name in ("stock", "ours 1", "ours 2") for variant in ("full", "without skips, mlps")
+        (name, variant) for name in NAMES for variant in ("full", "without skips, mlps")
     ]
     assert [run["updates"] for run in results["runs"][::2]] == [2, 1, 2]
     assert {"figure4", "collapse", "relevance", "lambda", "curves", "maps", "paths", "numbers"} <= page.ids
@@ -118,9 +146,7 @@ def test_what_the_report_holds(report, page):
         assert sum(name.count("/") == 3 for name in maps) == 6 * 6
     assert (report / "report.html").stat().st_size < 20e6
     rankings = [(row["checkpoint"], row["map"]) for row in results["deletions"]]
-    assert rankings == [
-        (name, ranking) for name in ("stock", "ours 1", "ours 2") for ranking in ("operator", "relevance", "random")
-    ]
+    assert rankings == [(name, ranking) for name in NAMES for ranking in ("operator", "relevance", "random")]
     # Two layers are too few for a fit, and the page says so.
     assert all(row["slope"] is None and row["points"] < 4 for row in results["slopes"])
     assert "no fit: fewer than four layers" in (report / "report.html").read_text(encoding="utf-8")
