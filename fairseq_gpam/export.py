@@ -32,6 +32,7 @@ from fairseq_gpam.attention.softmax import SoftmaxAttention
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.skip_weight import SkipWeight
+from fairseq_gpam.modules.stacks import is_translation
 from fairseq_gpam.parameters import STOCK
 
 TOLERANCE = 1e-5
@@ -182,7 +183,7 @@ def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
             tokens[row, max(1, longest - 2 * row) :] = 1
         return tokens
 
-    if hasattr(ours, "encoder"):
+    if is_translation(ours):
         source = batch(_vocabulary(ours.state_dict(), "encoder"))
         inputs = {"src_tokens": source, "src_lengths": source.ne(1).sum(1), "prev_output_tokens": batch(vocabulary)}
         visible = inputs["prev_output_tokens"].ne(1)

@@ -19,6 +19,7 @@ from torch import Tensor
 import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
 from fairseq_gpam.attention.base import SiteName
 from fairseq_gpam.modules import register_attention_hook
+from fairseq_gpam.modules.stacks import is_translation
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,10 @@ def from_pretrained(
             raise FileNotFoundError(f"{path} does not exist")
     overrides = {} if data is None else {"data": str(data)}
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], overrides)
-    is_translation = hasattr(models[0], "encoder")
-    if not is_translation and getattr(task.args, "add_bos_token", False):
+    translates = is_translation(models[0])
+    if not translates and getattr(task.args, "add_bos_token", False):
         raise ValueError("a language model of --add-bos-token is not allowed")
-    hub = (Translator if is_translation else LanguageModel)(cfg, task, models[0], lowercase)
+    hub = (Translator if translates else LanguageModel)(cfg, task, models[0], lowercase)
     if tokenizer is not None:
         hub.use_moses(dash_splits)
     if sentencepiece is not None:

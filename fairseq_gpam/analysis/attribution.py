@@ -12,6 +12,7 @@ from fairseq_gpam.analysis.loading import LoadedModel
 from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses, in_float64
 from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.modules.listener import AttentionCall
+from fairseq_gpam.modules.stacks import is_translation
 
 REMOVED_SHARE = 0.2
 """The share of the tokens that the deletion test removes."""
@@ -62,7 +63,7 @@ def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
     """
     with in_float64(model):
         frozen = FrozenModel(model, batch["net_input"])
-        return frozen.block_norms("decoder", "encoder" if hasattr(model, "encoder") else "decoder")
+        return frozen.block_norms("decoder", "encoder" if is_translation(model) else "decoder")
 
 
 def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:

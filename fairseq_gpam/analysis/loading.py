@@ -15,6 +15,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from torch import Tensor
 
 import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
+from fairseq_gpam.modules.stacks import is_translation
 
 
 @dataclass
@@ -32,7 +33,7 @@ class LoadedModel:
 
     @property
     def is_translation(self) -> bool:
-        return hasattr(self.model, "encoder")
+        return is_translation(self.model)
 
     @property
     def loss_is_per_sentence(self) -> bool:

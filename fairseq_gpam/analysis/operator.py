@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fairseq_gpam.analysis.probe import Probe, replace_attribute
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, find_attentions, find_layers
+from fairseq_gpam.modules.stacks import is_translation
 
 TOLERANCE = 1e-6
 
@@ -84,7 +85,7 @@ class FrozenModel:
             encoded["encoder"] = output["encoder_out"][0].transpose(0, 1)
 
         with ExitStack() as stack:
-            if hasattr(self.model, "encoder"):
+            if is_translation(self.model):
                 stack.callback(self.model.encoder.register_forward_hook(keep).remove)
             decoded = self.model(**inputs, features_only=True)[0]
         return {**encoded, "decoder": decoded}

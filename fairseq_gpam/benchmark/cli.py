@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairseq_gpam import engine
 from fairseq_gpam.attention import REGISTRY, matmul
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
 from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair
 from fairseq_gpam.benchmark.growth import measure_growth
 from fairseq_gpam.benchmark.timing import paired
-from fairseq_gpam.recipes.environment import commit
+from fairseq_gpam.recipes.environment import environment
 
 ALL_LEVELS = (*LEVELS, "memory", "scaling", "growth")
 SCALING_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -104,14 +103,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machine(threads: int) -> dict[str, Any]:
     """Returns what the numbers depend on: processor, threads, versions, commit and time."""
+    facts = environment(Path(__file__).parent)
     return {
-        "processor": matmul.processor("model name"),
+        "processor": facts["machine"]["cpu"],
         "threads": threads,
         "linear_maps_by": matmul.library(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "commit": commit(Path(__file__).parent),
+        "device": (facts["machine"]["accelerators"] or ["cpu"])[0],
+        "commit": facts["commit"],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **engine.versions(),
+        **facts["versions"],
     }
 
 

@@ -9,7 +9,7 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import softmax
-from fairseq_gpam.modules.stacks import refuse_layerdrop, transformer_layers
+from fairseq_gpam.modules.stacks import is_translation, refuse_layerdrop, transformer_layers
 
 
 class LayerFusion(nn.Module):
@@ -85,7 +85,7 @@ def install_layer_fusion(model: Any, kind: str, warm_start: bool) -> None:
             f"--gpam-layer-fusion {kind!r} is not allowed with --gpam-warm-start: it changes the stock model's output; "
             "allowed: none, concat"
         )
-    name = "encoder" if hasattr(model, "encoder") else "decoder"
+    name = "encoder" if is_translation(model) else "decoder"
     stack = getattr(model, name)
     refuse_layerdrop(stack, name, f"--gpam-layer-fusion {kind!r}")
     layers = transformer_layers(stack)

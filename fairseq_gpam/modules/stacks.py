@@ -8,6 +8,11 @@ from fairseq.modules import BaseLayer, LayerDropModuleList
 from torch import nn
 
 
+def is_translation(model: nn.Module) -> bool:
+    """Returns whether a fairseq model translates; otherwise it is a language model, which has no encoder."""
+    return hasattr(model, "encoder")
+
+
 def transformer_layers(stack: Any) -> list[nn.Module]:
     """Returns the transformer layers of an encoder or decoder in their order.
 
