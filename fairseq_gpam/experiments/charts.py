@@ -43,13 +43,14 @@ class Panel:
 
 
 class Axis:
-    """Places numbers between `start` and `end`, in pixels."""
+    """Places numbers between `start` and `end`, in pixels; an axis of whole numbers has only whole labels."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, logarithmic: bool = False) -> None:
         self.logarithmic = logarithmic and min(values) > 0
         low, high = self._scaled(min(values)), self._scaled(max(values))
         margin = 0.05 * (high - low) or 0.5
         self.low, self.high, self.start, self.end = low - margin, high + margin, start, end
+        self.whole = not self.logarithmic and all(value == round(value) for value in values)
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.logarithmic else value
@@ -70,6 +71,8 @@ class Axis:
             at = ticks(*edges, 5)
             digits = max(0, -math.floor(math.log10(at[1] - at[0]) + 1e-9))
             texts = [f"{value + 0.0:.{digits}f}" for value in at]
+        if self.whole:
+            texts = [f"{value:.0f}" for value in map(float, texts) if value == round(value)]
         return [{"at": self.place(float(text)), "text": text.replace("-", "−")} for text in texts]
 
     def _holds(self, value: float) -> bool:
