@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -84,10 +85,15 @@ def run(arguments: argparse.Namespace) -> int:
         named = [folder / name for name in arguments.checkpoints]
         paths = named or last_checkpoints(folder, arguments.last)
         state = average(paths)
+        # Given a file, torch answers a full disk with an error that does not say so.
+        content = io.BytesIO()
+        torch.save(state, content)
+        part = output.with_name(output.name + ".part")
+        part.write_bytes(content.getbuffer())
+        part.replace(output)
     except (AveragingError, CheckpointError) as error:
         sys.exit(str(error))
-    part = output.with_name(output.name + ".part")
-    torch.save(state, part)
-    part.replace(output)
+    except OSError as error:
+        sys.exit(f"{output} cannot be written: {error}")
     print(f"{output}: mean of {', '.join(path.name for path in paths)}")
     return 0

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             task = with_vocabulary(task, arguments.vocabulary)
         out = arguments.out.resolve()
         prepare(task, fetch(task, out, arguments.archive, arguments.wmt16), out)
-    except (tasks.TaskError, downloads.DownloadError, ArchiveError, PrepareError) as error:
+    except (tasks.TaskError, downloads.DownloadError, ArchiveError, PrepareError, OSError) as error:
         sys.exit(str(error))
     return 0
 

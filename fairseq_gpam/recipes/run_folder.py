@@ -34,15 +34,26 @@ class RunError(RuntimeError):
 
 
 @contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes the folder if need be; raises RunError if it, or later a file in it, cannot be written or read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be used: {error}; choose another place with --out, or put that right, and run this again"
+        ) from error
+
+
+@contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[int]:
     """Holds the folder's lock and yields its descriptor, waiting for whoever holds it now.
 
     The descriptor is inherited by the engine's process, so a run whose script was killed keeps its folder until the
-    engine itself has ended; while that is waited for, its process id and progress are printed.
+    engine itself has ended; while that is waited for, its process id and progress are printed. Raises RunError if the
+    folder cannot be used.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with writing(folder), _open(folder / "lock") as descriptor:
         said = -REPORT_EVERY
         while True:
             try:
@@ -53,6 +64,13 @@ def exclusive(folder: Path) -> Iterator[int]:
                     print(f"{folder}: waiting for {_holder(descriptor)}", flush=True)
                     said = time.monotonic()
                 time.sleep(0.2)
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         yield descriptor
     finally:
         os.close(descriptor)
@@ -183,8 +201,9 @@ def train(run: Run, command: Sequence[str]) -> None:
     max_update = int(given) if given else None
     checkpoints, log = run.folder / "checkpoints", run.folder / "train.log"
     if rank > 0:
-        if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
-            execute(command, run.folder / f"train.rank-{rank}.log")
+        with writing(run.folder):
+            if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
+                execute(command, run.folder / f"train.rank-{rank}.log")
         return
     with exclusive(run.folder) as lock:
         claimed = claim(run.folder, "train", command)

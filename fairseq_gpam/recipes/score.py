@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(*score_lines(score(arguments.runs[0], test)), sep="\n")
         else:
             print(compare(arguments.runs[0], arguments.runs[1], test))
-    except (*stages.ERRORS, FileNotFoundError) as error:
+    except stages.ERRORS as error:
         sys.exit(str(error))
     return 0
 

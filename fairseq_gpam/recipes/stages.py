@@ -20,7 +20,7 @@ from fairseq_gpam.recipes.run_folder import Run, RunError
 from fairseq_gpam.recipes.tasks import Task, TaskError
 
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
-ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError)
+ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError, OSError)
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
 # Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
 TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
@@ -132,7 +132,6 @@ def evaluation_command(this: Settings) -> list[str]:
 def train(this: Settings) -> None:
     """Trains the model, or resumes training."""
     need_data(this)
-    this.folder.mkdir(parents=True, exist_ok=True)
     run_folder.train(this.run, train_command(this))
 
 

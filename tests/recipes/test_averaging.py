@@ -59,3 +59,13 @@ def test_too_few_or_other_or_broken_checkpoints_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"checkpoint_1_6\.pt cannot be read"):
         main(["average", str(tmp_path), "--last", "2"])
     assert not (folder / "checkpoint_average.pt").exists()
+
+
+def test_a_full_disk_leaves_the_old_average_and_is_named(tmp_path):
+    folder = tmp_path / "checkpoints"
+    save(folder / "checkpoint_1_5.pt", 1)
+    (folder / "checkpoint_average.pt").write_text("old")
+    (folder / "checkpoint_average.pt.part").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match=r"checkpoint_average\.pt cannot be written: .*No space left on device"):
+        main(["average", str(tmp_path), "--last", "1"])
+    assert (folder / "checkpoint_average.pt").read_text() == "old"

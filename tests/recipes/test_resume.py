@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import fairseq_gpam
+from fairseq_gpam.recipes import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +119,41 @@ def test_killed_after_the_last_checkpoint(data, undisturbed, tmp_path):
     check_same(folder, undisturbed)
 
 
+def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    full = folder / "checkpoints/checkpoint_1_6.pt.tmp"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    process = start(data, folder)
+    text = process.communicate()[0].decode()
+    assert process.returncode == 1
+    assert "No space left on device" in text
+    assert not (folder / "results.json").exists()
+    full.unlink()
+    finish(data, folder)
+    log = (folder / "train.log").read_text()
+    assert "checkpoint_last.pt (epoch 1 @ 3 updates)" in log
+    check_same(folder, undisturbed)
+
+
+def test_a_disk_too_full_to_record_the_results_costs_nothing(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "results.json").unlink()
+    full = folder / "results.json.part"
+    full.symlink_to("/dev/full")
+    command = shlex.split((folder / "train.command").read_text())
+    run = run_folder.Run(folder, "made", "dagpam", 1)
+    with pytest.raises(run_folder.RunError, match=f"{folder}.*No space left on device"):
+        run_folder.train(run, command)
+    assert not (folder / "results.json").exists()
+    full.unlink()
+    before = (folder / "train.log").read_text()
+    run_folder.train(run, command)
+    assert (folder / "train.log").read_text() == before
+    check_same(folder, undisturbed)
+
+
 @pytest.mark.parametrize("record", [[], ["config.json"]])
 def test_killed_between_the_end_and_the_record(data, undisturbed, tmp_path, record):
     folder = tmp_path / "run"
@@ -131,8 +168,6 @@ def test_killed_between_the_end_and_the_record(data, undisturbed, tmp_path, reco
 
 
 def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
-    from fairseq_gpam.recipes import run_folder
-
     log = tmp_path / "train.log"
     assert not run_folder.has_ended(tmp_path, log, 10)
     torch.save({"model": {}, "optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")

@@ -1,12 +1,16 @@
 """Stages are claimed, locked and reported so that they can be killed and started again."""
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.recipes import recorded, run_folder
 from fairseq_gpam.recipes.engine_process import EngineFailure, Progress, execute
 
@@ -130,3 +134,101 @@ def test_progress_lines(capsys):
 def test_last_flag_wins():
     assert run_folder.last_flag(["--max-update", "1", "--lr", "2", "--max-update", "3"], "--max-update") == "3"
     assert run_folder.last_flag(["--lr", "2"], "--max-update") is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({}, 0),
+        ({"SLURM_PROCID": "0"}, 0),
+        ({"SLURM_PROCID": "1"}, 1),
+        ({"RANK": "2"}, 2),
+        ({"RANK": "0", "SLURM_PROCID": "1"}, 0),  # torchrun, started by srun on the second machine
+    ],
+)
+def test_under_slurm_and_torchrun_only_process_0_writes_to_the_folder(tmp_path, monkeypatch, variables, rank):
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", "print('started'); raise SystemExit(7)", "--max-update", "1"]
+    with pytest.raises(EngineFailure, match=r"(?s)status 7.*started"):
+        run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
+    logs = ["lock", "train.failed.log"] if rank == 0 else [f"train.rank-{rank}.log"]
+    assert sorted(path.name for path in folder.iterdir()) == logs
+
+
+def test_process_1_does_not_train_what_has_been_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
+    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    run_folder.train(run, [sys.executable, "-c", "raise SystemExit('trained again')"])
+
+
+# Folders that cannot be written
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Root may write to read-only folders; nobody may not."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def read_only(folder):
+    folder.parent.mkdir()
+    folder.parent.chmod(0o555)
+    return "Permission denied"
+
+
+def read_only_run(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    return "Permission denied"
+
+
+def file_in_its_place(folder):
+    folder.parent.mkdir()
+    folder.touch()
+    return "File exists"
+
+
+def file_above(folder):
+    folder.parent.touch()
+    return "Not a directory"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("breaks", [read_only, read_only_run, file_in_its_place, file_above])
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(tmp_path, monkeypatch, breaks, rank):
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    folder = tmp_path / "runs/run"
+    reason = breaks(folder)
+    # pytest's own folders are closed to others.
+    monkeypatch.chdir(tmp_path)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    with without_privileges(), pytest.raises(run_folder.RunError, match=f"(?s){folder}.*{reason}") as raised:
+        run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), [sys.executable, "-c", "print('started')"])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "eval-lm", "prepare", "average", "score", "quickstart"])
+def test_every_command_ends_in_one_sentence_on_a_file_system_that_cannot_be_written(command, monkeypatch):
+    monkeypatch.setattr("fairseq_gpam.recipes.stages.need_data", lambda this: None)
+    out = Path("/proc/made")
+    arguments = {"average": [out / "run"], "score": [out / "run"], "prepare": ["ngram-lm"], "quickstart": []}
+    task = "bible-de-en" if command != "eval-lm" else "ptb-lm"
+    given = arguments.get(command, [task, "dagpam"])
+    if command not in ("average", "score"):
+        given += ["--out", out]
+    with pytest.raises(SystemExit, match=f"{out}") as raised:
+        main([command, *map(str, given)])
+    assert "\n" not in str(raised.value)
