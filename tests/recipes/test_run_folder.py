@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -169,6 +170,17 @@ def test_process_1_does_not_train_what_has_been_trained(tmp_path, monkeypatch):
 # Folders that cannot be written
 
 
+@pytest.fixture
+def open_folder(monkeypatch):
+    """A folder that everybody may read; pytest's own folders are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        monkeypatch.chdir(folder)
+        yield folder
+        monkeypatch.undo()
+
+
 @contextlib.contextmanager
 def without_privileges():
     """Root may write to read-only folders; nobody may not."""
@@ -207,14 +219,10 @@ def file_above(folder):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("breaks", [read_only, read_only_run, file_in_its_place, file_above])
-def test_a_folder_that_cannot_be_written_is_named_with_the_reason(tmp_path, monkeypatch, breaks, rank):
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(open_folder, monkeypatch, breaks, rank):
     monkeypatch.setenv("SLURM_PROCID", rank)
-    folder = tmp_path / "runs/run"
+    folder = open_folder / "runs/run"
     reason = breaks(folder)
-    # pytest's own folders are closed to others.
-    monkeypatch.chdir(tmp_path)
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(0o755)
     with without_privileges(), pytest.raises(run_folder.RunError, match=f"(?s){folder}.*{reason}") as raised:
         run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), [sys.executable, "-c", "print('started')"])
     assert "\n" not in str(raised.value)
