@@ -1,6 +1,6 @@
 """Tests the tests: changes one operator, number or keyword of the package at a time and counts what no test notices.
 
-Usage: python tests/mutate.py [--sample N] [--seed N] [--out FILE] PATH …
+Usage: python tests/mutate.py [--sample N] [--seed N] [--jobs N] [--out FILE] PATH …
 
 PATH is a file or folder of the package. cosmic-ray makes the mutants; N of them are drawn at random, each is imported
 in a child forked after the slow imports, and the tests of its file run there until one fails. Prints the survivors and
@@ -37,6 +37,7 @@ TESTS = {
     "attention/causal": "tests/attention/test_forgetting.py tests/attention/test_selective.py "
     "tests/attention/test_stick_breaking.py",
     "attention/kernel_sums": "tests/attention/test_fastmax.py tests/attention/test_linear.py",
+    "attention/masks": "tests/attention/test_centered.py tests/attention/test_softmax.py",
     "attention/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
     "attention/negative_projection": "tests/attention/test_dagpam.py tests/modules/test_projections.py",
     "analysis/metrics": "tests/analysis/test_metrics.py",
@@ -110,33 +111,56 @@ class MutatedFinder:
         return importlib.util.spec_from_file_location(name, self.path, loader=Loader(name, self.path))
 
 
-def is_killed(path, code):
-    """Runs the file's tests with the mutated code in a child; a child that does not end counts as killed."""
+def start(path, code):
+    """Runs the file's tests with the mutated code in a child and returns its process id."""
     child = os.fork()
-    if child == 0:
-        os.setpgid(0, 0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nothing, descriptor)
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        sys.meta_path.insert(0, MutatedFinder(module, path, code))
-        status = 1
-        try:
-            status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests_of(path)])
-        finally:
-            os._exit(int(status))
+    if child:
+        return child
+    os.setpgid(0, 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    sys.meta_path.insert(0, MutatedFinder(module, path, code))
+    status = 1
+    try:
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests_of(path)])
+    finally:
+        os._exit(int(status))
+
+
+def is_killed(child):
+    """Returns whether the tests have failed, None while they run; a child that does not end counts as killed."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        # All test files exist, so a usage error is the mutant's too: a conftest.py could not import it.
+        return status != 0
     # Processor time, so that a busy machine kills nobody.
-    deadline = time.monotonic() + 20 * TIMEOUT
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status != 0
-        if seconds_used(child) > TIMEOUT:
-            break
-        time.sleep(0.1)
+    if seconds_used(child) <= TIMEOUT:
+        return None
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return True
+
+
+def run(drawn, jobs):
+    """Yields each mutant's record as its tests end, `jobs` mutants at a time."""
+    waiting, running = list(drawn), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = waiting.pop(0)
+            path = Path(mutant[0]).resolve()
+            code = path.read_text(encoding="utf-8")
+            changed = mutate_code(code, cosmic_ray.plugins.get_operator(mutant[1])(), mutant[2])
+            lines = zip(code.splitlines(), changed.splitlines(), strict=False)
+            place, line = next(((i, new) for i, (old, new) in enumerate(lines, start=1) if old != new), (0, ""))
+            running[start(path, changed)] = {"mutant": mutant, "line": place, "text": line.strip()}
+        for child, record in list(running.items()):
+            killed = is_killed(child)
+            if killed is not None:
+                del running[child]
+                yield record | {"killed": killed}
+        time.sleep(0.1)
 
 
 def seconds_used(pid):
@@ -161,6 +185,7 @@ def main():
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
     args = parser.parse_args()
     os.chdir(ROOT)
@@ -171,19 +196,13 @@ def main():
     drawn = random.Random(args.seed).sample(every, min(args.sample, len(every)))
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     results = {tuple(each["mutant"]): each for each in known}
+    for record in run([mutant for mutant in drawn if mutant not in results], args.jobs):
+        results[tuple(record["mutant"])] = record
+        with args.out.open("a") as out:
+            out.write(json.dumps(record, ensure_ascii=False) + "\n")
     for mutant in drawn:
-        if mutant not in results:
-            path = Path(mutant[0]).resolve()
-            code = path.read_text(encoding="utf-8")
-            changed = mutate_code(code, cosmic_ray.plugins.get_operator(mutant[1])(), mutant[2])
-            lines = zip(code.splitlines(), changed.splitlines(), strict=False)
-            place, line = next(((i, new) for i, (old, new) in enumerate(lines, start=1) if old != new), (0, ""))
-            result = {"mutant": mutant, "killed": is_killed(path, changed), "line": place, "text": line.strip()}
-            results[mutant] = result
-            with args.out.open("a") as out:
-                out.write(json.dumps(result, ensure_ascii=False) + "\n")
         if not results[mutant]["killed"]:
-            print(f"survived {mutant[0]}:{results[mutant]['line']} {mutant[1]}: {results[mutant]['text']}", flush=True)
+            print(f"survived {mutant[0]}:{results[mutant]['line']} {mutant[1]}: {results[mutant]['text']}")
     killed = sum(results[mutant]["killed"] for mutant in drawn)
     low, high = binomtest(killed, len(drawn)).proportion_ci()
     print(

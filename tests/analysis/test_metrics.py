@@ -33,6 +33,13 @@ WEIGHT_METRICS = [
 ]
 
 
+def test_every_metric_is_declared_with_a_definition():
+    # What these two are recorded as says more.
+    renamed = {"sink", "massive_activations", "<lambda>"}
+    names = {function.__name__ for function in (*STATE_METRICS, *WEIGHT_METRICS)}
+    assert names - measures.DEFINITIONS.keys() == renamed
+
+
 def tensor(rows):
     return torch.tensor(rows, dtype=F64)
 

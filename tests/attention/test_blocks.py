@@ -366,3 +366,21 @@ def test_keys_of_another_dtype_where_weights_are_asked_for():
         )
         (output.float().sum() + weights.float().square().sum()).backward()
     assert all(torch.isfinite(each.grad).all() for each in (q, k, v))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 300), (7, 4, 200), (40, 8, 64), (3, 12, 1000), (2, 6, 5000), (300, 2, 33)])
+def test_a_group_of_heads_has_whole_sentences_or_a_part_of_one_and_fits_the_memory(shape):
+    bsz, heads_of_model, length = shape
+    factors = torch.ones(1, heads_of_model, 2, 1, 1)
+    plan = block_plan.BlockPlan(
+        torch.Size((bsz, heads_of_model, 2 * length, WIDTH)), length, factors, AttentionMask(), 0.0, 1
+    )
+    group = plan.heads_at_once
+    assert group % heads_of_model == 0 if group > heads_of_model else heads_of_model % group == 0
+    assert group <= bsz * heads_of_model
+    weights = plan.rows * length
+    assert group == 1 or group * weights <= block_plan.BLOCK_WEIGHTS
+    larger = min(
+        n for n in range(group + 1, 2 * bsz * heads_of_model + 2) if n % heads_of_model == 0 or heads_of_model % n == 0
+    )
+    assert group == bsz * heads_of_model or larger * weights > block_plan.BLOCK_WEIGHTS

@@ -1,10 +1,12 @@
 """Every kind of fairseq's masks becomes one thing."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
+from masks import make_masks
 from reference import visibility
 
 from fairseq_gpam.attention import FUTURE, AttentionMask
@@ -141,3 +143,29 @@ def test_a_causal_mask_without_its_size_is_not_extended():
     with pytest.raises(ValueError, match="cannot be extended before it is expanded"):
         AttentionMask(causal=True).extended(1)
     assert repr(FUTURE) == "FUTURE"
+
+
+SEEN = ["none", "right", "left", "a sentence of padding", "causal", "causal, left", "boolean", "boolean, right"]
+
+
+@pytest.mark.parametrize("kind", SEEN)
+def test_tokens_see_what_is_visible_and_padding_sees_nothing(kind):
+    masks = make_masks(kind, BATCH, QUERIES, KEYS)
+    tokens = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
+    seen = masks.mask.visible_to(tokens, KEYS)
+    expected = masks.visible.expand(BATCH, 1, QUERIES, KEYS) & tokens[:, None, :, None]
+    assert torch.equal(seen.expand_as(expected), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries"), [*((kind, QUERIES) for kind in SEEN), ("causal", 1), ("causal, left", 1), ("right", 1)]
+)
+def test_the_mean_of_visible_values_is_that_of_each_row_alone(kind, queries):
+    masks = make_masks(kind, BATCH, QUERIES, KEYS)
+    v = torch.randn(BATCH, 3, KEYS, 2, dtype=torch.float64)
+    means = masks.mask.visible_mean(v, queries).expand(BATCH, 3, queries, 2)
+    visible = masks.visible.expand(BATCH, 3, QUERIES, KEYS)[:, :, QUERIES - queries :]
+    for place in itertools.product(range(BATCH), range(3), range(queries)):
+        values = v[place[0], place[1], visible[place]]
+        expected = values.mean(0) if len(values) else torch.zeros(2, dtype=v.dtype)
+        torch.testing.assert_close(means[place], expected)
