@@ -9,11 +9,13 @@ from fairseq_gpam.analysis.definitions import describe
 from fairseq_gpam.experiments.charts import Panel, Series, draw
 
 Table = tuple[tuple[str, ...], list[list[str]]]
-HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high")
+HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high", "between arms", "within arms")
+COLUMNS = ("rho", "low", "high", "between", "within")
 NOTE = (
     "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
     "measure goes with lower loss. The bootstrap draws whole arms; with fewer than four arms there is no interval. "
-    "Intervals are not corrected for the number of measures."
+    "*Between arms* is ρ of the arms' means over seeds; *within arms* is ρ of what is left of each run when its arm's "
+    "means are subtracted. Intervals are not corrected for the number of measures."
 )
 BAND = "Lines are means over seeds; bands reach from the lowest to the highest seed."
 
@@ -26,7 +28,7 @@ def label(name: str) -> str:
 def correlations(found: Sequence[dict[str, Any]]) -> Table:
     """Returns head and rows of the table of correlations."""
     return HEAD, [
-        [one["group"], label(one["measure"]), str(one["n"]), *(_two_digits(one[key]) for key in ("rho", "low", "high"))]
+        [one["group"], label(one["measure"]), str(one["n"]), *(_two_digits(one[key]) for key in COLUMNS)]
         for one in found
     ]
 

@@ -187,12 +187,17 @@ def compare(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; None where it is not defined."""
+    """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; None where it is not defined.
+
+    `between` is ρ of the groups' means; `within` is ρ of what is left when each run's group mean is subtracted.
+    """
 
     n: int
     rho: float | None
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
+    between: float | None = None
+    within: float | None = None
 
 
 def spearman(
@@ -203,13 +208,21 @@ def spearman(
     The bootstrap draws whole `groups` (arms) with replacement, because the runs of an arm are alike; without groups it
     draws single runs. Fewer than four runs or groups, or a constant, give no interval.
     """
-    rho = _rank_correlation(np.asarray(x, dtype=float), np.asarray(y, dtype=float))
-    names = np.asarray(groups if groups is not None else range(len(x)))
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
-    if rho is None or len(members) < 4:
-        return Correlation(len(x), rho, None, None)
-    generator = np.random.default_rng(seed)
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    rho = _rank_correlation(a, b)
+    if rho is None:
+        return Correlation(len(a), None)
+    names = np.asarray(groups if groups is not None else range(len(a)))
+    _, member = np.unique(names, return_inverse=True)
+    counts = np.bincount(member)
+    mean_a, mean_b = (np.bincount(member, values) / counts for values in (a, b))
+    several = (counts > 1)[member]
+    within = _rank_correlation((a - mean_a[member])[several], (b - mean_b[member])[several])
+    found = Correlation(len(a), rho, between=_rank_correlation(mean_a, mean_b), within=within)
+    if len(counts) < 4:
+        return found
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
     drawn = []
     for _ in range(samples):
         chosen = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
@@ -217,7 +230,7 @@ def spearman(
         if value is not None:
             drawn.append(value)
     low, high = np.quantile(drawn, (ALPHA / 2, 1 - ALPHA / 2))
-    return Correlation(len(x), rho, float(low), float(high))
+    return dataclasses.replace(found, low=float(low), high=float(high))
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -87,6 +87,6 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
         _, *collapse = tables[6]
         for cells, entry in zip(collapse, found["collapse"], strict=True):
             assert cells[:3] == [entry["group"], entry["measure"].replace("_", " "), str(entry["n"])]
-            for shown, key in zip(cells[3:], ("rho", "low", "high"), strict=True):
+            for shown, key in zip(cells[3:], ("rho", "low", "high", "between", "within"), strict=True):
                 near(shown, entry[key], 2)
         assert len(tables) == 7

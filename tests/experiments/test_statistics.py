@@ -165,6 +165,19 @@ def test_spearman_and_its_interval():
     assert statistics.spearman([1, 2, 3], [1, 2, 3]).low is None
 
 
+def test_a_correlation_of_arms_is_told_from_one_of_seeds():
+    """Between the arms both rise, within each arm one falls as the other rises; an arm of one run tells nothing."""
+    x = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30]
+    y = [2, 1, 0, 12, 11, 10, 22, 21, 20, 30]
+    found = statistics.spearman(x, y, list("aaabbbcccd"))
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.between == pytest.approx(1)
+    assert found.within == pytest.approx(-1)
+    alone = statistics.spearman(x, y)
+    assert alone.within is None
+    assert alone.between == pytest.approx(alone.rho)
+
+
 def test_runs_of_one_arm_count_as_one_observation():
     """Copies of four arms' runs do not make the interval narrower."""
     x, y, arms = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0], list("abcde")

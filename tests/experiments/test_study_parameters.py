@@ -11,7 +11,7 @@ from fairseq_gpam.recipes import tasks
 STUDIES = tasks.EXAMPLES / "studies"
 TASKS = {"": "bible-de-en", "-lm": "shakespeare-lm"}
 CHEAP = "cheap-differential"
-BASELINE = "number-from-query"
+BASELINE = "dagpam"
 MATCHED = [
     ("what-does-the-work", "wider-ffn", "dagpam"),
     ("what-does-the-work", "more-heads", "stock"),
