@@ -13,6 +13,7 @@ from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask
 
 BACKENDS = ("auto", "reference", "fused")
 HEADS, WIDTH = 2, 4
+PROJECTION = ("negative_projection.weight", "negative_projection.bias")
 ANYWHERE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
@@ -223,6 +224,18 @@ def test_initial_bias_is_zero():
     assert (fresh(negative_bias=True).negative_projection.bias == 0).all()
 
 
+def test_names_and_initial_values_stay_those_of_the_checkpoints_and_results_there_are():
+    torch.manual_seed(1)
+    state = fresh(negative_bias=True).state_dict()
+    half, projection = torch.full((4,), 0.5), state["negative_projection.weight"]
+    assert list(state) == ["lambda_plus.theta", "lambda_minus.theta", *PROJECTION]
+    assert torch.equal(state["lambda_plus.theta"], half) and torch.equal(state["lambda_minus.theta"], half)
+    assert projection.shape == (256, 64)
+    torch.testing.assert_close(projection[0, :3], torch.tensor([0.14936039, -0.17004342, -0.03137674]))
+    # The next draw shows that nothing but W_Q⁻ was drawn.
+    torch.testing.assert_close(torch.rand(1), torch.tensor([0.71941221]))
+
+
 def test_heads_start_from_different_projections():
     blocks = fresh().negative_projection.weight.view(4, 64, 64)
     assert not torch.equal(blocks[0], blocks[1])
@@ -277,10 +290,7 @@ def test_a_frozen_projection_is_in_the_state_and_takes_no_gradient():
     trained = fresh(negative_bias=True)
     torch.manual_seed(1)
     frozen = fresh(negative_bias=True, negative_frozen=True)
-    assert {name for name, each in frozen.named_parameters() if not each.requires_grad} == {
-        "negative_projection.weight",
-        "negative_projection.bias",
-    }
+    assert {name for name, each in frozen.named_parameters() if not each.requires_grad} == set(PROJECTION)
     for (name, one), (other_name, other) in zip(trained.state_dict().items(), frozen.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other)
     q, k, v = (torch.randn(1, 4, 3, 64) for _ in range(3))

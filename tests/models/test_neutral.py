@@ -24,6 +24,21 @@ VARIANTS = {
         ["--scale-attn", "--scale-fc", "--scale-heads", "--scale-resids"],
     ],
 }
+# The first number of every attention's W_Q⁻ after seed 3.
+FIRST_DRAWS = {
+    "translation": {
+        "encoder.layers.0.self_attn": 0.22594424,
+        "encoder.layers.1.self_attn": 0.06414670,
+        "decoder.layers.0.self_attn": 0.52818859,
+        "decoder.layers.0.encoder_attn": -0.07593583,
+        "decoder.layers.1.self_attn": 0.36606467,
+        "decoder.layers.1.encoder_attn": 0.33964878,
+    },
+    "language_modeling": {
+        "decoder.layers.0.self_attn": -0.46171623,
+        "decoder.layers.1.self_attn": 0.33161449,
+    },
+}
 CASES = [(task, variant) for task in TASKS for variant in VARIANTS[task]]
 
 
@@ -95,9 +110,18 @@ def test_one_seed_gives_both_models_the_same_shared_weights(task):
     ours = build(task, OURS[task]).state_dict()
     for name, value in stock.state_dict().items():
         assert torch.equal(ours[name], value), name
-    added = set(ours) - set(stock.state_dict())
-    assert added
-    assert all(".mechanism." in name for name in added)
+    parameters = ("lambda_plus.theta", "lambda_minus.theta", "negative_projection.weight")
+    added = [f"{attention}.mechanism.{parameter}" for attention in FIRST_DRAWS[task] for parameter in parameters]
+    assert [name for name in ours if name not in stock.state_dict()] == added
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_seed_gives_the_projections_of_the_checkpoints_and_results_there_are(task):
+    torch.manual_seed(3)
+    state = build(task, OURS[task]).state_dict()
+    for attention, first in FIRST_DRAWS[task].items():
+        projection = state[f"{attention}.mechanism.negative_projection.weight"]
+        torch.testing.assert_close(projection[0, :1], torch.tensor([first]), msg=attention)
 
 
 @pytest.mark.parametrize("task", TASKS)
