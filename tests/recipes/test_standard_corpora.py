@@ -111,7 +111,7 @@ def test_wmt16_is_taken_as_it_was_preprocessed(tmp_path):
             files[f"{name}.bpe.32000.{language}"] = f"{name} lo@@ wer @-@ case\n"
     tests = {
         "newstest2014-deen-ref.de.sgm": '<seg id="1">Raw de.</seg>\n',
-        "newstest2014-deen-src.en.sgm": "<seg id=1>\n",
+        "newstest2014-deen-src.en.sgm": '<seg id="1">Raw en.</seg>\n',
     }
     archives = [tar(tmp_path / "wmt16.tgz", files), tar(tmp_path / "test.tgz", tests)]
     standard.prepare_wmt16(archives, tmp_path)
