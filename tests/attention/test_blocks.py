@@ -243,27 +243,14 @@ def terms_of(kind, batch, length):
     return AffineTerms(a, b, negative_q), [a, b, negative_q]
 
 
-def mask_of(kind, batch, length):
-    padding = torch.zeros(batch, length, dtype=torch.bool)
-    padding[1, -3:] = True
-    if kind == "padding":
-        return AttentionMask(padding)
-    if kind == "fully masked rows":
-        padding[2] = True
-        return AttentionMask(padding, causal=True)
-    if kind == "bias for each sentence":
-        return AttentionMask(bias=torch.randn(batch, HEADS, length, length, dtype=torch.float64))
-    return AttentionMask(causal=True)
-
-
-@pytest.mark.parametrize("mask_kind", ["causal", "padding", "fully masked rows", "bias for each sentence"])
+@pytest.mark.parametrize("mask_kind", ["causal", "right", "causal, a sentence of padding", "bias for each head"])
 @pytest.mark.parametrize("kind", ["one branch", "own keys", "a gate"])
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_every_member_under_every_mask(kind, mask_kind, need_weights):
     batch, length = 5, 9
     q, k, v = (heads(length, torch.float64, batch) for _ in range(3))
     terms, own = terms_of(kind, batch, length)
-    mask = mask_of(mask_kind, batch, length)
+    mask = make_masks(mask_kind, batch, length, length, HEADS, dtype=torch.float64).mask
     leaves = [q, k, v, *own]
     upstream = torch.randn(batch, HEADS, length, WIDTH, dtype=torch.float64)
     upstream_of_weights = torch.randn(batch, HEADS, length, length, dtype=torch.float64)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from masks import make_masks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask
@@ -60,23 +61,12 @@ def test_the_table_names_every_way():
     assert all(row.when in describe_choices() for row in CHOICES)
 
 
-def mask_of(kind, length):
-    padding = torch.zeros(BATCH, length, dtype=torch.bool)
-    padding[1, -3:] = True
-    if kind == "fully masked":
-        padding[2] = True
-    additive = torch.randn(BATCH, HEADS, length, length, dtype=torch.float64)
-    return {
-        "none": AttentionMask(),
-        "causal": AttentionMask(causal=True),
-        "padding": AttentionMask(padding),
-        "padding and causal": AttentionMask(padding.flip(-1), causal=True),
-        "fully masked": AttentionMask(padding),
-        "additive": AttentionMask(padding, bias=additive),
-    }[kind]
+def make_mask(kind, length):
+    return make_masks(kind, BATCH, length, length, HEADS, dtype=torch.float64).mask
 
 
-MASKS = ("none", "causal", "padding", "padding and causal", "fully masked", "additive")
+GPU_MASKS = ("causal", "right", "causal, left", "a sentence of padding", "causal, a sentence of padding")
+MASKS = ("nothing", *GPU_MASKS, "bias for each head", "right, bias for each head")
 
 
 def members(length, like=draw):
@@ -107,7 +97,7 @@ def assert_same(found, expected, leaves):
 def test_pytorchs_kernels_give_the_plain_formula(kind, member):
     q, k, v = (draw(9) for _ in range(3))
     terms, own = members(9)[member]
-    inputs = AttentionInput(q, k, v, mask_of(kind, 9), q)
+    inputs = AttentionInput(q, k, v, make_mask(kind, 9), q)
     assert_same(sdpa_attention(inputs, terms), naive_attention(inputs, terms)[0], [q, k, v, *own])
 
 
@@ -119,7 +109,7 @@ def test_pytorchs_kernels_drop_exactly_p(kind, member):
     q, k = draw(length), draw(length)
     v = torch.eye(length, dtype=torch.float64).expand(BATCH, HEADS, length, length).contiguous()
     terms, own = members(length)[member]
-    inputs = AttentionInput(q, k, v, mask_of(kind, length), q, dropout_p=0.3)
+    inputs = AttentionInput(q, k, v, make_mask(kind, length), q, dropout_p=0.3)
     torch.manual_seed(3)
     dropped = sdpa_attention(inputs, terms)
     plain, weights = naive_attention(AttentionInput(q, k, v, inputs.mask, q), terms)
@@ -136,7 +126,7 @@ def test_pytorchs_kernels_drop_exactly_p(kind, member):
 @pytest.mark.parametrize("member", ["one branch", "two branches"])
 def test_the_stacked_branches_give_the_plain_formula(kind, queries, member):
     q, k, v = draw(queries), draw(9), draw(9)
-    mask = mask_of(kind, 9)
+    mask = make_mask(kind, 9)
     if queries == 1:
         mask = mask.rows(8, 9, 9, 9)
     inputs = AttentionInput(q, k, v, mask, q)
@@ -163,7 +153,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["causal", "padding", "padding and causal", "fully masked"])
+@pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_on_a_gpu_kernels_are_as_many_for_any_length_and_nothing_waits_for_it(kind, dropout_p, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
@@ -178,7 +168,7 @@ def test_on_a_gpu_kernels_are_as_many_for_any_length_and_nothing_waits_for_it(ki
     counts = []
     for length in (100, 1000):
         q, k, v, negative_q = (draw(length, torch.float32) for _ in range(4))
-        mask = mask_of(kind, length)
+        mask = make_mask(kind, length)
         calls.clear()
         with Operations() as seen:
             output, _ = affine_attention(AttentionInput(q, k, v, mask, q, dropout_p), AffineTerms(1.5, 0.5, negative_q))
@@ -190,7 +180,7 @@ def test_on_a_gpu_kernels_are_as_many_for_any_length_and_nothing_waits_for_it(ki
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["none", "causal", "padding"])
+@pytest.mark.parametrize("kind", ["nothing", "causal", "right"])
 @pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
 @pytest.mark.parametrize("member", ["one branch", "two branches"])
 def test_a_query_that_is_not_finite_gives_nan(bad, kind, backend, member):
@@ -198,13 +188,13 @@ def test_a_query_that_is_not_finite_gives_nan(bad, kind, backend, member):
     with torch.no_grad():
         q[0, 0, 4] = bad
         k[0, 0].abs_()
-    output, _ = affine_attention(AttentionInput(q, k, v, mask_of(kind, 9), q), members(9)[member][0], backend)
+    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
     assert output[0, 0, 4].isnan().all()
     assert output[0, 0, :4].isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("kind", ["none", "causal", "padding", "padding and causal"])
+@pytest.mark.parametrize("kind", ["nothing", "causal", "right", "causal, left"])
 @pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
 @pytest.mark.parametrize("member", ["one branch", "two branches"])
 @pytest.mark.parametrize("place", ["keys", "values"])
@@ -212,19 +202,19 @@ def test_a_key_or_value_that_is_not_finite_gives_nan_in_its_head(bad, kind, back
     q, k, v = (draw(9) for _ in range(3))
     with torch.no_grad():
         (k if place == "keys" else v)[0, 0, 4, 0] = bad
-    output, _ = affine_attention(AttentionInput(q, k, v, mask_of(kind, 9), q), members(9)[member][0], backend)
+    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
     assert output[0, 0].isnan().all()
     assert output[0, 1:].isfinite().all() and output[1:].isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["none", "causal"])
+@pytest.mark.parametrize("kind", ["nothing", "causal"])
 def test_a_key_that_is_nan_is_seen_without_gradients_too(kind):
     q, k, v = (draw(9) for _ in range(3))
     with torch.no_grad():
         k[0, 0, 4, 0] = float("nan")
         for member in ("one branch", "two branches"):
             terms = members(9)[member][0]
-            output, _ = affine_attention(AttentionInput(q, k, v, mask_of(kind, 9), q), terms)
+            output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), terms)
             assert output[0, 0].isnan().all()
             assert output[1:].isfinite().all()
 
@@ -232,7 +222,9 @@ def test_a_key_that_is_nan_is_seen_without_gradients_too(kind):
 def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():
     q, k, v = (torch.full((1, 1, 400, 4), 100.0, dtype=torch.float16) for _ in range(3))
     for backend in ("auto", "reference", "fused"):
-        output, _ = affine_attention(AttentionInput(q / 1000, k, v, mask_of("causal", 400), q), AffineTerms(), backend)
+        output, _ = affine_attention(
+            AttentionInput(q / 1000, k, v, make_mask("causal", 400), q), AffineTerms(), backend
+        )
         assert output.isfinite().all()
 
 
@@ -241,12 +233,12 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("kind", ["causal", "padding", "padding and causal", "fully masked"])
+@pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [30, 300])
 def test_on_a_gpu_as_by_the_plain_formula(kind, dtype, length):
     tensors = [draw(length, torch.float32) for _ in range(4)]
-    mask = mask_of(kind, length)
+    mask = make_mask(kind, length)
     gpu_mask = AttentionMask(None if mask.padding is None else mask.padding.cuda(), mask.causal)
     results = []
     for place, own_mask in (
@@ -264,13 +256,13 @@ def test_on_a_gpu_as_by_the_plain_formula(kind, dtype, length):
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("kind", ["causal", "padding", "padding and causal", "fully masked"])
+@pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_exactly_p_is_dropped(kind, dtype):
     length = 64
     q, k, negative_q = (torch.randn(BATCH, HEADS, length, length, device="cuda", dtype=dtype) for _ in range(3))
     v = torch.eye(length, device="cuda", dtype=dtype).expand(BATCH, HEADS, length, length).contiguous()
-    mask = mask_of(kind, length)
+    mask = make_mask(kind, length)
     mask = AttentionMask(None if mask.padding is None else mask.padding.cuda(), mask.causal)
     terms = AffineTerms(1.5, 0.5, negative_q)
     dropped, _ = affine_attention(AttentionInput(q, k, v, mask, q, 0.3), terms)
