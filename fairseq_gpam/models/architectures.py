@@ -13,6 +13,7 @@ from fairseq.models import (
 )
 
 from fairseq_gpam import options
+from fairseq_gpam.models.sharding import check_backend
 
 
 def our_name(architecture: str, stock_model: str, our_model: str) -> str:
@@ -20,8 +21,9 @@ def our_name(architecture: str, stock_model: str, our_model: str) -> str:
     return our_model + architecture.removeprefix(stock_model)
 
 
-def with_gpam_defaults(preset: Callable[[Any], None]) -> Callable[[Any], None]:
+def with_gpam_defaults(preset: Callable[[Any], None] = lambda args: None) -> Callable[[Any], None]:
     def architecture(args: Any) -> None:
+        check_backend(args)
         preset(args)
         options.fill_defaults(args)
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from fairseq_gpam import options
 from fairseq_gpam.attention import on_registration
-from fairseq_gpam.models.architectures import register_architectures
+from fairseq_gpam.models.architectures import register_architectures, with_gpam_defaults
 from fairseq_gpam.models.with_mechanisms import WithMechanisms
 
 MODEL = "transformer_lm_gpam"
@@ -59,6 +59,6 @@ def fill_fairseq_defaults(args: Any) -> None:
 # and would drop the flags of a mechanism whose file --gpam-import has not run yet. So this architecture is treated like
 # all others, and `build_model` fills in what is missing.
 MODEL_DATACLASS_REGISTRY.pop(MODEL, None)
-ARCH_CONFIG_REGISTRY[MODEL] = options.fill_defaults
+ARCH_CONFIG_REGISTRY[MODEL] = with_gpam_defaults()
 on_registration(publish_options)
 register_architectures("transformer_lm", MODEL)

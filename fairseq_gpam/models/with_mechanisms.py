@@ -12,6 +12,7 @@ from torch import Tensor
 from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY, AttentionMechanism
 from fairseq_gpam.attention.base import describe_neutral
+from fairseq_gpam.models.sharding import check_wrapping
 from fairseq_gpam.modules.install import check_quantisation, install_attention
 from fairseq_gpam.modules.spectrum_penalty import penalise_spectrum
 
@@ -35,6 +36,7 @@ class WithMechanisms(BaseFairseqModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> Any:
+        check_wrapping()
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 from fairseq.modules import MultiheadAttention
@@ -25,7 +24,6 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
     The projections stay the ones that fairseq built, so that under one seed a model of any mechanism starts from the
     same shared weights as the stock model. Raises ValueError where a layer is of an unknown kind.
     """
-    check_sharding()
     shared: dict[tuple[object, ...], Any] = {}
     for stack_name in ("encoder", "decoder"):
         stack = getattr(model, stack_name, None)
@@ -59,16 +57,6 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
     install_skip_weight(model, settings.skip_weight, settings.warm_start)
     install_layer_fusion(model, settings.layer_fusion, settings.warm_start)
     attach_training_log(model, settings.log_attention)
-
-
-def check_sharding() -> None:
-    """Raises ValueError inside fairscale's wrapping, in which `--ddp-backend fully_sharded` builds models."""
-    wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
-    if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
-        raise ValueError(
-            "--ddp-backend 'fully_sharded' is not allowed with --gpam-mechanism, whose layers may share parameters; "
-            "allowed: c10d, legacy_ddp"
-        )
 
 
 def check_quantisation(model: nn.Module, args: Any) -> None:

@@ -1,0 +1,24 @@
+"""Refuses `--ddp-backend fully_sharded`, which wraps layers by fairscale and counts each parameter once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+REFUSAL = (
+    "--ddp-backend 'fully_sharded' is not allowed with --gpam-mechanism, whose layers may share parameters; "
+    "allowed: c10d, legacy_ddp"
+)
+
+
+def check_backend(args: Any) -> None:
+    """Raises ValueError if the parsed flags ask for it; the engine itself would first ask for fairscale."""
+    if getattr(args, "ddp_backend", None) == "fully_sharded":
+        raise ValueError(REFUSAL)
+
+
+def check_wrapping() -> None:
+    """Raises ValueError inside fairscale's wrapping, where the flags are not to be seen, as under hydra."""
+    wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
+    if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
+        raise ValueError(REFUSAL)
