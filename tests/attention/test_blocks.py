@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from masks import make_masks
+from reference import row_softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask
@@ -371,3 +372,27 @@ def test_a_group_of_heads_has_whole_sentences_or_a_part_of_one_and_fits_the_memo
         n for n in range(group + 1, 2 * bsz * heads_of_model + 2) if n % heads_of_model == 0 or heads_of_model % n == 0
     )
     assert group == bsz * heads_of_model or larger * weights > block_plan.BLOCK_WEIGHTS
+
+
+@pytest.mark.parametrize("kind", ["causal", "causal, left", "none", "right, bias"])
+@pytest.mark.parametrize("prefix", [1, 50, 77])
+@pytest.mark.parametrize("length", [20, 197])
+def test_queries_behind_a_prefix_see_it_and_their_own_past(length, prefix, kind):
+    """197 queries are blocks of 50 rows; the keys of the prefix come before those of the queries."""
+    batch, keys = 3, prefix + length
+    masks = make_masks(kind, batch, length, keys, dtype=torch.float64)
+    leaves = q, k, v, negative_q = [
+        torch.randn(batch, HEADS, size, WIDTH, dtype=torch.float64, requires_grad=True)
+        for size in (length, keys, keys, length)
+    ]
+    visible = masks.visible.expand(batch, HEADS, length, keys)
+    positive, negative = (
+        row_softmax(each @ k.transpose(-2, -1) / math.sqrt(WIDTH) + masks.added, visible) for each in (q, negative_q)
+    )
+    expected = (1.25 * positive - 0.5 * negative) @ v
+    found = blocks(q, k, v, masks.mask, 1.25, 0.5, negative_q)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

@@ -169,3 +169,41 @@ def test_the_mean_of_visible_values_is_that_of_each_row_alone(kind, queries):
         values = v[place[0], place[1], visible[place]]
         expected = values.mean(0) if len(values) else torch.zeros(2, dtype=v.dtype)
         torch.testing.assert_close(means[place], expected)
+
+
+PARTS = (3, 4, 4, 6)
+
+
+def check_parts(mask, visible, added):
+    """Every range of sentences, heads and queries is hidden and biased as the whole is there."""
+    batch, heads, queries, keys = PARTS
+    visible, added = visible.expand(PARTS), torch.as_tensor(added, dtype=torch.float64).expand(PARTS)
+    ranges = [list(itertools.combinations(range(size + 1), 2)) for size in (batch, heads, queries)]
+    for (b0, b1), (h0, h1), (t0, t1) in itertools.product(*ranges):
+        part = mask.sentences(b0, b1).heads(h0, h1).rows(t0, t1, queries, keys)
+        here = (slice(b0, b1), slice(h0, h1), slice(t0, t1))
+        seen = keys - queries + t1 if mask.causal else keys
+        assert not visible[here][..., seen:].any()
+        expected = visible[here][..., :seen]
+        hidden = part.hidden_keys(t1 - t0, seen, torch.device("cpu"))
+        found = torch.tensor(True) if hidden is None else ~hidden
+        assert torch.equal(found.expand(expected.shape), expected)
+        bias = torch.zeros(()) if part.bias is None else part.bias
+        assert torch.equal(bias.double().expand(expected.shape), added[here][..., :seen])
+
+
+@pytest.mark.parametrize("kind", ["none", "right", "causal", "causal, left", "boolean, right", "bias, scattered, left"])
+def test_a_part_of_a_mask_is_the_mask_of_the_part(kind):
+    batch, heads, queries, keys = PARTS
+    masks = make_masks(kind, batch, queries, keys, heads)
+    check_parts(masks.mask, masks.visible, masks.added)
+
+
+@pytest.mark.parametrize("shape", itertools.product(*((1, size) for size in PARTS)))
+def test_a_dimension_that_a_mask_shares_stays_shared_in_its_parts(shape):
+    batch, _, queries, keys = PARTS
+    additive = torch.randn(shape)
+    additive = additive.masked_fill(additive < -0.5, float("-inf"))
+    padding = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    visible, added = visibility(batch, queries, keys, padding, additive)
+    check_parts(AttentionMask.from_fairseq(padding, additive), visible, added)
