@@ -60,7 +60,8 @@ mechanism starts at its neutral setting, from which training moves away. A mecha
 
 CONTROLS = """## Controls with as many parameters
 
-```
+<!-- run by the tests: as it stands -->
+```bash
 python -m fairseq_gpam info --arch transformer_gpam_iwslt_de_en --gpam-mechanism dagpam --match
 ```
 

@@ -1,28 +1,80 @@
-"""The commands of the README and of the documentation's pages, as they stand there, on small made corpora."""
+"""The commands of every page that users read, as they stand there.
 
+A comment above a block, or one for its whole page, says what runs it: these tests, with a small made corpus, a small
+model, or flags that shorten it; or another file. What needs a GPU or a corpus says so.
+"""
+
+import os
 import re
 import shlex
+import subprocess
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from conftest import SMALL, SMALL_LM
+from conftest import SMALL, SMALL_LM, USER_DIR
+from tiny import build, model_input
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = sorted(
-    [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")], key=lambda path: (path.parent.name, path.name)
-)
-BLOCK = re.compile(r"^(?:<!-- ([^\n]*?) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN = "run by the tests: "
-SETTINGS = {
-    "translation": (SMALL, "parallel"),
-    "language model": (SMALL_LM, "monolingual"),
-}
-BLOCKS = [
-    pytest.param(match[1], match[3], id=f"{path.name}-{number}")
-    for path in PAGES
-    for number, match in enumerate(BLOCK.finditer(path.read_text(encoding="utf-8")))
-    if match[2] == "bash"
+PAGES = [
+    *(REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted((REPOSITORY / "examples").rglob("*.md")),
 ]
+OF_PAGE = re.compile(r"^<!-- commands of this page: (.*?) -->$", re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?: *<!-- ([^\n]*?) -->\n)? *```([^\n]*)\n(.*?)^ *```$(?:(?=\n\n```\n(.*?)^```$))?", re.MULTILINE | re.DOTALL
+)
+COMMAND = re.compile(r"^ *(?:\$ )?(?:bash|ct2-\S+|fairseq-\S+|pip|python3?|srun|torchrun) ", re.MULTILINE)
+LANGUAGES = ("bash", "console", "python", "sh", "shell")
+ON_A_CORPUS = r"run by the tests: (translation|language model)"
+IN_A_SHELL = r"run by the tests: (?:as it stands|with( --.+))"
+ON_A_MODEL = r"run by the tests: on a small model"
+ELSEWHERE = r"run by (\S+)"
+NOT_RUN = r"not run by the tests: (?:installs|needs .*\b(?:corpus|GPUs?)\b.*)"
+CORPORA = {"translation": (SMALL, "parallel"), "language model": (SMALL_LM, "monolingual")}
+
+
+class Block(NamedTuple):
+    page: Path
+    mark: str | None
+    language: str
+    content: str
+    output: str
+
+
+def blocks_of(page):
+    text = page.read_text(encoding="utf-8")
+    of_page = OF_PAGE.search(text)
+    for mark, language, content, output in BLOCK.findall(text):
+        if (language in LANGUAGES and not content.startswith("--8<--")) or (not language and COMMAND.search(content)):
+            yield Block(page, mark or (of_page and of_page[1]), language, textwrap.dedent(content), output)
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{page.relative_to(REPOSITORY)}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks_of(page))
+]
+
+
+def marked(pattern):
+    return [each for each in BLOCKS if re.fullmatch(pattern, each.values[0].mark or "")]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_says_what_runs_it(block):
+    assert block.mark, f"say above it what runs:\n{block.content}"
+    assert re.fullmatch("|".join((ON_A_CORPUS, IN_A_SHELL, ON_A_MODEL, ELSEWHERE, NOT_RUN)), block.mark)
+    assert block.language in ("bash", "python")
+
+
+@pytest.mark.parametrize("block", marked(ELSEWHERE))
+def test_what_runs_a_block_elsewhere_names_its_page_or_the_command(block):
+    text = (REPOSITORY / re.fullmatch(ELSEWHERE, block.mark)[1]).read_text(encoding="utf-8")
+    name = block.page.parent.name if block.page.name == "README.md" else block.page.name
+    assert f'{name}"' in text or block.content.strip() in text
 
 
 def commands(block):
@@ -32,17 +84,18 @@ def commands(block):
     return [command for command in words if command]
 
 
-@pytest.mark.parametrize(("comment", "block"), BLOCKS)
-def test_a_block_says_whether_the_tests_run_it(comment, block):
-    assert comment is not None, f"say above it whether the tests run:\n{block}"
-    assert comment.startswith((RUN, "not run by the tests: ", "not run by the tests in full: ")), comment
+@pytest.fixture
+def folder_of_a_user(tmp_path):
+    for name in ("examples", "scripts"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path
 
 
-@pytest.mark.parametrize(("comment", "block"), [each for each in BLOCKS if (each.values[0] or "").startswith(RUN)])
-def test_a_block_runs(comment, block, command, request, tmp_path):
-    model, data = SETTINGS[comment.removeprefix(RUN)]
+@pytest.mark.parametrize("block", marked(ON_A_CORPUS))
+def test_a_block_runs_on_a_small_corpus(block, command, request, folder_of_a_user):
+    model, data = CORPORA[re.fullmatch(ON_A_CORPUS, block.mark)[1]]
     data_bin = str(request.getfixturevalue(data))
-    for name, *arguments in commands(block):
+    for name, *arguments in commands(block.content):
         arguments = [data_bin if word == "data-bin" else word for word in arguments]
         if name == "fairseq-train":
             # The length of training stays the page's own: evaluation is given the same.
@@ -50,8 +103,29 @@ def test_a_block_runs(comment, block, command, request, tmp_path):
             arguments += [*model[:length], "--max-update", "2", "--cpu"]
         else:
             arguments += ["--cpu"]
-        shown = command(name, *arguments, cwd=tmp_path)
+        shown = command(name, *arguments, cwd=folder_of_a_user)
         if name == "fairseq-generate":
             assert "Translated 41 sentences" in shown.text
         if name == "fairseq-eval-lm":
             assert int(re.search(r"Evaluated ([\d,]+) tokens", shown.text)[1].replace(",", "")) > 0
+
+
+@pytest.mark.parametrize("block", marked(IN_A_SHELL))
+def test_a_block_runs_and_gives_the_output_shown(block, interpreter, folder_of_a_user):
+    flags = re.fullmatch(IN_A_SHELL, block.mark)[1] or ""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.content.rstrip() + flags],
+        cwd=folder_of_a_user,
+        env={**os.environ, "PYTHONPATH": str(USER_DIR.parent), "PATH": f"{interpreter.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(block.output.splitlines()) <= set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("block", marked(ON_A_MODEL))
+def test_a_block_runs_on_a_small_model(block, capsys):
+    names = {"model": build("translation", "transformer_gpam"), "batch": {"net_input": model_input("translation")}}
+    exec(compile(block.content, str(block.page), "exec"), names)
+    assert capsys.readouterr().out

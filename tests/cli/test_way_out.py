@@ -1,8 +1,10 @@
 """The way out: exported checkpoints in fairseq without --user-dir, in CTranslate2, and under torch's safe loading."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +59,18 @@ def test_the_exported_checkpoint_names_nothing_of_this_package_and_loads_safely_
     assert state["fairseq_gpam"]["exported_from"]["gpam_lambda_plus"] == 0.4
     names = torch.load(trained, weights_only=True)["model"].keys()
     assert state["model"].keys() == {name for name in names if ".mechanism." not in name}
+
+
+def test_the_commands_of_the_page_lead_from_a_checkpoint_to_ctranslate2(parallel, folded, tmp_path):
+    pytest.importorskip("ctranslate2")
+    text = (Path(__file__).parents[2] / "examples/python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.M | re.S)
+    assert len(blocks) == 2
+    (tmp_path / "checkpoint.pt").symlink_to(folded[0])
+    (tmp_path / "data-bin").symlink_to(parallel)
+    environment = {**ENVIRONMENT, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", "".join(blocks)], check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "ct2" / "model.bin").is_file()
 
 
 def test_ctranslate2_gives_the_same_greedy_translations(command, parallel, folded, tmp_path):
