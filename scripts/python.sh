@@ -36,11 +36,11 @@ install_stamp() { # EXTRAS
     cat "$REPO/setup.py" "$REPO/fairseq_gpam/engine.py"
 }
 
-# Make a virtual environment with this package and its extras, unless it is there already, and set PYTHON to its
-# interpreter.
-make_venv() { # FOLDER EXTRAS
-    local venv=$1 extras=$2 base torch pip
-    if ! diff -q <(install_stamp "$extras") "$venv/installed" >/dev/null 2>&1; then
+# Make the repository's virtual environment, .venv, with this package and its extras, unless it has them already, and set
+# PYTHON to its interpreter.
+make_venv() { # EXTRAS
+    local venv=$REPO/.venv extras=$1 base torch pip
+    if ! diff -q <(install_stamp "$extras") "$venv/installed-$extras" >/dev/null 2>&1; then
         base=$(find_python)
         "$base" -m venv "$venv" ||
             die "$base cannot make a virtual environment (on Debian: apt install python3.11-venv)"
@@ -50,34 +50,23 @@ make_venv() { # FOLDER EXTRAS
             "${pip[@]}" install "${torch[@]}"
         fi
         "${pip[@]}" install -e "${REPO}[$extras]"
-        install_stamp "$extras" >"$venv/installed"
+        install_stamp "$extras" >"$venv/installed-$extras"
     fi
     export PYTHON=$venv/bin/python
 }
 
-# The value of --out among the arguments, or out.
-out_folder() { # ARGUMENTS...
-    local out=out
-    while (($#)) && [[ $1 != -- ]]; do
-        case $1 in
-            --out) out=${2:-out} ;;
-            --out=*) out=${1#--out=} ;;
-        esac
-        shift
-    done
-    printf '%s' "$out"
+has_package() { # PYTHON
+    "$1" -c 'import sys; from importlib.util import find_spec as f; sys.exit(not (f("fairseq_gpam") and f("fairseq")))' 2>/dev/null
 }
 
-# Hand over to the command with PYTHON if given, else the virtual environment of the quickstart in the output folder (a
-# run lies four folders below it), else python on PATH.
+# Hand over to the command with PYTHON if given, else with the first that has the package: python on PATH, .venv.
 run_command() { # COMMAND ARGUMENTS...
-    local candidate
-    for candidate in "${PYTHON:-}" "$(out_folder "$@")/venv/bin/python" "${2:-.}/../../../../venv/bin/python" python python3; do
-        if [[ -n $candidate ]] && command -v -- "$candidate" >/dev/null; then
-            "$candidate" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("fairseq_gpam") is None)' ||
-                die "$candidate does not find fairseq_gpam; run: pip install -e '.[fairseq]'"
+    local candidate candidates=(python python3 "$REPO/.venv/bin/python")
+    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
+        if has_package "$candidate"; then
             exec "$candidate" -m fairseq_gpam "$@"
         fi
     done
-    die "no python found"
+    die "fairseq_gpam and fairseq are not installed for ${candidates[*]}; run: pip install -e '.[fairseq]'"
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: quickstart.sh [lm] [options] [-- fairseq-train flags]
 #
-# From nothing to a table: makes a virtual environment, installs the package, fetches a corpus,
-# trains stock softmax attention and daGPAM under the same budget and seed, evaluates both and
-# prints one table. Without "lm" a translation model (task bible-de-en: sacreBLEU), with it a
+# From nothing to a table: makes a virtual environment in .venv, installs the package, fetches a
+# corpus, trains stock softmax attention and daGPAM under the same budget and seed, evaluates both
+# and prints one table. Without "lm" a translation model (task bible-de-en: sacreBLEU), with it a
 # language model (task shakespeare-lm: perplexity).
 #   --full        train to convergence (hours on a CPU) instead of 1,200 updates
 #   --out DIR     output folder (default: out)
@@ -12,7 +12,7 @@
 #   --runs LIST   mechanisms to compare (default: "stock dagpam")
 # Everything after -- goes to every fairseq-train. Interrupted and started again with the same line,
 # it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in
-# DIR/quickstart/TASK, and all it needed below DIR.
+# DIR/quickstart/TASK, and all else but the virtual environment below DIR.
 # Environment: PYTHON, the interpreter to use (default: python3.11 or python3.12); if it has the
 # package with the extras fairseq and analysis, nothing is installed. GPAM_TORCH, what pip is to
 # install as torch, options included.
@@ -24,8 +24,6 @@ if [[ -n ${PYTHON:-} ]] &&
     printf 'using %s, which has fairseq_gpam\n' "$PYTHON"
 else
     printf '== install\n'
-    out=$(out_folder "$@")
-    mkdir -p "$out"
-    make_venv "$(cd "$out" && pwd)/venv" fairseq,analysis
+    make_venv fairseq,analysis
 fi
 run_command quickstart "$@"

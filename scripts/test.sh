@@ -11,6 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then usage; fi
 (($#)) || set -- -m "not recipes"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-make_venv "$REPO/.venv" fairseq,analysis,entmax,test
+make_venv fairseq,analysis,entmax,test
 cd "$REPO"
 PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --numprocesses "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" "$@"

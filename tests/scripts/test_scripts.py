@@ -33,6 +33,22 @@ def test_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
+def test_without_a_named_python_the_scripts_take_one_that_has_the_package(tmp_path):
+    shutil.copytree(SCRIPTS, tmp_path / "scripts")
+    places = {"bin/python": "exit 1", "bin/python3": "exit 1", ".venv/bin/python": '[ "$1" = -c ] || echo .venv "$@"'}
+    for place, command in places.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / place).chmod(0o755)
+    line = ["bash", tmp_path / "scripts/score.sh", "RUN"]
+    surroundings = {"env": {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}, "capture_output": True, "text": True}
+    assert subprocess.run(line, **surroundings).stdout == ".venv -m fairseq_gpam score RUN\n"
+    (tmp_path / ".venv/bin/python").unlink()
+    refused = subprocess.run(line, **surroundings)
+    assert refused.returncode == 1
+    assert "run: pip install -e '.[fairseq]'" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
