@@ -4,8 +4,8 @@ Usage: python tests/mutate.py [--sample N] [--seed N] [--jobs N] [--out FILE] PA
 
 PATH is a file or folder of the package. cosmic-ray makes the mutants; N of them are drawn at random, each is imported
 in a child forked after the slow imports, and the tests of its file run there until one fails. Prints the survivors and
-the share that was killed with its 95 % interval; FILE gets one line of JSON for each mutant, and mutants that it holds
-already are not run again.
+the share that was killed with its 95 % Wilson interval; FILE gets one line of JSON for each mutant, and mutants that it
+holds already are not run again.
 """
 
 import argparse
@@ -204,7 +204,7 @@ def main():
         if not results[mutant]["killed"]:
             print(f"survived {mutant[0]}:{results[mutant]['line']} {mutant[1]}: {results[mutant]['text']}")
     killed = sum(results[mutant]["killed"] for mutant in drawn)
-    low, high = binomtest(killed, len(drawn)).proportion_ci()
+    low, high = binomtest(killed, len(drawn)).proportion_ci(method="wilson")
     print(
         f"{killed} of {len(drawn)} killed: {killed / len(drawn):.1%} (95 % interval {low:.1%} to {high:.1%});", end=" "
     )

@@ -253,6 +253,16 @@ def test_padding_is_not_seen_in_weights(metric, future):
     assert torch.allclose(found, torch.stack(parts), rtol=1e-9)
 
 
+@pytest.mark.parametrize("metric", [*STATE_METRICS, *WEIGHT_METRICS])
+def test_each_of_a_stack_is_measured_alone(metric):
+    # The third dimension is the heads where a metric compares heads.
+    stack = torch.randn(2, 3, 4, 6, 6, dtype=F64)
+    found = metric(stack)
+    alone = torch.stack([torch.stack([metric(each) for each in row]) for row in stack])
+    assert found.shape == alone.shape
+    assert torch.allclose(found, alone, rtol=1e-9)
+
+
 def test_a_matrix_without_rows_is_undefined():
     weights = torch.rand(2, 3, 3, dtype=F64)
     visible = torch.zeros(2, 3, 3, dtype=torch.bool)
