@@ -38,8 +38,8 @@ three layers of one and one of the other. Both take groups of heads too, separat
 
 Shapes: Q, K, V hold D numbers for each of a head's T queries or S keys; M is the mask; U is uniform over the n keys
 that a row sees. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
-softmax attention, which has {stock:,}. *Cost* is the work with T × S matrices relative to softmax attention, as the
-formula has it; it is not a timing.
+softmax attention, which has {stock:,}. *Cost* is the work with T × S matrices relative to softmax attention, counted
+from the formula, not timed.
 
 The drawings show the weights of head 1 in the second of three layers, before any norm or gate, for one sentence:
 

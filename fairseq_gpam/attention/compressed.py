@@ -63,7 +63,7 @@ def _per_layer(name: str, default: str, meaning: str) -> Option:
         name,
         str,
         default,
-        f"{meaning}; one number, or one for each layer as in 5@0-7;7@8-11",
+        meaning,
         check=allowed,
         allowed="a whole number > 0, or one for each layer as in 5@0-7;7@8-11",
     )

@@ -43,7 +43,8 @@ class DifferentialAttention(AttentionMechanism):
     """H/2 differential heads of query width D and value width 2D: as wide as softmax attention with H heads.
 
     λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init is one number for a layer, with vectors drawn from N(0, 0.1²). RMSNorm
-    (eps 1e-5, one weight for all heads) and the factor 1−λ_init follow. One attention gets 4D+2D parameters more.
+    (eps 1e-5, one weight for all heads) and the factor 1−λ_init follow. The mechanism adds 4D parameters for λ
+    and 2D for the norm.
     """
 
     name = "differential"

@@ -26,8 +26,8 @@ class IntegralAttention(AffineMechanism):
 
     The sum over the parts is QKᵀ itself, so this is softmax attention with its scores divided by √G, and is computed as
     such. The paper's own text and code were not available. The formula and G = 8 come from two independent public
-    descriptions, the scale 1/√(D/G) from one of them. The paper keeps softmax in the lower layers; a mechanism for each
-    layer can say so. G = 1 is softmax attention.
+    descriptions, the scale 1/√(D/G) from one of them. The paper keeps softmax in the lower layers, as in
+    `softmax@0-2;integral@3-5`. G = 1 is softmax attention.
     """
 
     name = "integral"
