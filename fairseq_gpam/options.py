@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
-from fairseq_gpam.attention import REGISTRY, SITES, Option, Settings
+from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism, Option, Settings
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.attention.layers import is_layered
 from fairseq_gpam.attention.mixed import is_mixture
@@ -207,6 +207,25 @@ def resolve(args: Any) -> Settings:
             f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}"
         )
     return Settings(values)
+
+
+def refuse_unread(settings: Settings, mechanisms: Iterable[AttentionMechanism]) -> None:
+    """Raises ValueError if a mechanism's option was changed and none of the model's mechanisms reads it.
+
+    A model is then not another one under the name of the one that was meant.
+    """
+    installed = {type(mechanism) for mechanism in mechanisms if mechanism.name in REGISTRY}
+    for option in all_options():
+        value, readers = settings[option.name], users(option)
+        if not readers or value in (option.default, *option.former_defaults):
+            continue
+        if not any(option in mechanism.options for mechanism in installed):
+            given = option.flag if value is True else f"{option.flag} {value!r}"
+            names = ", ".join(sorted({mechanism.name for mechanism in installed}))
+            raise ValueError(
+                f"{given} is not allowed in a model of {names}, where nothing reads it; allowed with a mechanism that "
+                f"does: {', '.join(readers)}"
+            )
 
 
 def _names(args: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import OURS, STOCK, TASKS, build, logits, model_input, scramble
+from tiny import OURS, STOCK, TASKS, build, logits, model_input, needed, scramble
 
 from fairseq_gpam import export
 from fairseq_gpam.attention import REGISTRY
@@ -42,7 +42,7 @@ def test_the_stock_model_with_folded_weights_computes_the_same(task, name):
 @pytest.mark.parametrize("mechanism", sorted(set(REGISTRY) - {"softmax", "scaled_softmax"}))
 def test_every_other_mechanism_is_refused_with_its_layer_site_and_formula(mechanism):
     site = REGISTRY[mechanism].sites[0]
-    flags = ["--gpam-mechanism", "softmax", f"--gpam-{site}-mechanism", mechanism, "--gpam-cog-everywhere"]
+    flags = ["--gpam-mechanism", "softmax", f"--gpam-{site}-mechanism", mechanism, *needed(mechanism)]
     ours = build("translation", OURS["translation"], *flags)
     with pytest.raises(export.ExportError) as error:
         export.fold(ours, ours.state_dict())

@@ -4,7 +4,11 @@ Everything goes through fairseq's parser and builder. Values that are wrong by t
 """
 
 import pytest
-from tiny import OURS, build
+from tiny import BASE, OURS, build, build_from, model_config, unlist
+
+from fairseq_gpam.attention import Option, register_mechanism
+from fairseq_gpam.attention.lambdas import LAMBDA_PLUS_OPTIONS
+from fairseq_gpam.attention.softmax import SoftmaxAttention
 
 TRANSLATION, LANGUAGE_MODEL = "translation", "language_modeling"
 MECHANISM, ROW_SUM, TOKEN = "--gpam-mechanism", "--gpam-row-sum 0.5", "--gpam-lambda-source token"
@@ -69,6 +73,19 @@ IN_A_LANGUAGE_MODEL = [
     ("--gpam-mechanism entmax", "--gpam-entmax-alpha", "2.5", "a number between 1.01 and 2, both excluded"),
     ("--gpam-mechanism sparsemax", "--gpam-backend", "fused", "auto, reference"),
     ("--gpam-mechanism talking_heads", "--gpam-backend", "fused", "auto, reference"),
+    # options of mechanisms that the model has not
+    ("--gpam-mechanism softmax", "--gpam-row-sum", "1.0", "dagpam"),
+    ("--gpam-mechanism softmax", "--gpam-negative-frozen", "", "dagpam"),
+    ("--gpam-mechanism softmax", "--gpam-lambda-plus", "0.25", "dagpam, scaled_softmax"),
+    ("--gpam-mechanism scaled_softmax", "--gpam-lambda-minus", "0.25", "dagpam"),
+    ("--gpam-mechanism scaled_softmax", "--gpam-lambda-minus-training", "fixed", "dagpam"),
+    ("--gpam-mechanism scaled_softmax", "--gpam-lambda-source", "token", "dagpam"),
+    ("--gpam-mechanism differential_v2", "--gpam-negative-source", "input", "dagpam"),
+    ("--gpam-mechanism attn_scale", "--gpam-lambda-plus-training", "fixed", "dagpam, scaled_softmax"),
+    ("--gpam-mechanism gated:1,softmax:1", "--gpam-sink-start", "0.5", "sink"),
+    ("--gpam-mechanism gated@0;softmax@1", "--gpam-sink-start", "0.5", "sink"),
+    ("--gpam-encoder-mechanism local", "--gpam-local-window", "3", "local"),
+    (f"{WARM} --gpam-mechanism scaled_softmax", "--gpam-lambda-plus-training", "fixed", "trainable"),
     # fairseq's own flags
     ("--gpam-layer-fusion concat", "--decoder-layerdrop", "0.1", "0"),
     ("--gpam-mechanism neutreno", "--decoder-layerdrop", "0.1", "0"),
@@ -106,3 +123,52 @@ def test_each_flag_alone_is_allowed():
     """So that it is the combination that is refused."""
     for _, flag, value, _ in IN_A_LANGUAGE_MODEL[:2] + IN_A_LANGUAGE_MODEL[4:10]:
         build(LANGUAGE_MODEL, OURS[LANGUAGE_MODEL], flag, value)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--gpam-mechanism gated:1,sink:1 --gpam-sink-start 0.5",
+        "--gpam-mechanism gated@0;softmax:1,sink:1@1 --gpam-sink-start 0.5",
+        "--gpam-mechanism softmax --gpam-sink-start 0 --gpam-lambda-plus 0.5",
+        "--gpam-mechanism softmax --gpam-log-attention 5 --gpam-query-rank 3",
+    ],
+)
+def test_one_reader_is_enough_and_a_default_or_a_general_option_needs_none(flags):
+    build(LANGUAGE_MODEL, OURS[LANGUAGE_MODEL], *flags.split())
+
+
+def test_one_site_that_reads_an_option_is_enough():
+    flags = ["--gpam-mechanism", "softmax", "--gpam-cross-mechanism", "dagpam", "--gpam-row-sum", "1"]
+    build(TRANSLATION, OURS[TRANSLATION], *flags)
+
+
+@pytest.mark.parametrize("task", [LANGUAGE_MODEL, TRANSLATION])
+def test_a_checkpoint_of_an_earlier_version_carries_the_defaults_of_that_time(task):
+    config = model_config(task, OURS[task], *BASE[task], "--gpam-mechanism", "softmax")
+    config.gpam_neutreno_lambda, config.gpam_entmax_alpha, config.gpam_nap_output = 0.6, 1.5, "layernorm-gelu"
+    build_from(config)
+    config.gpam_neutreno_lambda = 0.7
+    with pytest.raises(ValueError, match="--gpam-neutreno-lambda 0.7 is not allowed.*: neutreno"):
+        build_from(config)
+
+
+class Borrowing(SoftmaxAttention):
+    """A mechanism of someone else, with an option of its own and one of daGPAM's."""
+
+    name = "borrowing"
+    options = (Option("borrowing_size", int, 1, "a size"), next(o for o in LAMBDA_PLUS_OPTIONS if o.name == "lambda"))
+
+
+def test_a_mechanism_from_outside_reads_the_options_that_it_lists():
+    register_mechanism(Borrowing)
+    try:
+        flags = ["--gpam-borrowing-size", "3", "--gpam-lambda", "fixed"]
+        build(LANGUAGE_MODEL, OURS[LANGUAGE_MODEL], "--gpam-mechanism", "borrowing", *flags)
+        for own, readers in ((flags[:2], "borrowing"), (flags[2:], "borrowing, dagpam, scaled_softmax")):
+            with pytest.raises(
+                ValueError, match=f"{own[0]} .*{own[1]}.* is not allowed in a model of sink.*: {readers}$"
+            ):
+                build(LANGUAGE_MODEL, OURS[LANGUAGE_MODEL], "--gpam-mechanism", "sink", *own)
+    finally:
+        unlist("borrowing")

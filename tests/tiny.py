@@ -33,6 +33,11 @@ TASKS = ("translation", "language_modeling")
 NEUTRAL = ["--gpam-lambda-plus", "0", "--gpam-lambda-minus", "0"]
 
 
+def needed(mechanism):
+    """The flags without which a model of two layers cannot have this mechanism."""
+    return ["--gpam-cog-everywhere"] if mechanism == "cog" else []
+
+
 def dictionary(words=20):
     vocabulary = Dictionary()
     for index in range(words):

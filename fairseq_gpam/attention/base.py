@@ -26,7 +26,8 @@ class Option:
     """One setting of a mechanism, which becomes one `--gpam-…` flag.
 
     `check` returns nothing for an allowed value; `allowed` says in words what is allowed. Both are used wherever a
-    value comes in: the command line, a checkpoint, `--model-overrides`, hydra.
+    value comes in: the command line, a checkpoint, `--model-overrides`, hydra. `former_defaults` are the defaults of
+    earlier versions, which their checkpoints carry whether or not the model read the option.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Option:
     choices: tuple[str, ...] | None = None
     check: Callable[[Any], bool] | None = None
     allowed: str = ""
+    former_defaults: tuple[Any, ...] = ()
 
     @property
     def flag(self) -> str:

@@ -9,11 +9,12 @@ from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism, split_heads
 from fairseq_gpam.attention.lambda_sources import LAMBDA_SOURCE_OPTIONS, build_lambdas
-from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS
+from fairseq_gpam.attention.lambdas import LAMBDA_MINUS_OPTIONS, LAMBDA_PLUS_OPTIONS
 from fairseq_gpam.attention.negative_projection import build_negative_projection
 
 DAGPAM_OPTIONS = (
-    *LAMBDA_OPTIONS,
+    *LAMBDA_PLUS_OPTIONS,
+    *LAMBDA_MINUS_OPTIONS,
     *LAMBDA_SOURCE_OPTIONS,
     Option(
         "negative_projection",

@@ -40,6 +40,7 @@ class EntmaxAttention(SparseMechanism):
             "where the learned α of each head starts; if absent, it is drawn at random, or 1.5 with the form softplus",
             check=lambda alpha: alpha > ALPHA_FLOOR,
             allowed=f"a number > {ALPHA_FLOOR}",
+            former_defaults=(1.5,),
         ),
         Option(
             "entmax_form",

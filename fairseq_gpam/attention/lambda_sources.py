@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.base import Option, Settings, Site
 from fairseq_gpam.attention.families import split_heads, upcast
-from fairseq_gpam.attention.lambdas import Lambda, build_lambda, no_decay_parameter, scope_count, scope_key
+from fairseq_gpam.attention.lambdas import (
+    Lambda,
+    build_lambda,
+    is_trained,
+    no_decay_parameter,
+    scope_count,
+    scope_key,
+)
 
 LAMBDA_SOURCE_OPTIONS = (
     Option(
@@ -104,6 +111,16 @@ def build_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Lambda, L
 
     Raises ValueError if an option is given that has no meaning with the source of the λ's.
     """
+    if settings.lambda_tied and settings.lambda_minus_training is not None:
+        raise ValueError(
+            f"--gpam-lambda-minus-training {settings.lambda_minus_training!r} is not allowed with --gpam-lambda-tied, "
+            "where λ⁻ is λ⁺; allowed: --gpam-lambda-plus-training"
+        )
+    if settings.warm_start and not (is_trained("lambda_plus", settings) or is_trained("lambda_minus", settings)):
+        raise ValueError(
+            "--gpam-lambda-plus-training 'fixed' with --gpam-lambda-minus-training 'fixed' is not allowed with "
+            "--gpam-warm-start, from which nothing could move away; allowed: one of them trainable"
+        )
     if settings.row_sum is not None:
         refuse_options(settings, f"--gpam-row-sum {settings.row_sum:g}", _ROW_SUM_REFUSALS)
         return _build_ratio_lambdas(owner, site, settings)

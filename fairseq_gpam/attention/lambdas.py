@@ -12,7 +12,7 @@ from fairseq_gpam.attention.base import Option, Settings, Site
 # fairseq's optimisers read this attribute of a parameter; `--optimizer gpam_adam` gives this group no weight decay.
 NO_DECAY_GROUP = "gpam_lambda"
 
-LAMBDA_OPTIONS = (
+LAMBDA_PLUS_OPTIONS = (
     Option("lambda", str, "trainable", "whether the λ's are trained", choices=("fixed", "trainable")),
     Option(
         "lambda_plus",
@@ -20,7 +20,6 @@ LAMBDA_OPTIONS = (
         0.5,
         "the value of λ⁺ if it is fixed, else its start; a trained λ without an upper bound may fall below 0",
     ),
-    Option("lambda_minus", float, 0.5, "the value of λ⁻ if it is fixed, else its start; like λ⁺ it may fall below 0"),
     Option(
         "lambda_scope",
         str,
@@ -28,7 +27,6 @@ LAMBDA_OPTIONS = (
         "whether a model, a layer or a head has its own λ's",
         choices=("model", "layer", "head"),
     ),
-    Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
     Option(
         "lambda_max",
         float,
@@ -44,6 +42,10 @@ LAMBDA_OPTIONS = (
         "whether λ⁺ is trained, whatever --gpam-lambda says",
         choices=("fixed", "trainable"),
     ),
+)
+LAMBDA_MINUS_OPTIONS = (
+    Option("lambda_minus", float, 0.5, "the value of λ⁻ if it is fixed, else its start; like λ⁺ it may fall below 0"),
+    Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
     Option(
         "lambda_minus_training",
         str,
@@ -99,28 +101,22 @@ class Lambda(nn.Module):
 
 def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:
     """Returns λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of `owner`, a mechanism, in its scope; created on first use."""
-    trainings = {sign: settings[f"lambda_{sign}_training"] or settings["lambda"] for sign in ("plus", "minus")}
-    if settings.lambda_tied and settings.lambda_minus_training is not None:
-        raise ValueError(
-            f"--gpam-lambda-minus-training {settings.lambda_minus_training!r} is not allowed with --gpam-lambda-tied, "
-            "where λ⁻ is λ⁺; allowed: --gpam-lambda-plus-training"
-        )
-    if settings.warm_start and trainings["plus"] == trainings["minus"] == "fixed":
-        raise ValueError(
-            "--gpam-lambda-plus-training 'fixed' with --gpam-lambda-minus-training 'fixed' is not allowed with "
-            "--gpam-warm-start, from which nothing could move away; allowed: one of them trainable"
-        )
     source = "lambda_plus" if settings.lambda_tied else name
     key = scope_key(source, owner, site, settings)
     if key not in site.shared:
         site.shared[key] = Lambda(
             initial=settings[source],
             count=scope_count(site, settings),
-            trainable=trainings[source.removeprefix("lambda_")] == "trainable",
+            trainable=is_trained(source, settings),
             bound=settings.lambda_max,
             flag="--gpam-" + source.replace("_", "-"),
         )
     return site.shared[key]
+
+
+def is_trained(name: str, settings: Settings) -> bool:
+    """Returns whether λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) is trained."""
+    return (settings[f"{name}_training"] or settings["lambda"]) == "trainable"
 
 
 def scope_key(name: str, owner: str, site: Site, settings: Settings) -> tuple[object, ...]:

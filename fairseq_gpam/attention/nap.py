@@ -59,6 +59,7 @@ class NapAttention(MatrixMechanism):
             "what follows the weighted sum: GELU, and LayerNorm after the output projection; LayerNorm and GELU on the "
             "joined heads; or nothing",
             choices=("gelu-layernorm", "layernorm-gelu", "none"),
+            former_defaults=("layernorm-gelu",),
         ),
     )
 

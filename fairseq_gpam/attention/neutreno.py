@@ -42,6 +42,7 @@ class NeutrenoAttention(AffineMechanism):
             float,
             0.4,
             "the strength λ of the pull towards the first layer's values; 0.6 for vision in the source",
+            former_defaults=(0.6,),
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairseq_gpam.attention.affine import AffineTerms, Coefficient
 from fairseq_gpam.attention.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.families import AffineMechanism
-from fairseq_gpam.attention.lambdas import LAMBDA_OPTIONS, build_lambda
+from fairseq_gpam.attention.lambdas import LAMBDA_PLUS_OPTIONS, build_lambda, is_trained
 
 
 def scaled_softmax_terms(lambda_plus: Coefficient) -> AffineTerms:
@@ -23,10 +23,15 @@ class ScaledSoftmaxAttention(AffineMechanism):
     row_sum = "1+λ⁺"
     cost = "1×"
     neutral = (("lambda", "trainable"), ("lambda_max", None), ("lambda_plus", 0.0))
-    options = LAMBDA_OPTIONS
+    options = LAMBDA_PLUS_OPTIONS
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
+        if settings.warm_start and not is_trained("lambda_plus", settings):
+            raise ValueError(
+                "--gpam-lambda-plus-training 'fixed' is not allowed with --gpam-warm-start and mechanism "
+                f"{self.name!r}, which could not move away from it; allowed: trainable"
+            )
         self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:

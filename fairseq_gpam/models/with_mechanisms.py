@@ -40,6 +40,7 @@ class WithMechanisms(BaseFairseqModel):
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)
+        options.refuse_unread(settings, (one for one in model.modules() if isinstance(one, AttentionMechanism)))
         check_quantisation(model, args)
         # Models are built without a task of fairseq's to count their parameters, and never trained then.
         if settings.spectrum_penalty and hasattr(task, "build_criterion"):

@@ -17,7 +17,8 @@ HEAD_WIDTH = EMBED // HEADS
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_mechanism_trains_and_decodes_with_narrow_queries(task, name):
-    model = build_model(task, name, query_rank=4, integral_signals=2, cog_everywhere=True)
+    narrow = {"integral": {"integral_signals": 2}, "cog": {"cog_everywhere": True}}
+    model = build_model(task, name, query_rank=4, **narrow.get(name, {}))
     if model is None:
         pytest.skip("no encoder in a language model")
     for attention in attention_modules(model):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import needed
 
 from fairseq_gpam.attention import REGISTRY
 
@@ -34,12 +35,12 @@ def cases():
     """Every mechanism at all of its sites at once, in both models, systems, and variants that share parameters."""
     found = {}
     for name, mechanism in sorted(REGISTRY.items()):
-        flags = ["--gpam-mechanism", "softmax", "--gpam-cog-everywhere"]
+        common = flags = ["--gpam-mechanism", "softmax", *needed(name)]
         for site in mechanism.sites:
-            flags += [f"--gpam-{site}-mechanism", name]
+            flags = flags + [f"--gpam-{site}-mechanism", name]
         found[f"{name} {TRANSLATION}"] = (TRANSLATION, flags)
         if "decoder" in mechanism.sites:
-            found[f"{name} {LANGUAGE_MODEL}"] = (LANGUAGE_MODEL, [*flags[:3], "--gpam-decoder-mechanism", name])
+            found[f"{name} {LANGUAGE_MODEL}"] = (LANGUAGE_MODEL, [*common, "--gpam-decoder-mechanism", name])
     for name, flags in {
         "one λ for the model": ["--gpam-lambda-scope", "model"],
         "one λ for a layer, tied": ["--gpam-lambda-scope", "layer", "--gpam-lambda-tied"],

@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OURS, build
+from tiny import OURS, build, needed
 
 from fairseq_gpam.attention import REGISTRY
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 def model_of(mechanism):
     torch.manual_seed(1)
-    flags = ["--gpam-mechanism", "softmax", "--gpam-cog-everywhere", "--decoder-layers", "1"]
+    flags = ["--gpam-mechanism", "softmax", "--decoder-layers", "1", *needed(mechanism)]
     if mechanism in ENCODER_ONLY:
         return build("translation", OURS["translation"], *flags, "--gpam-encoder-mechanism", mechanism)
     return build("language_modeling", OURS["language_modeling"], *flags, "--gpam-decoder-mechanism", mechanism)

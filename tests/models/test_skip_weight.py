@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contract import check_stepwise, train
-from tiny import NEUTRAL, OURS, STOCK, TASKS, build, logits, model_input, pair, scramble, translation_input
+from tiny import OURS, STOCK, TASKS, build, logits, model_input, pair, scramble, translation_input
 
 from fairseq_gpam import export
 from fairseq_gpam.analysis.operator import FrozenModel
@@ -41,8 +41,8 @@ def block(layer, x, weight, is_pre_norm, attend):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_weight_1_is_the_stock_model_bit_by_bit(task):
-    stock, ours = pair(task, ours=[*NEUTRAL, "--gpam-mechanism", "softmax", "--gpam-skip-weight", "1"])
-    plain = build(task, OURS[task], *NEUTRAL, "--gpam-mechanism", "softmax")
+    stock, ours = pair(task, ours=["--gpam-mechanism", "softmax", "--gpam-skip-weight", "1"])
+    plain = build(task, OURS[task], "--gpam-mechanism", "softmax")
     plain.load_state_dict(stock.state_dict())
     inputs = model_input(task)
     assert torch.equal(logits(ours.eval(), inputs), logits(plain.eval(), inputs))
