@@ -11,14 +11,15 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fairseq_gpam.experiments import finished, kept, statistics
-from fairseq_gpam.experiments.grid import LR_SUFFIX
+from fairseq_gpam.experiments.grid import LR_SUFFIX, Grid
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 
@@ -43,9 +44,14 @@ class Quantity:
         return self.path[0] == "train" or (self.path[0] == "score") == (kind == "translation")
 
     def of(self, run: dict[str, Any]) -> float | None:
-        """Returns the run's value, None if it was not measured."""
+        """Returns the run's value, None if it was not measured or is not finite."""
         value = run.get(self.path[0], {}).get(self.path[1])
-        return None if value is None else value * self.factor
+        return None if value is None or not math.isfinite(value) else value * self.factor
+
+    def diverged(self, run: dict[str, Any]) -> bool:
+        """Tells whether the run's value is there but not finite."""
+        value = run.get(self.path[0], {}).get(self.path[1])
+        return value is not None and not math.isfinite(value)
 
 
 NATS = math.log(2)
@@ -103,11 +109,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write(runs: Sequence[Path], baseline: str, out: Path) -> None:
-    """Compares run folders and writes all files into `out`."""
+def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
+    """Compares run folders of a grid and writes all files into `out`."""
     from fairseq_gpam.experiments import comparison_report
 
-    print(comparison_report.write(comparison(read_runs(runs), baseline), out))
+    arms: dict[str, set[str]] = {}
+    for one in chosen.runs():
+        arms.setdefault(title(one.settings.runs_of, one.rate), set()).add(one.arm)
+    planned = {group: len(own - {chosen.baseline}) for group, own in arms.items()}
+    print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -137,10 +147,12 @@ def comparison(
     baseline: str,
     deltas: dict[str, float] = DELTAS,
     arms: Sequence[str] | None = None,
+    planned: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns everything that the report shows, as plain JSON.
 
-    Raises `ValueError` if no run is of the baseline.
+    `planned` is how many arms besides the baseline each group will have, by title, if those at hand are not all. Raises
+    `ValueError` if no run is of the baseline.
     """
     runs = [one for one in runs if arms is None or arm_and_rate(one["name"])[0] in (*arms, baseline)]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -156,7 +168,7 @@ def comparison(
         by_arm: dict[str, list[dict[str, Any]]] = {}
         for one in sorted(members, key=lambda one: (arm_and_rate(one["name"])[0] != baseline, int(one["seed"]))):
             by_arm.setdefault(arm_and_rate(one["name"])[0], []).append(one)
-        tables = (table(group, by_arm, baseline, one, deltas[one.unit]) for one in QUANTITIES)
+        tables = (table(group, by_arm, baseline, one, deltas[one.unit], planned.get(group, 0)) for one in QUANTITIES)
         found["tables"] += [one for one in tables if one]
         for arm, own in by_arm.items():
             found["costs"].append({"group": group, "arm": arm, **costs(own)})
@@ -172,9 +184,17 @@ def comparison(
 
 
 def table(
-    group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str, quantity: Quantity, delta: float
+    group: str,
+    by_arm: dict[str, list[dict[str, Any]]],
+    baseline: str,
+    quantity: Quantity,
+    delta: float,
+    planned: int = 0,
 ) -> dict[str, Any] | None:
-    """Returns one table, the baseline's row first, None where no run of the baseline has the quantity."""
+    """Returns one table, the baseline's row first, None where no run of the baseline has the quantity.
+
+    `planned` is how many arms besides the baseline there will be, if those in `by_arm` are not all.
+    """
     values: dict[str, dict[int, float]] = {}
     for arm in (baseline, *(arm for arm in by_arm if arm != baseline)):
         measured = {int(one["seed"]): value for one in by_arm.get(arm, ()) if (value := quantity.of(one)) is not None}
@@ -182,7 +202,9 @@ def table(
             values[arm] = measured
     if baseline not in values:
         return None
-    differences = statistics.compare(values, baseline, delta, quantity.lower_is_better, quantity.resolution)
+    rule = (delta, quantity.lower_is_better, quantity.resolution, planned)
+    differences = statistics.compare(values, baseline, *rule)
+    tests = max(planned, len(differences))
     rows = []
     for arm, measured in values.items():
         shown = statistics.interval(list(measured.values()))
@@ -190,7 +212,7 @@ def table(
         if arm in differences:
             one = differences[arm]
             row["difference"] = dataclasses.asdict(one)
-            row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, len(differences))
+            row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, tests)
         rows.append(row)
     spread = list(values[baseline].values())
     return {
@@ -199,6 +221,8 @@ def table(
         "unit": quantity.unit,
         "lower_is_better": quantity.lower_is_better,
         "delta": delta,
+        "tests": tests,
+        "diverged": [[arm, int(one["seed"])] for arm, own in by_arm.items() for one in own if quantity.diverged(one)],
         "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
         "rows": rows,
     }
@@ -236,7 +260,8 @@ def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | No
 
 
 def _valid_curve(one: dict[str, Any]) -> dict[int, float]:
-    return {update: loss * NATS for update, loss in one["train"].get("curve", {}).get("valid", [])}
+    points = one["train"].get("curve", {}).get("valid", [])
+    return {update: loss * NATS for update, loss in points if math.isfinite(loss)}
 
 
 def mean_lambdas(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -260,12 +285,13 @@ def by_layer(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _values(own: Sequence[dict[str, Any]], key: str) -> dict[str, list[tuple[int, list[float]]]]:
-    """Returns, for each name that runs have under `key`, the values of all runs at each update or layer."""
+    """Returns, for each name that runs have under `key`, the finite values of all runs at each update or layer."""
     values: dict[str, dict[int, list[float]]] = {}
     for one in own:
         for name, points in one.get(key, {}).items():
             for at, value in points:
-                values.setdefault(name, {}).setdefault(int(at), []).append(value)
+                if math.isfinite(value):
+                    values.setdefault(name, {}).setdefault(int(at), []).append(value)
     return {name: sorted(found.items()) for name, found in values.items()}
 
 

@@ -77,15 +77,18 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def noise_floor(table: dict[str, Any]) -> str:
-    """Returns the sentence about the spread of the baseline's seeds."""
+def table_note(table: dict[str, Any]) -> str:
+    """Returns the sentences about the spread of the baseline's seeds, the correction, and the runs that diverged."""
     noise, unit, digits = table["noise"], table["unit"], 4 if table["unit"] == "nats" else 2
-    delta = f"δ = {table['delta']:g} {unit}."
+    tests = table["tests"]
+    rule = f"δ = {table['delta']:g} {unit}. Holm's correction is over {tests} arm{'s' if tests != 1 else ''}."
+    if table["diverged"]:
+        rule += f" Diverged and not counted: {'; '.join(f'{arm} seed {seed}' for arm, seed in table['diverged'])}."
     if noise["sd"] is None:
-        return f"Noise floor: not known, the baseline has one seed. {delta}"
+        return f"Noise floor: not known, the baseline has one seed. {rule}"
     return (
         f"Noise floor: over {noise['n']} seeds the baseline's standard deviation is {number(noise['sd'], digits)}, "
-        f"its range {number(noise['range'], digits)} {unit}. {delta}"
+        f"its range {number(noise['range'], digits)} {unit}. {rule}"
     )
 
 
@@ -107,7 +110,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
         parts += [f"## {caption(table)}\n", grid(head(table), cells(table))]
-        parts.append(noise_floor(table) + "\n")
+        parts.append(table_note(table) + "\n")
     parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     for title, own in by_group(found, "lambdas", "λ at the end"):
@@ -181,16 +184,16 @@ def as_csv(found: dict[str, Any]) -> str:
     """Returns a line for each arm and quantity, numbers in full."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    own = ("arm", "n", "mean", "sd", "low", "high")
+    own = ("arm", "parameters", "n", "mean", "sd", "low", "high")
     of_interval, of_difference = ("n", "mean", "sd", "low", "high"), ("p_t", "p_sign_flip", "p_holm", "verdict")
-    writer.writerow(["group", "quantity", "unit", *own, *(f"difference_{key}" for key in of_interval), *of_difference])
+    differences = (*(f"difference_{key}" for key in of_interval), *of_difference)
+    writer.writerow(["group", "quantity", "unit", *own, *differences, "seeds_for_delta", "delta", "tests"])
     for table in found["tables"]:
         for row in table["rows"]:
             one = row.get("difference") or {"interval": {}}
             line = [table["group"], table["quantity"], table["unit"], *(row[key] for key in own)]
-            writer.writerow(
-                [*line, *(one["interval"].get(key) for key in of_interval), *(one.get(key) for key in of_difference)]
-            )
+            tested = (*(one["interval"].get(key) for key in of_interval), *(one.get(key) for key in of_difference))
+            writer.writerow([*line, *tested, row.get("seeds_for_delta"), table["delta"], table["tests"]])
     return out.getvalue()
 
 
@@ -255,7 +258,7 @@ def as_html(found: dict[str, Any]) -> str:
             baseline = found["baseline"]
             plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
         title = caption(table)
-        tables.append({"title": title, "head": head(table), "rows": rows, "note": noise_floor(table), "forest": plot})
+        tables.append({"title": title, "head": head(table), "rows": rows, "note": table_note(table), "forest": plot})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
     for title, own in by_group(found, "lambdas", "λ at the end"):

@@ -150,17 +150,21 @@ def job_seconds(path: Path) -> float:
 
 
 def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) -> int:
-    """Compares what has ended and names what has failed; returns the exit status."""
+    """Names what has failed and compares what has ended; returns the exit status."""
     from fairseq_gpam.experiments import compare
 
-    done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
-    if done:
-        # Every study's file is grid.toml in a folder of its own.
-        name = chosen.path.resolve().parent.name if chosen.path.stem == "grid" else chosen.path.stem
-        compare.write([marker.parent for marker in done], chosen.baseline, out / "comparison" / name)
     failed = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
     for job in failed:
         print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
     if status and not failed:
         print(f"Snakemake ended with status {status}; see {out / 'snakemake.log'}", file=sys.stderr)
+    done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
+    if done:
+        # Every study's file is grid.toml in a folder of its own.
+        name = chosen.path.resolve().parent.name if chosen.path.stem == "grid" else chosen.path.stem
+        try:
+            compare.write([marker.parent for marker in done], chosen, out / "comparison" / name)
+        except ValueError as error:
+            print(f"no comparison: {error}", file=sys.stderr)
+            return 1
     return 1 if failed or status else 0

@@ -8,7 +8,8 @@ The rule of every verdict, fixed before any run is looked at:
   decide with few seeds. The exact sign-flip permutation test stands beside it: it assumes only that differences are
   symmetric, but its smallest p is 2/2ⁿ, so with five seeds (0.0625) it could never decide anything.
 - p values are corrected by Holm's method over all arms of a table, which holds whatever their dependence (they share
-  the baseline).
+  the baseline). In a study these are the arms that its grid plans, those that have not run yet included: a verdict must
+  not become weaker by finishing the study.
 - The verdict is the first of these that applies: *powerless* with fewer than three pairs; *better* or *worse* if the
   corrected p is below 0.05; *bounded null* if the 95 % t interval of the difference lies within ±δ; else
   *uninformative*.
@@ -147,14 +148,15 @@ def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
     return "bounded null" if -delta <= shown.low and shown.high <= delta else "uninformative"
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[str, float], tests: int = 0) -> dict[str, float]:
     """Returns the p values corrected by Holm's step-down method (Holm 1979).
 
+    `tests` is how many there will be, if those at hand are not all; the others count as if their p were larger.
     statsmodels' multipletests gives the same, but collects garbage at each call, which takes a second beside PyTorch.
     """
-    corrected, smallest = {}, 0.0
+    corrected, smallest, tests = {}, 0.0, max(tests, len(p_values))
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
-        smallest = max(smallest, min(1.0, (len(p_values) - rank) * p))
+        smallest = max(smallest, min(1.0, (tests - rank) * p))
         corrected[name] = smallest
     return corrected
 
@@ -165,11 +167,13 @@ def compare(
     delta: float,
     lower_is_better: bool,
     resolution: float = 0.0,
+    planned: int = 0,
 ) -> dict[str, Difference]:
     """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
 
-    `arms` holds values by seed, rounded to steps of `resolution`. An arm without a common seed is left out. Raises
-    `KeyError` if there is no baseline.
+    `arms` holds values by seed, rounded to steps of `resolution`; `planned` is how many arms besides the baseline there
+    will be, if those at hand are not all. An arm without a common seed is left out. Raises `KeyError` if there is no
+    baseline.
     """
     found = {
         name: one
@@ -177,7 +181,7 @@ def compare(
         if name != baseline and (one := difference(values, arms[baseline], resolution)) is not None
     }
     tested = {name: one.p_t for name, one in found.items() if one.p_t is not None}
-    p_holm = holm(tested)
+    p_holm = holm(tested, planned)
     result = {}
     for name, one in found.items():
         one = dataclasses.replace(one, p_holm=p_holm.get(name))

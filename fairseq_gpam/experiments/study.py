@@ -133,7 +133,8 @@ def section(
         for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
                 continue
-            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, compare.DELTAS[quantity.unit])
+            delta, planned = compare.DELTAS[quantity.unit], len(group.by_arm.keys() - {chosen.baseline})
+            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, planned)
             if table is None:
                 what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
                 parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
@@ -177,7 +178,7 @@ def _table(table: dict[str, Any], group: Group) -> list[str]:
     empty = ["0", "not run", *["–"] * (len(head) - 3)]
     lines = [rows.get(arm, [arm, *empty]) for arm, own in group.by_arm.items() if own]
     text = comparison_report.grid(head, lines).rstrip()
-    return [f"**{comparison_report.caption(table)}**", text, comparison_report.noise_floor(table)]
+    return [f"**{comparison_report.caption(table)}**", text, comparison_report.table_note(table)]
 
 
 def _costs(group: Group) -> list[str]:

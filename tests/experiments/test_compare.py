@@ -46,6 +46,19 @@ def test_the_truth_about_made_runs(found):
     assert correlation["n"] == 20
 
 
+def test_a_run_that_diverged_is_named_and_not_counted(tmp_path):
+    runs = [made_run(name, seed) for name in ("stock", "bad") for seed in range(1, 6)]
+    runs[-1]["train"] |= {"valid_loss": math.nan, "valid_nll_loss": math.nan}
+    runs[-1]["train"]["curve"] = {"valid": [[1, 5.0], [2, math.inf], [4, math.nan]]}
+    runs[-1]["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, math.nan]]}
+    [table] = compare.comparison(runs, "stock")["tables"]
+    assert [row["n"] for row in table["rows"]] == [5, 4]
+    assert table["rows"][1]["difference"]["verdict"] == "worse"
+    page = comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
+    for file in (page, tmp_path / "comparison.md"):
+        assert "Diverged and not counted: bad seed 5." in file.read_text(encoding="utf-8")
+
+
 def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(found):
     curves = {entry["arm"]: entry for entry in found["curves"]}
     updates, mean, low, high = curves["good"]["points"][0]

@@ -111,7 +111,8 @@ def test_every_study_has_a_grid_that_loads_or_a_script_and_a_question_and_an_exp
     assert len(folders) >= 5
     for folder in folders:
         if not (folder / "study.py").exists():
-            assert list(grid.load(folder / "grid.toml").jobs())
+            assert (folder / "grid.toml").exists()
+            assert all(list(grid.load(path).jobs()) for path in folder.glob("*.toml"))
         if folder.name != "smoke":
             text = (folder / "README.md").read_text(encoding="utf-8")
             assert all(word in text for word in ("**Question.**", "**Expected.**", "verdict"))

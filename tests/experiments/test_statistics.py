@@ -123,6 +123,16 @@ def test_five_seeds_cannot_decide_by_sign_flips():
     assert statistics.sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
 
 
+def test_arms_that_have_not_run_count_as_tests_with_larger_p():
+    """So that no verdict is lost when the rest of a study runs: Holm with ones in the place of what is missing."""
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = {"a": 0.03, "b": 0.001, "c": 0.004}
+    whole = multipletests([*p_values.values(), 1.0, 1.0], method="holm")[1]
+    assert list(map(statistics.holm(p_values, 5).get, p_values)) == pytest.approx(list(whole[:3]))
+    assert statistics.holm(p_values, 2) == statistics.holm(p_values)
+
+
 def test_holm_is_that_of_statsmodels():
     from statsmodels.stats.multitest import multipletests
 

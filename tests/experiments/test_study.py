@@ -113,6 +113,10 @@ def test_what_is_missing_or_made_otherwise_is_named_and_does_not_count(repositor
     assert "| wider |" not in text
     assert "Not run with any seed of 1, 2, 3: wider." in text
     assert "Not run yet: dagpam seeds 1." in text
+    assert "Holm's correction is over 2 arms." in text
+    keep(repository, leave_out=[("wider", seed) for seed in (1, 2, 3)])
+    row = dict(zip(("p (Holm)", "p (t)"), map(float, cells(shown(repository), "dagpam")[5:7]), strict=True))
+    assert row["p (Holm)"] == pytest.approx(2 * row["p (t)"], abs=1e-3)
 
     keep(repository, more_flags="--gpam-log-attention 7")
     assert cells(shown(repository), "dagpam")[1] == "3"
