@@ -149,7 +149,7 @@ def test_a_checkpoint_of_an_earlier_version_carries_the_defaults_of_that_time(ta
     config.gpam_neutreno_lambda, config.gpam_entmax_alpha, config.gpam_nap_output = 0.6, 1.5, "layernorm-gelu"
     build_from(config)
     config.gpam_neutreno_lambda = 0.7
-    with pytest.raises(ValueError, match="--gpam-neutreno-lambda 0.7 is not allowed.*: neutreno"):
+    with pytest.raises(ValueError, match=r"--gpam-neutreno-lambda 0.7 is not allowed.*: neutreno"):
         build_from(config)
 
 

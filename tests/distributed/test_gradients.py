@@ -37,7 +37,7 @@ def cases():
     for name, mechanism in sorted(REGISTRY.items()):
         common = flags = ["--gpam-mechanism", "softmax", *needed(name)]
         for site in mechanism.sites:
-            flags = flags + [f"--gpam-{site}-mechanism", name]
+            flags = [*flags, f"--gpam-{site}-mechanism", name]
         found[f"{name} {TRANSLATION}"] = (TRANSLATION, flags)
         if "decoder" in mechanism.sites:
             found[f"{name} {LANGUAGE_MODEL}"] = (LANGUAGE_MODEL, [*common, "--gpam-decoder-mechanism", name])
