@@ -23,6 +23,8 @@ def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:
     """Returns RMSNorm(o)·scale·sigmoid(gate·o), o the joined heads: B × H × T × D; scale and gate H·D."""
     joined = join_heads(heads)
+    # Where all weights are 0, neither they nor values get a gradient, but the norm's own factor 1/√eps overflows fp16.
+    joined = joined.masked_fill(joined.eq(0).all(dim=-1, keepdim=True), 0)
     gated = rms_norm(upcast(joined), scale, eps) * torch.sigmoid(upcast(gate * joined))
     return split_heads(gated.type_as(heads), heads.size(1))
 

@@ -1,4 +1,4 @@
-"""200 updates of mechanisms in bf16 and fp16: finite, and within 2 % of fp32's loss on a tiny model.
+"""200 updates of mechanisms in bf16 and fp16: finite, and within 2 % of fp32's loss on a tiny model (ReLA: 5 %).
 
 As fairseq does it: the model in half precision, the optimiser on an fp32 copy of its weights, a scaled loss for fp16.
 """
@@ -22,13 +22,15 @@ CHOSEN = ["dagpam", "differential", "entmax15", "fastmax", "forgetting", "gated"
 if os.environ.get("GPAM_HALF_PRECISION") == "all":
     CHOSEN = MECHANISMS + ENCODER_ONLY
 TOLERANCE = 0.02
-# Where training amplifies any rounding: fp32 itself ends 3.5 % higher if its first weights are rounded to fp16 once.
+# Where training amplifies any rounding: fp32 itself ends 8 % lower to 6 % higher, by seed, if its first weights are
+# rounded once. The mean of six models is compared.
 WIDER = {"rela": 0.05}
+MODELS = {"rela": 6}
 pytestmark = pytest.mark.slow
 
 
-def model_of(mechanism):
-    torch.manual_seed(1)
+def model_of(mechanism, seed):
+    torch.manual_seed(seed)
     flags = ["--gpam-mechanism", "softmax", "--decoder-layers", "1", *needed(mechanism)]
     if mechanism in ENCODER_ONLY:
         return build("translation", OURS["translation"], *flags, "--gpam-encoder-mechanism", mechanism)
@@ -52,8 +54,12 @@ def loss_of(model, tokens):
 
 
 def train(mechanism, dtype):
-    """The mean loss of the last 20 updates."""
-    masters = model_of(mechanism).train()
+    """The mean loss of the last 20 updates, over the mechanism's models."""
+    seeds = range(1, 1 + MODELS.get(mechanism, 1))
+    return sum(train_one(model_of(mechanism, seed).train(), dtype) for seed in seeds) / len(seeds)
+
+
+def train_one(masters, dtype):
     model = masters if dtype == torch.float32 else copy.deepcopy(masters).to(dtype)
     scale = LOSS_SCALE if dtype == torch.float16 else 1.0
     optimizer = torch.optim.Adam(masters.parameters(), lr=3e-3)
