@@ -56,14 +56,23 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
     return torch.cat(rows)
 
 
-def operator_map(model: Any, batch: dict[str, Any]) -> Tensor:
-    """Returns the Frobenius norms of the frozen model's blocks, from source to target tokens: T × S, in float64.
+def operator_maps(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the Frobenius norms of the frozen model's blocks, maps of outputs by given tokens, in float64.
 
-    In a language model the source tokens are those of the sentence itself. Raises ValueError as `FrozenModel` does.
+    `operator` leads from the source tokens to the predictions, T × S; in a language model the source tokens are those
+    of the sentence itself. In translation `encoder operator`, S × S, leads from the source tokens to the encoder's
+    output, and `decoder operator`, T × T, from the target's earlier tokens to the predictions. Raises OperatorError as
+    `FrozenModel` does.
     """
     with in_float64(model):
         frozen = FrozenModel(model, batch["net_input"])
-        return frozen.block_norms("decoder", "encoder" if is_translation(model) else "decoder")
+        if not is_translation(model):
+            return {"operator": frozen.block_norms("decoder", "decoder")}
+        return {
+            "operator": frozen.block_norms("decoder", "encoder"),
+            "encoder operator": frozen.block_norms("encoder", "encoder"),
+            "decoder operator": frozen.block_norms("decoder", "decoder"),
+        }
 
 
 def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -165,6 +165,8 @@ def run(arguments: argparse.Namespace) -> int:
             logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")
             if found.deletions:
                 logger.info(f"{name}, {found.variant}: {describe_deletions(found.deletions)}")
+            for option, reason in found.refusals.items():
+                logger.warning(f"{name} has no --{option}: {reason}")
 
     settings: dict[str, Any] = {
         "data": Path(arguments.data).name,
@@ -180,7 +182,11 @@ def run(arguments: argparse.Namespace) -> int:
     history = pd.DataFrame(report.lambda_rows(measurements))
     page = report.write_report(measurements, arguments.out, settings, history)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
-    return 0
+    full = [measurement for measurement in measurements if not measurement.without]
+    none_made = [f"--{option}" for option in frozen if full and all(option in one.refusals for one in full)]
+    if none_made:
+        logger.error(f"{' and '.join(none_made)} could be made for none of the models")
+    return 1 if none_made else 0
 
 
 def architecture_names(architectures: list[list[str]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.analysis import induction, metrics
-from fairseq_gpam.analysis.attribution import deletion_test, operator_map, relevance_map
+from fairseq_gpam.analysis.attribution import deletion_test, operator_maps, relevance_map
 from fairseq_gpam.analysis.loading import LoadedModel, Samples, token_labels
+from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.attention.measures import lambdas
@@ -27,7 +28,8 @@ Key = tuple[str, str, int, int | None]
 class SampleMaps:
     """One sample in full: its attention maps H × T × S by (site, layer from 1) and their token labels.
 
-    `relevance` and `operator` are maps T × S of all layers together, or None where they were not computed.
+    `relevance` is a map T × S of all layers together, or None where it was not computed; `operators` has the maps of
+    `operator_maps`, by name.
     """
 
     number: int
@@ -36,12 +38,20 @@ class SampleMaps:
     predicted: list[str]
     maps: dict[tuple[str, int], Tensor]
     relevance: Tensor | None = None
-    operator: Tensor | None = None
+    operators: dict[str, Tensor] = field(default_factory=dict)
 
     def axes(self, site: str) -> tuple[list[str], list[str]]:
         """Returns the labels of the queries and of the keys."""
         queries = self.source if site == "encoder" else self.target
         return queries, self.target if site == "decoder" else self.source
+
+    def token_maps(self) -> Iterator[tuple[str, Tensor, list[str], list[str]]]:
+        """Yields the maps of all layers together: name, values, and the labels of outputs and of given tokens."""
+        if self.relevance is not None:
+            yield "relevance", self.relevance, self.predicted, self.source
+        for name, values in self.operators.items():
+            outputs = self.source if name == "encoder operator" else self.predicted
+            yield name, values, outputs, self.target if name == "decoder operator" else self.source
 
 
 @dataclass
@@ -60,6 +70,8 @@ class Measurement:
     paths: list[dict[str, Any]] = field(default_factory=list)
     deletions: list[dict[str, Any]] = field(default_factory=list)
     path_losses: list[dict[str, Any]] = field(default_factory=list)
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why `operator` or `path-loss` could not be measured of this model."""
 
     @property
     def variant(self) -> str:
@@ -133,10 +145,14 @@ def collect(
         if loaded.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
             for sample in measurement.sample_maps:
                 sample.relevance = relevance_map(model, samples.batch([sample.number]))
-        if "operator" in frozen and not without:
-            measure_operator(measurement, samples)
-        if "path-loss" in frozen and not without:
-            measurement.path_losses = mean_path_losses(loaded, samples)
+        for name in frozen if not without else ():
+            try:
+                if name == "operator":
+                    measure_operator(measurement, samples)
+                else:
+                    measurement.path_losses = mean_path_losses(loaded, samples)
+            except OperatorError as error:
+                measurement.refusals[name] = str(error)
         if paths:
             measurement.paths = measure_paths(measurement, paths, seed)
     finally:
@@ -287,11 +303,11 @@ def measure_copying(measurement: Measurement) -> None:
 
 @torch.no_grad()
 def measure_operator(measurement: Measurement, samples: Samples) -> None:
-    """Adds the frozen model's map to every drawn sample, and the deletion test of this map and of the relevance."""
+    """Adds the frozen model's maps to every drawn sample, and the deletion test of `operator` and the relevance."""
     for sample in measurement.sample_maps:
         batch = samples.batch([sample.number])
-        sample.operator = operator_map(measurement.loaded.model, batch)
-        maps = {"operator": sample.operator}
+        sample.operators = operator_maps(measurement.loaded.model, batch)
+        maps = {"operator": sample.operators["operator"]}
         if sample.relevance is not None:
             maps["relevance"] = sample.relevance
         place = {"checkpoint": measurement.loaded.name, "sample": sample.number}

@@ -15,11 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.analysis.probe import Probe, replace_attribute
+from fairseq_gpam.attention import REGISTRY, AttentionMechanism
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, find_attentions, find_layers
 from fairseq_gpam.modules.stacks import is_translation
 
 TOLERANCE = 1e-6
+NOT_WEIGHTS_TIMES_VALUES = {
+    *("compressed", "differential", "dint", "exclusive", "gated", "gated_linear", "nap", "neutreno", "non", "rela"),
+    *("softmax_rmsnorm", "value_residual"),
+}
+"""The mechanisms of this package whose output is more than their weights times the layer's values."""
+
+
+class OperatorError(ValueError):
+    """The model is not made into an affine map here; the message says why and what is allowed."""
 
 
 class FrozenModel:
@@ -28,15 +38,14 @@ class FrozenModel:
     `inputs` are the keyword arguments of the model's forward for one sentence without padding. `embeddings` holds
     the input of the first layer of each stack (`encoder`, `decoder`), 1 × T × C; `outputs` the model's outputs before
     the projection to the vocabulary, also by stack. Called with embeddings B × T × C by stack, it returns outputs
-    B × T × C by stack; `attention_scale`, B, is a factor on every attention's output. Raises ValueError if the model is
-    not affine under these conditions (a mechanism whose output is not weights times values, or layers that are mixed by
-    a maximum).
+    B × T × C by stack; `attention_scale`, B, is a factor on every attention's output. Raises OperatorError if a
+    mechanism's output is not its weights times the values, or if layers are mixed by a maximum or by gates.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
         for module in model.modules():
             if isinstance(module, LayerFusion) and module.kind != "concat":
-                raise ValueError(
+                raise OperatorError(
                     f"--operator is not allowed with --gpam-layer-fusion {module.kind!r}, which is not linear in the "
                     "layers; allowed: none, concat"
                 )
@@ -52,10 +61,12 @@ class FrozenModel:
             error = float((made[stack] - output).abs().max() / output.abs().max())
             # The negation also catches NaN.
             if not error < TOLERANCE:
-                raise ValueError(
-                    f"--operator and --path-loss are not allowed with this model: with attention weights, "
-                    f"layer-norm statistics and gates held, its {stack} is not affine "
-                    f"(relative error {error:.2g}, allowed {TOLERANCE:.0e})"
+                used = {type(one).name for one in model.modules() if isinstance(one, AttentionMechanism)}
+                more = ", ".join(sorted(used & NOT_WEIGHTS_TIMES_VALUES)) or "an attention of this model"
+                raise OperatorError(
+                    f"--operator and --path-loss take attention's output for its weights times the values, and {more} "
+                    f"computes more than that (relative error in the {stack} {error:.2g}, at most {TOLERANCE:.0e}); "
+                    f"allowed: stock attention, {', '.join(sorted(set(REGISTRY) - NOT_WEIGHTS_TIMES_VALUES))}"
                 )
 
     @torch.no_grad()
@@ -132,9 +143,9 @@ class FrozenModel:
             values = module.v_proj(value)
             heads = values.unflatten(-1, (weights.size(1), -1)).permute(1, 2, 0, 3)
             if weights.size(-1) != heads.size(2):
-                raise ValueError(
+                raise OperatorError(
                     f"--operator and --path-loss are not allowed with {place.site} attention with additional "
-                    "learned keys"
+                    "learned keys; allowed: without --add-bias-kv and --add-zero-attn"
                 )
             output = module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2))
             return output if scale is None else output * scale[:, None], None

@@ -292,20 +292,20 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
         _save(figure, path, dpi)
 
 
-def token_map(values: np.ndarray, target: Sequence[str], source: Sequence[str], title: str, path: Path) -> None:
-    """Draws a non-negative map, target tokens by source tokens, each row scaled to its largest value."""
+def token_map(values: np.ndarray, outputs: Sequence[str], given: Sequence[str], title: str, path: Path) -> None:
+    """Draws a non-negative map, tokens of an output by given tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     style: Any = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(0.26 * len(source) + 2.6, 0.24 * len(target) + 1.6), layout="constrained")
+        figure = Figure(figsize=(0.26 * len(given) + 2.6, 0.24 * len(outputs) + 1.6), layout="constrained")
         axes = figure.subplots()
         picture = axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(source)), map(_visible_label, source), rotation=90)
-        axes.set_yticks(range(len(target)), map(_visible_label, target))
+        axes.set_xticks(range(len(given)), map(_visible_label, given), rotation=90)
+        axes.set_yticks(range(len(outputs)), map(_visible_label, outputs))
         axes.tick_params(length=0)
-        axes.set_xlabel("source")
-        axes.set_ylabel("target token that is predicted")
+        axes.set_xlabel("given token")
+        axes.set_ylabel("token of the output")
         axes.set_title(title, fontsize=9)
         figure.colorbar(picture, ax=axes, shrink=0.8, aspect=25, label="row maximum = 1")
         _save(figure, path, 110)

@@ -112,6 +112,12 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
             "paths": [row for measurement in measurements for row in measurement.paths],
             "path_losses": [row for measurement in measurements for row in measurement.path_losses],
             "deletions": [row for measurement in measurements for row in measurement.deletions],
+            "token_maps": [row for run, one in enumerate(measurements, start=1) for row in token_map_rows(run, one)],
+            "refusals": [
+                {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
+                for measurement in measurements
+                for option, reason in measurement.refusals.items()
+            ],
         }
     )
 
@@ -251,22 +257,37 @@ def path_loss_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints:
 
 
 def token_map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
-    """Draws the relevance and the operator of every drawn sample, side by side."""
+    """Draws the relevance and the operators of every drawn sample, side by side."""
     images = []
     for run, measurement in enumerate(measurements, start=1):
         for sample in measurement.sample_maps:
-            for kind, values in (("relevance", sample.relevance), ("operator", sample.operator)):
-                if values is None:
-                    continue
-                path = folder / f"{kind}-{run}-{sample.number}.png"
+            for kind, values, outputs, given in sample.token_maps():
+                path = folder / f"{_slug(kind)}-{run}-{sample.number}.png"
                 title = f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}: {kind}"
-                pictures.token_map(values.numpy(), sample.predicted, sample.source, title, path)
+                pictures.token_map(values.numpy(), outputs, given, title, path)
                 strongest = "; ".join(
-                    f"{target} ← {sample.source[int(row.argmax())]}"
-                    for target, row in zip(sample.predicted, values, strict=True)
+                    f"{output} ← {given[int(row.argmax())]}" for output, row in zip(outputs, values, strict=True)
                 )
-                images.append(_image(path, f"Map of {title}. Largest source token: {strongest}.", title))
+                images.append(_image(path, f"Map of {title}. Largest given token: {strongest}.", title))
     return images
+
+
+def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
+    """Returns, for each map of all layers together, its array in maps.npz and the largest given token of each output.
+
+    Tokens are counted from 0.
+    """
+    return [
+        {
+            "checkpoint": measurement.loaded.name,
+            "sample": sample.number,
+            "map": name,
+            "array": f"{run}/{sample.number}/{_slug(name)}",
+            "largest": values.argmax(dim=1).tolist(),
+        }
+        for sample in measurement.sample_maps
+        for name, values, _, _ in sample.token_maps()
+    ]
 
 
 def map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
@@ -363,16 +384,14 @@ def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 
 def write_maps(measurements: Sequence[Measurement], path: Path) -> None:
-    """Saves every map in full: attention as `run/sample/site/layer`, others as `run/sample/relevance`, `…/operator`."""
+    """Saves every map in full: attention as `run/sample/site/layer`, others as `run/sample/relevance`."""
     arrays = {}
     for run, measurement in enumerate(measurements, start=1):
         for sample in measurement.sample_maps:
             for (site, layer), weights in sample.maps.items():
                 arrays[f"{run}/{sample.number}/{site}/{layer}"] = weights.numpy()
-            if sample.relevance is not None:
-                arrays[f"{run}/{sample.number}/relevance"] = sample.relevance.numpy()
-            if sample.operator is not None:
-                arrays[f"{run}/{sample.number}/operator"] = sample.operator.numpy()
+            for name, values, _, _ in sample.token_maps():
+                arrays[f"{run}/{sample.number}/{_slug(name)}"] = values.numpy()
     if arrays:
         np.savez_compressed(path, **arrays)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.analysis.loading import LoadedModel, Samples
-from fairseq_gpam.analysis.operator import FrozenModel, in_float64
+from fairseq_gpam.analysis.operator import FrozenModel, OperatorError, in_float64
 from fairseq_gpam.modules.listener import find_layers
 
 
@@ -35,11 +35,11 @@ def truncated_outputs(frozen: FrozenModel) -> Tensor:
 def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Returns the loss in nats per token, and the share of correct tokens, of paths through at most 0 … n attentions.
 
-    `batch` is one sentence without padding. Raises ValueError for an adaptive softmax, which has no logits, and for a
-    model that is not affine with its attention held (see `FrozenModel`).
+    `batch` is one sentence without padding. Raises OperatorError for an adaptive softmax, which has no logits, and as
+    `FrozenModel` does.
     """
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
-        raise ValueError("--path-loss is not allowed with an adaptive softmax: it has no logits")
+        raise OperatorError("--path-loss is not allowed with an adaptive softmax, which has no logits")
     outputs = truncated_outputs(FrozenModel(model, batch["net_input"]))
     logits = model.decoder.output_layer(outputs)
     targets = batch["target"].expand(len(outputs), -1)

@@ -2,8 +2,9 @@ import pytest
 import tiny
 import torch
 
-from fairseq_gpam.analysis.attribution import describe_deletions
-from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses
+from fairseq_gpam.analysis.attribution import describe_deletions, operator_maps
+from fairseq_gpam.analysis.operator import NOT_WEIGHTS_TIMES_VALUES, FrozenModel, OperatorError, deletion_losses
+from fairseq_gpam.attention import REGISTRY
 
 
 def model_of(task, arch, *flags):
@@ -60,10 +61,27 @@ def test_the_future_and_the_targets_do_not_reach_where_they_must_not():
     assert frozen.block_norms("decoder", "encoder").min() > 0
 
 
-def test_what_is_not_affine_is_refused():
-    model = model_of("language_modeling", tiny.OURS, "--gpam-mechanism", "gated")
-    with pytest.raises(ValueError, match="--operator and --path-loss are not allowed with this model"):
-        FrozenModel(model, sentence("language_modeling"))
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_mechanism_that_does_more_than_weights_times_values_is_refused_and_no_other(name):
+    sites = [word for site in REGISTRY[name].sites for word in (f"--gpam-{site}-mechanism", name)]
+    model = model_of("translation", tiny.OURS, "--gpam-mechanism", "softmax", *sites, *tiny.needed(name))
+    if name not in NOT_WEIGHTS_TIMES_VALUES:
+        assert FrozenModel(model, sentence("translation")).block_norms("decoder", "encoder").isfinite().all()
+        return
+    with pytest.raises(OperatorError, match=f"{name} computes more than that.*; allowed: stock attention, attn_scale"):
+        FrozenModel(model, sentence("translation"))
+
+
+def test_the_maps_of_both_stacks_of_a_translation_model_and_the_one_of_a_language_model():
+    for task, expected in (
+        ("translation", [("decoder", "encoder"), ("encoder", "encoder"), ("decoder", "decoder")]),
+        ("language_modeling", [("decoder", "decoder")]),
+    ):
+        model, inputs = model_of(task, tiny.OURS), sentence(task)
+        maps, frozen = operator_maps(model, {"net_input": inputs}), FrozenModel(model, inputs)
+        assert list(maps) == ["operator", "encoder operator", "decoder operator"][: len(expected)]
+        for found, (output, given) in zip(maps.values(), expected, strict=True):
+            assert torch.equal(found, frozen.block_norms(output, given))
 
 
 def test_deletion_ranks_maps_by_what_their_tokens_are_worth():

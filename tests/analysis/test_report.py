@@ -142,7 +142,11 @@ def test_what_the_report_holds(report, page):
     assert lengths == {(site, k, n) for site in ("encoder", "decoder") for k, n in ((1, "4"), (2, "4"))}
     with np.load(report / "maps.npz") as maps:
         assert sum(name.endswith("relevance") for name in maps) == 3
-        assert sum(name.endswith("operator") for name in maps) == 3
+        for kind in ("operator", "encoder-operator", "decoder-operator"):
+            assert sum(name.endswith(f"/{kind}") for name in maps) == 3
+        for row in results["token_maps"]:
+            assert maps[row["array"]].argmax(axis=1).tolist() == row["largest"]
+        assert len(results["token_maps"]) == 3 * 4 and results["refusals"] == []
         assert sum(name.count("/") == 3 for name in maps) == 6 * 6
     assert (report / "report.html").stat().st_size < 20e6
     rankings = [(row["checkpoint"], row["map"]) for row in results["deletions"]]
@@ -235,6 +239,29 @@ def test_a_fresh_language_model(trained, tmp_path, capsys):
         (operator,) = (maps[name] for name in maps if name.endswith("operator"))
     # No block leads from a later token to an earlier one.
     assert np.abs(np.triu(operator, 1)).max() < 1e-9 * np.abs(operator).max()
+
+
+def test_a_model_without_an_operator_is_named_and_the_others_are_measured(trained, tmp_path, capsys):
+    base = ["analyze", "--data", str(trained / "language_modeling"), "--samples", "2", "--paths", "0", "--operator"]
+    gated, softmax = (
+        ["--arch", "transformer_lm_gpam", *SMALL["language_modeling"], "--gpam-mechanism", name]
+        for name in ("gated", "softmax")
+    )
+    both = [*base, "--path-loss", "--out", str(tmp_path), "--names", "with a gate", "plain", *gated, *softmax]
+    assert main(both) == 0
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert [run["checkpoint"] for run in results["runs"]] == ["with a gate", "plain"]
+    assert {row["checkpoint"] for row in results["deletions"] + results["path_losses"]} == {"plain"}
+    said, page = capsys.readouterr().err, html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    for row, option in zip(results["refusals"], ("--operator", "--path-loss"), strict=True):
+        assert (row["checkpoint"], row["option"]) == ("with a gate", option)
+        assert "gated computes more than that" in row["reason"] and "allowed: stock attention" in row["reason"]
+        assert f"with a gate has no {option}: {row['reason']}" in said and row["reason"] in page
+    assert "none of the models" not in said
+
+    assert main([*base, "--out", str(tmp_path / "alone"), *gated]) == 1
+    assert "--operator could be made for none of the models" in capsys.readouterr().err
+    assert (tmp_path / "alone" / "report.html").exists()
 
 
 def test_what_is_missing_is_named(monkeypatch):
