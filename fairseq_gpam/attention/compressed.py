@@ -17,7 +17,7 @@ from fairseq_gpam.attention.base import (
     Site,
     register_mechanism,
 )
-from fairseq_gpam.attention.layers import value_of_layer
+from fairseq_gpam.attention.layers import NUMBER, value_of_layer
 from fairseq_gpam.attention.masks import AttentionMask
 
 
@@ -57,7 +57,7 @@ class Compression(nn.Module):
 def _per_layer(name: str, default: str, meaning: str) -> Option:
     def allowed(text: str) -> bool:
         parts = [part.partition("@")[0].strip() for part in text.split(";")]
-        return all(part.isdecimal() and int(part) > 0 for part in parts)
+        return all(NUMBER.fullmatch(part) and int(part) > 0 for part in parts)
 
     return Option(
         name,

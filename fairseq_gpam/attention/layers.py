@@ -6,7 +6,8 @@ import re
 
 from fairseq_gpam.attention.base import Site
 
-SPAN = re.compile(r"(\d+)(?:-(\d+))?")
+NUMBER = re.compile("[0-9]{1,18}")
+SPAN = re.compile(f"({NUMBER.pattern})(?:-({NUMBER.pattern}))?")
 
 
 def is_layered(spec: str) -> bool:
@@ -67,15 +68,17 @@ def _named_layers(spec: str, site: Site, flag: str) -> list[str]:
 
 
 def _cycle(spec: str, site: Site, flag: str) -> list[str]:
-    cycle: list[str] = []
+    parts: list[tuple[str, int]] = []
     for part in re.split(";" if ";" in spec else ",", spec):
         what, star, count = (word.strip() for word in part.partition("*"))
-        if not what or (star and not (count.isdecimal() and int(count) > 0)):
+        if not what or (star and not (NUMBER.fullmatch(count) and int(count) > 0)):
             raise ValueError(f"{flag}: {part!r} is not of the form mechanism*layers, as in linear*3,dagpam")
-        cycle += [what] * (int(count) if star else 1)
-    if len(cycle) > site.num_layers:
+        parts.append((what, int(count) if star else 1))
+    length = sum(count for _, count in parts)
+    if length > site.num_layers:
         raise ValueError(
-            f"{flag}: its cycle has {len(cycle)} layers, but {site.name} attention has {site.num_layers}; "
+            f"{flag}: its cycle has {length} layers, but {site.name} attention has {site.num_layers}; "
             f"allowed: a cycle of at most {site.num_layers}"
         )
-    return [cycle[layer % len(cycle)] for layer in range(site.num_layers)]
+    cycle = [what for what, count in parts for _ in range(count)]
+    return [cycle[layer % length] for layer in range(site.num_layers)]

@@ -18,7 +18,7 @@ from fairseq_gpam.attention.base import (
     SiteName,
     neutral_settings,
 )
-from fairseq_gpam.attention.layers import spec_of_layer
+from fairseq_gpam.attention.layers import NUMBER, spec_of_layer
 
 
 def is_mixture(spec: str) -> bool:
@@ -43,7 +43,7 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
     groups = []
     for part in spec.split(","):
         name, colon, count = (word.strip() for word in part.partition(":"))
-        if not (name and colon and count.isdecimal() and int(count) > 0):
+        if not (name and colon and NUMBER.fullmatch(count) and int(count) > 0):
             raise ValueError(f"{flag} is not allowed: {part!r} is not of the form mechanism:heads, as in dagpam:4")
         groups.append((name, int(count)))
     names = [name for name, _ in groups]

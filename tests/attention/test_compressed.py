@@ -96,7 +96,7 @@ def test_decoders_matrix_masks_and_strides_that_leave_positions_out_are_refused(
     for mask in (AttentionMask.from_fairseq(None, FUTURE), AttentionMask.from_fairseq(None, torch.zeros(4, 4))):
         with pytest.raises(ValueError, match=r"compressed is not allowed with an attn_mask.*; allowed: encoder"):
             mechanism(AttentionInput(q, q, q, mask, torch.randn(1, 4, 6)))
-    for value in ("0", "5@0-1;x@2", "five"):
+    for value in ("0", "5@0-1;x@2", "five", "٣"):
         with pytest.raises(ValueError, match=r"--gpam-compressed-kernel .* is not allowed; allowed: a whole number"):
             settings(compressed_kernel=value)
     with pytest.raises(ValueError, match=r"--gpam-compressed-kernel '5@0' is not allowed: no mechanism for layer 1"):
