@@ -42,7 +42,13 @@ TESTS = {
     "attention/negative_projection": "tests/attention/test_dagpam.py tests/modules/test_projections.py",
     "analysis/metrics": "tests/analysis/test_metrics.py",
     "modules": MODULE_TESTS,
+    "modules/layer_fusion": "tests/models/test_layer_fusion.py",
+    "modules/listener": "tests/analysis/test_training_log.py tests/analysis/test_collect.py "
+    "tests/analysis/test_probe.py",
+    "modules/multihead_attention": f"{MODULE_TESTS} tests/attention/test_query_rank.py",
     "modules/projections": f"tests/modules/test_projections.py {MODULE_TESTS}",
+    "modules/skip_weight": "tests/models/test_skip_weight.py",
+    "modules/spectrum_penalty": "tests/modules/test_spectrum_penalty.py",
     "modules/training_log": "tests/analysis/test_training_log.py",
 }
 

@@ -147,3 +147,18 @@ def test_quantisation_noise_reaches_the_exchanged_projections():
     noise = ("--quant-noise-pq", "0.5", "--quant-noise-pq-block-size", "4", "--gpam-query-rank", "4")
     model = build("language_modeling", OURS["language_modeling"], *noise)
     assert all(attention.q_proj._forward_pre_hooks for attention in attention_modules(model))
+
+
+@pytest.mark.parametrize("width_of_keys", [None, 192])
+def test_narrow_projections_start_as_fairseqs_do(width_of_keys):
+    """By Xavier, over √2 where queries, keys and values are read from states of one width."""
+    embed, heads, rank = 128, 4, 16
+    resolved = settings(mechanism="softmax", query_rank=rank)
+    site = Site("cross", 0, 1, embed, heads, embed // heads, query_rank=rank)
+    widths = {"kdim": width_of_keys, "vdim": width_of_keys}
+    module = GPAMMultiheadAttention(
+        embed, heads, build_mechanism("softmax", site, resolved), encoder_decoder_attention=True, **widths
+    )
+    for projection in (module.q_proj, module.k_proj):
+        bound = (6 / (projection.in_features + heads * rank)) ** 0.5 / (2**0.5 if width_of_keys is None else 1)
+        assert 0.98 * bound < projection.weight.abs().max() <= bound

@@ -93,6 +93,15 @@ def test_the_output_is_the_formula_of_all_layers_states(task, kind, norm):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", ["max", "gate"])
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_one_layer_is_its_own_maximum_and_its_own_mean(task, kind):
+    fused, plain = model_of(task, kind, f"--{'encoder' if task == 'translation' else 'decoder'}-layers", "1")
+    inputs = model_input(task)
+    torch.testing.assert_close(logits(fused, inputs), logits(plain, inputs))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_language_model_decodes_step_by_step_and_with_reordered_beams(kind):

@@ -42,6 +42,15 @@ def test_a_frozen_weight_gets_no_gradient():
     assert all(p.grad is not None for p in (layers[0].weight, layers[0].bias, layers[1].bias, x))
 
 
+def test_a_second_derivative_is_refused():
+    """The backward's products need not be differentiable."""
+    layers = linears(2, True)
+    x = torch.randn(5, 2, 6, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(sum(each.sin().sum() for each in project(x, *layers)), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_a_hook_is_called():
     layers = linears(2, True)
     layers[1].register_forward_hook(lambda module, inputs, output: output + 1)
