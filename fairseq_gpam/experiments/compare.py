@@ -317,17 +317,30 @@ def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str
 
 
 def collapse(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns Spearman's ρ of each collapse measure against each task's first quantity that the runs have."""
+    """Returns Spearman's ρ of each collapse measure against each task's first quantity that the runs have.
+
+    The measures are those of the last layer, with those that are kept by layer alone.
+    """
     found = []
     for task in dict.fromkeys(one["task"] for one in runs):
-        measured = [one for one in runs if one["task"] == task and one.get("collapse")]
-        for name in dict.fromkeys(name for one in measured for name in one["collapse"]):
-            own = [one for one in measured if name in one["collapse"] and QUANTITIES[0].of(one) is not None]
-            x = [one["collapse"][name] for one in own]
-            y = [value for one in own if (value := QUANTITIES[0].of(one)) is not None]
-            names = [one["name"] for one in own]
+        measured = [
+            (one["name"], _last_layer(one), value)
+            for one in runs
+            if one["task"] == task and (value := QUANTITIES[0].of(one)) is not None
+        ]
+        for name in dict.fromkeys(name for _, measures, _ in measured for name in measures):
+            own = [(arm, measures[name], value) for arm, measures, value in measured if name in measures]
+            names, x, y = zip(*own, strict=True)
             if len(x) >= 3:
                 entry = dataclasses.asdict(statistics.spearman(x, y, names))
                 points = [list(point) for point in zip(x, y, names, strict=True)]
                 found.append({"group": task, "measure": name, **entry, "points": points})
     return found
+
+
+def _last_layer(one: dict[str, Any]) -> dict[str, float]:
+    """Returns the collapse measures of a run, by measure and site, in the last layer of each stack."""
+    measures: dict[str, float] = dict(one.get("collapse", {}))
+    for name, points in one.get("by_layer", {}).items():
+        measures.setdefault(name, points[-1][1])
+    return measures

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.recipes import recorded, tasks
+from fairseq_gpam.recipes import recorded, run_folder, tasks
 
 Column = tuple[str, Callable[[dict[str, Any]], Any], str]
 
@@ -103,8 +105,8 @@ def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str
 
 
 def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the score signatures, machines and versions behind a table, each once."""
-    notes: dict[str, None] = {}
+    """Returns which W_Q⁻ runs of daGPAM had, and the score signatures, machines and versions, each once."""
+    notes: dict[str, None] = dict.fromkeys(negative_projections(runs))
     for run in runs:
         for name in ("bleu", "chrf"):
             if "score" in run:
@@ -116,6 +118,24 @@ def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
         notes["versions: " + ", ".join(f"{name} {version}" for name, version in environment["versions"].items())] = None
         notes[f"commit: {environment['commit']}"] = None
     return list(notes)
+
+
+def negative_projections(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns one sentence that says which runs of daGPAM had which W_Q⁻, as their command lines say; none without."""
+    names: dict[str, dict[str, None]] = {}
+    for run in runs:
+        flags = run_folder.flags_of(shlex.split(run["train"].get("command", "")))
+        chosen = " ".join(words[0] for flag, words in flags.items() if flag.endswith("mechanism") and words)
+        if "dagpam" not in re.findall(r"\w+", chosen):
+            continue
+        if flags.get("--gpam-negative-source") == ["input"]:
+            kind = "from the layer's input to all heads"
+        elif flags.get("--gpam-negative-projection") == ["shared"]:
+            kind = "shared by the heads of a layer"
+        else:
+            kind = "one for each head"
+        names.setdefault(kind, {})[run["name"]] = None
+    return ["W_Q⁻: " + "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items())] if names else []
 
 
 def report(runs: Sequence[dict[str, Any]], out: Path) -> str:

@@ -89,7 +89,7 @@ def _holder(descriptor: int) -> str:
 
 def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
     """Returns a phrase for each flag whose values differ between two command lines; the last one given counts."""
-    values = [_flags(command) for command in (there, now)]
+    values = [flags_of(command) for command in (there, now)]
     phrases = []
     for flag in dict.fromkeys((*values[0], *values[1])):
         found = [value.get(flag) for value in values]
@@ -99,7 +99,8 @@ def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
     return phrases
 
 
-def _flags(command: Sequence[str]) -> dict[str, list[str]]:
+def flags_of(command: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the words after each flag of a command line, the last one given counts; those before any under ""."""
     flags: dict[str, list[str]] = {"": []}
     flag = ""
     for word in command:
@@ -142,7 +143,7 @@ def _plain(value: Any) -> Any:
 
 def last_flag(command: Sequence[str], flag: str) -> str | None:
     """Returns the value that argparse would take for `flag`: the last one given."""
-    words = _flags(command).get(flag)
+    words = flags_of(command).get(flag)
     return words[0] if words else None
 
 

@@ -168,6 +168,22 @@ def test_collapse_against_performance_has_every_counted_run_in_table_and_picture
     assert arms == {"stock": 3, "dagpam": 3, "wider": 2}
 
 
+def test_what_is_kept_by_layer_alone_stands_against_performance_with_its_last_layer(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")
+    keep(repository, analysed=True)
+    text = shown(repository)
+    for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
+        assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
+    points = {one["measure"]: one["points"] for one in compare.collapse(kept.runs_of("bible-de-en", repository))}
+    cosine, ratio, gradient = (
+        [x for x, *_ in points[name]]
+        for name in ("mean_cosine, decoder", "residual_ratio, encoder", "query_gradient, cross")
+    )
+    assert ratio == gradient == pytest.approx([value / 4 for value in cosine])
+    assert "- W_Q⁻: one for each head: dagpam\n" in text
+
+
 def test_another_page_shows_the_same_table_and_the_same_picture(repository):
     keep(repository)
     study_page, readme = shown(repository), shown(repository, "README.md")

@@ -52,6 +52,31 @@ def test_table_and_report(tmp_path):
     assert "34.4" in shown
 
 
+def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection():
+    flags = {
+        "stock": "--arch transformer",
+        "own": "--gpam-mechanism dagpam",
+        "tied": "--gpam-mechanism dagpam --gpam-lambda-tied",
+        "shared": "--gpam-mechanism dagpam --gpam-negative-projection=shared",
+        "own after all": "--gpam-mechanism dagpam:2,softmax:2 --gpam-negative-projection shared "
+        "--gpam-negative-projection head",
+        "in one stack": "--gpam-mechanism softmax --gpam-decoder-mechanism softmax@0;dagpam@1 "
+        "--gpam-negative-projection shared",
+        "V2": "--gpam-mechanism dagpam --gpam-negative-source input",
+        "another": "--gpam-mechanism differential_v2",
+    }
+    runs = [
+        {"name": name, "train": {"command": f"fairseq-train data {words}"}}
+        for name, words in flags.items()
+        for _ in (1, 2)
+    ]
+    assert tables.negative_projections(runs) == [
+        "W_Q⁻: one for each head: own, tied, own after all; shared by the heads of a layer: shared, in one stack; "
+        "from the layer's input to all heads: V2"
+    ]
+    assert tables.negative_projections([runs[0], runs[-1]]) == []
+
+
 def test_the_recipe_says_how_a_task_is_measured():
     kinds = {"bible-de-en-full": "translation", "ptb-lm": "words", "wikitext-103-lm.softmax": "words"}
     for task, kind in {**kinds, "enwik8-lm": "characters"}.items():
