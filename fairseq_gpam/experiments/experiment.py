@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", type=Path, metavar="GRID.toml")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="run a failing job up to N times more (default: 0)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the jobs, done and to do, and stop")
     parser.add_argument(
         "--executor",
@@ -40,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         sys.exit(f"--jobs is {arguments.jobs}; allowed: a whole number above 0")
+    if arguments.retries < 0:
+        sys.exit(f"--retries is {arguments.retries}; allowed: a whole number, 0 or above")
     try:
         chosen = grid.load(arguments.grid)
     except grid.GridError as error:
@@ -59,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"{out}: another experiment still works here; wait for it, or choose another folder with --out")
-    command = engine_command(chosen, out, arguments.jobs, arguments.executor)
+    command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.retries)
     with (out / "snakemake.log").open("ab") as log:
         engine = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), start_new_session=False
@@ -84,7 +89,7 @@ def environment(chosen: grid.Grid) -> dict[str, str]:
     return {name: value for name, value in {**inherited, **chosen.environment}.items() if value}
 
 
-def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str) -> list[str]:
+def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, retries: int) -> list[str]:
     """Returns Snakemake's command line.
 
     SLURM goes through the generic cluster plugin: Snakemake's own SLURM plugin needs numpy ≥ 2.4, fairseq numpy < 2.
@@ -93,6 +98,7 @@ def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str) -> li
     command += ["--config", f"grid={chosen.path.resolve()}", "--keep-going", "--rerun-incomplete", "--nolock"]
     # A changed command is a changed job: it runs again, and the run's folder refuses another training command.
     command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
+    command += ["--retries", str(retries)]
     if executor == "slurm":
         (out / "slurm").mkdir(exist_ok=True)
         submit = ["sbatch", "--parsable", "--job-name={rule}", "--ntasks=1", "--cpus-per-task={threads}"]

@@ -69,6 +69,30 @@ def test_a_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path, capsys):
     assert len(lines) == len(jobs) + 1
 
 
+def test_the_time_left_is_that_of_the_jobs_that_have_ended_shared_among_those_at_a_time(tmp_path):
+    text = SMALL.replace("[tasks.shakespeare-lm]\n", "").replace("wider =", "# wider =")
+    jobs, out = list(read(tmp_path, text).jobs()), tmp_path / "out"
+    own = {stage: [job for job in jobs if job.stage == stage] for stage in ("prepare", "train", "generate", "score")}
+    assert [len(jobs) for jobs in own.values()] == [1, 4, 4, 4]
+
+    def end(job, seconds):
+        (out / job.marker).parent.mkdir(parents=True, exist_ok=True)
+        (out / job.marker).touch()
+        (out / job.benchmark).write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t2000.5\n")
+
+    for job, seconds in zip([*own["prepare"], *own["train"][:2], own["generate"][0]], (9, 300, 420, 60), strict=True):
+        end(job, seconds)
+    text = experiment.progress(jobs, out, 1)
+    assert text == "0 of 4 runs done, 4 of 13 jobs, the time left is known once each stage has ended once"
+    end(own["score"][0], 20)
+    # Two trainings of 360 s, three translations of 60 s and three scores of 20 s.
+    assert experiment.progress(jobs, out, 1) == "1 of 4 runs done, 5 of 13 jobs, about 16.0 min left"
+    assert experiment.progress(jobs, out, 4) == "1 of 4 runs done, 5 of 13 jobs, about 4.0 min left"
+    for job in jobs:
+        end(job, 1)
+    assert experiment.progress(jobs, out, 1) == "4 of 4 runs done, 13 of 13 jobs"
+
+
 def test_learning_rates_make_arms_of_their_own(tmp_path):
     jobs = list(read(tmp_path, SMALL.replace("seeds = [3, 1]", "seeds = [1]\nlearning_rates = [0.003, 0.01]")).jobs())
     names = [job.command[job.command.index("--name") + 1] for job in jobs if job.stage == "train"]
