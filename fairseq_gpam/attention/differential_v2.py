@@ -36,7 +36,7 @@ class DifferentialV2Attention(AffineMechanism):
     source = "Diff-Transformer V2, microsoft/unilm, January 2026"
     row_sum = "1−sigmoid(x·w)"
     cost = "1.5×, and a second query projection"
-    why_never_neutral = "sigmoid(X w) is never 0"
+    why_never_neutral = "sigmoid(X w), the weight of its second map, is never 0"
 
     options = (
         Option(

@@ -31,7 +31,10 @@ def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8
 
 @register_mechanism
 class RelaAttention(MatrixMechanism):
-    """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, which starts as in the source."""
+    """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, which starts as in the source.
+
+    Training amplifies every rounding; "Half precision" in docs/speed.md says what that does to it in fp16 and bf16.
+    """
 
     name = "rela"
     formula = "P = ReLU(QKᵀ/√D); O = RMSNorm(P·V)·scale ⊙ sigmoid(gate ⊙ P·V), heads joined"

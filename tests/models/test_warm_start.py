@@ -1,6 +1,7 @@
 """--gpam-warm-start: the stock model exactly at step 0, another one after training; refused where there is no way."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, scramble
 
 from fairseq_gpam.attention import REGISTRY
-from fairseq_gpam.attention.base import describe_neutral
+from fairseq_gpam.attention.base import AttentionMechanism, describe_neutral
 from fairseq_gpam.modules import attention_modules
 
 NEUTRAL = sorted(name for name, mechanism in REGISTRY.items() if mechanism.neutral is not None)
@@ -75,11 +76,20 @@ def test_every_parameter_that_a_mechanism_adds_is_reached_within_two_updates(nam
 def test_a_mechanism_without_a_neutral_setting_is_refused_with_the_reason(name):
     flags = [f"--gpam-{site}-mechanism" for site in ("encoder", "decoder", "cross") if site not in REGISTRY[name].sites]
     flags = [word for flag in flags for word in (flag, "softmax")]
-    with pytest.raises(
-        ValueError, match=f"--gpam-warm-start is not allowed with --gpam-mechanism '{name}': .*; allowed with: "
-    ):
+    reason = REGISTRY[name].why_never_neutral
+    assert reason != AttentionMechanism.why_never_neutral
+    refusal = f"--gpam-warm-start is not allowed with --gpam-mechanism '{name}': {reason}; allowed with: "
+    with pytest.raises(ValueError, match=re.escape(refusal)):
         build("translation", OURS["translation"], "--gpam-mechanism", name, "--gpam-warm-start", *flags)
-    assert describe_neutral(REGISTRY[name]).startswith("none: ")
+    assert describe_neutral(REGISTRY[name]) == f"none: {reason}"
+
+
+def test_differential_v2_says_what_is_never_0():
+    flags = ["--gpam-warm-start", "--gpam-mechanism", "differential_v2"]
+    with pytest.raises(
+        ValueError, match=r"'differential_v2': sigmoid\(X w\), the weight of its second map, is never 0"
+    ):
+        build("language_modeling", OURS["language_modeling"], *flags)
 
 
 @pytest.mark.parametrize(
