@@ -78,6 +78,7 @@ FLAGS_HEADER = """# Flags
 The flags are the same for `transformer_gpam` and `transformer_lm_gpam`, and for every architecture that is derived from
 them. A flag on the command line overrides the architecture's preset, and the preset overrides the default given here.
 A checkpoint keeps its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation.
+The flags of a mechanism are refused, unless they have their default, where no mechanism of the model reads them.
 
 """
 
