@@ -66,6 +66,7 @@ IN_A_LANGUAGE_MODEL = [
     ("", MECHANISM, "softmax*1;dagpam@1", "a cycle linear*3,dagpam"),
     ("", MECHANISM, "softmax*2,dagpam", "a cycle of at most 2"),
     ("", MECHANISM, "neutreno@0;softmax@1", "neutreno"),
+    ("", MECHANISM, "softmax@0;value_residual@1", "value_residual"),
     ("", MECHANISM, "dagpam@0;nothing@1", "softmax"),
     # options of one mechanism
     ("--gpam-mechanism fastmax --gpam-fastmax-degree 1", "--gpam-fastmax-norm", "1.5", "norm² ≤ temperature"),

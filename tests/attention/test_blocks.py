@@ -396,3 +396,20 @@ def test_queries_behind_a_prefix_see_it_and_their_own_past(length, prefix, kind)
     gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("length", [20, 385])
+def test_factors_for_each_row_are_those_of_the_plain_formula_in_every_block(length):
+    """As a λ for each token makes them: one a and one b for each query."""
+    q, k, v, negative_q, _, _ = inputs(length, torch.float64, batch=2)
+    a, b = (torch.rand(2, HEADS, length, 1, dtype=torch.float64).add_(one).requires_grad_() for one in (1, 0))
+    leaves = [q, k, v, negative_q, a, b]
+    mask = AttentionMask(causal=True)
+    ours = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    pull = torch.randn_like(expected)
+    for mine, plain in zip(
+        torch.autograd.grad(ours, leaves, pull), torch.autograd.grad(expected, leaves, pull), strict=True
+    ):
+        torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-11)
