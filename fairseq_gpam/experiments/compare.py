@@ -45,13 +45,16 @@ class Quantity:
 
     def of(self, run: dict[str, Any]) -> float | None:
         """Returns the run's value, None if it was not measured or is not finite."""
-        value = run.get(self.path[0], {}).get(self.path[1])
+        value = self._logged(run)
         return None if value is None or not math.isfinite(value) else value * self.factor
 
     def diverged(self, run: dict[str, Any]) -> bool:
         """Tells whether the run's value is there but not finite."""
-        value = run.get(self.path[0], {}).get(self.path[1])
+        value = self._logged(run)
         return value is not None and not math.isfinite(value)
+
+    def _logged(self, run: dict[str, Any]) -> float | None:
+        return run.get(self.path[0], {}).get(self.path[1])
 
 
 NATS = math.log(2)
