@@ -132,9 +132,9 @@ def softmax_factors(mechanism: AttentionMechanism) -> Iterator[Tensor]:
                 )
             minus = torch.as_tensor(mechanism.lambda_minus()).flatten()
             if bool((minus != 0).any()):
-                numbers = ", ".join(f"{number:.4g}" for number in minus.tolist())
+                strengths = ", ".join(f"{one:.4g}" for one in minus.tolist())
                 raise ExportError(
-                    f"{mechanism.site}: mechanism {mechanism.name!r} has λ⁻ = {numbers}; only λ⁻ = 0 folds, because "
+                    f"{mechanism.site}: mechanism {mechanism.name!r} has λ⁻ = {strengths}; only λ⁻ = 0 folds, because "
                     "stock attention has one softmax and cannot subtract a second one"
                 )
         yield from (1 + torch.as_tensor(mechanism.lambda_plus())).flatten().expand(heads)

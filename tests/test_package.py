@@ -147,11 +147,6 @@ def test_no_file_has_more_than_400_lines():
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
-def test_names_in_docstrings_and_comments_stand_in_single_backticks():
-    found = [name for name, path in SOURCES.items() if re.search("(?<!`)``(?!`)", path.read_text(encoding="utf-8"))]
-    assert found == []
-
-
 def test_no_function_has_more_than_8_parameters():
     found = []
     for name, tree in TREES.items():

@@ -190,7 +190,8 @@ def log_log(fits: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[st
             left.plot(range(len(ratios)), ratios, **style, **dots)
             with np.errstate(invalid="ignore", divide="ignore"):
                 heights = np.where((ratios > entry["floor"]) & (ratios < 1), np.log(-np.log(ratios)), np.nan)
-            label = f"{style['label']}: no fit, {entry['points']} layers above rounding"
+            layers = "1 layer" if entry["points"] == 1 else f"{entry['points']} layers"
+            label = f"{style['label']}: no fit, {layers} above rounding"
             if entry["slope"] is not None:
                 label = f"{style['label']}: slope {entry['slope']:.3g}"
                 depths = np.flatnonzero(np.isfinite(heights))
@@ -336,6 +337,7 @@ def lambda_history(rows: pd.DataFrame, path: Path) -> None:
                 axes.set_title(f"{describe(name).label}\n{SITES[site]} (numbers: layers)")
                 axes.set_xlabel("updates")
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+                axes.xaxis.set_major_formatter("{x:,.0f}")
         if len(dashes) > 1:
             handles = [mpl.lines.Line2D([], [], color="black", linestyle=dash) for dash in dashes.values()]
             figure.legend(handles, dashes.keys(), loc="upper center", ncols=3)

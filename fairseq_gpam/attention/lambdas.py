@@ -95,8 +95,8 @@ class Lambda(nn.Module):
         with torch.no_grad():
             value = self()
             assert isinstance(value, Tensor)
-            numbers = ", ".join(f"{number:.3f}" for number in value.flatten().tolist())
-        return f"{numbers}, trainable" + (f", at most {self.bound:g}" if self.bound else "")
+            lambdas = ", ".join(f"{one:.3f}" for one in value.flatten().tolist())
+        return f"{lambdas}, trainable" + (f", at most {self.bound:g}" if self.bound else "")
 
 
 def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:

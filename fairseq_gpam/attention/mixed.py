@@ -53,9 +53,9 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
         check_known(name, spec)
     total = sum(count for _, count in groups)
     if total != num_heads:
-        numbers = "+".join(str(count) for _, count in groups)
+        counts = "+".join(str(count) for _, count in groups)
         raise ValueError(
-            f"{flag} is not allowed: {numbers} = {total} heads, but {site_name} attention has {num_heads}; "
+            f"{flag} is not allowed: {counts} = {total} heads, but {site_name} attention has {num_heads}; "
             f"the numbers must add up to {num_heads}"
         )
     return groups

@@ -43,6 +43,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_title("difference to stock: below 0 is better")
     for axes in (losses, *differences):
         axes.set_xlabel("updates")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()

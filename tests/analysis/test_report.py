@@ -84,13 +84,19 @@ def test_hostile_words_and_names_are_shown_and_do_nothing(report, page):
     assert page.scripts == 0
 
 
-def test_pictures_show_text_as_it_is_and_no_formulas(tmp_path, monkeypatch):
-    drawn = {}
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is written in the pictures that a test draws, and whether as a formula."""
+    texts = {}
 
     def record(renderer, gc, x, y, text, prop, angle, ismath=False, mtext=None):
-        drawn[text] = bool(ismath)
+        texts[text] = bool(ismath)
 
     monkeypatch.setattr(RendererAgg, "draw_text", record)
+    return texts
+
+
+def test_pictures_show_text_as_it_is_and_no_formulas(tmp_path, drawn):
     words, name = ["$a$", r"\$", "$"], HOSTILE[1]
     pictures.attention_maps(np.eye(3)[None], words, words, tmp_path / "maps.png", 90)
     pictures.token_map(np.eye(3), words, words, name, tmp_path / "relevance.png")
@@ -169,6 +175,22 @@ def test_a_checkpoint_keeps_its_colour_where_others_have_no_such_metric(tmp_path
         return (np.abs(pixels - wanted).max(axis=-1) < 24).any()
 
     assert shows(pictures.COLOURS[1]) and not shows(pictures.COLOURS[0])
+
+
+def test_too_few_layers_for_a_slope_are_counted_in_words(tmp_path, drawn):
+    fit = {"checkpoint": "ours", "variant": "without skips", "slope": None, "floor": 1e-9}
+    counts = {"encoder": (1, [0.5, 1e-12]), "decoder": (2, [0.5, 0.25])}
+    fits = [{**fit, "site": site, "points": points, "ratios": ratios} for site, (points, ratios) in counts.items()]
+    pictures.log_log(fits, tmp_path / "collapse.png", ["ours"])
+    assert "ours, without skips, encoder: no fit, 1 layer above rounding" in drawn
+    assert "ours, without skips, decoder: no fit, 2 layers above rounding" in drawn
+
+
+def test_updates_have_thousands_separators(tmp_path, drawn):
+    line = {"metric": "lambda_plus", "group": "ours", "site": "encoder", "layer": 1, "least": 0.4, "greatest": 0.6}
+    rows = pd.DataFrame([{**line, "updates": updates, "mean": 0.5} for updates in (0, 20_000)])
+    pictures.lambda_history(rows, tmp_path / "lambda.png")
+    assert {"0", "3,000", "12,000"} <= drawn.keys()
 
 
 def test_tokens_without_a_letter_are_quoted():

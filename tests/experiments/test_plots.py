@@ -31,6 +31,7 @@ def test_the_second_panel_is_the_difference_to_stock_of_the_same_seed(figures, t
     _, difference = figures[0].axes
     _, line = difference.lines  # the first one marks zero
     assert line.get_xydata().tolist() == [[10, -0.5], [20, -0.25]]
+    assert difference.xaxis.get_major_formatter()(12_000) == "12,000"
     assert (tmp_path / "curves.png").exists()
 
 

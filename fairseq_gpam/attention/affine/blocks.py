@@ -72,7 +72,7 @@ class ByBlocks(torch.autograd.Function):
             keys = [group.of(each).flatten(0, 1).contiguous() for each in (k, second_k) if each is not None]
             values = group.of(v).flatten(0, 1).contiguous()
             own_queries = plan.stacked(group, queries)
-            products = k.new_empty(plan.num_blocks, group.size, plan.rows, values.size(-1))
+            unscaled_output = k.new_empty(plan.num_blocks, group.size, plan.rows, values.size(-1))
             sums = k.new_empty(*own_queries.shape[:-1], 1)
             largest = None if plan.is_safe(own_queries, keys) else torch.empty_like(sums)
             for block in plan.blocks:
@@ -88,8 +88,8 @@ class ByBlocks(torch.autograd.Function):
                 dropout_mask = plan.dropout_mask(group, block, matrix)
                 if dropout_mask is not None:
                     matrix = dropout_mask.mul_(matrix)
-                torch.bmm(matrix, values[:, : block.seen], out=products[block.index])
-            plan.write(group, products, plan.factors_over_sums(group, sums)[:, :, 0], output)
+                torch.bmm(matrix, values[:, : block.seen], out=unscaled_output[block.index])
+            plan.write(group, unscaled_output, plan.factors_over_sums(group, sums)[:, :, 0], output)
             saved += [own_queries, *keys, values, sums, largest]
         ctx.save_for_backward(factors, *saved)
         ctx.mask, ctx.dropout_p, ctx.seed = mask, dropout_p, seed
@@ -114,7 +114,7 @@ class ByBlocks(torch.autograd.Function):
             upstream = plan.in_blocks(group.of(grad_output)).flatten(0, 1).transpose(0, 1).contiguous()
             scaled = plan.factors_over_sums(group, sums).expand_as(sums)
             weighted_queries, weighted_upstream = own_queries * scaled, upstream * scaled[:, :, 0]
-            row_sums, products = torch.empty_like(sums), torch.empty_like(own_queries)
+            row_sums, unscaled_grad_queries = torch.empty_like(sums), torch.empty_like(own_queries)
             grad_values, grad_keys = torch.empty_like(values), [torch.empty_like(each) for each in keys]
             for block in reversed(plan.blocks):
                 index, seen = block.index, block.seen
@@ -137,7 +137,7 @@ class ByBlocks(torch.autograd.Function):
                 grad_scores = torch.mul(weights, grad_weights.unsqueeze(1), out=gradients)
                 own_row_sums = torch.sum(grad_scores, dim=-1, keepdim=True, out=row_sums[index]).div_(sums[index])
                 grad_scores.addcmul_(weights, own_row_sums, value=-1)
-                own_tensors = (grad_scores, weighted_queries[index], products[index])
+                own_tensors = (grad_scores, weighted_queries[index], unscaled_grad_queries[index])
                 # Branches that share their keys are more rows of one product.
                 stacked = [tuple(each.flatten(1, 2) for each in own_tensors)]
                 pairs = zip(*(each.unbind(1) for each in own_tensors), strict=True) if len(keys) > 1 else stacked
@@ -145,7 +145,7 @@ class ByBlocks(torch.autograd.Function):
                     torch.bmm(own, each[:, :seen], out=product)
                     _accumulate(total, own, query, seen, plan.scale, beta)
             for branch, grad in enumerate(by_branch):
-                plan.write(group, products[:, :, branch], scaled[:, :, branch] * plan.scale, grad)
+                plan.write(group, unscaled_grad_queries[:, :, branch], scaled[:, :, branch] * plan.scale, grad)
                 plan.write(group, row_sums[:, :, branch], 1.0, grad_factors[:, :, branch])
             for whole, own_grad in zip((grad_v, *all_grad_keys), (grad_values, *grad_keys), strict=True):
                 destination = group.of(whole)
