@@ -1,7 +1,8 @@
-"""daGPAM attention, and what it is compared with, for fairseq: the folder that `--user-dir` names.
+"""daGPAM attention for fairseq, with the mechanisms it is compared with: the package that `--user-dir` points to.
 
-Importing it checks the installed fairseq, lets checkpoints be loaded safely and distributed training end cleanly, and
-registers the models, architectures, optimiser and the mechanisms of installed packages. Importing it again is harmless.
+Importing it checks the installed fairseq, enables the safe loading of checkpoints and a clean end of distributed
+training, and registers models, architectures, the optimiser and the mechanisms of installed packages. Importing it
+again is harmless.
 """
 
 from fairseq_gpam import engine

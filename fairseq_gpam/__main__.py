@@ -1,9 +1,9 @@
-"""The command line, `python -m fairseq_gpam [COMMAND …]`: it finds a command's module and calls it.
+"""The command line, `python -m fairseq_gpam [COMMAND …]`, which finds a command's module and calls it.
 
 A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`; its docstring is the help text. If
-it sets TAKES_FURTHER_FLAGS, `arguments.further_flags` holds the flags that it does not know; if it sets
-TAKES_FLAGS_AFTER_DASHES, they are what follows `--`. A module with several commands is named `MODULE:OBJECT`, where the
-object has these attributes.
+it sets TAKES_FURTHER_FLAGS, unknown flags are passed in `arguments.further_flags`; if it sets TAKES_FLAGS_AFTER_DASHES,
+so is everything after `--`. A module with several commands is given as `MODULE:OBJECT`, where the object has these
+attributes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
-        # Only the chosen command is imported: its libraries may be an extra that is not installed.
+        # Only the chosen command is imported, because others may need extras that are not installed.
         if argv[:1] == [name]:
             module = load(name)
             command = commands.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)

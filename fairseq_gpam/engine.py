@@ -1,4 +1,4 @@
-"""Which fairseq this package needs, and the checks that it must pass."""
+"""The versions of fairseq that this package needs, and the checks on the installed one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def skips_custom_attention(encoder_layer: type) -> bool:
 
 def check() -> None:
     """Raises EngineError, in one sentence that says what to install, unless a usable fairseq can be imported."""
-    # Silences fairseq's message at every start about a library that only speech tasks need.
+    # Silences fairseq's startup message about a library that only speech tasks need.
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
-    # The same task sets the logging level of the whole process to its lowest, and matplotlib then reports every font.
+    # A speech task sets the root logger to the lowest level, at which matplotlib reports every font.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
@@ -58,9 +58,9 @@ def installed() -> str:
 
 
 def allow_checkpoint_types() -> None:
-    """Lets torch's safe loading (`weights_only=True`) read what fairseq's own checkpoints hold, and nothing else.
+    """Allows torch's safe loading (`weights_only=True`) the additional types in fairseq's checkpoints, and no others.
 
-    These are argparse.Namespace (the translation models' settings) and numpy's scalars and arrays (the validation
+    These are argparse.Namespace (the settings of translation models) and numpy scalars and arrays (the validation
     scores of --eval-bleu).
     """
     import numpy as np
@@ -77,10 +77,10 @@ def allow_checkpoint_types() -> None:
 
 
 def leave_process_group_at_exit() -> None:
-    """Lets a process that trained with the gloo backend end cleanly.
+    """Makes a process that trained with the gloo backend exit cleanly.
 
-    fairseq leaves its process group open until the interpreter ends, where gloo's threads may abort a process whose
-    training is done (pytorch/pytorch#190489). Other backends end as fairseq lets them.
+    fairseq never closes its process group, so gloo's threads may abort a process after training, at interpreter exit
+    (pytorch/pytorch#190489). Other backends are left alone.
     """
 
     def leave() -> None:
@@ -95,7 +95,7 @@ def leave_process_group_at_exit() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that a result depends on."""
+    """Returns the versions of the software that a result depends on."""
     found = {"python": platform.python_version(), "engine": installed()}
     for distribution in ("torch", "numpy", "sacrebleu", "sentencepiece"):
         try:

@@ -1,7 +1,7 @@
-"""Turns a checkpoint into one of fairseq's own model, which needs no --user-dir, where that is exact.
+"""Converts a checkpoint to fairseq's own model, which needs no --user-dir, if that is exact.
 
-Softmax is kept as it is; (1+λ)·softmax, daGPAM with λ⁻ = 0, and groups of such heads are folded into the output
-projections. The logits of both models are compared before the file is written; any other mechanism is refused.
+Softmax is kept unchanged; (1+λ)·softmax, daGPAM with λ⁻ = 0, and groups of such heads are folded into the output
+projections. All other mechanisms are refused. The logits of both models are compared before the file is written.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 def export(checkpoint: Path, output: Path) -> float:
     """Writes the stock model's checkpoint to `output` and returns the greatest difference between the models' logits.
 
-    Raises ExportError, with the layer, the site and the mechanism, where a mechanism does not fold into softmax
-    attention, and where the logits of the two models differ by more than TOLERANCE.
+    Raises ExportError if a mechanism does not fold into softmax attention, with its layer, site and name, or if the
+    logits of the two models differ by more than TOLERANCE.
     """
     if output.exists() and output.samefile(checkpoint):
         raise ExportError("OUT is CHECKPOINT itself; give another name")
@@ -83,9 +83,10 @@ def export(checkpoint: Path, output: Path) -> float:
 
 
 def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of the stock model that computes the same as `model`, whose state is `weights`.
+    """Returns the weights of a stock model equivalent to `model`, whose state is `weights`.
 
-    The factors of the heads go into the columns of the output projections, in fp32. Raises ExportError.
+    The heads' factors are multiplied into the columns of the output projections, in fp32. Raises ExportError if there
+    is no such stock model.
     """
     if any(isinstance(module, LayerFusion) for module in model.modules()):
         raise ExportError("--gpam-layer-fusion does not fold into a stock model, whose output is its last layer's")
@@ -111,9 +112,9 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def softmax_factors(mechanism: AttentionMechanism) -> Iterator[Tensor]:
-    """Yields for each head the number c with which its weights are c·softmax(QKᵀ/√D + M).
+    """Yields, for each head, the factor c for which its weights are c·softmax(QKᵀ/√D + M).
 
-    Raises ExportError, with the reason, if there is no such number.
+    Raises ExportError, with the reason, if there is none.
     """
     heads = mechanism.site.num_heads
     if isinstance(mechanism, MixedHeads):
@@ -236,7 +237,7 @@ def _build(settings: Any, weights: Mapping[str, Tensor]) -> nn.Module:
                 dictionaries[stack].add_symbol(f"word{index}")
     target = dictionaries["decoder"]
     task = SimpleNamespace(source_dictionary=dictionaries.get("encoder", target), target_dictionary=target)
-    # fairseq's building and loading change the settings and the dictionary that they are given.
+    # Copies, because fairseq changes the settings and the dictionary when it builds and loads a model.
     model = build_model(argparse.Namespace(**settings) if isinstance(settings, dict) else copy.copy(settings), task)
     model.load_state_dict(dict(weights), strict=True)
     return model.float().eval()

@@ -1,4 +1,4 @@
-"""Trained models in Python: translate, complete, score, and see the signed attention weights of a sentence."""
+"""Trained models in Python: translation, completion, scores, and a sentence's signed attention weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Attention:
 
 
 class _Hub(GeneratorHubInterface):
-    """What both kinds of models share: text to tokens and back, batches, and the model as it was loaded."""
+    """The common base of both kinds of models: conversion between text and tokens, batches, and the loaded model."""
 
     def __init__(self, cfg: Any, task: Any, model: Any, lowercase: bool) -> None:
         super().__init__(cfg, task, [model])
@@ -76,7 +76,7 @@ class _Hub(GeneratorHubInterface):
         return self.models[0]
 
     def use_moses(self, dash_splits: bool) -> None:
-        """Tokenises by `sacremoses` in the languages of the task, English where it has none."""
+        """Tokenises with `sacremoses` in the languages of the task, or English if it names none."""
         source, target = (getattr(self.task.cfg, f"{side}_lang", None) or "en" for side in ("source", "target"))
         settings = {"target_lang": target, "moses_no_dash_splits": not dash_splits}
         self.tokenizer = _encoder("tokenizer", "moses", source_lang=source, **settings)
@@ -137,7 +137,7 @@ class Translator(_Hub):
     def translate(
         self, sentences: str | Sequence[str], beam: int = 5, verbose: bool = False, **kwargs: Any
     ) -> str | list[str]:
-        """Translates a sentence, or sentences in their order; other settings are those of fairseq-generate."""
+        """Returns the translation of a sentence, or of several in order; `kwargs` are settings of fairseq-generate."""
         return self.sample(sentences, beam, verbose, **kwargs) if len(sentences) else []
 
     def score(self, sources: Sequence[str], targets: Sequence[str], batch_size: int = 32) -> list[Score]:
@@ -182,10 +182,10 @@ class Translator(_Hub):
 
 
 class LanguageModel(_Hub):
-    """A language model; sentences stand alone, as with `--sample-break-mode eos`."""
+    """A language model; sentences are independent, as with `--sample-break-mode eos`."""
 
     def complete(self, prompts: str | Sequence[str], beam: int = 5, **kwargs: Any) -> str | list[str]:
-        """Continues a prompt, or prompts in their order; other settings are those of fairseq-generate."""
+        """Returns a prompt's continuation, or those of several in order; `kwargs` are settings of fairseq-generate."""
         return self.sample(prompts, beam, **kwargs) if len(prompts) else []
 
     def score(self, sentences: Sequence[str], batch_size: int = 32) -> list[Score]:
@@ -218,10 +218,10 @@ def from_pretrained(
 ) -> Any:
     """Loads a checkpoint, ours or fairseq's own, safely; returns a Translator or a LanguageModel.
 
-    `data` is the folder with the dictionaries, by default where the model was trained. Text is tokenised as the
-    training text was: `tokenizer="moses"` (by `sacremoses`, in the task's languages; `dash_splits` breaks at hyphens),
-    then `lowercase`, then `sentencepiece` (a model) or `subword_nmt` (a file of codes). Raises FileNotFoundError for a
-    missing file and ValueError for other arguments.
+    `data` is the folder with the dictionaries, by default the one used in training. Text must be tokenised as the
+    training text was: with `tokenizer="moses"` (by `sacremoses`, in the task's languages; `dash_splits` splits at
+    hyphens), then `lowercase`, then `sentencepiece` (a model) or `subword_nmt` (a file of codes). Raises
+    FileNotFoundError for a missing file and ValueError for other errors in the arguments.
     """
     if tokenizer not in (None, "moses"):
         raise ValueError(f"tokenizer={tokenizer!r} is not allowed; allowed: 'moses', None")

@@ -1,4 +1,4 @@
-"""What is installed and registered; with --arch, how many parameters a model has and how many more than stock."""
+"""Prints what is installed and registered; with --arch, a model's number of parameters and the overhead over stock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairseq_gpam.attention.affine import describe_choices
 MODELS = ("transformer_gpam", "transformer_lm_gpam")
 VOCABULARY = 10_000
 
-# `--arch` brings the flags of fairseq's models and of the mechanisms with it.
+# With `--arch`, the flags of fairseq's models and of the mechanisms may follow.
 TAKES_FURTHER_FLAGS = True
 
 
@@ -80,7 +80,7 @@ def print_info() -> None:
 
 
 def print_parameters(model: parameters.Model) -> None:
-    """Prints the exact number of parameters, what each site adds, and the overhead against the stock model."""
+    """Prints the exact number of parameters, how many each site adds, and the overhead over the stock model."""
     ours, stock = parameters.build(model), parameters.build(model.stock())
     total, stock_total = parameters.count(ours), parameters.count(stock)
     extra = total - stock_total
@@ -109,7 +109,7 @@ def print_parameters(model: parameters.Model) -> None:
 
 
 def print_controls(model: parameters.Model) -> None:
-    """Prints the flags of the parameter-matched controls and what they still differ by."""
+    """Prints the flags of the parameter-matched controls and the differences that remain."""
     print("\ncontrols")
     for arm in parameters.match(model):
         print(f"{arm.name:15} {arm.model.command()}")

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the registry: the mechanisms, a drawing of each one's weights, and the flags."""
+"""Writes the pages generated from the registry: the mechanisms, with a drawing of each one's weights, and the flags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fairseq_gpam.attention import (
 from fairseq_gpam.attention.base import describe_neutral
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
-# The base transformer's attention: what the page counts parameters for.
+# The attention of the base transformer, for which the page counts parameters.
 EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
@@ -31,31 +31,32 @@ HEADER = """# Mechanisms
 
 <!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
 
-Every name goes with `--gpam-mechanism NAME`, or with `--gpam-encoder-mechanism`, `--gpam-decoder-mechanism` and
-`--gpam-cross-mechanism` for one site. `NAME:4,OTHER:4` gives each group of heads its own mechanism; the numbers must
-add up to the heads. `NAME@0-2,4;OTHER@3,5` gives each layer its own, layers counted from 0, and `NAME*3,OTHER` repeats
-three layers of one and one of the other. Both take groups of heads too, separated by `;`: `NAME:4,OTHER:4*2;NAME`.
+Choose a mechanism with `--gpam-mechanism NAME`, or for one site with `--gpam-encoder-mechanism`,
+`--gpam-decoder-mechanism` or `--gpam-cross-mechanism`. `NAME:4,OTHER:4` gives each group of heads its own mechanism;
+the numbers must add up to the number of heads. `NAME@0-2,4;OTHER@3,5` gives each layer its own, layers counted from 0,
+and `NAME*3,OTHER` cycles through three layers of one and one of the other. Layers may have groups of heads too, if they
+are separated by `;`: `NAME:4,OTHER:4*2;NAME`.
 
-Shapes: Q, K, V hold D numbers for each of a head's T queries or S keys; M is the mask; U is uniform over the n keys
-that a row sees. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
-softmax attention, which has {stock:,}. *Cost* is the work with T × S matrices relative to softmax attention, counted
-from the formula, not timed.
+Shapes: Q is T × D, K and V are S × D for each head (T queries, S keys); M is the mask; U is uniform over the n keys
+visible to a row. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
+softmax attention, which has {stock:,}. *Cost* is the work on T × S matrices relative to softmax attention, counted from
+the formula, not timed.
 
 The drawings show the weights of head 1 in the second of three layers, before any norm or gate, for one sentence:
 
 > {sentence}
 
 Rows are the words as queries, columns are the same words as keys. Red is positive, blue is negative, white is 0; the
-deepest colour is the largest absolute weight, which stands beside the drawing. Queries and keys are random and the same
-for all mechanisms; equal words have equal keys. The mechanisms are drawn before training: a drawing shows what a
-formula can do, not what a model learns, and a mechanism that starts as softmax attention looks like it.
+deepest colour is the largest absolute weight, which is given next to the drawing. Queries and keys are random and the
+same for all mechanisms; equal words have equal keys. The mechanisms are untrained: a drawing shows what a formula can
+do, not what a model learns, and a mechanism that is initially softmax attention looks like it.
 """
 
 WARM_START = """## Warm start
 
-With `--gpam-warm-start` a model that is loaded from a stock checkpoint (`--finetune-from-model stock.pt`, or
+With `--gpam-warm-start` a model loaded from a stock checkpoint (`--finetune-from-model stock.pt`, or
 `--restore-file stock.pt --reset-optimizer`) gives exactly the stock model's outputs before its first update: every
-mechanism starts at its neutral setting, from which training moves away. A mechanism without one is refused.
+mechanism starts training at its neutral setting. A mechanism without one is refused.
 """
 
 CONTROLS = """## Controls with as many parameters
@@ -65,9 +66,9 @@ CONTROLS = """## Controls with as many parameters
 python -m fairseq_gpam info --arch transformer_gpam_iwslt_de_en --gpam-mechanism dagpam --match
 ```
 
-prints the exact number of parameters, the overhead against stock, and the flags of three controls: a stock model whose
-FFNs are wider by as much, a stock model with more heads too, and the mechanism's model with FFNs narrower by as much.
-What they still differ by stands beside them. `--vocabulary N` sets the size of the dictionary.
+prints the exact number of parameters, the overhead over stock, and the flags of three controls with matched parameters:
+a stock model with wider FFNs, a stock model with wider FFNs and more heads, and the mechanism's model with narrower
+FFNs. The remaining differences are printed too. `--vocabulary N` sets the size of the dictionary.
 """
 
 
@@ -75,10 +76,10 @@ FLAGS_HEADER = """# Flags
 
 <!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
 
-The flags are the same for `transformer_gpam` and `transformer_lm_gpam`, and for every architecture that is derived from
-them. A flag on the command line overrides the architecture's preset, and the preset overrides the default given here.
-A checkpoint keeps its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation.
-The flags of a mechanism are refused, unless they have their default, where no mechanism of the model reads them.
+The flags are the same for `transformer_gpam`, `transformer_lm_gpam` and all architectures derived from them. A flag on
+the command line overrides the architecture's preset, and the preset overrides the default given here. A checkpoint
+stores its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation. A mechanism's flag with a
+value other than its default is refused if no mechanism of the model reads it.
 
 """
 
@@ -188,7 +189,7 @@ def where(mechanism: type[AttentionMechanism]) -> str:
 
 
 def extra_parameters(name: str) -> int:
-    """Returns how many parameters one attention of the base transformer gets, in the second of six layers."""
+    """Returns how many parameters the mechanism adds to one attention of the base transformer, in layer 2 of 6."""
     site = Site(REGISTRY[name].sites[0], 1, 6, EMBED_DIM, NUM_HEADS, EMBED_DIM // NUM_HEADS)
     with torch.device("meta"):
         mechanism = build_mechanism(name, site, options.resolve(argparse.Namespace()))
@@ -207,13 +208,13 @@ def example_weights(name: str) -> Tensor:
 
     vectors = {word: gauss(heads, width) for word in dict.fromkeys(SENTENCE)}
     k = torch.stack([vectors[word] for word in SENTENCE], dim=1)[None]
-    # A query resembles its own word's key, and carries something of its place.
+    # A query resembles the key of its own word, and depends on its position.
     q = 0.8 * k + gauss(1, heads, length, width)
     v, x = gauss(1, heads, length, width), gauss(1, length, heads * width)
     settings = options.resolve(argparse.Namespace())
     shared: dict[tuple[object, ...], object] = {}
     weights: Tensor | None = None
-    # What only decoders may have is drawn with the future hidden.
+    # Decoder-only mechanisms are drawn with a causal mask.
     mask = AttentionMask(causal=REGISTRY[name].sites == ("decoder",))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)

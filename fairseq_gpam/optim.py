@@ -19,10 +19,10 @@ class GPAMAdamConfig(FairseqAdamConfig):
 
 @register_optimizer("gpam_adam", dataclass=GPAMAdamConfig)
 class GPAMAdam(FairseqAdam):
-    """`--optimizer gpam_adam`: as `adam`, but a trainable λ, and nothing else, is exempt from --weight-decay.
+    """`--optimizer gpam_adam`: `adam` that exempts the λ's and similar coefficients of mechanisms from --weight-decay.
 
-    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flattened gradients do not
-    distinguish parameters, and are refused if there is a weight decay.
+    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flattened gradients do not distinguish
+    parameters, and are refused if there is a weight decay.
     """
 
     def __init__(self, cfg: Any, params: Any) -> None:

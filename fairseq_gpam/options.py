@@ -1,7 +1,7 @@
-"""Every --gpam flag: its name, type, default, help and check, once, for both models.
+"""Every --gpam flag with its type, default, help and check, declared once for both models.
 
-The flags have no argparse default: an architecture's preset fills what is absent from the table here, so that an
-explicit flag beats a preset and a preset beats the default.
+The flags have no argparse default; those that are absent are filled in after the architecture's preset, so that an
+explicit flag overrides a preset and a preset overrides the default.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fairseq_gpam.plugins import import_file, import_named_file
 
 
 def _mechanism(name: str, default: str | None, help: str) -> Option:
-    """Returns an option whose value is a mechanism; mixtures are checked against heads and layers when built."""
+    """Returns an option whose value is a mechanism; mixtures are checked when the model is built."""
     return Option(
         name,
         str,
@@ -33,7 +33,7 @@ def _mechanism(name: str, default: str | None, help: str) -> Option:
 
 
 GENERAL_OPTIONS = (
-    _mechanism("mechanism", "dagpam", "the mechanism that is used everywhere"),
+    _mechanism("mechanism", "dagpam", "the mechanism of every attention"),
     _mechanism("encoder_mechanism", None, "the mechanism of encoder self-attention, in place of --gpam-mechanism"),
     _mechanism("decoder_mechanism", None, "the mechanism of decoder self-attention, in place of --gpam-mechanism"),
     _mechanism("cross_mechanism", None, "the mechanism of cross-attention, in place of --gpam-mechanism"),
@@ -49,22 +49,22 @@ GENERAL_OPTIONS = (
         "warm_start",
         bool,
         False,
-        "start every mechanism at its neutral setting, which keeps a stock checkpoint's outputs exactly at step 0; "
-        "refused for a mechanism without one, and beside a flag with a value that is neither neutral nor its default; "
-        "a flag that is given with its default value counts as not given",
+        "start every mechanism at its neutral setting, which reproduces a stock checkpoint's outputs exactly at step "
+        "0; refused for a mechanism without one, and with flags whose values are neither neutral nor the default; a "
+        "flag given with its default value counts as absent",
     ),
     Option(
         "backend",
         str,
         "auto",
-        "how attention is computed; the numbers are the same up to rounding",
+        "how attention is computed; results agree up to rounding",
         choices=BACKENDS,
     ),
     Option(
         "query_rank",
         int,
         None,
-        "the width of a head's queries and keys, by default that of its values, embed_dim/heads; scores are divided by "
+        "the width of a head's queries and keys; if absent, that of its values, embed_dim/heads; scores are divided by "
         "its square root (arXiv 2407.16153)",
         check=lambda rank: rank > 0,
         allowed="a whole number > 0",
@@ -73,14 +73,15 @@ GENERAL_OPTIONS = (
         "layer_fusion",
         str,
         "none",
-        "the output of the encoder, or of a language model's decoder, made from all of its layers (arXiv 2202.08625)",
+        "how the layers of the encoder, or of a language model's decoder, are combined into its output (arXiv "
+        "2202.08625)",
         choices=("none", "concat", "max", "gate"),
     ),
     Option(
         "skip_weight",
         float,
         1.0,
-        "the weight of the skip connection around self-attention; 0 leaves it out (arXiv 2311.01906)",
+        "the weight of the skip connection around self-attention; 0 removes it (arXiv 2311.01906)",
         check=lambda weight: weight >= 0,
         allowed="0 (no skip connection) or a number > 0",
     ),
@@ -88,7 +89,8 @@ GENERAL_OPTIONS = (
         "spectrum_penalty",
         float,
         0.0,
-        "W: W times the variance of the QK eigenspectrum is added to the training loss per token (arXiv 2402.02098)",
+        "the weight with which the variance of the QK eigenspectrum is added to the training loss per token (arXiv "
+        "2402.02098)",
         check=lambda weight: weight >= 0,
         allowed="0 (off) or a number > 0",
     ),
@@ -96,7 +98,7 @@ GENERAL_OPTIONS = (
         "log_attention",
         int,
         0,
-        "log row sums, entropy, λ and other measures of attention every so many updates",
+        "how often, in updates, to log row sums, entropy, λ and other measures of attention",
         check=lambda updates: updates >= 0,
         allowed="0 (off) or a whole number of updates",
     ),
@@ -146,8 +148,8 @@ def _argparse_type(option: Option) -> Callable[[str], Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every --gpam flag to `parser`, without a default.
 
-    fairseq asks for the flags before it reads their values. A file named by --gpam-import has to run before that, so
-    its name is looked up on the command line.
+    fairseq collects the flags before it parses the command line. The file of --gpam-import must run before that, so its
+    name is looked up in `sys.argv`.
     """
     import_named_file(sys.argv[1:])
     for option in all_options():
@@ -189,9 +191,9 @@ def dataclass_fields() -> list[tuple[str, Any, Any]]:
 
 
 def resolve(args: Any) -> Settings:
-    """Reads and checks every option on `args`: a namespace or a DictConfig, whichever fairseq hands over.
+    """Returns the checked value of every option on `args`, a namespace or a DictConfig.
 
-    Raises ValueError with the flag's name, the value and what is allowed.
+    Raises ValueError with the flag, the value and what is allowed.
     """
     if getattr(args, "gpam_import", None) is not None:
         import_file(args.gpam_import)

@@ -1,4 +1,4 @@
-"""How many parameters a model has, and which stock models have as many: counted on models built without memory."""
+"""Counts a model's parameters and finds stock models with as many, on models built without allocating memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STOCK = {"transformer_gpam": "transformer", "transformer_lm_gpam": "transformer_
 
 @dataclass(frozen=True)
 class Model:
-    """One model as its command line describes it: the architecture and fairseq's flags, without those of training."""
+    """A model as described on the command line: the architecture and the flags of the model, not those of training."""
 
     arch: str
     flags: tuple[str, ...]
@@ -39,18 +39,18 @@ class Model:
         return shlex.join(["--arch", self.arch, *self.flags])
 
     def with_flags(self, *flags: str) -> Model:
-        """Returns the model with further flags; the last of two equal flags counts."""
+        """Returns the model with further flags; of a repeated flag the last one counts."""
         return Model(self.arch, (*self.flags, *flags), self.vocabulary)
 
     def stock(self) -> Model:
-        """Returns fairseq's own architecture of the same preset, without the --gpam flags."""
+        """Returns the model of fairseq's own architecture with the same preset, without the --gpam flags."""
         our_model = ARCH_MODEL_NAME_REGISTRY[self.arch]
         arch = STOCK[our_model] + self.arch.removeprefix(our_model)
         return Model(arch, without_gpam(self.flags), self.vocabulary)
 
 
 def without_gpam(flags: Sequence[str]) -> tuple[str, ...]:
-    """Returns the flags that do not start with --gpam-, nor are the value of one that does."""
+    """Returns the flags without those that start with --gpam- and their values."""
     kept: list[str] = []
     skipping = False
     for word in flags:
@@ -69,7 +69,7 @@ def check_arch(arch: str) -> None:
 
 
 def parse(model: Model) -> argparse.Namespace:
-    """Returns every setting of the model, preset included; an unknown flag ends the program, as in training."""
+    """Returns every setting of the model, including its preset; an unknown flag ends the program, as in training."""
     name = ARCH_MODEL_NAME_REGISTRY[model.arch]
     task = TASKS.get(name) or TASKS[f"{name}_gpam"]
     parser = fairseq_options.get_training_parser(task)
@@ -85,7 +85,7 @@ def parse(model: Model) -> argparse.Namespace:
 
 
 def build(model: Model) -> nn.Module:
-    """Builds the model on PyTorch's meta device, where tensors have shapes only.
+    """Returns the model, built on PyTorch's meta device, where tensors have shapes but no data.
 
     Source and target share one dictionary of `vocabulary` entries, special symbols included. Raises ValueError if
     fairseq cannot build the model with it.
@@ -111,13 +111,13 @@ def count(module: nn.Module) -> int:
 
 
 def count_layers(model: nn.Module) -> int:
-    """Returns the number of parameters in the layers of the encoder and the decoder: without embeddings and output."""
+    """Returns the number of parameters in the layers of encoder and decoder, without embeddings and output."""
     parts = [getattr(model, name) for name in ("encoder", "decoder") if hasattr(model, name)]
     return sum(count(part.layers) for part in parts)
 
 
 def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
-    """Returns site, mechanism, number of attentions, and what the mechanism adds there; shared parameters once."""
+    """Returns site, mechanism, number of attentions, and parameters added there; shared parameters count once."""
     rows: dict[tuple[str, str], tuple[int, int]] = {}
     counted: set[int] = set()
     for attention in attention_modules(model):
@@ -131,7 +131,7 @@ def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
 
 
 def count_query_width(model: nn.Module) -> int:
-    """Returns how many more parameters than stock the queries and keys have with --gpam-query-rank."""
+    """Returns how many parameters --gpam-query-rank adds to the query and key projections."""
     more = 0
     for attention in attention_modules(model):
         for projection in (attention.q_proj, attention.k_proj):
@@ -147,7 +147,7 @@ def count_layer_fusion(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Arm:
-    """A model to compare with, how many parameters it has, and how many it should have."""
+    """A control model, how many parameters it has, and how many it should have."""
 
     name: str
     model: Model
@@ -162,10 +162,9 @@ class Arm:
 def match(model: Model) -> list[Arm]:
     """Returns the controls of a mechanism, each with about the target number of parameters.
 
-    `wider FFN` and `more heads` are stock models as large as the mechanism's model, the second with more heads of less
-    width as well; `same parameters` is the mechanism's model with its FFN made narrower, as large as the stock model.
-    The FFNs of the encoder and the decoder change by numbers that differ by 2 at most. Raises ValueError where the FFN
-    would vanish.
+    `wider FFN` and `more heads` are stock models as large as the mechanism's model, the second also with more but
+    narrower heads; `same parameters` is the mechanism's model with a narrower FFN, as large as the stock model. The
+    changes of the FFN widths of encoder and decoder differ by at most 2. Raises ValueError if the FFN would vanish.
     """
     stock = model.stock()
     ours, theirs = count(build(model)), count(build(stock))
@@ -181,7 +180,7 @@ def match(model: Model) -> list[Arm]:
 
 
 def resize(model: Model, parameters: int, wanted: int) -> Model:
-    """Returns the model with FFNs of such widths that it has nearly `wanted` parameters instead of `parameters`."""
+    """Returns the model with FFN widths changed so that it has about `wanted` parameters instead of `parameters`."""
     settings = parse(model)
     widths = {stack: getattr(settings, f"{stack}_ffn_embed_dim") for stack in stacks(settings)}
     units = {
@@ -208,7 +207,7 @@ def resize(model: Model, parameters: int, wanted: int) -> Model:
 
 
 def stacks(settings: argparse.Namespace) -> list[str]:
-    """Returns the stacks of layers that a model of these settings has: a language model has no encoder."""
+    """Returns which of `encoder` and `decoder` a model with these settings has."""
     return [stack for stack in ("encoder", "decoder") if getattr(settings, f"{stack}_layers", None)]
 
 

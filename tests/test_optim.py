@@ -1,4 +1,4 @@
-"""`--optimizer gpam_adam`: a trainable λ, and nothing else, is exempt from weight decay."""
+"""`--optimizer gpam_adam`: trainable λ's are exempt from weight decay, and stock parameters are not."""
 
 from argparse import Namespace
 

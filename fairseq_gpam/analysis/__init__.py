@@ -1,1 +1,1 @@
-"""Diagnostics of a trained or fresh transformer: metrics (pure functions), the probe (hooks), the report."""
+"""Diagnostics of a transformer, trained or newly initialised: metrics (pure functions), probe (hooks), report."""

@@ -1,4 +1,4 @@
-"""Which tokens a prediction depends on: attention relevance, the blocks of the frozen model, and a test of both."""
+"""Which tokens a prediction depends on: attention relevance, block norms of the frozen model, and a deletion test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
 
 
 def operator_maps(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the Frobenius norms of the frozen model's blocks, maps of outputs by given tokens, in float64.
+    """Returns the Frobenius norms of the frozen model's blocks, one for each output and input token, in float64.
 
     `operator` leads from the source tokens to the predictions, T × S; in a language model the source tokens are those
     of the sentence itself. In translation `encoder operator`, S × S, leads from the source tokens to the encoder's
@@ -76,12 +76,12 @@ def operator_maps(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """Returns the increase of the loss, in nats per predicted token, without the tokens that a map ranks highest.
+    """Returns how much the loss grows, in nats per predicted token, without the tokens that a map ranks highest.
 
-    A fifth of the tokens is removed. In translation these are source tokens other than the end of the sentence, ranked
-    by the sums of a map's columns, and the loss is that of the reference. In a language model they are the tokens
-    before the last one, ranked by the map's last row, and the loss is that of the token predicted last. `random` is
-    the mean over random choices.
+    A fifth of the tokens is removed. In translation, source tokens other than the end of sentence are ranked by the
+    column sums of a map, and the loss is that of the reference. In a language model, the tokens before the last are
+    ranked by the map's last row, and the loss is that of the last predicted token. `random` is the mean over random
+    choices.
     """
     inputs, target = batch["net_input"], batch["target"]
     tokens = inputs["src_tokens"][0]

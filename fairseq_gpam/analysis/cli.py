@@ -1,8 +1,8 @@
 """Measures and draws attention in checkpoints of any fairseq transformer: rank collapse, gradients, maps.
 
 Runs samples of a binarised data set through each checkpoint, without dropout, and writes report.html (one file, which
-works offline), its pictures as PNG, and all numbers as JSON and CSV. Fresh models can stand beside the checkpoints or
-replace them: everything after --arch is passed on as flags of fairseq-train.
+works offline), its pictures as PNG, and all numbers as JSON and CSV. Newly initialised models can be added to the
+checkpoints or take their place: everything after --arch is read as flags of fairseq-train.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=1,
         metavar="N",
-        help="torch's threads; the work consists of many small steps, which gain little from more (default: 1)",
+        help="PyTorch threads; many small steps gain little from more than one (default: 1)",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models in the report, in their order")
     parser.add_argument(
@@ -97,7 +97,7 @@ def _whole(text: str) -> int:
 
 
 def check_libraries() -> None:
-    """Raises SystemExit that says what to install if a library of the extra `analysis` is missing."""
+    """Raises SystemExit with the command to run if a library of the extra `analysis` is missing."""
     missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
     if missing:
         sys.exit(f"analyze needs {', '.join(missing)}: pip install 'fairseq-gpam[analysis]'")
@@ -190,7 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def architecture_names(architectures: list[list[str]]) -> list[str]:
-    """Returns a short, different name for every fresh model: its architecture and the flags that set it apart."""
+    """Returns a short, distinct name for every fresh model: its architecture and the flags that distinguish it."""
     flags = [re.split(r" (?=--[a-z])", " ".join(words)) for words in architectures]
     names: list[str] = []
     for own in flags:

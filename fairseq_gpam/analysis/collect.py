@@ -26,10 +26,10 @@ Key = tuple[str, str, int, int | None]
 
 @dataclass
 class SampleMaps:
-    """One sample in full: its attention maps H × T × S by (site, layer from 1) and their token labels.
+    """The attention maps of one sample, H × T × S by (site, layer from 1), and their token labels.
 
-    `relevance` is a map T × S of all layers together, or None where it was not computed; `operators` has the maps of
-    `operator_maps`, by name.
+    `relevance` is one map T × S for all layers, or None if it was not computed; `operators` holds the maps of
+    `operator_maps` by name.
     """
 
     number: int
@@ -46,7 +46,7 @@ class SampleMaps:
         return queries, self.target if site == "decoder" else self.source
 
     def token_maps(self) -> Iterator[tuple[str, Tensor, list[str], list[str]]]:
-        """Yields the maps of all layers together: name, values, and the labels of outputs and of given tokens."""
+        """Yields the maps that cover all layers: name, values, and the labels of output and input tokens."""
         if self.relevance is not None:
             yield "relevance", self.relevance, self.predicted, self.source
         for name, values in self.operators.items():
@@ -56,7 +56,7 @@ class SampleMaps:
 
 @dataclass
 class Measurement:
-    """What was measured of one model under one setting of the probe's switches."""
+    """The measurements of one model with one setting of the probe's switches."""
 
     loaded: LoadedModel
     without: tuple[str, ...]
@@ -83,14 +83,14 @@ class Measurement:
     def records(self) -> list[dict[str, Any]]:
         """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
 
-        All of them leave out undefined values; mean and deviation also leave out infinite ones (the spectral gap of a
-        rank-one map). `count` is the number of defined values.
+        Undefined values are left out; mean and deviation also leave out infinite ones (the spectral gap of a rank-one
+        map). `count` is the number of defined values.
         """
         rows = []
         for (metric, site, layer, head), values in self.values.items():
             defined = np.asarray([value for value in values if not np.isnan(value)])
             finite = defined[np.isfinite(defined)]
-            # These quantiles are values of the sample: interpolation would spread an infinite one.
+            # Quantiles without interpolation, which would make more of them infinite.
             low, middle, high = (
                 np.quantile(defined, (0.1, 0.5, 0.9), method="nearest") if defined.size else (np.nan,) * 3
             )
@@ -125,14 +125,14 @@ def collect(
 ) -> Measurement:
     """Measures one model on `samples`, without dropout.
 
-    `with_maps` are the numbers of the samples whose maps are kept. `frozen` names what is measured with the model
-    frozen: `operator`, at each of these samples, and `path-loss`, at every sample.
+    `with_maps` lists the samples whose maps are kept. `frozen` names what is measured on the frozen model: `operator`
+    for the samples in `with_maps`, `path-loss` for every sample.
     """
     measurement = Measurement(loaded, tuple(without))
     model = loaded.model.eval()
     loaded.criterion.eval()
     if "skips" in without:
-        # Without skips the residual ratio falls below float32's rounding within three layers.
+        # Without skips the residual ratio falls below float32's precision within three layers.
         model.double()
     measurement.floor = 10 * torch.finfo(next(model.parameters()).dtype).eps
     try:
@@ -239,7 +239,7 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
         probabilities = probabilities.double()
         by_head["softmax_jacobian_l1"] = metrics.softmax_jacobian_l1(probabilities, visible)
         by_head["softmax_jacobian_frobenius"] = metrics.softmax_jacobian_frobenius(probabilities, visible)
-    # With learned keys, or a source before the target, keys are not the tokens of the queries.
+    # With learned keys, or the source among the keys, the keys are not the queries' tokens.
     if token_ids is not None and weights.shape[-2:] == token_ids.shape[-1:] * 2:
         by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
@@ -254,7 +254,7 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
 
 @torch.no_grad()
 def measure_parameters(measurement: Measurement) -> None:
-    """Adds the measurements that need no data: the QK eigenspectrum and the λ's that do not differ between tokens."""
+    """Adds the measurements that need no data: the QK eigenspectrum and the λ's that do not depend on the token."""
     for place in find_attentions(measurement.loaded.model):
         module = place.module
         queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()
@@ -271,20 +271,20 @@ def measure_parameters(measurement: Measurement) -> None:
 
 
 def measure_copying(measurement: Measurement) -> None:
-    """Adds the copying score of the decoder's heads, where the model has one matrix of output embeddings."""
+    """Adds the copying score of the decoder's heads if the model has a single matrix of output embeddings."""
     decoder = measurement.loaded.model.decoder
     output = getattr(decoder, "output_projection", None)
     if output is None or not hasattr(output, "weight"):
         return
     dictionary = measurement.loaded.task.target_dictionary
-    # Symbols that never occur have logits far below all others, which would decide the score of a small vocabulary.
+    # Symbols that never occur have logits far below all others, which would dominate the score of a small vocabulary.
     words = [
         index for index in range(dictionary.nspecial, len(dictionary)) if not dictionary[index].startswith("madeupword")
     ]
     embedding, unembedding = (
         weight.detach().double()[words] for weight in (decoder.embed_tokens.weight, output.weight)
     )
-    # Embeddings of another width than the layers are mapped to it and back.
+    # Embeddings whose width differs from the layers' are projected to that width and back.
     if decoder.project_in_dim is not None:
         embedding = embedding @ decoder.project_in_dim.weight.detach().double().T
     if decoder.project_out_dim is not None:
@@ -354,7 +354,7 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
                     "variant": measurement.variant,
                     "site": site,
                     "length": length,
-                    # A string: JSON readers lose digits of large whole numbers.
+                    # As a string, because JSON readers lose digits of large whole numbers.
                     "number_of_paths": str(metrics.number_of_paths(depth, length, maps[0].size(0))),
                     "sampled": values.numel(),
                     "mean": float(values.mean()),
@@ -367,7 +367,7 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
 
 
 def slopes(measurement: Measurement) -> list[dict[str, Any]]:
-    """Returns the fit of log(−log r) against depth of every stack, for a setting without skips."""
+    """Returns the fit of log(−log r) against depth for every stack, if measured without skips."""
     if "skips" not in measurement.without:
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""What every number in a report is: its name, exact definition and source, and how it is drawn.
+"""The name, exact definition, source and plot of every number in a report.
 
 A metric is declared at the function that computes it. Metrics without a function of their own are declared here.
 """
@@ -60,5 +60,5 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def describe(metric: str) -> Definition:
-    """Returns a metric's definition; one that is not listed (a λ of another mechanism) goes by its name."""
+    """Returns a metric's definition; a metric that is not listed (a λ of another mechanism) is labelled by its name."""
     return DEFINITIONS.get(metric) or Definition(metric.replace("_", " "), "a coefficient of the mechanism", "–")

@@ -13,10 +13,10 @@ ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
 
 @metric("previous-token score", "mean weight of a query on the token before it", OLSSON)
 def previous_token_score(weights: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns the mean over the queries that see the token before them.
+    """Returns the mean over the queries to which the preceding token is visible.
 
-    Shapes: weights … × T × T; visible bool, broadcastable to them. The result has the leading shape; NaN where no query
-    sees the token before it.
+    Shapes: weights … × T × T; visible bool, broadcastable to them. The result has the shape of the leading dimensions;
+    NaN if there is no such query.
     """
     wanted = torch.ones(weights.shape[-2:], dtype=torch.bool, device=weights.device).tril(-1).triu(-1)
     return _mean_weight(weights, wanted, visible)
@@ -34,13 +34,13 @@ def induction_score(weights: Tensor, tokens: Tensor, visible: Tensor | None = No
     visible bool, broadcastable to the weights; result B × H, NaN where no token occurs twice.
     """
     same = (tokens[:, :, None] == tokens[:, None, :]).tril(-1)
-    # Column j + 1 follows an occurrence at j; the query itself counts where its token stands twice in a row.
+    # Column j + 1 follows an occurrence at j; it is the query's own if its token occurs twice in a row.
     follows = torch.nn.functional.pad(same, (1, -1))[:, None]
     return _mean_weight(weights, follows, visible)
 
 
 def _mean_weight(weights: Tensor, wanted: Tensor, visible: Tensor | None) -> Tensor:
-    """Averages the total weight on wanted, visible keys over the rows that have such a key."""
+    """Returns the total weight on wanted, visible keys, averaged over the rows that have such a key."""
     chosen = (wanted if visible is None else wanted & visible).expand(weights.shape)
     rows = chosen.any(dim=-1)
     return torch.where(chosen, weights, 0.0).sum(dim=(-2, -1)) / rows.sum(dim=-1)
@@ -61,7 +61,7 @@ def copying_score(
     """
     values = value_weight.unflatten(0, (num_heads, -1))
     outputs = output_weight.unflatten(1, (num_heads, -1)).transpose(0, 1)
-    # A shift of all logits changes no probability, but it would add an eigenvalue.
+    # Centred, because a shift of all logits changes no probability but would add an eigenvalue.
     unembedding = unembedding - unembedding.mean(dim=0)
     eigenvalues = torch.linalg.eigvals(values @ (embedding.T @ unembedding) @ outputs)
     return eigenvalues.real.sum(dim=-1) / eigenvalues.abs().sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Loads what is analysed: models from checkpoints or with fresh weights, and samples of a data set."""
+"""Loads models, from checkpoints or newly initialised, and samples of a data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fairseq_gpam.modules.stacks import is_translation
 
 @dataclass
 class LoadedModel:
-    """A model with everything needed to run data through it; `updates` is None for a fresh model."""
+    """A model with all that is needed to run data through it; `updates` is None for a fresh model."""
 
     name: str
     origin: str
@@ -37,13 +37,13 @@ class LoadedModel:
 
     @property
     def loss_is_per_sentence(self) -> bool:
-        """Returns whether the criterion divides by sentences (--sentence-avg) and not by target tokens."""
+        """Returns whether the criterion divides by the number of sentences (--sentence-avg), not of target tokens."""
         return bool(getattr(self.criterion, "sentence_avg", False))
 
 
 @dataclass
 class Samples:
-    """Chosen examples of one data set, given by their numbers, in the order of the data set."""
+    """Examples of one data set, given by their numbers, in the order of the data set."""
 
     dataset: Any
     numbers: list[int]
@@ -94,7 +94,7 @@ def _arch(model_config: Any) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Returns short, distinct names for checkpoints: the parts in which their paths differ."""
+    """Returns short, distinct names for checkpoints: the parts of their paths that differ."""
     parts = [Path(path).resolve().with_suffix("").parts for path in paths]
     if len(parts) < 2:
         return ["/".join(part[-1:]) for part in parts]
@@ -111,7 +111,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
-    """Returns `count` examples spread evenly over a subset, except those that are too long for the model.
+    """Returns `count` examples spread evenly over a subset, without those that are too long for the model.
 
     Raises ValueError if there is no example.
     """
@@ -120,7 +120,7 @@ def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
     limits = utils.resolve_max_positions(loaded.task.max_positions(), loaded.model.max_positions())
     fitting = loaded.task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, ignore_invalid_inputs=True)
     if len(fitting) == 0:
-        raise ValueError(f"--subset {subset} has no example that the model {loaded.name} can take")
+        raise ValueError(f"--subset {subset} has no example that is short enough for the model {loaded.name}")
     chosen = np.unique(np.linspace(0, len(fitting) - 1, min(count, len(fitting))).round().astype(int))
     return Samples(dataset, [int(fitting[index]) for index in chosen])
 

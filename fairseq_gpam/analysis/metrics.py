@@ -1,8 +1,8 @@
 """The diagnostics as pure functions, each declared with its exact definition and source.
 
-Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
-states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the leading
-shape unless stated otherwise. Undefined values (one token, one head, no visible key) are NaN.
+Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = the query is not padding and may see the
+key; states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the shape of
+the leading dimensions unless stated otherwise. Undefined values (one token, one head, no visible key) are NaN.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ GU = "Gu et al. 2025, arXiv 2410.10781"
 SUN = "Sun et al. 2024, arXiv 2402.17762"
 
 
-@metric("residual ratio (best token)", "the same with the best x that a descent finds (an upper bound)", DONG)
+@metric("residual ratio (best token)", "the same with the best x found by gradient descent (an upper bound)", DONG)
 def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: int = 60) -> Tensor:
     """Returns the residual ratio with the best x instead of the mean token (section 2 of the paper).
 
@@ -91,7 +91,7 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
         columns, rows = counted @ magnitude, magnitude.sum(dim=-1).unsqueeze(-2) * counted
         columns_max, rows_max = columns.amax(dim=-1, keepdim=True), rows.amax(dim=-1, keepdim=True)
         best = torch.minimum(best, (columns_max * rows_max).sqrt()[..., 0, 0])
-        # Softmax replaces the maxima: a subgradient would follow one column and one row at a time.
+        # A softmax smooths the maxima; a subgradient would depend on one column and one row at a time.
         sharpness = 10.0 * (1 + step)
         pull = torch.softmax(sharpness * columns / columns_max, dim=-1) / columns_max
         push = torch.softmax((sharpness * rows / rows_max).masked_fill(counted == 0, float("-inf")), dim=-1) / rows_max
@@ -105,7 +105,7 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
 
 @metric("mean pairwise cosine", "(‖Σ x_i/|x_i|‖² − n) / (n(n−1)) over the n tokens of a sequence", GPAM + ", Figure 4")
 def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns the mean cosine of all pairs of different tokens; a zero token counts as orthogonal to every other."""
+    """Returns the mean cosine of all pairs of different tokens; a zero vector counts as orthogonal to all others."""
     units = torch.nn.functional.normalize(without_padding(states, tokens), dim=-1, eps=1e-30)
     own = units.pow(2).sum(dim=(-2, -1))
     count = _count(states, tokens)
@@ -126,7 +126,7 @@ def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
 
 
 def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns `stable_rank` and `effective_rank` from one decomposition."""
+    """Returns `stable_rank` and `effective_rank` from a single decomposition."""
     matrix = without_padding(states, tokens)
     if matrix.size(-2) < matrix.size(-1):
         matrix = matrix.transpose(-2, -1)
@@ -159,7 +159,7 @@ def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]
     "massive_activation_1",
 )
 def massive_activations(states: Tensor, tokens: Tensor | None = None, count: int = 3) -> Tensor:
-    """Returns the `count` largest activations of all tokens and channels, relative to the median one: … × count.
+    """Returns the `count` largest activations over tokens and channels, relative to the median: … × count.
 
     The median of an even number of values is the lower one.
     """
@@ -186,7 +186,7 @@ def kurtosis(states: Tensor, tokens: Tensor | None = None) -> Tensor:
 def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns the ratio of the two largest singular values ("Mind the Gap"); infinite at rank one.
 
-    The paper's eigenvalues would not do here: those of a causal P are its diagonal.
+    The paper uses eigenvalues, but those of a causal P are merely its diagonal.
     """
     values = torch.linalg.svdvals(zero_unseen(weights, visible))
     if values.size(-1) < 2:
@@ -196,14 +196,14 @@ def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
 @metric(
     "sink rate",
-    "share of maps whose first token gets more than 0.3 on average of the rows",
+    "share of maps whose first token has a weight above 0.3, averaged over the rows",
     GU,
     name="sink_rate",
 )
 def sink(weights: Tensor, visible: Tensor | None = None, threshold: float = 0.3) -> Tensor:
-    """Returns 1 where the rows give the first visible key more than `threshold` on average, else 0.
+    """Returns 1 if the weight on the first visible key, averaged over the rows, is above `threshold`, else 0.
 
-    The mean over layers, heads and samples is the sink rate (equation 6 of the paper, for the first token).
+    Averaged over layers, heads and samples it is the sink rate (equation 6 of the paper, for the first token).
     """
     share = mean_over_rows(_first_key(zero_unseen(weights, visible), visible), weights, visible)
     return (share > threshold).to(weights.dtype)
@@ -217,7 +217,7 @@ def first_token_share(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
 
 def _first_key(weights: Tensor, visible: Tensor | None) -> Tensor:
-    """Returns the column of the first key that any row sees: … × T."""
+    """Returns the index of the first key visible to any row: … × T."""
     if visible is None:
         return weights[..., 0]
     seen = visible.expand(weights.shape).any(dim=-2)
@@ -241,7 +241,7 @@ def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
 @metric("softmax Jacobian, L1", "2(1 − Σp²), p = softmax(QKᵀ/√D + M), mean over rows", GPAM + ", Lemma 3")
 def softmax_jacobian_l1(probabilities: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Returns the mean of Σ_ij |J_ij| over the rows, J = diag(p) − ppᵀ; it is greatest at the uniform row."""
+    """Returns the mean of Σ_ij |J_ij| over the rows, J = diag(p) − ppᵀ; it is largest for a uniform row."""
     p = zero_unseen(probabilities, visible)
     return mean_over_rows(2 * (1 - p.pow(2).sum(dim=-1)), p, visible)
 
@@ -264,8 +264,7 @@ def softmax_jacobian_frobenius(probabilities: Tensor, visible: Tensor | None = N
 def qk_eigenspectrum(query_weight: Tensor, key_weight: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """Returns mean (a real number) and variance of the eigenvalues μ for each head, from its D × D product: H and H.
 
-    Shapes: both weights (H·D) × C. Raises ValueError if their C differ: a bilinear form of two spaces has no
-    eigenvalues.
+    Shapes: both weights (H·D) × C. Raises ValueError if their C differ, because the form is then not square.
     """
     if query_weight.size(1) != key_weight.size(1):
         raise ValueError(
@@ -279,16 +278,16 @@ def qk_eigenspectrum(query_weight: Tensor, key_weight: Tensor, num_heads: int) -
 
 
 def number_of_paths(num_layers: int, length: int, num_heads: int) -> int:
-    """Returns C(L, k)·H^k: the paths that take a head in k of the L layers and the skip in the others."""
+    """Returns C(L, k)·H^k: the number of paths through a head in k of the L layers and the skip in the others."""
     return math.comb(num_layers, length) * num_heads**length
 
 
 def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: torch.Generator | None = None) -> Tensor:
     """Returns ‖P − rank1(P)‖ / ‖P‖ of `count` random paths of one length, P = P_lk,hk … P_l1,h1.
 
-    In the composite norm; rank1 is the best rank-one matrix (by SVD), which also suits signed P's, whose rows need not
-    sum to 1. Paths are drawn uniformly, with replacement (Dong et al. 2021, arXiv 2103.03404, sec. 3). Shapes:
-    each of `maps` H × T × T, unpadded, in the order of the layers; result `count`.
+    The norm is the composite norm; rank1 is the best rank-one approximation (by SVD), which also suits signed P's,
+    whose rows need not sum to 1. Paths are drawn uniformly, with replacement. Shapes: each of `maps` H × T × T,
+    unpadded, in the order of the layers; result `count`. Dong et al. 2021, arXiv 2103.03404, sec. 3.
     """
     products = []
     for _ in range(count):
@@ -310,9 +309,9 @@ def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: in
     """Fits log(−log r) = slope · depth + intercept; returns slope, intercept and the number of points.
 
     A ratio that falls doubly exponentially, r = exp(−exp(intercept + slope · depth)), has a positive slope; for a
-    constant ratio or a plainly exponential decay the slope tends to 0. The first entry is depth 0. Ratios outside
-    (floor, 1) are left out, because those below the floor are rounding errors. Slope and intercept are NaN with fewer
-    than `least_points` points, which show no trend.
+    constant ratio or an exponential decay the slope tends to 0. The first entry is depth 0. Ratios outside (floor, 1)
+    are left out, because those below the floor are rounding errors. With fewer than `least_points` points, slope and
+    intercept are NaN.
     """
     points = [(depth, math.log(-math.log(r))) for depth, r in enumerate(ratios) if floor < r < 1]
     if len(points) < least_points:
@@ -322,9 +321,9 @@ def log_log_slope(ratios: Sequence[float], floor: float = 1e-6, least_points: in
 
 
 def attention_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
-    """Returns (∇A ⊙ A)⁺, the mean over the heads (Chefer et al. 2021, arXiv 2103.15679, eq. 5).
+    """Returns (∇A ⊙ A)⁺, averaged over the heads (Chefer et al. 2021, arXiv 2103.15679, eq. 5).
 
-    The clamp makes it non-negative even if A is signed. Shapes: both … × H × T × S; result … × T × S.
+    It is non-negative even if A is signed. Shapes: both … × H × T × S; result … × T × S.
     """
     return (gradient * weights).clamp(min=0).mean(dim=-3)
 
@@ -332,9 +331,9 @@ def attention_relevance(weights: Tensor, gradient: Tensor) -> Tensor:
 def translation_relevance(encoder: Sequence[Tensor], decoder: Sequence[Tensor], cross: Sequence[Tensor]) -> Tensor:
     """Returns the relevance of the source for every target position, through encoder, decoder and cross-attention.
 
-    Chefer et al. 2021, arXiv 2103.15679, eqs. 6-11: self-attention adds Ā·R; cross-attention adds R̄_ttᵀ·Ā·R̄_ss, with
-    R̄ the row-normalised R less the identity, plus the identity. Shapes: the results of `attention_relevance` by layer,
-    … × S × S, … × T × T and … × T × S; result … × T × S, not negative.
+    Chefer et al. 2021, arXiv 2103.15679, eqs. 6-11: self-attention adds Ā·R; cross-attention adds R̄_ttᵀ·Ā·R̄_ss, where R̄
+    is I plus the row-normalised R − I. Shapes: the results of `attention_relevance` by layer, … × S × S, … × T × T and
+    … × T × S; result … × T × S, non-negative.
     """
     source = _eye_like(encoder[0])
     for layer in encoder:
@@ -342,7 +341,7 @@ def translation_relevance(encoder: Sequence[Tensor], decoder: Sequence[Tensor], 
     target = _eye_like(decoder[0])
     relevance = torch.zeros_like(cross[0])
     for self_layer, cross_layer in zip(decoder, cross, strict=True):
-        # Both right-hand sides use the relevance before this layer.
+        # Both updates use the relevance before this layer.
         target, relevance = target + self_layer @ target, relevance + self_layer @ relevance
         mixed = _normalise(target).transpose(-2, -1) @ cross_layer @ _normalise(source)
         relevance = relevance + mixed

@@ -1,8 +1,8 @@
-"""A transformer as one affine map of its input embeddings, and a test of what such maps say about tokens.
+"""A transformer as one affine map of its input embeddings, and a deletion test of maps between tokens.
 
 A transformer is affine if its attention weights, the standard deviations of its layer norms and the gates of its
-activation functions are held at their values for one sentence (TensorLens, arXiv 2601.17958). The mean inside a layer
-norm is linear and stays; an activation a(h) becomes (a(h) / h) · h, where a(h) / h is the gate of a ReLU.
+activation functions are frozen at their values for one sentence (TensorLens, arXiv 2601.17958). The mean inside a layer
+norm is linear and is not frozen; an activation a(h) becomes (a(h) / h) · h with the gate a(h) / h frozen.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ NOT_WEIGHTS_TIMES_VALUES = {
 
 
 class OperatorError(ValueError):
-    """The model is not made into an affine map here; the message says why and what is allowed."""
+    """The model cannot be frozen into an affine map; the message says why and what is allowed."""
 
 
 class FrozenModel:
-    """A model as the affine map that it is for one sentence.
+    """A model frozen into an affine map for one sentence.
 
     `inputs` are the keyword arguments of the model's forward for one sentence without padding. `embeddings` holds
-    the input of the first layer of each stack (`encoder`, `decoder`), 1 × T × C; `outputs` the model's outputs before
-    the projection to the vocabulary, also by stack. Called with embeddings B × T × C by stack, it returns outputs
-    B × T × C by stack; `attention_scale`, B, is a factor on every attention's output. Raises OperatorError if a
-    mechanism's output is not its weights times the values, or if layers are mixed by a maximum or by gates.
+    the input of the first layer of each stack (`encoder`, `decoder`), 1 × T × C, and `outputs` the model's outputs
+    before the projection to the vocabulary, also by stack. Called with embeddings B × T × C by stack, it returns
+    outputs B × T × C by stack; `attention_scale`, B, multiplies every attention's output. Raises OperatorError if a
+    mechanism's output is not its weights times the values, or if --gpam-layer-fusion is `max` or `gate`.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
@@ -64,8 +64,8 @@ class FrozenModel:
                 used = {type(one).name for one in model.modules() if isinstance(one, AttentionMechanism)}
                 more = ", ".join(sorted(used & NOT_WEIGHTS_TIMES_VALUES)) or "an attention of this model"
                 raise OperatorError(
-                    f"--operator and --path-loss take attention's output for its weights times the values, and {more} "
-                    f"computes more than that (relative error in the {stack} {error:.2g}, at most {TOLERANCE:.0e}); "
+                    f"--operator and --path-loss require attention to output its weights times the values, but {more} "
+                    f"computes more than that (relative error in the {stack} {error:.2g}, allowed {TOLERANCE:.0e}); "
                     f"allowed: stock attention, {', '.join(sorted(set(REGISTRY) - NOT_WEIGHTS_TIMES_VALUES))}"
                 )
 
@@ -156,8 +156,8 @@ class FrozenModel:
     def block_norms(self, output: str, given: str, chunk: int = 128) -> Tensor:
         """Returns ‖∂ output_i / ∂ embedding_j‖_F for all tokens i of stack `output` and j of stack `given`: T × S.
 
-        Columns of the operator are computed `chunk` at a time, as frozen(e) − frozen(0) of unit vectors e, and only
-        their squared norms are kept: no T·C × S·C matrix exists.
+        Columns of the operator are computed `chunk` at a time, as frozen(e) − frozen(0) for unit vectors e. Only their
+        squared norms are kept, never the T·C × S·C matrix.
         """
         zeros = {name: torch.zeros_like(value) for name, value in self.embeddings.items()}
         offset = self(zeros)[output]
@@ -174,7 +174,7 @@ class FrozenModel:
 
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
-    """Computes with the model in float64 inside the context; its parameters have their own type again afterwards."""
+    """Converts the model to float64 inside the context, and restores its parameters' type afterwards."""
     dtype = next(model.parameters()).dtype
     try:
         model.double()
@@ -207,9 +207,9 @@ def _frozen_norm(module: Any, deviation: Tensor) -> Callable[[Tensor], Tensor]:
 def deletion_losses(
     loss: Callable[[Tensor], float], scores: dict[str, Tensor], count: int, draws: int = 8, seed: int = 1
 ) -> dict[str, float]:
-    """Returns the increase of the loss when the `count` tokens that each map ranks highest are removed.
+    """Returns how much the loss grows when the `count` tokens that each map ranks highest are removed.
 
-    `loss` takes a bool mask of the tokens that stay. `scores` maps the name of each map to one number for each token.
+    `loss` takes a bool mask of the tokens that stay. `scores` has, for the name of each map, one number per token.
     `random` in the result is the mean over `draws` random choices, which a meaningful map must exceed.
     """
     length = next(iter(scores.values())).numel()

@@ -43,9 +43,9 @@ SIGNED = LinearSegmentedColormap.from_list(
 
 
 def _grid(rows: int, columns: int, lines: int, width: float = 3.0, height: float = 1.9) -> tuple[Figure, Any]:
-    """Returns a figure with panels of one size, in inches, and room above for `lines` lines of legend.
+    """Returns a figure with panels of equal size, in inches, and space above for `lines` lines of legend.
 
-    matplotlib's own layout measures every label, which takes seconds for many panels.
+    matplotlib's automatic layout measures every label, which takes seconds for many panels.
     """
     left, right, beside, above, below, between = 0.65, 0.15, 0.7, 0.5, 0.5, 0.95
     legend = 0.17 * lines + 0.05
@@ -81,7 +81,7 @@ def _save(figure: Figure, path: Path, dpi: int) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    # 256 colours are enough for these pictures and give a third of the size; white must stay white.
+    # A palette of 256 colours suffices and makes files a third as large; white must stay white.
     small = image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette = small.getpalette()
     assert palette is not None
@@ -112,7 +112,7 @@ def _style_of(series: Series, checkpoint: str, variant: str, checkpoints: Sequen
 
 
 def _logarithmic(axes: Any) -> None:
-    """Makes the vertical axis logarithmic with a few plain labels; matplotlib's own crowd within one decade."""
+    """Makes the vertical axis logarithmic, with few labels; within one decade, matplotlib's own would overlap."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
@@ -148,8 +148,8 @@ def _draw_panel(
 def curves(records: pd.DataFrame, chosen: Sequence[str], path: Path, checkpoints: Sequence[str]) -> None:
     """Draws metrics (columns) by layer for every site (rows), one line for each checkpoint and setting of switches.
 
-    `checkpoints` are all those of the report, so that each has the same colour in every picture. Lines are the mean
-    over the samples, or the median on a logarithmic axis; bands reach from 10 % to 90 %.
+    `checkpoints` are all those of the report, so that each has the same colour in every picture. Lines show the mean
+    over the samples, or the median on a logarithmic axis; bands show 10 % to 90 %.
     """
     records = records[records.metric.isin(chosen)]
     sites = [site for site in SITES if (records.site == site).any()]
@@ -209,7 +209,7 @@ def log_log(fits: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[st
 
 
 def paths(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
-    """Draws the residual of sampled paths, median and 10–90 % band, against path length: a panel for each stack."""
+    """Draws the residual of sampled paths, median and 10–90 % band, against path length, one panel for each stack."""
     frame = pd.DataFrame(rows)
     series = _series(frame)
     sites = list(dict.fromkeys(frame.site))
@@ -231,7 +231,7 @@ def paths(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]
 
 
 def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequence[str]) -> None:
-    """Draws loss and share of correct tokens against the number of attentions that a kept path may contain."""
+    """Draws loss and share of correct tokens against the greatest number of attentions on the paths that are kept."""
     frame = pd.DataFrame(rows)
     with mpl.rc_context(STYLE):
         figure, panels = _grid(1, 2, math.ceil(len(checkpoints) / 4), 4.5, 2.8)
@@ -248,7 +248,7 @@ def path_losses(rows: Sequence[dict[str, Any]], path: Path, checkpoints: Sequenc
 
 
 def _visible_label(token: str) -> str:
-    """Returns a token as axes show it: in quotes if it has no letter or digit, because a lone dot is overlooked."""
+    """Returns a token's axis label: in quotes if it has no letter or digit, because a lone dot is easily overlooked."""
     return token if any(character.isalnum() for character in token) else f"‘{token}’"
 
 
@@ -260,7 +260,7 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
     rows = math.ceil(heads / columns)
     bound = float(np.abs(weights).max()) or 1.0
     size = 6.5
-    # Placed by hand, in inches: matplotlib takes seconds to make room for hundreds of labels.
+    # Placed by hand, in inches, because matplotlib takes seconds to lay out hundreds of labels.
     side, gap, top, bar = 2.6, 0.12, 0.22, 0.75
     tall = side * max(0.4, min(1.5, len(queries) / max(1, len(keys))))
     left, bottom = (0.1 + 0.075 * max(map(len, labels)) * size / 6.5 for labels in (queries, keys))
@@ -294,7 +294,7 @@ def attention_maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[s
 
 
 def token_map(values: np.ndarray, outputs: Sequence[str], given: Sequence[str], title: str, path: Path) -> None:
-    """Draws a non-negative map, tokens of an output by given tokens, each row scaled to its largest value."""
+    """Draws a non-negative map, output tokens by input tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     style: Any = {**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}

@@ -1,4 +1,4 @@
-"""The probe: listens to a fairseq transformer and takes parts of its layers out, and leaves the model as it was."""
+"""The probe: observes a fairseq transformer, may switch off parts of its layers, and restores the model afterwards."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ SWITCHES = ("skips", "mlps", "layer-norms")
 class Probe(Listener):
     """A listener that also switches off parts of the layers, until it is closed.
 
-    `without` names any of SWITCHES. `skips`: a sublayer returns its branch alone. `mlps`: the feed-forward sublayer
-    returns its input. Both are the setting of Dong et al. 2021 (arXiv 2103.03404). Layer norms stay where they are (in
-    a post-norm layer also the one after the missing MLP) unless `layer-norms` makes those inside the layers the
-    identity; they rescale tokens and do not undo a collapse. Raises ValueError for an unknown switch and where
-    `Listener` does.
+    `without` names any of SWITCHES. `skips` removes the residual connections, `mlps` the feed-forward sublayers; both
+    together are the setting of Dong et al. 2021 (arXiv 2103.03404). Layer norms are kept (in a post-norm layer even the
+    one after a removed MLP), because they rescale tokens and do not undo a collapse, unless `layer-norms` replaces
+    those inside the layers by the identity. Raises ValueError for an unknown switch and as `Listener` does.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ def replace_attribute(stack: ExitStack, owner: Any, name: str, value: Any) -> No
 
 
 def iterate_parameters(model: nn.Module) -> Iterator[tuple[AttentionPlace, str, nn.Parameter]]:
-    """Yields the query, key and value weights of every attention, as (place, `query` | `key` | `value`, weight)."""
+    """Yields (place, `query` | `key` | `value`, projection weight) for every attention."""
     for place in find_attentions(model):
         for name, projection in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
             yield place, name, getattr(place.module, projection).weight

@@ -36,7 +36,7 @@ def write_report(
 ) -> Path:
     """Writes the whole report into the folder `out` and returns the path of report.html.
 
-    `settings` are shown and saved as they are; `history` has λ by update (columns of `lambda_rows`).
+    `settings` are shown and saved unchanged; `history` holds λ by update (columns of `lambda_rows`).
     """
     out.mkdir(parents=True, exist_ok=True)
     folder = out / "pictures"
@@ -79,7 +79,7 @@ def write_report(
 
 
 def format_number(value: float | int | None) -> str:
-    """Returns a number as the page shows it: whole numbers with thousands separators, others with four digits."""
+    """Returns a number as text: whole numbers with thousands separators, others with four significant digits."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -133,7 +133,7 @@ def _without_non_finite(value: Any) -> Any:
 
 
 def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns, for every checkpoint and setting and group of metrics, rows by site and layer of record numbers."""
+    """Returns, for every checkpoint, setting and group of metrics, a table of record indices by site and layer."""
     index: dict[tuple[Any, ...], int] = {}
     for number, record in enumerate(records):
         if record["head"] is None:
@@ -202,7 +202,7 @@ def figure_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> lis
 def all_curves(
     records: pd.DataFrame, folder: Path, checkpoints: list[str]
 ) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Draws every group of metrics for the first setting, and those that the switches change most for the others."""
+    """Draws every group of metrics for the first setting, and for the others the groups that switches change most."""
     found = []
     for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
         known = dict.fromkeys(chosen.metric)
@@ -273,7 +273,7 @@ def token_map_pictures(measurements: Sequence[Measurement], folder: Path) -> lis
 
 
 def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
-    """Returns, for each map of all layers together, its array in maps.npz and the largest given token of each output.
+    """Returns, for each map that covers all layers, its array in maps.npz and each output's most important input token.
 
     Tokens are counted from 0.
     """
@@ -322,7 +322,7 @@ def _map_picture(
     cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
     path = folder / f"maps-{run}-{sample.number}-{site}-{layer}.png"
     title = f"{pictures.SITES[site]}, layer {layer}"
-    # Keys without a token (bias_kv, zero_attn) come last.
+    # Keys that belong to no token (bias_kv, zero_attn) come last.
     keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
     pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
     negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
@@ -351,7 +351,7 @@ def history_picture(history: pd.DataFrame | None, folder: Path, out: Path) -> di
 
 
 def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Returns λ by update for checkpoints of one training: those that share a folder, if they are two or more."""
+    """Returns λ by update for checkpoints of one run: those in the same folder, if there are at least two."""
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for measurement in measurements:
         if measurement.loaded.updates is None:

@@ -17,10 +17,10 @@ from fairseq_gpam.modules.listener import find_layers
 def truncated_outputs(frozen: FrozenModel) -> Tensor:
     """Returns the decoder's outputs from the paths through at most k attentions, k = 0 … n: (n + 1) × T × C.
 
-    n is the number of layers, of both stacks in a translation model: a path changes from the encoder to the decoder by
-    one cross-attention, in place of that layer's self-attention. With attention weights, layer-norm statistics and
-    gates held, the output is a polynomial of degree n in a factor on every attention's output, and the coefficient of
-    degree k is the sum of all paths through k attentions. Its values at n + 1 Chebyshev points give the coefficients.
+    n is the largest number of attentions on a path: the number of decoder layers, plus the number of encoder layers in
+    translation. With attention weights, layer-norm statistics and gates frozen, the output is a polynomial of degree n
+    in a factor that multiplies every attention's output; its coefficient of degree k is the sum of all paths through k
+    attentions. The coefficients are computed from its values at n + 1 Chebyshev points.
     """
     degree = len(find_layers(frozen.model))
     points = torch.cos(math.pi * torch.arange(degree + 1, dtype=torch.float64) / degree)
@@ -49,7 +49,7 @@ def path_losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def mean_path_losses(loaded: LoadedModel, samples: Samples) -> list[dict[str, Any]]:
-    """Returns loss and share of correct tokens by the number of attentions on a path, means over all tokens."""
+    """Returns loss and share of correct tokens, averaged over all tokens, by the number of attentions on a path."""
     model = loaded.model
     sums, tokens = [], 0
     with in_float64(model):

@@ -13,11 +13,11 @@ from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
 def attn_scale_terms(scale: Coefficient) -> AffineTerms:
-    """Returns P = U + (1+λ)·(softmax(QKᵀ/√D + M) − U), B × H × T × S, U uniform over the keys that a row sees.
+    """Returns P = U + (1+λ)·(softmax(QKᵀ/√D + M) − U), B × H × T × S, U uniform over the keys visible to a row.
 
     `scale` is λ, broadcastable to P; the low-pass part U keeps the weight 1. Wang et al. 2022, arXiv 2203.05962,
-    section 4.1; learned per head from 0 in VITA-Group/ViT-Anti-Oversmoothing. There every token sees every other;
-    U over the visible keys, a running mean under a causal mask, is our reading for masked attention.
+    section 4.1; learned per head from 0 in VITA-Group/ViT-Anti-Oversmoothing, which has no masks. For masked attention,
+    U over the visible keys (a running mean under a causal mask) is our reading.
     """
     return AffineTerms(positive=1 + scale, uniform=scale)
 
@@ -36,7 +36,7 @@ class FeatScale(nn.Module):
     def forward(self, features: Tensor, hidden: Tensor | None, causal: bool, past: dict[str, Tensor] | None) -> Tensor:
         """Maps features, T × B × C, to the same shape; `hidden` is bool B × T, True = padding, which does not count.
 
-        With `causal` the mean is that of the tokens up to each one. Then `past` holds the sums over earlier tokens.
+        With `causal` the mean at each token is over the tokens up to it, and `past` holds the sums over earlier tokens.
         """
         wide = upcast(features)
         shown = torch.ones_like(wide[..., :1])
@@ -57,9 +57,9 @@ class AttnScaleAttention(AffineMechanism):
     """Softmax attention whose high-frequency part is scaled by 1+λ, one λ for each head; λ = 0 is softmax attention.
 
     With `--gpam-attn-scale-features` FeatScale follows the output projection, as in the source, which offers it as an
-    alternative. The mean is that of the tokens that are not padding. A decoder may not see the future, so there it is
-    the mean of the tokens up to each one, which is our reading; the source has vision encoders only. The authors' code
-    adds the scaled parts twice, so s and t have twice the effect there. Cross-attention has no FeatScale.
+    alternative. Its mean leaves out padding. In a decoder it is, at each token, the mean over the tokens up to it; this
+    is our reading, because the source has only vision encoders. The authors' code adds the scaled parts twice, so s and
+    t have twice the effect there. Cross-attention has no FeatScale.
     """
 
     name = "attn_scale"
@@ -69,13 +69,13 @@ class AttnScaleAttention(AffineMechanism):
     cost = "1×, and a mean of the values"
     neutral = (("attn_scale_start", 0.0),)
     options = (
-        Option("attn_scale_start", float, 0.0, "where the λ of every head starts"),
+        Option("attn_scale_start", float, 0.0, "the initial λ of every head"),
         Option(
             "attn_scale_features",
             bool,
             False,
-            "FeatScale after the output projection of self-attention: the features' mean over the tokens and the rest "
-            "get a learned factor for each channel",
+            "FeatScale after the output projection of self-attention: in each channel, one learned factor scales the "
+            "mean over the tokens and another scales the deviation from it",
         ),
     )
 
@@ -86,8 +86,8 @@ class AttnScaleAttention(AffineMechanism):
         if settings.attn_scale_features:
             if site.name == "cross":
                 raise ValueError(
-                    "--gpam-attn-scale-features is not allowed for cross attention, whose positions are not kept from "
-                    "one decoding step to the next; allowed: encoder, decoder, with another --gpam-cross-mechanism"
+                    "--gpam-attn-scale-features is not allowed for cross attention, which keeps no sums from one "
+                    "decoding step to the next; allowed: encoder, decoder, with another --gpam-cross-mechanism"
                 )
             self.features = FeatScale(site.embed_dim)
 
@@ -100,7 +100,7 @@ class AttnScaleAttention(AffineMechanism):
         earlier = inputs.k.size(-2) - inputs.q.size(-2)
         if earlier and "features" not in (inputs.past or {}):
             raise ValueError(
-                f"--gpam-attn-scale-features met {earlier} keys that are not among the queries' tokens; allowed: "
+                f"--gpam-attn-scale-features has no cached sums for {earlier} earlier keys; allowed: "
                 "decoding from the first position, without --add-bias-kv, --add-zero-attn and --cross-self-attention"
             )
         return self.features(output, new_positions_hidden(inputs), self.site.name == "decoder", inputs.past)

@@ -25,9 +25,9 @@ SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
 class Option:
     """One setting of a mechanism, which becomes one `--gpam-…` flag.
 
-    `check` returns nothing for an allowed value; `allowed` says in words what is allowed. Both are used wherever a
-    value comes in: the command line, a checkpoint, `--model-overrides`, hydra. `former_defaults` are the defaults of
-    earlier versions, which their checkpoints carry whether or not the model read the option.
+    `check` returns whether a value is allowed; `allowed` says in words what is. Both apply to every source of values:
+    the command line, a checkpoint, `--model-overrides`, hydra. `former_defaults` are the defaults of earlier versions,
+    which their checkpoints contain even if the model never read the option.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Option:
     def parse(self, value: Any) -> Any:
         """Returns `value` as this option's type.
 
-        Raises ValueError that names the flag, the value and what is allowed.
+        Raises ValueError with the flag, the value and what is allowed.
         """
         if value is None:
             return self.default
@@ -121,11 +121,11 @@ class Settings(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a model an attention stands.
+    """The place of an attention module in the model.
 
-    `head_dim` is the width of a head's values, `query_rank` that of its queries and keys where it is another one.
-    `shared` is one dictionary for the whole model: what layers share (a λ of scope `model`, the first layer's values)
-    is kept there under a key of its owner's choice.
+    `head_dim` is the width of a head's values; `query_rank` is the width of its queries and keys if that differs.
+    `shared` is one dictionary for the whole model, in which layers share objects (a λ of scope `model`, the first
+    layer's values) under keys of their choice.
     """
 
     name: SiteName
@@ -153,14 +153,14 @@ class Site:
 class AttentionInput:
     """The input of one call of an attention mechanism.
 
-    q: B × H × T × D, not scaled. k, v: B × H × S × D; with --gpam-query-rank v has another D than q and k.
+    q: B × H × T × D, not scaled. k, v: B × H × S × D; with --gpam-query-rank the D of v differs from that of q and k.
     mask: which keys a query may see.
     x: B × T × C, the layer's input to the query projection.
-    dropout_p: the probability with which a weight is dropped now; 0 outside training.
+    dropout_p: the probability of dropping a weight; 0 outside training.
     need_weights: whether the weights are requested.
     past: tensors that the mechanism keeps from one decoding step to the next, by names of its choice, with the batch
-        first; it reads and replaces them here. Empty at the first step, None outside decoder self-attention's
-        decoding.
+        as first dimension; it reads and replaces them here. Empty at the first step; None except in step-by-step
+        decoding of decoder self-attention.
     """
 
     q: Tensor
@@ -173,7 +173,7 @@ class AttentionInput:
     past: dict[str, Tensor] | None = None
 
     def with_new_keys(self) -> AttentionInput:
-        """Returns the input with the keys and values of the queries' own positions only."""
+        """Returns the input with only the keys and values at the queries' own positions."""
         new = slice(self.k.size(-2) - self.q.size(-2), None)
         padding = None if self.mask.padding is None else self.mask.padding[:, new]
         mask = replace(self.mask, padding=padding)
@@ -181,7 +181,7 @@ class AttentionInput:
 
 
 class AttentionMechanism(nn.Module):
-    """The interface of all mechanisms: it maps queries, keys and values to values mixed by the mechanism's weights.
+    """The interface of all mechanisms: from queries, keys and values to a weighted sum of the values.
 
     A mechanism knows nothing of caches, beams or fairseq. At its neutral setting it is softmax attention.
     """
@@ -193,13 +193,13 @@ class AttentionMechanism(nn.Module):
     cost: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
     sites: ClassVar[tuple[SiteName, ...]] = SITES
-    # The names and values of the options with which it starts training as softmax attention; None if there are none,
-    # for the reason that `why_never_neutral` gives.
+    # The option values with which it is softmax attention at the start of training; None if there are none, for the
+    # reason in `why_never_neutral`.
     neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
     why_never_neutral: ClassVar[str] = "it names no setting at which it is softmax attention"
-    # Whether its layers pass something on, so that none may be skipped or run twice.
+    # Whether each layer passes data to the next, so that none may be skipped or run twice.
     needs_every_layer: bool = False
-    # Whether keys and values of decoder self-attention are cached; if not, `past` holds all that is needed of them.
+    # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
 
     def __init__(self, site: Site, settings: Settings) -> None:
@@ -213,19 +213,18 @@ class AttentionMechanism(nn.Module):
         self.backend: str = settings.backend
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        """Attends.
+        """Returns the output, B × H × T × D, and the weights before dropout, B × H × T × S.
 
-        Returns the output, B × H × T × D, and the weights before dropout, B × H × T × S, if `inputs.need_weights`, else
-        None.
+        The weights are None unless `inputs.need_weights`.
         """
         raise NotImplementedError
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        """Returns the weighted sum after further steps such as a norm, B × H × T × D; unchanged unless overridden."""
+        """Post-processes the weighted sum, B × H × T × D, for example by a norm; returns it unchanged by default."""
         return output
 
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        """Returns what follows the output projection, T × B × C; its result itself unless overridden."""
+        """Post-processes the result of the output projection, T × B × C; returns it unchanged by default."""
         return output
 
     def extra_repr(self) -> str:
@@ -239,7 +238,7 @@ _registration_listeners: list[Callable[[], None]] = []
 def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism]:
     """Registers a mechanism under its name; registering the same class again is harmless.
 
-    Raises ValueError if another class has that name already.
+    Raises ValueError if another class already has that name.
     """
     known = REGISTRY.setdefault(cls.name, cls)
     if known is not cls:
@@ -250,14 +249,14 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
 
 
 def on_registration(listener: Callable[[], None]) -> None:
-    """Calls `listener` after every later registration, so that copies of the registry's options can be renewed."""
+    """Calls `listener` after every later registration, so that copies of the registry's options can be updated."""
     _registration_listeners.append(listener)
 
 
 def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) -> Settings:
     """Returns `settings` with the options of `mechanism` at its neutral setting.
 
-    Raises ValueError if it has none, or if an option was given another value than that or its default.
+    Raises ValueError if it has none, or if an option is set to neither its neutral value nor its default.
     """
     if mechanism.neutral is None:
         able = ", ".join(name for name, one in sorted(REGISTRY.items()) if one.neutral is not None)
@@ -277,7 +276,7 @@ def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) ->
 
 
 def describe_neutral(mechanism: type[AttentionMechanism]) -> str:
-    """Returns the flags of the neutral setting, or why there is none, in words."""
+    """Returns the flags of the neutral setting, or the reason why there is none."""
     if mechanism.neutral is None:
         return f"none: {mechanism.why_never_neutral}"
     options = {option.name: option for option in mechanism.options}
@@ -303,10 +302,10 @@ def apply_weights(weights: Tensor, v: Tensor, dropout_p: float) -> Tensor:
 
 
 def may_be_bypassed(module: nn.Module, x: Tensor) -> bool:
-    """Returns whether a custom autograd function may replace a call of the module on x.
+    """Returns whether a custom autograd function may replace the call `module(x)`.
 
-    It may not if the module has hooks (such as quantisation noise), under the compiler, under autocast, or on a GPU,
-    where it would gain nothing.
+    It may not if the module has hooks (such as quantisation noise), nor under the compiler or autocast, nor on a GPU,
+    where nothing would be gained.
     """
     if torch.compiler.is_compiling() or x.is_cuda or torch.is_autocast_enabled(x.device.type):
         return False

@@ -9,30 +9,30 @@ from fairseq_gpam.attention.base import AttentionInput
 
 
 def require_causal(mechanism: str, inputs: AttentionInput) -> None:
-    """Raises ValueError unless the future is hidden and the queries are the newest of the positions."""
+    """Raises ValueError unless the future is hidden and the queries are the newest positions."""
     if inputs.mask.hidden is not None or (inputs.q.size(-2) > 1 and not inputs.mask.causal):
         raise ValueError(
-            f"--gpam-mechanism {mechanism} is causal: a mask that leaves the future open, or is a matrix, is not "
-            "allowed; allowed: decoder self-attention with fairseq's mask of the future"
+            f"--gpam-mechanism {mechanism} is causal: a mask that shows the future, or is a matrix, is not "
+            "allowed; allowed: decoder self-attention with fairseq's causal mask"
         )
 
 
 def new_positions_hidden(inputs: AttentionInput) -> Tensor | None:
-    """Returns which of the queries' own positions are padding: bool, B × T; None if none are."""
+    """Returns which of the queries' own positions are padding: bool, B × T; None if there is no padding mask."""
     padding = inputs.mask.padding
     return None if padding is None else padding[:, inputs.k.size(-2) - inputs.q.size(-2) :]
 
 
 def remembered(inputs: AttentionInput, name: str, mechanism: str) -> Tensor | None:
-    """Returns what the mechanism kept under `name` for the positions before the queries; None if there are none.
+    """Returns what the mechanism cached under `name` for the positions before the queries; None if there are none.
 
-    Raises ValueError if there are earlier keys but nothing was kept for them.
+    Raises ValueError if there are earlier keys but nothing was cached for them.
     """
     kept = None if inputs.past is None else inputs.past.get(name)
     earlier = inputs.k.size(-2) - inputs.q.size(-2)
     if (0 if kept is None else kept.size(-1)) != earlier:
         raise ValueError(
-            f"--gpam-mechanism {mechanism} met {earlier} earlier keys without its memory of them; allowed: decoding "
+            f"--gpam-mechanism {mechanism} has no cached state for {earlier} earlier keys; allowed: decoding "
             "from the first position, without --add-bias-kv or --add-zero-attn"
         )
     return kept

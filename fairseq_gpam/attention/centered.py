@@ -8,11 +8,11 @@ from fairseq_gpam.attention.families import AffineMechanism
 
 
 def centered_terms() -> AffineTerms:
-    """Returns P = softmax(QKᵀ/√D + M) − U, B × H × T × S, U uniform over the keys that a row sees.
+    """Returns P = softmax(QKᵀ/√D + M) − U, B × H × T × S, U uniform over the keys visible to a row.
 
     Ali, Galanti & Wolf 2023, arXiv 2306.01610; Nait Saada, Naderi & Tanner 2024 (Mind the Gap), arXiv 2410.07799,
-    where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, a running mean of the values,
-    so that no weight falls on the future.
+    where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, so that the future has no
+    weight; it yields a running mean of the values.
     """
     return AffineTerms(uniform=1.0)
 

@@ -36,7 +36,7 @@ def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> T
 class CodaAttention(MatrixMechanism):
     """Signed weights that are not normalised.
 
-    With the doubled form they are nearly 0 at first, because N usually starts far below 0.
+    With the doubled gate they are nearly 0 at first, because N is usually far below 0 at initialisation.
     """
 
     name = "coda"

@@ -22,7 +22,7 @@ def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns softmax(QKᵀ/√D + M), B × H × T × S: what the first and the last layer keep."""
+    """Returns softmax(QKᵀ/√D + M), B × H × T × S, which the first and the last layer use."""
     scores, fully_masked = hide(dot_scores(q, k, mask), mask)
     return zero_rows(softmax(scores), fully_masked)
 
@@ -39,7 +39,7 @@ class CogAttention(MatrixMechanism):
     why_never_neutral = "its weights carry the signs of the scores"
     options = (
         Option(
-            "cog_everywhere", bool, False, "use it in the first and the last layer too, which otherwise keep softmax"
+            "cog_everywhere", bool, False, "use Cog attention in the first and the last layer too, instead of softmax"
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Compressed attention: a convolution with a stride makes few keys and values of many (Multiformer's ConvAttention)."""
+"""Compressed attention: a strided convolution shortens the keys and values (Multiformer's ConvAttention)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 
 def compressed_lengths(lengths: Tensor, kernel: int, stride: int) -> Tensor:
-    """Returns how many windows a sentence of each length has: ⌊(n + 2p − k)/s⌋ + 1, p = ⌊s/2⌋, at least 1, 0 for 0."""
+    """Returns how many windows a sentence of length n has: ⌊(n + 2⌊s/2⌋ − k)/s⌋ + 1, but at least 1; 0 if n is 0."""
     windows = (lengths + 2 * (stride // 2) - kernel).div(stride, rounding_mode="floor") + 1
     return torch.where(lengths > 0, windows.clamp(min=1), 0)
 
 
 def aligned_tokens(padding: Tensor | None) -> Tensor | None:
-    """Returns the places of a sentence's tokens, those that are padding last, B × S; None if there is no padding."""
+    """Returns the order of positions that puts the padding last, B × S; None if there is no padding."""
     return None if padding is None else padding.to(torch.uint8).argsort(dim=-1, stable=True)
 
 
 class Compression(nn.Module):
-    """A convolution over the places of B × H × S × D, one for all heads; each channel by itself if depthwise."""
+    """A convolution over the positions of B × H × S × D, shared by all heads: normal, depthwise or separable."""
 
     def __init__(self, width: int, kernel: int, stride: int, kind: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Compression(nn.Module):
         self.pointwise = nn.Conv1d(width, width, 1) if kind == "separable" else None
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Returns B × H × S′ × D; behind the last place, and before the first, stand zeros."""
+        """Maps B × H × S × D to B × H × S′ × D; the input is padded with zeros on both sides."""
         bsz, num_heads, length, _ = heads.shape
         behind = max(self.padding, self.kernel - self.padding - length)
         signal = F.pad(heads.flatten(0, 1).transpose(1, 2), (self.padding, behind))
@@ -73,25 +73,25 @@ def _per_layer(name: str, default: str, meaning: str) -> Option:
 class CompressedAttention(AttentionMechanism):
     """Softmax encoder self-attention whose keys and values are convolved with a stride: about T·S/s scores.
 
-    The convolutions of keys and of values differ and serve all heads of the group; normal, depthwise (as in all of the
-    authors' configurations) or separable. They start as nn.Conv1d does. A sentence of n tokens has ⌊(n + 2⌊s/2⌋ − k)/s⌋
-    + 1 compressed keys, as in the authors' code. Our choices: there is at least one compressed key; padding is removed
-    first, wherever it stands, and zeros are appended to a sentence where the authors' windows see padding.
+    One convolution for keys and one for values serve all heads of the group; they are normal, depthwise (as in all of
+    the authors' configurations) or separable, and initialised as nn.Conv1d. A sentence of n tokens has
+    ⌊(n + 2⌊s/2⌋ − k)/s⌋ + 1 compressed keys, as in the authors' code. Our choices: there is at least one compressed
+    key, and padding is moved behind the tokens and set to zero; in the authors' code it enters the convolution.
 
-    Weights belong to windows, not to keys: those that are shown spread a window's weight evenly over its tokens. A
-    window sees the future, so this is for encoders.
+    A weight belongs to a window, not to a key, so the weights returned spread a window's weight evenly over its tokens.
+    A window contains future tokens, so this mechanism is for encoders only.
     """
 
     name = "compressed"
-    formula = "O = softmax(Q·conv_K(K)ᵀ/√D + M)·conv_V(V), windows of k positions, s apart"
+    formula = "O = softmax(Q·conv_K(K)ᵀ/√D + M)·conv_V(V), kernel size k, stride s"
     source = "Multiformer, Sant et al. 2022, arXiv 2205.07100; mt-upc/fairseq"
     row_sum = "1"
     cost = "1/s×, and two convolutions"
-    why_never_neutral = "its convolutions are drawn at random"
+    why_never_neutral = "its convolutions are initialised at random"
     sites = ("encoder",)
     options = (
-        _per_layer("compressed_kernel", "5", "the width of the convolution's window, in positions"),
-        _per_layer("compressed_stride", "2", "how many positions one compressed key stands for"),
+        _per_layer("compressed_kernel", "5", "the kernel size of the convolutions, in positions"),
+        _per_layer("compressed_stride", "2", "the stride of the convolutions, in positions"),
         Option(
             "compressed_convolution",
             str,
@@ -109,7 +109,7 @@ class CompressedAttention(AttentionMechanism):
         if self.stride > self.kernel:
             raise ValueError(
                 f"--gpam-compressed-stride {self.stride} is not allowed with --gpam-compressed-kernel {self.kernel}, "
-                f"which would leave positions out; allowed: at most {self.kernel}"
+                f"because some positions would be skipped; allowed: at most {self.kernel}"
             )
         kind = settings.compressed_convolution
         self.keys = Compression(site.query_dim, self.kernel, self.stride, kind)
@@ -119,8 +119,8 @@ class CompressedAttention(AttentionMechanism):
         mask, length = inputs.mask, inputs.k.size(-2)
         if mask.causal or mask.bias is not None or mask.hidden is not None or inputs.q.size(-2) != length:
             raise ValueError(
-                "--gpam-mechanism compressed is not allowed with an attn_mask, --add-bias-kv or --add-zero-attn: its "
-                "keys stand for several positions each; allowed: encoder self-attention with a key_padding_mask"
+                "--gpam-mechanism compressed is not allowed with an attn_mask, --add-bias-kv or --add-zero-attn: each "
+                "of its keys covers several positions; allowed: encoder self-attention with a key_padding_mask"
             )
         k, v, order = inputs.k, inputs.v, aligned_tokens(mask.padding)
         lengths = torch.full((k.size(0),), length, device=k.device)
@@ -138,13 +138,13 @@ class CompressedAttention(AttentionMechanism):
 
     @staticmethod
     def _aligned(heads: Tensor, order: Tensor, lengths: Tensor) -> Tensor:
-        """Returns B × H × S × D with each sentence's tokens first and zeros behind them."""
+        """Returns B × H × S × D with each sentence's tokens first and zeros after them."""
         moved = heads.gather(2, order[:, None, :, None].expand_as(heads))
         behind = torch.arange(heads.size(2), device=heads.device) >= lengths.unsqueeze(-1)
         return moved.masked_fill(behind[:, None, :, None], 0.0)
 
     def _spread(self, weights: Tensor, lengths: Tensor, order: Tensor | None, length: int) -> Tensor:
-        """Returns B × H × T × S from B × H × T × S′: each window's weight in equal parts on its tokens."""
+        """Maps weights B × H × T × S′ to B × H × T × S: each window's weight, spread evenly over its tokens."""
         starts = torch.arange(weights.size(-1), device=weights.device) * self.stride - self.stride // 2
         places = torch.arange(length, device=weights.device)
         inside = (places >= starts.unsqueeze(-1)) & (places < starts.unsqueeze(-1) + self.kernel)

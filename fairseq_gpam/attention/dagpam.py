@@ -20,16 +20,16 @@ DAGPAM_OPTIONS = (
         "negative_projection",
         str,
         "head",
-        "one W_Q⁻ (head dimension squared) for each head, or one shared by the heads of a layer",
+        "one W_Q⁻ (D × D, D the head dimension) for each head, or one shared by the heads of a layer",
         choices=("head", "shared"),
     ),
-    Option("negative_bias", bool, False, "W_Q⁻ has a bias"),
-    Option("negative_init", str, "xavier", "how W_Q⁻ starts", choices=("xavier", "zero", "minus-identity")),
+    Option("negative_bias", bool, False, "give W_Q⁻ a bias"),
+    Option("negative_init", str, "xavier", "the initialisation of W_Q⁻", choices=("xavier", "zero", "minus-identity")),
     Option(
         "negative_activation",
         str,
         "relu",
-        "the activation of what W_Q⁻ projects, be it the queries or the layer's input",
+        "the activation applied to the input of W_Q⁻ (see --gpam-negative-source)",
         choices=("relu", "none"),
     ),
     Option(
@@ -42,7 +42,7 @@ DAGPAM_OPTIONS = (
         "negative_source",
         str,
         "query",
-        "what W_Q⁻ projects: the queries, or the layer's input, where W_Q⁻ maps the model dimension to all heads",
+        "the input of W_Q⁻: the queries, or the layer's input, which W_Q⁻ then projects to the queries of all heads",
         choices=("query", "input"),
     ),
 )
@@ -61,12 +61,12 @@ def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coe
 class DualGPAMAttention(AffineMechanism):
     """Two softmax branches over the same keys and values, the second one subtracted.
 
-    Rows sum to 1+λ⁺−λ⁻ and entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. The paper leaves some choices
-    open, which are options here: the scope, start and bound of the λ's, whether the heads share W_Q⁻, whether it has a
-    bias, and how it starts.
+    Rows sum to 1+λ⁺−λ⁻ and entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. Choices that the paper leaves
+    open are options here: the scope, initial value and bound of the λ's, and whether W_Q⁻ is shared by the heads, has a
+    bias, and how it is initialised.
 
-    Two options go beyond the paper. With `--gpam-lambda-source token` each token chooses λ⁻ for itself, as in
-    Differential V2. With `--gpam-row-sum` the row sum is held and the ratio λ⁻/(1+λ⁺) is trained.
+    Two options go beyond the paper. With `--gpam-lambda-source token` λ⁻ is computed from each token, as in
+    Differential V2. With `--gpam-row-sum` the row sum is fixed and the ratio λ⁻/(1+λ⁺) is trained.
 
     Reviews of the paper report 0.1–0.84 % more parameters. On the paper's models a W_Q⁻ that the heads share adds
     0.12–0.80 %, and one for each head adds 0.94–3.2 %. Which of the two the authors used is not known. `info --arch`

@@ -22,8 +22,8 @@ def lambda_init(layer: int) -> float:
 def pair_terms(q: Tensor, k: Tensor, strength: Coefficient) -> tuple[Tensor, Tensor, AffineTerms]:
     """Returns Q₁, K₁ and the terms of P = softmax(Q₁K₁ᵀ/√D + M) − λ·softmax(Q₂K₂ᵀ/√D + M), B × H/2 × T × S.
 
-    Shapes: q B × H × T × D, k B × H × S × D, neighbouring heads 2h and 2h+1 being one pair; `strength` is λ. The pair's
-    values have the width 2D. Ye et al. 2024, arXiv 2410.05258, eq. 1; microsoft/unilm, Diff-Transformer.
+    Shapes: q B × H × T × D, k B × H × S × D; heads 2h and 2h+1 form a pair, whose values have width 2D; `strength` is
+    λ. Ye et al. 2024, arXiv 2410.05258, eq. 1; microsoft/unilm, Diff-Transformer.
     """
     return q[:, 0::2], k[:, 0::2], AffineTerms(negative=strength, negative_q=q[:, 1::2], negative_k=k[:, 1::2])
 
@@ -42,9 +42,9 @@ def split_pairs(pairs: Tensor) -> Tensor:
 class DifferentialAttention(AttentionMechanism):
     """H/2 differential heads of query width D and value width 2D: as wide as softmax attention with H heads.
 
-    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init is one number for a layer, with vectors drawn from N(0, 0.1²). RMSNorm
-    (eps 1e-5, one weight for all heads) and the factor 1−λ_init follow. The mechanism adds 4D parameters for λ
-    and 2D for the norm.
+    λ = exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init is one number for each layer; its vectors are initialised from
+    N(0, 0.1²). RMSNorm (eps 1e-5, one weight vector for all heads) and the factor 1−λ_init follow. The mechanism adds
+    4D parameters for λ and 2D for the norm.
     """
 
     name = "differential"

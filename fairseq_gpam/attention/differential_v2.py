@@ -1,4 +1,4 @@
-"""Differential attention, second version: a second softmax, whose weight each token chooses for itself."""
+"""Differential attention, second version: minus a second softmax, weighted by a coefficient computed per token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTe
     """Returns P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M), B × H × T × S.
 
     Shapes: second_q (Q₂) B × H × T × D; strength_logits (X w) B × T × H. microsoft/unilm, Diff-Transformer-V2, where
-    one projection of double width holds the two query sets interleaved, and no norm follows.
+    one projection of double width gives both sets of queries, interleaved, and no norm follows.
     """
     strength = torch.sigmoid(upcast(strength_logits)).type_as(second_q)
     return AffineTerms(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
@@ -24,11 +24,11 @@ def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTe
 
 @register_mechanism
 class DifferentialV2Attention(AffineMechanism):
-    """Softmax attention minus a second softmax branch over the same keys, weighted by each token for each head.
+    """Softmax attention minus a second softmax branch over the same keys, with a weight for each token and head.
 
-    It adds a second query projection and one vector for each head, which starts as nn.Linear does, as in the source, or
-    by Xavier. In the source both query sets are one projection without a bias. Here the second projection has a bias
-    and starts as fairseq's own does, so that the two branches are alike.
+    It adds a second query projection and one vector for each head, initialised as nn.Linear, as in the source, or by
+    Xavier. In the source one projection without a bias gives both sets of queries. Here the second projection has a
+    bias and is initialised as fairseq's own, so that the two branches are alike.
     """
 
     name = "differential_v2"
@@ -36,14 +36,14 @@ class DifferentialV2Attention(AffineMechanism):
     source = "Diff-Transformer V2, microsoft/unilm, January 2026"
     row_sum = "1−sigmoid(x·w)"
     cost = "1.5×, and a second query projection"
-    why_never_neutral = "sigmoid(X w), the weight of its second map, is never 0"
+    why_never_neutral = "sigmoid(X w), the weight of its second softmax, is never 0"
 
     options = (
         Option(
             "differential_v2_init",
             str,
             "linear",
-            "how the projection that weights the second branch starts",
+            "the initialisation of w, the projection that gives the second branch's weight",
             choices=("linear", "xavier"),
         ),
     )

@@ -26,13 +26,13 @@ def mean_weights(weights: Tensor, own_hidden: Tensor | None) -> Tensor:
 
 @register_mechanism
 class DintAttention(DifferentialAttention):
-    """Differential attention with λ·G added to every row, G the mean of the first map's rows: rows sum to 1.
+    """Differential attention with λ·G added to every row, where G is the mean row of the first softmax.
 
-    λ, the pairs of heads, the norm and the factor 1−λ_init are those of Differential. The rows sum to 1 because both
-    terms have the same λ. The paper's mean over all rows would show the future to a decoder. There, G is the mean of
-    the rows up to the query's own, and their sum is cached. This and the norm are our reading, because the paper's full
-    text and code were not available. Padded queries do not count. In cross-attention G would mix positions of the
-    target, so the mechanism is for self-attention only.
+    λ, the pairs of heads, the norm and the factor 1−λ_init are those of Differential. Rows sum to 1 because both terms
+    have the same λ. The paper's mean over all rows would leak the future into a decoder; there, G is the mean over the
+    rows up to the query's own, and their sum is cached. This and the norm are our reading, because the paper's full
+    text and code were not available. Padded queries do not count. In cross-attention G would mix target positions, so
+    the mechanism is for self-attention only.
     """
 
     name = "dint"

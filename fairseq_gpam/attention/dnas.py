@@ -13,8 +13,8 @@ from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P_ij = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij) over the queries i that see key j: B × H × T × T.
 
-    s = QKᵀ/√D + the mask's bias. Queries at padded positions do not count in c. Every weight depends on every query, so
-    under a causal mask it would depend on the future. Ding et al. 2020, arXiv 2009.14308.
+    s = QKᵀ/√D + the mask's bias. Queries at padded positions do not count in c. Every weight depends on all queries,
+    future ones included, so this is not for decoders. Ding et al. 2020, arXiv 2009.14308.
     """
     scores = dot_scores(q, k, mask)
     if scores.size(-2) != scores.size(-1):
@@ -25,7 +25,7 @@ def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         hidden=_or(mask.hidden, None if mask.padding is None else mask.padding[:, None, :, None]),
     ).hidden_keys(scores.size(-2), scores.size(-1), scores.device)
     if columns is not None:
-        # A column that no query sees stays unmasked so that its sum is finite; its weights become zero below.
+        # Fully masked columns stay unmasked so that their sums are finite; their weights are zeroed below.
         columns = columns & ~columns.all(dim=-2, keepdim=True)
     seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
     rows, fully_masked = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
@@ -40,7 +40,7 @@ def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:
 
 @register_mechanism
 class DnasAttention(MatrixMechanism):
-    """Softmax attention over scores that were first normalised over the queries; for encoders only."""
+    """Softmax over scores that were first normalised over the queries; for encoders only."""
 
     name = "dnas"
     formula = "P = softmax_j(s_ij − c_j), c_j = log Σ_i exp(s_ij), s = QKᵀ/√D + M"

@@ -13,17 +13,17 @@ from fairseq_gpam.attention.families import format_values
 from fairseq_gpam.attention.lambdas import no_decay_parameter
 from fairseq_gpam.attention.sparse import SparseMechanism, entmax_package
 
-# The bisection's exponent is 1/(α−1).
+# The bisection raises to the power 1/(α−1), which is infinite at α = 1.
 ALPHA_FLOOR = 1.01
 
 
 @register_mechanism
 class EntmaxAttention(SparseMechanism):
-    """Sparse weights, where each head learns how sparse its own are.
+    """Sparse weights whose sparsity each head learns.
 
     The `entmax` package computes the weights by bisection (Peters, Niculae & Martins 2019, arXiv 1905.05702). As in
-    public code, α = 1 + sigmoid(θ), kept within [1.01, 2], and the θ of each head is drawn from N(0, 1). With the form
-    softplus, α = 1.01 + softplus(θ) has no upper bound and all heads start at 1.5.
+    public code, α = 1 + sigmoid(θ), clamped to [1.01, 2], with each head's θ initialised from N(0, 1). With
+    `--gpam-entmax-form softplus`, α = 1.01 + softplus(θ) has no upper bound and is initially 1.5 in all heads.
     """
 
     name = "entmax"
@@ -31,13 +31,13 @@ class EntmaxAttention(SparseMechanism):
     source = "Correia, Niculae & Martins 2019, arXiv 1909.00015; the package entmax"
     row_sum = "1"
     cost = "1×, and 50 bisections of P"
-    why_never_neutral = "α stays above 1, and only α → 1 is softmax attention"
+    why_never_neutral = "α stays above 1, and it is softmax attention only in the limit α → 1"
     options = (
         Option(
             "entmax_alpha",
             float,
             None,
-            "where the learned α of each head starts; if absent, it is drawn at random, or 1.5 with the form softplus",
+            "the initial α of each head; if absent, it is random, or 1.5 with --gpam-entmax-form softplus",
             check=lambda alpha: alpha > ALPHA_FLOOR,
             allowed=f"a number > {ALPHA_FLOOR}",
             former_defaults=(1.5,),
@@ -46,7 +46,7 @@ class EntmaxAttention(SparseMechanism):
             "entmax_form",
             str,
             "sigmoid",
-            "the form that keeps α above 1: 1 + sigmoid(θ), which is at most 2, or 1.01 + softplus(θ)",
+            "how α is kept above 1: as 1 + sigmoid(θ), which is at most 2, or as 1.01 + softplus(θ)",
             choices=("sigmoid", "softplus"),
         ),
     )

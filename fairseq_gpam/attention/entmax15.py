@@ -10,7 +10,7 @@ from fairseq_gpam.attention.sparse import SparseMechanism, entmax_package
 
 @register_mechanism
 class Entmax15Attention(SparseMechanism):
-    """Weights that are exactly 0 on some keys; the `entmax` package computes them exactly, by sorting."""
+    """Weights that are exactly 0 on some keys, computed exactly by sorting, with the `entmax` package."""
 
     name = "entmax15"
     formula = "P = 1.5-entmax(QKᵀ/√D + M)"

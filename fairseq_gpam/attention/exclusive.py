@@ -13,7 +13,7 @@ from fairseq_gpam.attention.families import AffineMechanism, upcast
 def without_own_value(heads: Tensor, own_values: Tensor) -> Tensor:
     """Returns y − (y·v) v/|v|², orthogonal to v; y (`heads`), v (`own_values`) and the result B × H × T × D.
 
-    Zhai 2026, arXiv 2603.09078. A value of length 0 removes nothing.
+    Where v = 0, y is unchanged. Zhai 2026, arXiv 2603.09078.
     """
     output, direction = upcast(heads), F.normalize(upcast(own_values), dim=-1)
     along = (output * direction).sum(dim=-1, keepdim=True)

@@ -16,10 +16,10 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 class AffineMechanism(AttentionMechanism):
-    """A member of the affine family, which gives its terms and leaves the computation to `affine_attention`."""
+    """A member of the affine family: it declares its terms, and `affine_attention` computes the result."""
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        """Returns this mechanism's coefficients and its second branch."""
+        """Returns this mechanism's coefficients and second branch, if it has one."""
         raise NotImplementedError
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
@@ -28,16 +28,16 @@ class AffineMechanism(AttentionMechanism):
 
 
 def refuse_fused(mechanism: str, settings: Settings) -> None:
-    """Raises ValueError if the fused backend is asked for and the mechanism has none."""
+    """Raises ValueError if the fused backend is requested, for a mechanism that has none."""
     if settings.backend == "fused":
         raise ValueError(
-            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which is computed in only "
-            "one way; allowed: auto, reference"
+            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has no fused "
+            "implementation; allowed: auto, reference"
         )
 
 
 class MatrixMechanism(AttentionMechanism):
-    """A mechanism that computes its own whole matrix of weights, B × H × T × S."""
+    """A mechanism that computes its full matrix of weights, B × H × T × S."""
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
@@ -65,9 +65,9 @@ def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
-    """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; hidden keys are kept.
+    """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; no key is masked here.
 
-    `scale` is 1/√D unless given.
+    `scale` is 1/√D by default.
     """
     root = math.sqrt(q.size(-1))
     scores = upcast(torch.matmul(q / root, k.transpose(-2, -1)))

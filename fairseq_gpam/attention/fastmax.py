@@ -22,11 +22,11 @@ def polynomial(scores: Tensor, degree: int) -> Tensor:
 
 
 def fastmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, degree: int) -> Tensor:
-    """Returns P_ij = f(s_ij)/Σ_j f(s_ij), f the polynomial, over the keys that row i sees: B × H × T × S.
+    """Returns P_ij = f(s_ij)/Σ_j f(s_ij), f the polynomial, over the keys visible to row i: B × H × T × S.
 
-    s = QKᵀ, Q and K normalised by `normalize_tokens`. Gerami et al. 2024, arXiv 2402.07901 (`degree` is its p). Its
-    treatment of the mask's finite bias is our reading: it is added to s for degree 2, and multiplies f by its
-    exponential for degree 1, where a sum could be negative.
+    s = QKᵀ, Q and K normalised by `normalize_tokens`. Gerami et al. 2024, arXiv 2402.07901 (`degree` is its p). How the
+    mask's finite bias enters is our reading: for degree 2 it is added to s; for degree 1, where that could make f
+    negative, f is multiplied by exp(bias).
     """
     if degree == 1:
         values = polynomial(dot_scores(q, k, replace(mask, bias=None), scale=1.0), degree)
@@ -41,8 +41,8 @@ def fastmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, degree: int) -> T
 def normalize_tokens(heads: Tensor, size: float) -> Tensor:
     """Returns each token's vector centred and scaled to the length `size`: B × H × T × D.
 
-    The authors' code divides by the longest vector of the sequence, so that every position depends on later ones. A
-    norm for each token is our reading.
+    The authors' code divides by the longest vector of the sequence, so that every position depends on later ones.
+    Normalising each token by itself is our reading.
     """
     wide = upcast(heads)
     return size * F.normalize(wide - wide.mean(dim=-1, keepdim=True), dim=-1)
@@ -58,11 +58,11 @@ def features(vectors: Tensor, degree: int) -> Tensor:
 
 @register_mechanism
 class FastmaxAttention(MatrixMechanism):
-    """Polynomial weights, held as a matrix or summed in linear time; both forms give the same numbers.
+    """Polynomial weights, computed as a matrix or as running sums in linear time; both forms give the same output.
 
-    With queries and keys of length 1 the weights stay nearly uniform (with 98 % of the highest entropy), because a norm
-    for each token replaces the authors' norm over the sequence. A temperature below 1 or a larger length sharpens
-    them. In the linear form, decoder self-attention caches only the sums, whatever the length.
+    With queries and keys of length 1 the weights stay nearly uniform (98 % of the maximum entropy), because each token
+    is normalised by itself where the authors normalise over the sequence. A temperature below 1 or a larger length
+    sharpens them. In the linear form, decoder self-attention caches only the sums, whose size does not grow.
     """
 
     name = "fastmax"
@@ -76,8 +76,8 @@ class FastmaxAttention(MatrixMechanism):
             "fastmax_form",
             str,
             "auto",
-            "a matrix of weights, or sums in linear time, which have no weights to drop; auto takes the sums for more "
-            "than 2·D^p keys where nothing forbids them",
+            "compute a matrix of weights, or running sums in linear time, which allow no attention dropout; auto uses "
+            "the sums for more than 2·D^p keys unless dropout, a mask matrix or requested weights rule them out",
             choices=("auto", "matrix", "linear"),
         ),
         Option(
@@ -138,8 +138,8 @@ class FastmaxAttention(MatrixMechanism):
                 raise ValueError("attn_mask as a matrix is not allowed with --gpam-fastmax-form linear")
             if past is not None and inputs.need_weights:
                 raise ValueError(
-                    "weights are not allowed while --gpam-fastmax-form linear decodes step by step: no key is kept; "
-                    "allowed: the full forward, or --gpam-fastmax-form matrix"
+                    "weights cannot be returned while --gpam-fastmax-form linear decodes step by step: no key is "
+                    "cached; allowed: a full forward pass, or --gpam-fastmax-form matrix"
                 )
         enough = inputs.k.size(-2) > 2 * inputs.q.size(-1) ** self.degree
         linear_pays = enough and not has_matrix and inputs.dropout_p == 0

@@ -1,4 +1,4 @@
-"""The values of a stack's first layer, passed on from layer to layer within one forward pass."""
+"""The values of a stack's first layer, passed from layer to layer within one forward pass."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from fairseq_gpam.attention.base import Site
 
 
 def first_layer_values(mechanism: str, site: Site, current: Tensor) -> Tensor:
-    """Returns what the first layer passed as `current`; the same shape in every layer, B × H × S × D.
+    """Returns what the first layer passed as `current`, B × H × S × D.
 
-    It is kept in `site.shared` from the first layer to the last. Raises ValueError if a layer was skipped or repeated.
+    It stays in `site.shared` until the last layer. Raises ValueError if a layer was skipped or repeated.
     """
     key = (mechanism, site.name)
     first = current

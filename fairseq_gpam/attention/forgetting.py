@@ -13,7 +13,7 @@ from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
-    """Returns s_ij + Σ_{l=j+1…i} log f_l = s_ij + c_i − c_j, B × H × T × S; c (`sums`) at every key, B × H × S.
+    """Returns s_ij + Σ_{l=j+1…i} log f_l = s_ij + c_i − c_j, B × H × T × S; c_j = Σ_{l≤j} log f_l (`sums`), B × H × S.
 
     Lin et al. 2025, arXiv 2503.02130; zhixuan-lin/forgetting-transformer.
     """
@@ -24,8 +24,8 @@ def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
 class ForgettingAttention(MatrixMechanism):
     """Softmax attention with f = sigmoid(x·w + b), one gate for each position and head; f = 1 is softmax attention.
 
-    w starts from N(0, 0.02²) and b at 0, as in the authors' code, so that at first a key's weight is halved at every
-    further position. The rest of their "Pro" layer (output gate and norm, norm of queries and keys, shift of keys and
+    As in the authors' code, w is initialised from N(0, 0.02²) and b at 0, so that at first each further position halves
+    a key's weight. The rest of their "Pro" layer (output gate and norm, norm of queries and keys, shift of keys and
     values) is not provided. Padding has f = 1. In decoding, the sums of log f are cached, one number for each position
     and head.
     """
@@ -51,7 +51,7 @@ class ForgettingAttention(MatrixMechanism):
         return zero_rows(softmax(open_scores), fully_masked)
 
     def _sums(self, inputs: AttentionInput) -> Tensor:
-        """Returns Σ_{l≤j} log f_l for every key j, B × H × S, and keeps them."""
+        """Returns Σ_{l≤j} log f_l for every key j, B × H × S, and caches them."""
         log_gates = F.logsigmoid(upcast(self.gate_proj(inputs.x))).transpose(1, 2)
         hidden = new_positions_hidden(inputs)
         if hidden is not None:

@@ -22,10 +22,10 @@ def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
 
 @register_mechanism
 class GatedAttention(AffineMechanism):
-    """Softmax attention times sigmoid(X W_g), W_g without a bias; no finite W_g makes it softmax attention.
+    """Softmax attention times g·sigmoid(X W_g), W_g without a bias; g = 2 and W_g = 0 give softmax attention.
 
-    W_g starts from N(0, 0.02²), as in the authors' code. Xavier initialisation, as fairseq's own projections have it,
-    makes the gate's logits about three times as large.
+    W_g is initialised from N(0, 0.02²), as in the authors' code. Xavier initialisation, which fairseq's own projections
+    have, makes the gate's logits about three times as large.
     """
 
     name = "gated"
@@ -39,7 +39,7 @@ class GatedAttention(AffineMechanism):
             "gated_gate",
             str,
             "elementwise",
-            "one gate for a head or one for each of its channels",
+            "one gate for each head, or one for each of its channels",
             choices=("headwise", "elementwise"),
         ),
         Option("gated_gain", float, 1.0, "the factor g of the gate g·sigmoid(X W_g)"),
@@ -47,7 +47,7 @@ class GatedAttention(AffineMechanism):
             "gated_init",
             str,
             "normal",
-            "how W_g starts: N(0, 0.02²), Xavier, or 0, which gives every gate half its gain",
+            "the initialisation of W_g: N(0, 0.02²), Xavier, or 0, with which every gate is initially g/2",
             choices=("normal", "xavier", "zero"),
         ),
     )

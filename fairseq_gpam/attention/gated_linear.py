@@ -25,8 +25,8 @@ TEMPERATURE = 16.0
 def decayed_products(q: Tensor, k: Tensor, q_sums: Tensor, k_sums: Tensor, offset: int) -> Tensor:
     """Returns w_ij = Σ_d q_id k_jd exp(c_id − c_jd) for j ≤ i + offset, 0 elsewhere: B × H × T × S.
 
-    Shapes: q and its c (`q_sums`, sums of log α up to each position) B × H × T × D, those of k B × H × S × D. No
-    exponent is above 0.
+    Shapes: q and its c (`q_sums`, sums of log α up to each position) B × H × T × D; k and its c (`k_sums`)
+    B × H × S × D. No exponent is above 0.
     """
     seen = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool, device=q.device).tril(offset)[..., None]
     exponents = (q_sums.unsqueeze(-2) - k_sums.unsqueeze(-3)).masked_fill(~seen, float("-inf"))
@@ -34,7 +34,7 @@ def decayed_products(q: Tensor, k: Tensor, q_sums: Tensor, k_sums: Tensor, offse
 
 
 def gated_linear_weights(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
-    """Returns P of o = P·V for the recurrence of `gated_linear_sums`, B × H × T × T, a few rows at a time."""
+    """Returns the P with which `gated_linear_sums` gives P·V: B × H × T × T, computed a few rows at a time."""
     sums = log_decay.cumsum(dim=-2)
     rows = [
         decayed_products(q[..., start : start + CHUNK, :], k, sums[..., start : start + CHUNK, :], sums, start)
@@ -66,14 +66,14 @@ def gated_linear_sums(
 
 @register_mechanism
 class GatedLinearAttention(AttentionMechanism):
-    """Linear attention without a normaliser whose state fades by a gate for each channel; causal by nature.
+    """Causal linear attention without a normaliser, whose state decays by a gate for each channel.
 
     α = sigmoid(x W₁W₂ + b)^(1/16), W₁W₂ of rank 16, as in the authors' code. The output of each head goes through
-    RMSNorm (eps 1e-5, one weight for all heads) and a gate silu(x W_r) without a bias, as in
+    RMSNorm (eps 1e-5, one weight vector for all heads) and a gate silu(x W_r) without a bias, as in
     fla-org/flash-linear-attention. The authors' first code, berlino/gated_linear_attention, has a LayerNorm without
-    weights and a bias of W_r, and starts W₁ and W₂ by Xavier with gain 2^(−5/2); here all new projections start as
-    nn.Linear does. Queries and keys have the width of fairseq's projections, twice that of both codes. In decoding
-    nothing is cached but the state, D × D numbers for each head. Weights can be negative.
+    weights, gives W_r a bias, and initialises W₁ and W₂ by Xavier with gain 2^(−5/2); here all new projections are
+    initialised as nn.Linear. Queries and keys have the width of fairseq's projections, twice that in either code. In
+    decoding only the state is cached, D × D numbers for each head. Weights can be negative.
     """
 
     name = "gated_linear"
@@ -96,17 +96,19 @@ class GatedLinearAttention(AttentionMechanism):
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         require_causal(self.name, inputs)
         if inputs.mask.bias is not None:
-            raise ValueError("a bias in attn_mask is not allowed with --gpam-mechanism gated_linear: it has no scores")
+            raise ValueError(
+                "a bias in attn_mask is not allowed with --gpam-mechanism gated_linear, which has no scores"
+            )
         if inputs.q.size(-2) != inputs.k.size(-2):
             raise ValueError(
-                "--gpam-mechanism gated_linear needs the query, key and value of the same positions: not allowed with "
+                "--gpam-mechanism gated_linear needs one key and value for each query: not allowed with "
                 "--add-bias-kv or --add-zero-attn"
             )
         past = inputs.past
         if past is not None and (inputs.need_weights or inputs.dropout_p > 0):
             raise ValueError(
                 "weights and attention dropout are not allowed while --gpam-mechanism gated_linear decodes step by "
-                "step: no key is kept; allowed: the full forward"
+                "step: no key is cached; allowed: a full forward pass"
             )
         q, k, v = upcast(inputs.q) * inputs.q.size(-1) ** -0.5, upcast(inputs.k), upcast(inputs.v)
         log_decay = F.logsigmoid(upcast(self.decay_up(self.decay_down(inputs.x)))) / TEMPERATURE

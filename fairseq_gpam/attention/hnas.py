@@ -1,4 +1,4 @@
-"""HNAS: doubly normalised and softmax attention mixed by a learned share (Ding et al. 2020)."""
+"""HNAS: a learned mixture of doubly normalised and softmax attention (Ding et al. 2020)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class HnasAttention(MatrixMechanism):
     source = "Ding et al. 2020, arXiv 2009.14308"
     row_sum = "1"
     cost = "1×, and a second softmax"
-    why_never_neutral = "the share u of doubly normalised attention is above 0"
+    why_never_neutral = "the share u of doubly normalised attention is never 0"
     sites = ("encoder",)
     options = (
         Option(
             "hnas_share",
             float,
             0.5,
-            "where u, the learned share of doubly normalised attention, starts",
+            "the initial value of u, the learned share of doubly normalised attention",
             check=lambda share: 0 < share < 1,
             allowed="a number between 0 and 1, both excluded",
         ),

@@ -1,4 +1,4 @@
-"""Integral attention: the mean of several signals of scores before the softmax (Kobyzev et al. 2025)."""
+"""Integral attention: a softmax of scores averaged over several signals (Kobyzev et al. 2025)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_gpam.attention.families import AffineMechanism
 
 
 def integral_queries(q: Tensor, signals: int) -> Tensor:
-    """Returns Q/√G, B × H × T × D, whose scores QKᵀ/√D are (1/G)·Σ_g Q_g K_gᵀ/√(D/G), the mean of G signals.
+    """Returns Q/√G, B × H × T × D, whose scores (Q/√G)Kᵀ/√D are (1/G)·Σ_g Q_g K_gᵀ/√(D/G), the mean of G signals.
 
     Q_g and K_g are the g-th of G equal parts of a head's channels. Kobyzev et al. 2025, arXiv 2508.18387.
     """
@@ -22,11 +22,11 @@ def integral_queries(q: Tensor, signals: int) -> Tensor:
 
 @register_mechanism
 class IntegralAttention(AffineMechanism):
-    """Softmax of the mean of G signals, each the scores of a part of D/G channels: (1/G)·Σ_g Q_g K_gᵀ/√(D/G).
+    """Softmax of the mean of G signals, each of them the scores of D/G channels: (1/G)·Σ_g Q_g K_gᵀ/√(D/G).
 
-    The sum over the parts is QKᵀ itself, so this is softmax attention with its scores divided by √G, and is computed as
-    such. The paper's own text and code were not available. The formula and G = 8 come from two independent public
-    descriptions, the scale 1/√(D/G) from one of them. The paper keeps softmax in the lower layers, as in
+    The sum over the parts is QKᵀ itself, so this is softmax attention with scores divided by √G, and is computed that
+    way. The paper's text and code were not available. The formula and G = 8 come from two independent public
+    descriptions, the scale 1/√(D/G) from one of them. The paper keeps softmax in the lower layers, as does
     `softmax@0-2;integral@3-5`. G = 1 is softmax attention.
     """
 
@@ -35,13 +35,13 @@ class IntegralAttention(AffineMechanism):
     source = "Kobyzev et al. 2025, arXiv 2508.18387; scale and G from public descriptions"
     row_sum = "1"
     cost = "1×"
-    why_never_neutral = "G is not trained, so that it would stay softmax attention"
+    why_never_neutral = "G is not trained, so G = 1 would stay softmax attention"
     options = (
         Option(
             "integral_signals",
             int,
             8,
-            "the number G of signals, which divides the head dimension",
+            "the number G of signals; it must divide the head dimension",
             check=lambda count: count > 0,
             allowed="a whole number > 0 that divides the head dimension",
         ),

@@ -24,10 +24,10 @@ def kernel_sums(
 ) -> tuple[Tensor, Tensor]:
     """Returns Σ_j w_ij v_j / Σ_j w_ij, w_ij = φ(q_i)·φ(k_j), and the sums Σ_j φ(k_j)[v_j, 1] over all keys.
 
-    Shapes: q B × H × T × D, k and v B × H × S × D, padding bool B × S; with `causal`, query i sees the keys up to
-    S−T+i. `features` maps … × D to φ, … × F; `kernel` gives φ(q)·φ(k), T × S, directly. `state` holds the sums over
-    earlier keys, which every query sees, B × H × F × (D+1), the second result those over all keys. A row without a key
-    is zero.
+    Shapes: q B × H × T × D, k and v B × H × S × D, padding bool B × S. With `causal`, query i attends to the keys up to
+    S−T+i. `features` maps … × D to φ, … × F; `kernel` computes φ(q)·φ(k), T × S, directly. `state` holds the sums over
+    earlier keys, to which every query attends; like the returned sums it is B × H × F × (D+1). Rows without a visible
+    key are zero.
     """
     num_queries, num_keys = q.size(-2), k.size(-2)
     ones = torch.ones(*k.shape[:-1], 1, dtype=k.dtype, device=k.device)

@@ -1,4 +1,4 @@
-"""Where daGPAM's λ's come from: two numbers, the query's token (λ⁻ only), or a trained ratio and a fixed row sum."""
+"""The sources of daGPAM's λ's: two numbers; the query's token (λ⁻ only); or a trained ratio and a fixed row sum."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ LAMBDA_SOURCE_OPTIONS = (
         "lambda_source",
         str,
         "number",
-        "where λ⁻ comes from: a number, or the token, λ⁻ = sigmoid(x·w⁻) with x the layer's input and a trained vector "
-        "w⁻ for each head",
+        "whether λ⁻ is a number, or depends on the token: λ⁻ = sigmoid(x·w⁻), x the layer's input, with a trained "
+        "vector w⁻ for each head",
         choices=("number", "token"),
     ),
     Option(
         "row_sum",
         float,
         None,
-        "hold the row sum 1+λ⁺−λ⁻ at this number and train the ratio r = λ⁻/(1+λ⁺) in place of the two λ's; r lies "
-        "between 0 and 1",
+        "fix the row sum 1+λ⁺−λ⁻ at this number and train the ratio r = λ⁻/(1+λ⁺), between 0 and 1, in place of the "
+        "two λ's",
         check=lambda total: total > 0,
         allowed="a number > 0, because r stays below 1",
     ),
@@ -40,31 +40,31 @@ LAMBDA_SOURCE_OPTIONS = (
         "lambda_ratio",
         float,
         None,
-        "where r starts with --gpam-row-sum; 1/3 if absent, the ratio of λ⁺ = λ⁻ = 0.5",
+        "the initial r with --gpam-row-sum; 1/3 if absent, which is the ratio for λ⁺ = λ⁻ = 0.5",
         check=lambda ratio: 0 < ratio < 1,
         allowed="a number between 0 and 1, both excluded",
     ),
 )
 
-# With a λ⁻ for each token: the options that have no meaning, the value that they must keep, and what is allowed.
+# The options without a meaning if λ⁻ depends on the token: name, the only value allowed, and what is allowed in words.
 _TOKEN_REFUSALS = (
     ("warm_start", False, "no --gpam-warm-start, because such a λ⁻ is never 0"),
     ("lambda_minus_training", None, "no --gpam-lambda-minus-training, because w⁻ is always trained"),
-    ("lambda_minus", 0.5, "no --gpam-lambda-minus, because w⁻ decides where λ⁻ starts"),
+    ("lambda_minus", 0.5, "no --gpam-lambda-minus, because w⁻ determines λ⁻"),
     ("lambda_max", None, "no --gpam-lambda-max, because such a λ⁻ lies between 0 and 1"),
     ("lambda_scope", "head", "head"),
     ("lambda_tied", False, "no --gpam-lambda-tied, because λ⁺ stays a number"),
     ("lambda", "trainable", "trainable; --gpam-lambda-plus-training 'fixed' fixes λ⁺ alone"),
 )
 
-# The same with a row sum that is held.
+# The same for a fixed row sum.
 _ROW_SUM_REFUSALS = (
     ("warm_start", False, "no --gpam-warm-start, because such a λ⁻ is never 0"),
-    ("lambda", "trainable", "trainable; two fixed λ's hold their row sum anyway"),
+    ("lambda", "trainable", "trainable; with two fixed λ's the row sum is fixed anyway"),
     ("lambda_plus_training", None, "no --gpam-lambda-plus-training, because r is trained in place of λ⁺"),
     ("lambda_minus_training", None, "no --gpam-lambda-minus-training, because r is trained in place of λ⁻"),
-    ("lambda_plus", 0.5, "no --gpam-lambda-plus; --gpam-lambda-ratio says where r starts"),
-    ("lambda_minus", 0.5, "no --gpam-lambda-minus; --gpam-lambda-ratio says where r starts"),
+    ("lambda_plus", 0.5, "no --gpam-lambda-plus; --gpam-lambda-ratio sets the initial r"),
+    ("lambda_minus", 0.5, "no --gpam-lambda-minus; --gpam-lambda-ratio sets the initial r"),
     ("lambda_max", None, "no --gpam-lambda-max, because λ⁺ and λ⁻ follow from r"),
     ("lambda_tied", False, "no --gpam-lambda-tied; --gpam-row-sum 1 makes λ⁺ = λ⁻"),
     ("lambda_source", "number", "number"),
@@ -73,7 +73,7 @@ _DEFAULT_RATIO = 1 / 3
 
 
 class TokenLambda(nn.Module):
-    """One λ for each token and head: sigmoid(x·w), x the layer's input; w starts as nn.Linear's weight does."""
+    """One λ for each token and head: sigmoid(x·w), x the layer's input; w is initialised as nn.Linear's weight."""
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class TokenLambda(nn.Module):
 
 
 class RatioLambda(Lambda):
-    """λ⁺ or λ⁻ where the row sum s = 1+λ⁺−λ⁻ is held and the ratio r = λ⁻/(1+λ⁺) = sigmoid(θ) is trained.
+    """λ⁺ or λ⁻ where the row sum s = 1+λ⁺−λ⁻ is fixed and the ratio r = λ⁻/(1+λ⁺) = sigmoid(θ) is trained.
 
-    λ⁻ = s·r/(1−r) = s·exp(θ) and λ⁺ = λ⁻ + s − 1. Both are made from the same θ.
+    λ⁻ = s·r/(1−r) = s·exp(θ) and λ⁺ = λ⁻ + s − 1, both from the same θ.
     """
 
     def __init__(self, theta: nn.Parameter, row_sum: float, offset: float) -> None:
@@ -107,9 +107,9 @@ class RatioLambda(Lambda):
 
 
 def build_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Lambda, Lambda | TokenLambda]:
-    """Builds, or finds, λ⁺ and λ⁻ of the mechanism `owner`.
+    """Returns λ⁺ and λ⁻ of the mechanism `owner`, created on first use.
 
-    Raises ValueError if an option is given that has no meaning with the source of the λ's.
+    Raises ValueError for an option that has no meaning with the source of the λ's.
     """
     if settings.lambda_tied and settings.lambda_minus_training is not None:
         raise ValueError(
@@ -119,7 +119,7 @@ def build_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Lambda, L
     if settings.warm_start and not (is_trained("lambda_plus", settings) or is_trained("lambda_minus", settings)):
         raise ValueError(
             "--gpam-lambda-plus-training 'fixed' with --gpam-lambda-minus-training 'fixed' is not allowed with "
-            "--gpam-warm-start, from which nothing could move away; allowed: one of them trainable"
+            "--gpam-warm-start, because the model would stay softmax attention; allowed: one of them trainable"
         )
     if settings.row_sum is not None:
         refuse_options(settings, f"--gpam-row-sum {settings.row_sum:g}", _ROW_SUM_REFUSALS)
@@ -149,9 +149,9 @@ def _build_ratio_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Ra
 
 
 def refuse_options(settings: Settings, companion: str, refusals: tuple[tuple[str, object, str], ...]) -> None:
-    """Raises ValueError for the first option that does not have the one value allowed together with `companion`.
+    """Raises ValueError for the first option whose value is not the one allowed together with `companion`.
 
-    `refusals` holds each option's name, that value, and what is allowed in words.
+    `refusals` holds, for each option, its name, the only value allowed, and what is allowed in words.
     """
     for name, value, allowed in refusals:
         if settings[name] != value:

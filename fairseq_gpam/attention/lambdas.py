@@ -18,20 +18,20 @@ LAMBDA_PLUS_OPTIONS = (
         "lambda_plus",
         float,
         0.5,
-        "the value of λ⁺ if it is fixed, else its start; a trained λ without an upper bound may fall below 0",
+        "the value of λ⁺, or its initial value if trained; a trained λ without an upper bound may become negative",
     ),
     Option(
         "lambda_scope",
         str,
         "head",
-        "whether a model, a layer or a head has its own λ's",
+        "whether the model, each layer or each head has its own λ's",
         choices=("model", "layer", "head"),
     ),
     Option(
         "lambda_max",
         float,
         None,
-        "the upper bound of the λ's: λ = max · sigmoid(θ), between 0 and max; without it they are not bounded",
+        "the upper bound of the λ's: λ = max · sigmoid(θ), between 0 and max; if absent, they are unbounded",
         check=lambda bound: bound > 0,
         allowed="a number > 0",
     ),
@@ -39,18 +39,20 @@ LAMBDA_PLUS_OPTIONS = (
         "lambda_plus_training",
         str,
         None,
-        "whether λ⁺ is trained, whatever --gpam-lambda says",
+        "whether λ⁺ is trained; overrides --gpam-lambda",
         choices=("fixed", "trainable"),
     ),
 )
 LAMBDA_MINUS_OPTIONS = (
-    Option("lambda_minus", float, 0.5, "the value of λ⁻ if it is fixed, else its start; like λ⁺ it may fall below 0"),
+    Option(
+        "lambda_minus", float, 0.5, "the value of λ⁻, or its initial value if trained; like λ⁺ it may become negative"
+    ),
     Option("lambda_tied", bool, False, "λ⁺ = λ⁻, both from --gpam-lambda-plus"),
     Option(
         "lambda_minus_training",
         str,
         None,
-        "whether λ⁻ is trained, whatever --gpam-lambda says; not with --gpam-lambda-tied",
+        "whether λ⁻ is trained; overrides --gpam-lambda; not with --gpam-lambda-tied",
         choices=("fixed", "trainable"),
     ),
 )
@@ -59,8 +61,8 @@ LAMBDA_MINUS_OPTIONS = (
 class Lambda(nn.Module):
     """One λ: a number, or one for each head.
 
-    Its value is broadcastable to B × H × T × S: a float where it is fixed, else a tensor of shape 1 or
-    H × 1 × 1. A fixed λ is not stored with the checkpoint's weights; the flags give it.
+    Its value is broadcastable to B × H × T × S: a float if it is fixed, else a tensor of shape 1 or H × 1 × 1. A fixed
+    λ is not among a checkpoint's weights, but in its stored flags.
     """
 
     def __init__(self, initial: float, count: int, trainable: bool, bound: float | None, flag: str) -> None:
@@ -100,7 +102,7 @@ class Lambda(nn.Module):
 
 
 def build_lambda(name: str, owner: str, site: Site, settings: Settings) -> Lambda:
-    """Returns λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of `owner`, a mechanism, in its scope; created on first use."""
+    """Returns λ⁺ (`lambda_plus`) or λ⁻ (`lambda_minus`) of the mechanism `owner`; created on first use in its scope."""
     source = "lambda_plus" if settings.lambda_tied else name
     key = scope_key(source, owner, site, settings)
     if key not in site.shared:
@@ -120,18 +122,18 @@ def is_trained(name: str, settings: Settings) -> bool:
 
 
 def scope_key(name: str, owner: str, site: Site, settings: Settings) -> tuple[object, ...]:
-    """Returns the key in `site.shared` under which all layers that share a λ find it."""
+    """Returns the key of a λ in `site.shared`, the same for all layers that share it."""
     where = () if settings.lambda_scope == "model" else (site.name, site.layer)
     return ("lambda", owner, name, *where)
 
 
 def scope_count(site: Site, settings: Settings) -> int:
-    """Returns how many numbers a λ is at one site: one for each head, or one."""
+    """Returns how many numbers a λ consists of at one site: one for each head, or one."""
     return site.num_heads if settings.lambda_scope == "head" else 1
 
 
 def no_decay_parameter(values: Tensor) -> nn.Parameter:
-    """Returns a parameter to which `--optimizer gpam_adam` applies no weight decay, as to a λ."""
+    """Returns a parameter to which `--optimizer gpam_adam` applies no weight decay."""
     parameter = nn.Parameter(values)
     parameter.param_group = NO_DECAY_GROUP  # type: ignore[attr-defined]
     return parameter

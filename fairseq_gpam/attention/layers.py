@@ -11,12 +11,12 @@ SPAN = re.compile(f"({NUMBER.pattern})(?:-({NUMBER.pattern}))?")
 
 
 def is_layered(spec: str) -> bool:
-    """Returns whether `spec` says which layers use what."""
+    """Returns whether `spec` assigns different values to different layers."""
     return any(sign in spec for sign in "@*;")
 
 
 def spec_of_layer(spec: str, site: Site) -> str:
-    """Returns the part of `spec` that holds for the layer of `site`: a mechanism or groups of heads.
+    """Returns the part of `spec` for the layer of `site`: a mechanism or groups of heads.
 
     A part is a mechanism or groups of heads (`a:4,b:4`), followed by `@` and its layers, counted from 0, or by `*` and
     the number of successive layers that it covers. Parts are separated by `;`, and, in a cycle without groups of heads,
@@ -27,7 +27,7 @@ def spec_of_layer(spec: str, site: Site) -> str:
 
 
 def value_of_layer(flag: str, spec: str, site: Site) -> str:
-    """Returns the part of a flag's value that holds for the layer of `site`; the forms are those of a mechanism's."""
+    """Returns the part of a flag's value for the layer of `site`, in the syntax of `spec_of_layer`."""
     flag = f"{flag} {spec!r} is not allowed"
     if not is_layered(spec):
         return spec

@@ -23,10 +23,10 @@ def product(q: Tensor, k: Tensor) -> Tensor:
 
 
 def linear_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P_ij = φ(q_i)·φ(k_j)·exp(m_ij) / Σ_j, over the keys that row i sees, m the mask's finite bias.
+    """Returns P_ij = φ(q_i)·φ(k_j)·exp(m_ij) / Σ_j, over the keys visible to row i, m the mask's finite bias.
 
-    Shape B × H × T × S. Katharopoulos et al. 2020, arXiv 2006.16236, eq. 4 and 7. Our interpretation: a bias multiplies
-    by its exponential, as it does in softmax attention.
+    Shape B × H × T × S. Katharopoulos et al. 2020, arXiv 2006.16236, eq. 4 and 7. Our reading: a bias multiplies the
+    weight by its exponential, as in softmax attention.
     """
     values = product(q, k)
     if mask.bias is not None:
@@ -38,11 +38,11 @@ def linear_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 
 @register_mechanism
 class LinearAttention(MatrixMechanism):
-    """Weights φ(q)·φ(k)/Σ with φ = elu + 1, by sums over the keys: in linear time and without a T × S matrix.
+    """Weights φ(q)·φ(k)/Σ with φ = elu + 1, computed by sums over the keys in linear time, without a T × S matrix.
 
-    In decoder self-attention nothing is cached but the sums, D × (D+1) numbers for each head, whatever the length.
-    With attention dropout, a mask that is a matrix, or weights asked for, the matrix P is computed; the result is the
-    same. Queries are not scaled by 1/√D, as in the authors' code, whose ε = 1e-6 in the denominator is left out.
+    Decoder self-attention caches only the sums, D × (D+1) numbers for each head, whatever the length. With attention
+    dropout, a mask matrix or requested weights, the matrix P is computed instead; the result is the same. As in the
+    authors' code, queries are not scaled by 1/√D; its ε = 1e-6 in the denominator is left out.
     """
 
     name = "linear"
@@ -64,7 +64,7 @@ class LinearAttention(MatrixMechanism):
         if needs_matrix:
             raise ValueError(
                 "weights, attention dropout and an attn_mask are not allowed while --gpam-mechanism linear decodes "
-                "step by step: no key is kept; allowed: the full forward"
+                "step by step: no key is cached; allowed: a full forward pass"
             )
         q, k = upcast(inputs.q), upcast(inputs.k)
         causal = mask.causal or past is not None

@@ -14,9 +14,9 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 
 def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, device: torch.device) -> AttentionMask:
-    """Returns the mask that also hides the keys further than `reach` from the query's own position, S−T+i.
+    """Returns a mask that also hides keys further than `reach` from the query's own position, S−T+i.
 
-    For weights B × H × T × S. The local attention of Multiformer, Sant et al. 2022, arXiv 2205.07100.
+    Multiformer's local attention: Sant et al. 2022, arXiv 2205.07100.
     """
     own = torch.arange(num_keys - num_queries, num_keys, device=device)
     far = (own[:, None] - torch.arange(num_keys, device=device)).abs() > reach
@@ -25,12 +25,12 @@ def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, d
 
 @register_mechanism
 class LocalAttention(AffineMechanism):
-    """Softmax self-attention that sees only positions within a window on either side of its own.
+    """Softmax self-attention to the positions within a window around the query's own.
 
-    It is meant for groups of heads beside others (`local:2,softmax:6`), as in Multiformer. All local heads share one
-    window. The authors' code (mt-upc/fairseq) has windows of 64 positions, as blocks of 32 that see themselves and the
-    block before; w = 32 is the closest centred window. The default size is ours. The T × S mask is computed, so the
-    window saves no time.
+    It is meant for some of a layer's heads (`local:2,softmax:6`), as in Multiformer. All local heads share one window.
+    In the authors' code (mt-upc/fairseq) blocks of 32 positions attend to themselves and the preceding block; w = 32 is
+    the closest centred window. The default size is ours. The full T × S matrix is computed, so the window saves no
+    time.
     """
 
     name = "local"
@@ -39,13 +39,13 @@ class LocalAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×"
     sites = ("encoder", "decoder")
-    why_never_neutral = "it hides what lies outside its window at every setting"
+    why_never_neutral = "it hides keys outside its window at every setting"
     options = (
         Option(
             "local_window",
             int,
             16,
-            "how many positions w on either side of its own a query sees",
+            "the number w of positions on either side of the query's own that it attends to",
             check=lambda reach: reach >= 0,
             allowed="0 or a whole number of positions",
         ),

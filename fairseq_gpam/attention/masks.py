@@ -1,4 +1,4 @@
-"""Turns every kind of mask into one AttentionMask, here and nowhere else.
+"""The one place where all kinds of masks become an AttentionMask.
 
 fairseq passes a key padding mask (bool or uint8, True or 1 = hidden, B × S) and an additive attention mask
 (float, T × S, −inf, −1e8 or −1e4 = hidden; or bool or uint8, True = hidden).
@@ -39,7 +39,7 @@ class AttentionMask:
     """Which keys a query may see, and the bias that is added to their scores.
 
     padding: bool, B × S, True = hidden, or None.
-    causal: query i sees the keys up to S − T + i (T queries that are the last T of S positions).
+    causal: query i may see the keys up to S − T + i (the T queries are the last of the S positions).
     bias: float, broadcastable to B × H × T × S, finite or −inf, or None.
     hidden: bool, broadcastable to B × H × T × S, True = hidden, or None.
     """
@@ -53,7 +53,7 @@ class AttentionMask:
     def from_fairseq(
         cls, key_padding_mask: Tensor | None = None, attn_mask: Tensor | FutureMask | None = None
     ) -> AttentionMask:
-        """Reads fairseq's two masks; an attention mask may have 2 dimensions (T × S) or 4 (B × H × T × S)."""
+        """Returns fairseq's two masks as one; an attention mask may be T × S or B × H × T × S."""
         padding = None
         if key_padding_mask is not None and key_padding_mask.dim() > 0:
             padding = key_padding_mask.bool()
@@ -78,7 +78,7 @@ class AttentionMask:
 
     @property
     def may_hide_all(self) -> bool:
-        """Returns whether some query may be left without any visible key."""
+        """Returns whether some query may have no visible key."""
         return self.padding is not None or self.hidden is not None
 
     def hidden_keys(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
@@ -94,13 +94,13 @@ class AttentionMask:
         return hidden
 
     def visible_to(self, tokens: Tensor, num_keys: int) -> Tensor:
-        """Returns the keys that each query sees if it is a token (bool B × T): bool, B × 1 or H × T × S."""
+        """Returns which keys each query may see, none if it is padding: bool, B × 1 or H × T × S; tokens bool B × T."""
         hidden = self.hidden_keys(tokens.size(1), num_keys, tokens.device)
         visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
         return visible if hidden is None else visible & ~hidden
 
     def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
-        """Returns the mask of the queries start…stop over the leading keys that at least one of them can see."""
+        """Returns the mask of the queries start…stop, cut to the leading keys that at least one of them can see."""
         seen = num_keys - num_queries + stop if self.causal else num_keys
         return AttentionMask(
             None if self.padding is None else self.padding[:, :seen],
@@ -110,7 +110,7 @@ class AttentionMask:
         )
 
     def extended(self, count: int) -> AttentionMask:
-        """Returns the mask with `count` keys appended that every query sees (bias_kv, zero_attn)."""
+        """Returns the mask with `count` keys appended, visible to every query (bias_kv, zero_attn)."""
         if count == 0 or self.is_empty:
             return self
         if self.causal:
@@ -124,14 +124,14 @@ class AttentionMask:
         )
 
     def expanded(self, num_queries: int, num_keys: int, device: torch.device) -> AttentionMask:
-        """Returns the same mask with the hidden future as a T × S matrix."""
+        """Returns the same mask with `causal` written out as a T × S matrix."""
         if not self.causal:
             return self
         hidden = AttentionMask(None, True, None, self.hidden).hidden_keys(num_queries, num_keys, device)
         return AttentionMask(self.padding, False, self.bias, hidden)
 
     def fully_masked(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-        """Returns which rows see no key, bool, broadcastable to B × H × T × 1; None if every row sees one."""
+        """Returns which rows have no visible key: bool, broadcastable to B × H × T × 1; None if all rows have one."""
         hidden = self.hidden_keys(num_queries, num_keys, device) if self.may_hide_all else None
         return None if hidden is None else hidden.all(dim=-1, keepdim=True)
 
@@ -168,21 +168,21 @@ class AttentionMask:
         return (None if hidden is None else ~hidden), fully_masked
 
     def visible_counts(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
-        """Returns how many keys each row sees, at least 1: broadcastable to B × H × T × 1."""
+        """Returns the number of keys visible to each row, at least 1: broadcastable to B × H × T × 1."""
         hidden = self.hidden_keys(num_queries, num_keys, like.device)
         if hidden is None:
             return like.new_full((1, 1), float(num_keys))
         return (~hidden).sum(dim=-1, keepdim=True).clamp(min=1).to(like.dtype)
 
     def uniform_weights(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
-        """Returns 1/n on the n keys that a row sees, 0 elsewhere: broadcastable to B × H × T × S."""
+        """Returns 1/n on the n keys visible to a row, 0 elsewhere: broadcastable to B × H × T × S."""
         weights = 1 / self.visible_counts(num_queries, num_keys, like)
         return zero_hidden(weights.expand(*weights.shape[:-1], num_keys), self, num_queries)
 
     def visible_mean(self, v: Tensor, num_queries: int) -> Tensor:
-        """Returns the mean of the values that each row sees, 0 in fully masked rows: broadcastable to B × H × T × D.
+        """Returns the mean of the values visible to each row, broadcastable to B × H × T × D; 0 in fully masked rows.
 
-        A causal mask makes it a running mean, computed without a matrix of weights.
+        With a causal mask it is a running mean, computed without a matrix of weights.
         """
         num_keys = v.size(-2)
         if self.hidden is not None:

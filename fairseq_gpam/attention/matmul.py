@@ -1,8 +1,8 @@
-"""Matrix products by the library that is faster on this processor.
+"""Matrix products by whichever library is faster on this processor.
 
-PyTorch multiplies matrices by MKL, which uses AVX-512 only on Intel processors. oneDNN, which is part of PyTorch, uses
-it on every processor that has it. Both compute in fp32, but add in different orders: results differ by rounding.
-`torch.backends.mkldnn.flags(False)` leaves everything to MKL.
+PyTorch multiplies matrices with MKL, which uses AVX-512 only on Intel processors. oneDNN, which is part of PyTorch,
+uses it wherever it exists. Both compute in fp32 but add in different orders, so results differ by rounding.
+`torch.backends.mkldnn.flags(False)` selects MKL everywhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _by_onednn(left: Tensor, rows: int, inner: int, columns: int) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns x weightᵀ + bias. Shapes: x … × C, weight C′ × C, bias C′. Not to be differentiated through."""
+    """Returns x weightᵀ + bias. Shapes: x … × C, weight C′ × C, bias C′. Not differentiable."""
     columns, inner = weight.shape
     if _by_onednn(x, x.numel() // max(1, inner), inner, columns):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def product(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
-    """Returns left @ right, plus `total` (which may be overwritten). Matrices; not to be differentiated through."""
+    """Returns left @ right for two matrices, plus `total` (which may be overwritten). Not differentiable."""
     (rows, inner), columns = left.shape, right.size(1)
     if not _by_onednn(left, rows, inner, columns):
         return torch.mm(left, right) if total is None else total.addmm_(left, right)

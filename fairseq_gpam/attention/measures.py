@@ -1,8 +1,8 @@
-"""Measures of an attention matrix and of the states it mixes, cheap enough to be logged during training.
+"""Measures of an attention matrix and of hidden states, cheap enough to be logged during training.
 
-Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = this query is a token and sees this key;
-states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the
-leading shape.
+Shapes: weights … × T × S, signed; visible bool, broadcastable to them, True = the query is not padding and may see the
+key; states … × T × C; tokens bool … × T, True = not padding. None means that all are True. Results have the shape of
+the leading dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ZHAI = "Zhai et al. 2023, arXiv 2303.06296"
 
 @dataclass(frozen=True)
 class Definition:
-    """What a metric is; `logarithmic` draws it on a logarithmic axis."""
+    """The definition of a metric; with `logarithmic` it is plotted on a logarithmic axis."""
 
     label: str
     definition: str
@@ -39,9 +39,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def metric(
     label: str, definition: str, source: str = "–", logarithmic: bool = False, name: str | None = None
 ) -> Callable[[Function], Function]:
-    """Declares a metric at the function that computes it, under the function's name unless `name` is given.
+    """Decorates the function that computes a metric, and declares it under the function's name or `name`.
 
-    The definition is listed in DEFINITIONS and appended to the function's docstring.
+    The definition is added to DEFINITIONS and to the function's docstring.
     """
 
     def declare(function: Function) -> Function:
@@ -56,9 +56,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def lambdas(attention: nn.Module) -> dict[str, Tensor]:
-    """Returns the values of every λ that is a number, or one for each head, under its name, such as `lambda_plus`.
+    """Returns the values of every λ that does not depend on the token, by name, such as `lambda_plus`.
 
-    In a group of mixed heads the name begins with that of the mechanism; a tied λ is listed under both its names.
+    With mixed heads the name begins with that of the mechanism; a tied λ is listed under both its names.
     """
     return {
         name: torch.as_tensor(module(), dtype=torch.float64).detach().flatten()
@@ -67,7 +67,7 @@ def lambdas(attention: nn.Module) -> dict[str, Tensor]:
 
 
 def token_lambdas(attention: nn.Module) -> dict[str, TokenLambda]:
-    """Returns the modules that compute a λ for each token, named as in `lambdas`."""
+    """Returns the modules that compute a λ for each token, by the names that `lambdas` uses."""
     return dict(_named_lambdas(attention, TokenLambda))
 
 
@@ -84,13 +84,13 @@ def _named_lambdas(attention: nn.Module, kind: type[Module]) -> Iterator[tuple[s
 
 
 def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:
-    """Averages values (… × T) over the rows that see at least `least_keys` keys; NaN if there is no such row."""
+    """Returns the mean of values (… × T) over rows with at least `least_keys` visible keys; NaN if there is none."""
     counted = _visible_counts(weights, visible) >= least_keys
     return torch.where(counted, values, 0.0).sum(dim=-1) / counted.sum(dim=-1)
 
 
 def _visible_counts(weights: Tensor, visible: Tensor | None) -> Tensor:
-    """Returns how many keys each row sees: … × T."""
+    """Returns the number of keys visible to each row: … × T."""
     shape, device = weights.shape, weights.device
     return (torch.ones((), dtype=torch.bool, device=device) if visible is None else visible).expand(shape).sum(dim=-1)
 
@@ -115,13 +115,13 @@ def negative_mass(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
 @metric(
     "normalised entropy",
-    "the entropy of each row over log n, n the keys it sees; rows with one key left out",
+    "the entropy of each row divided by log n, n its number of visible keys; rows with one key are left out",
     ZHAI,
     name="entropy_normalised",
 )
 @metric("entropy (nats)", "−Σ_j a log a, a = |P| / Σ_j |P|, mean over rows", ZHAI)
 def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = False) -> Tensor:
-    """Returns the mean entropy of the rows, between 0 and 1 if it is to be normalised."""
+    """Returns the mean entropy of the rows; between 0 and 1 if `normalised`."""
     magnitude = zero_unseen(weights, visible).abs()
     total = magnitude.sum(dim=-1, keepdim=True)
     shares = torch.where(total > 0, magnitude / total, 0.0)
@@ -133,12 +133,12 @@ def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = F
 
 
 def without_padding(states: Tensor, tokens: Tensor | None) -> Tensor:
-    """Returns the states with zero rows for padding, which do not change norms, sums or singular values."""
+    """Returns the states with zeros in place of padding, so that it does not affect norms, sums or singular values."""
     return states if tokens is None else torch.where(tokens.unsqueeze(-1), states, 0.0)
 
 
 def mean_token(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns the mean of the unpadded tokens: … × 1 × C."""
+    """Returns the mean over the tokens that are not padding: … × 1 × C."""
     if tokens is None:
         return states.mean(dim=-2, keepdim=True)
     return without_padding(states, tokens).sum(dim=-2, keepdim=True) / tokens.sum(dim=-1)[..., None, None]
@@ -160,6 +160,6 @@ def residual_norm(states: Tensor, tokens: Tensor | None = None) -> Tensor:
 def residual_ratio(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Returns the residual norm relative to the states' own norm: 0 where all tokens are equal.
 
-    The paper takes the best x; its code, and this function, the mean token.
+    The paper minimises over x; its code, like this function, uses the mean token.
     """
     return residual_norm(states, tokens) / composite_norm(without_padding(states, tokens))

@@ -67,7 +67,7 @@ class MixedHeads(AttentionMechanism):
     name = "mixed heads"
     formula = "the heads of each group by its own mechanism"
     source = "Multiformer, arXiv 2205.07100"
-    row_sum = "of each group its own"
+    row_sum = "that of each group"
     cost = "the mean of its groups"
 
     def __init__(self, spec: str, site: Site, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class MixedHeads(AttentionMechanism):
     def _decode(
         self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends with one group, whose part of the memory is kept under the group's name."""
+        """Attends with one group, whose decoding state is stored under the group's name."""
         with _own_past(name, past) as own:
             part = replace(part, past=own)
             if self.caches_keys and not group.caches_keys:
@@ -125,7 +125,7 @@ class MixedHeads(AttentionMechanism):
 
 @contextmanager
 def _own_past(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Lends a group its part of the memory, under the group's own names, and takes back what the group keeps."""
+    """Gives a group its part of the decoding state, under unprefixed names, and stores what the group leaves there."""
     prefix = f"{name}."
     own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
     yield own
@@ -135,8 +135,8 @@ def _own_past(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]
 def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
     """Builds the mechanism that `spec` names for the layer of `site`, or the mixture (`a:4,b:4`) that it describes.
 
-    With `--gpam-warm-start` a mechanism is built at its neutral setting. Raises ValueError if one is unknown or cannot
-    be used at this site, if a mixture does not fit the heads or the layers, or if there is no neutral setting.
+    With `--gpam-warm-start` a mechanism is built at its neutral setting. Raises ValueError if a mechanism is unknown,
+    not allowed at this site or without the required neutral setting, or if a mixture does not fit the heads or layers.
     """
     chosen = spec_of_layer(spec, site)
     if settings.warm_start and site.query_dim != site.head_dim:
@@ -153,7 +153,7 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
         mechanism = cls(site, neutral_settings(cls, settings) if settings.warm_start else settings)
     if mechanism.needs_every_layer and chosen != spec:
         raise ValueError(
-            f"--gpam-mechanism (or --gpam-{site.name}-mechanism) {spec!r} is not allowed: {chosen!r} must stand in "
+            f"--gpam-mechanism (or --gpam-{site.name}-mechanism) {spec!r} is not allowed: {chosen!r} must be used in "
             f"every layer; allowed: {chosen}"
         )
     return mechanism

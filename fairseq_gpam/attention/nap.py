@@ -1,4 +1,4 @@
-"""NAP: normalised attention pooling, scores with mean 0 and variance 1 in place of probabilities."""
+"""NAP, normalised attention pooling: scores normalised to mean 0 and variance 1 in place of probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EPSILON = 1e-3
 
 
 def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: Tensor) -> Tensor:
-    """Returns P_ij = g·(s_ij − mean_i)/(std_i + ε) + b over the keys that row i sees, 0 elsewhere: B × H × T × S.
+    """Returns P_ij = g·(s_ij − mean_i)/(std_i + ε) + b over the keys visible to row i, 0 elsewhere: B × H × T × S.
 
     s = QKᵀ (not scaled) + the mask's bias; mean and standard deviation over the visible keys of the row; ε = 1e-3;
     g and b broadcastable to P. A row with one key gets b. Richter & Wattenhofer 2020, arXiv 2005.09561;
@@ -56,8 +56,8 @@ class NapAttention(MatrixMechanism):
             "nap_output",
             str,
             "gelu-layernorm",
-            "what follows the weighted sum: GELU, and LayerNorm after the output projection; LayerNorm and GELU on the "
-            "joined heads; or nothing",
+            "what follows the weighted sum: GELU before and LayerNorm after the output projection; LayerNorm and GELU "
+            "before it; or nothing",
             choices=("gelu-layernorm", "layernorm-gelu", "none"),
             former_defaults=("layernorm-gelu",),
         ),
@@ -82,7 +82,7 @@ class NapAttention(MatrixMechanism):
             return output
         if self.order == "gelu-layernorm":
             return F.gelu(output, approximate="tanh")
-        # LayerNorm's bias would give a fully masked row an output.
+        # LayerNorm's bias would make fully masked rows nonzero.
         fully_masked = inputs.mask.fully_masked(output.size(-2), inputs.v.size(-2), inputs.v.device)
         return zero_rows(pooled_output(output, self.norm.weight, self.norm.bias), fully_masked)
 

@@ -1,4 +1,4 @@
-"""W_Q⁻, which makes the queries of daGPAM's negative branch: one map for each head, or one for a layer."""
+"""W_Q⁻, the projection to the queries of daGPAM's negative branch: one for each head, or one for a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PerHeadLinear(nn.Linear):
     def forward(self, heads: Tensor) -> Tensor:
         """Maps B × H × T × D to the same shape."""
         bsz, _, length, width = heads.shape
-        # H × (T·B) × D: in the memory layout of fairseq's projections this needs no copy.
+        # H × (T·B) × D, which needs no copy in the memory layout of fairseq's projections.
         rows = heads.permute(1, 2, 0, 3).flatten(1, 2)
         matrices = self.weight.view(self.num_heads, self.head_dim, self.head_dim).transpose(1, 2)
         if self.bias is None:
@@ -32,10 +32,7 @@ class PerHeadLinear(nn.Linear):
 
 
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
-    """Builds W_Q⁻ with the initial values that `--gpam-negative-init` names; a bias starts at 0.
-
-    With `--gpam-negative-frozen` it is not trained.
-    """
+    """Returns W_Q⁻, initialised by `--gpam-negative-init`, its bias at 0; not trained if `--gpam-negative-frozen`."""
     head_dim, bias = site.query_dim, settings.negative_bias
     projection: nn.Linear
     if settings.negative_source == "input":
@@ -58,7 +55,7 @@ def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
 
 
 def _build_input_projection(site: Site, settings: Settings) -> nn.Linear:
-    """Builds W_Q⁻ from the layer's input, C → H·D, which starts as fairseq's query projection does, or at 0."""
+    """Returns a W_Q⁻ for the layer's input, C → H·D, initialised as fairseq's query projection or at 0."""
     for name, refused, allowed in (
         ("negative_projection", "shared", "head"),
         ("negative_init", "minus-identity", "xavier, zero"),

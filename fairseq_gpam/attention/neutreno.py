@@ -12,9 +12,9 @@ from fairseq_gpam.attention.masks import zero_rows
 
 
 def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
-    """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V) from the softmax heads; everything B × H × T × D, λ `strength`.
+    """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V), all B × H × T × D; `heads` is the softmax part, `strength` is λ.
 
-    V⁰ are the values of the first layer at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; in
+    V⁰ are the first layer's values at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; in
     tamnguyen9520/NeuTRENO_NeurIPS2024 λ is 0.6 for vision and 0.4 for language, and gradients flow through V⁰ too.
     """
     return heads + strength * (first_values - values)
@@ -22,10 +22,10 @@ def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: flo
 
 @register_mechanism
 class NeutrenoAttention(AffineMechanism):
-    """Softmax self-attention plus λ(V⁰ − V); λ = 0 is softmax attention, and so is the first layer.
+    """Softmax self-attention plus λ(V⁰ − V); the first layer is softmax attention, and so are all for λ = 0.
 
-    The first layer puts its values into `site.shared` and the last layer removes them. In decoding these are the values
-    of the newest positions only, so nothing has to be cached. Every layer must run exactly once, in order.
+    The first layer stores its values in `site.shared` and the last layer removes them. In decoding they are the values
+    of the newest positions only, so nothing needs to be cached. Every layer must run exactly once, in order.
     """
 
     name = "neutreno"
@@ -33,7 +33,7 @@ class NeutrenoAttention(AffineMechanism):
     source = "Nguyen et al. 2023, arXiv 2312.00751; tamnguyen9520/NeuTRENO_NeurIPS2024"
     row_sum = "1, before V⁰ − V"
     cost = "1×"
-    why_never_neutral = "its λ is not trained, so that it would stay softmax attention"
+    why_never_neutral = "its λ is not trained, so λ = 0 would stay softmax attention"
     sites = ("encoder", "decoder")
     needs_every_layer = True
     options = (

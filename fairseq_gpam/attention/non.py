@@ -1,4 +1,4 @@
-"""NON: attention without any normalisation of the scores, its output divided by the root of the number of keys."""
+"""NON: attention with unnormalised scores as weights, divided by the square root of the number of keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P_ij = s_ij/√n_i on the n_i keys that row i sees, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
+    """Returns P_ij = s_ij/√n_i on the n_i keys visible to row i, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
 
     Richter & Wattenhofer 2020, arXiv 2005.09561; in OliverRichter/normalized-attention n is the length of the padded
     sequence, which depends on the batch. Counting the visible keys is our reading.

@@ -1,4 +1,4 @@
-"""ReLA: rectified scores as weights, a gated RMSNorm after them (Zhang, Titov & Sennrich 2021)."""
+"""ReLA: rectified scores as weights, followed by a gated RMSNorm (Zhang, Titov & Sennrich 2021)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns P = ReLU(QKᵀ/√D + the mask's finite bias), 0 on hidden keys: B × H × T × S.
 
-    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. Our interpretation: a finite bias is part of the score.
+    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. Our reading: a finite bias is part of the score.
     """
     return zero_hidden(torch.relu(dot_scores(q, k, mask)), mask)
 
@@ -23,7 +23,7 @@ def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
 def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:
     """Returns RMSNorm(o)·scale·sigmoid(gate·o), o the joined heads: B × H × T × D; scale and gate H·D."""
     joined = join_heads(heads)
-    # Where all weights are 0, neither they nor values get a gradient, but the norm's own factor 1/√eps overflows fp16.
+    # A row of zeros gives no gradient to weights or values, but the norm's gradient 1/√eps would overflow fp16.
     joined = joined.masked_fill(joined.eq(0).all(dim=-1, keepdim=True), 0)
     gated = rms_norm(upcast(joined), scale, eps) * torch.sigmoid(upcast(gate * joined))
     return split_heads(gated.type_as(heads), heads.size(1))
@@ -31,9 +31,9 @@ def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8
 
 @register_mechanism
 class RelaAttention(MatrixMechanism):
-    """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, which starts as in the source.
+    """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, initialised as in the source.
 
-    Training amplifies every rounding; "Half precision" in docs/speed.md says what that does to it in fp16 and bf16.
+    Training amplifies rounding errors; "Half precision" in docs/speed.md shows the effect in fp16 and bf16.
     """
 
     name = "rela"

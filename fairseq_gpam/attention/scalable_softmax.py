@@ -14,9 +14,9 @@ from fairseq_gpam.attention.lambdas import no_decay_parameter
 
 
 def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
-    """Returns the input with Q times s·log n, so that its softmax is n^(s·z) / Σ n^(s·z) of the scores z = QKᵀ/√D.
+    """Returns the input with Q multiplied by s·log n, so that the softmax of scores z = QKᵀ/√D is n^(s·z) / Σ n^(s·z).
 
-    Q is B × H × T × D; `scale` is s, one number for each head (H); n is the number of keys that a row sees.
+    Q is B × H × T × D; `scale` is s, one number for each head (H); n is the number of keys visible to a row.
     Nakanishi 2025, arXiv 2501.19399. A row with one key has log n = 0, and the whole weight on that key.
     """
     exact = inputs.q.new_empty((), dtype=torch.float64 if inputs.q.dtype == torch.float64 else torch.float32)
@@ -27,20 +27,20 @@ def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
 
 @register_mechanism
 class ScalableSoftmaxAttention(AffineMechanism):
-    """Softmax attention that stays sharp when there are more keys: the scores are multiplied by s·log n.
+    """Softmax attention that stays sharp as the number n of keys grows: scores are multiplied by s·log n.
 
-    s is learned for each head of each layer. Only the formula could be confirmed. That s starts at 0.43, the paper's
-    fit, is taken from a public reimplementation (gdevos010/Scalable-Softmax). Our interpretation: a finite mask bias is
-    not scaled. The variant with a learned offset is not provided.
+    s is learned for each head of each layer. Only the formula could be confirmed; the initial s = 0.43, the paper's
+    fit, is from a public reimplementation (gdevos010/Scalable-Softmax). Our reading: a finite mask bias is not scaled.
+    The variant with a learned offset is not provided.
     """
 
     name = "scalable_softmax"
-    formula = "P = softmax(s·log n·QKᵀ/√D + M), n the keys that a row sees"
+    formula = "P = softmax(s·log n·QKᵀ/√D + M), n the number of keys visible to a row"
     source = "Nakanishi 2025, arXiv 2501.19399"
     row_sum = "1"
     cost = "1×"
     why_never_neutral = "its sharpness grows with the number of keys at every s > 0"
-    options = (Option("scalable_softmax_start", float, 0.43, "where the learned s of every head starts"),)
+    options = (Option("scalable_softmax_start", float, 0.43, "the initial s of every head"),)
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

@@ -30,7 +30,7 @@ class ScaledSoftmaxAttention(AffineMechanism):
         if settings.warm_start and not is_trained("lambda_plus", settings):
             raise ValueError(
                 "--gpam-lambda-plus-training 'fixed' is not allowed with --gpam-warm-start and mechanism "
-                f"{self.name!r}, which could not move away from it; allowed: trainable"
+                f"{self.name!r}, which would stay softmax attention; allowed: trainable"
             )
         self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
 

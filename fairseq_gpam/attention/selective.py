@@ -13,10 +13,10 @@ from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None) -> Tensor:
-    """Returns S_ij = relu(s_ij) of head 0 for keys j strictly before i but the first, 0 elsewhere: B × T × S.
+    """Returns S_ij = relu(s_ij) of head 0 for keys j before i, except the first key; 0 elsewhere: B × T × S.
 
-    Shapes: scores (s) B × H × T × S; padding B × S and own_hidden B × T, the padding among keys and queries, which
-    is not selected and selects nothing. Leviathan, Kalman & Matias 2024, arXiv 2410.02703, section 3.
+    Shapes: scores (s) B × H × T × S; padding B × S and own_hidden B × T mark padded keys and padded queries, which are
+    not selected and select nothing. Leviathan, Kalman & Matias 2024, arXiv 2410.02703, section 3.
     """
     selected = torch.relu(scores[:, 0])
     allowed = earlier_keys(selected)
@@ -33,11 +33,11 @@ def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None
 
 @register_mechanism
 class SelectiveAttention(MatrixMechanism):
-    """Softmax attention where tokens lower the scores of earlier keys for all later tokens, the same in all heads.
+    """Softmax attention where a token may lower the scores of earlier keys for all later tokens, in all heads alike.
 
     A token selects earlier keys by the positive scores of head 0, but neither itself nor the first token (the paper's
-    <BOS>). There are no parameters. In decoding, the accumulated selections are cached, one number for each position.
-    The pruning of the cache that the paper builds on them is not provided.
+    <BOS>). There are no parameters. Decoding caches the accumulated selections, one number for each position. The
+    paper's pruning of the key cache by these selections is not provided.
     """
 
     name = "selective"
@@ -45,7 +45,7 @@ class SelectiveAttention(MatrixMechanism):
     source = "Leviathan, Kalman & Matias 2024, arXiv 2410.02703"
     row_sum = "1"
     cost = "1×, and a running sum of head 0's scores"
-    why_never_neutral = "it has no setting"
+    why_never_neutral = "it has no options"
     sites = ("decoder",)
 
     def weights(self, inputs: AttentionInput) -> Tensor:

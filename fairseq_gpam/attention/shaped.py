@@ -15,19 +15,19 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 
 def shaped_terms(alpha: Tensor, beta: Tensor, gamma: Tensor, own_visible: Tensor | None) -> AffineTerms:
-    """Returns P = α·I + β·softmax(QKᵀ/√D + M) − γ·U, B × H × T × S, U uniform over the keys that a row sees.
+    """Returns P = α·I + β·softmax(QKᵀ/√D + M) − γ·U, B × H × T × S, U uniform over the keys visible to a row.
 
-    α, β, γ are broadcastable to P; `own_visible`, broadcastable to B × H × T × 1, is false where a query's own key is
-    hidden: no weight falls on it then. With T < S, query i stands at key S−T+i. Noci et al. 2023, arXiv 2306.17759,
-    with the three weights learned per head from 1 as in He & Hofmann 2023, arXiv 2311.01906, and a running mean for U
-    under a causal mask as in bobby-he/simplified_transformers.
+    α, β, γ are broadcastable to P; `own_visible`, broadcastable to B × H × T × 1, is false where a query's own key,
+    S−T+i, is hidden, which removes the identity there. Noci et al. 2023, arXiv 2306.17759, with the three weights
+    learned per head from 1 as in He & Hofmann 2023, arXiv 2311.01906, and a running mean for U under a causal mask as
+    in bobby-he/simplified_transformers.
     """
     identity = alpha if own_visible is None else alpha * own_visible
     return AffineTerms(positive=beta, uniform=gamma, identity=identity)
 
 
 def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-    """Returns whether query i may see key S−T+i, broadcastable to B × H × T × 1; None if all may."""
+    """Returns whether query i may see its own key S−T+i, broadcastable to B × H × T × 1; None if all may."""
     hidden = replace(mask, causal=False).hidden_keys(num_queries, num_keys, device)
     if hidden is None:
         return None
@@ -37,13 +37,12 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 
 @register_mechanism
 class ShapedAttention(AffineMechanism):
-    """Self-attention plus a weighted identity; α = 0, β = 1, γ = 0 is softmax attention.
+    """Centred softmax self-attention plus a weighted identity; α = 0, β = 1, γ = 0 is softmax attention.
 
-    In bobby-he/simplified_transformers (arXiv 2311.01906) it stands in blocks without a skip connection around
-    attention, which the identity replaces: `--gpam-skip-weight 0`. With fairseq's skip, the default, α = 1 adds the
-    values to it, and `--gpam-shaped-alpha 0` starts without them. Not provided from there: value and output projections
-    that are the identity, except for the first layer's values; a learned gain of the feed-forward branch, which starts
-    at 0.1; and a query projection that starts at 0.
+    In bobby-he/simplified_transformers (arXiv 2311.01906) the identity replaces the skip connection around attention:
+    `--gpam-skip-weight 0`. By default fairseq's skip stays, and α = 1 adds the values to it; `--gpam-shaped-alpha 0`
+    starts without them. Not provided from that code: identity value and output projections (except the first layer's
+    values), a learned gain of the feed-forward branch, initially 0.1, and a query projection initialised at 0.
     """
 
     name = "shaped"
@@ -54,9 +53,9 @@ class ShapedAttention(AffineMechanism):
     neutral = (("shaped_alpha", 0.0), ("shaped_beta", 1.0), ("shaped_gamma", 0.0))
     sites = ("encoder", "decoder")
     options = (
-        Option("shaped_alpha", float, 1.0, "where α, the identity's weight, starts"),
-        Option("shaped_beta", float, 1.0, "where β, softmax's weight, starts"),
-        Option("shaped_gamma", float, 1.0, "where γ, the weight of the uniform part that is subtracted, starts"),
+        Option("shaped_alpha", float, 1.0, "the initial α, the weight of the identity"),
+        Option("shaped_beta", float, 1.0, "the initial β, the weight of the softmax"),
+        Option("shaped_gamma", float, 1.0, "the initial γ, the weight of the uniform part, which is subtracted"),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:

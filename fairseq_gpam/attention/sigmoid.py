@@ -13,9 +13,9 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 
 
 def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | None = None) -> Tensor:
-    """Returns P_ij = sigmoid(s_ij − log n) on the keys that row i sees, 0 elsewhere: B × H × T × S.
+    """Returns P_ij = sigmoid(s_ij − log n) on the keys visible to row i, 0 elsewhere: B × H × T × S.
 
-    s = QKᵀ/√D + the mask's finite bias; n is `length`, or the number of keys that the row sees. Ramapuram et al.
+    s = QKᵀ/√D + the mask's finite bias; n is `length`, or the number of keys visible to the row. Ramapuram et al.
     2024, arXiv 2409.04431; apple/ml-sigmoid-attention, where n is the length of the training sequences.
     """
     scores = dot_scores(q, k, mask)
@@ -27,9 +27,9 @@ def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | Non
 class SigmoidAttention(MatrixMechanism):
     """Independent weights in (0, 1), whose sum is near 1 at the start because of the offset −log n.
 
-    The authors' code has one constant n for a model. Here n is by default the number of keys that a row sees, so that
-    padding and step-by-step decoding change nothing; `--gpam-sigmoid-length` sets the authors' constant. The LayerScale
-    and the norm of queries and keys that they add for large models are not provided.
+    In the authors' code n is a constant of the model. Here it is by default the number of keys visible to a row, so
+    that padding and step-by-step decoding change nothing; `--gpam-sigmoid-length` sets a constant. The LayerScale and
+    the norm of queries and keys that the authors add for large models are not provided.
     """
 
     name = "sigmoid"
@@ -43,8 +43,8 @@ class SigmoidAttention(MatrixMechanism):
             "sigmoid_length",
             int,
             0,
-            "the n of the offset −log n: a number, the length of the training sequences in the source, or 0 for the "
-            "number of keys that a row sees",
+            "the n of the offset −log n: a constant (in the source, the length of the training sequences), or 0 for "
+            "the number of keys visible to a row",
             check=lambda length: length >= 0,
             allowed="0 or a whole number of keys",
         ),
@@ -58,4 +58,4 @@ class SigmoidAttention(MatrixMechanism):
         return sigmoid_weights(inputs.q, inputs.k, inputs.mask, self.length)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, n {self.length or 'what a row sees'}"
+        return f"{super().extra_repr()}, n {self.length or 'the visible keys'}"

@@ -1,4 +1,4 @@
-"""Softmax with a sink: an additional logit takes a share of the weight and has no value."""
+"""Softmax with a sink: an additional logit that takes a share of the weight and has no value."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class SinkAttention(AffineMechanism):
             "sink_kind",
             str,
             "learned",
-            "the sink: for each head a learned logit s, or a learned weight |w| = exp(s) that starts at 0, or s = 0 "
-            "(softmax off by one)",
+            "the sink of each head: a learned logit s; a learned weight |w| = exp(s), initially 0; or s = 0 (softmax "
+            "off by one)",
             choices=("learned", "weight", "off-by-one"),
         ),
-        Option("sink_start", float, 0.0, "where a learned sink's logit starts"),
+        Option("sink_start", float, 0.0, "the initial logit of a learned sink"),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:
@@ -58,7 +58,7 @@ class SinkAttention(AffineMechanism):
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         if self.weight is None:
             return sink_terms(self.logits)
-        # d exp(s)/d|w| is 1 however small the sink is, where the gradient of a learned logit would vanish.
+        # d exp(s)/d|w| is 1 however small the sink is; the gradient of a learned logit would vanish.
         logits = upcast(self.weight).abs().clamp(min=SMALLEST_WEIGHT).log()
         return sink_terms(logits.to(self.weight.dtype))
 

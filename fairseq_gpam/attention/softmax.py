@@ -8,7 +8,7 @@ from fairseq_gpam.attention.families import AffineMechanism
 
 
 def softmax_terms() -> AffineTerms:
-    """Returns the terms of P = softmax(QKᵀ/√D + M), B × H × T × S: a = 1 and nothing else.
+    """Returns the terms of P = softmax(QKᵀ/√D + M), B × H × T × S.
 
     Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
     """

@@ -1,4 +1,4 @@
-"""Softmax attention followed by an RMSNorm of each head: a control for the effect of Differential's norm alone."""
+"""Softmax attention followed by an RMSNorm of each head: a control that isolates the effect of Differential's norm."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fairseq_gpam.attention.families import AffineMechanism, rms_norm
 
 
 def normed_heads(heads: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns RMSNorm(softmax(QKᵀ/√D + M)·V) from the heads B × H × T × D that softmax attention gives.
+    """Returns RMSNorm(softmax(QKᵀ/√D + M)·V); `heads`, the output of softmax attention, and the result B × H × T × D.
 
-    `weight` D is shared by the heads, as in Differential V1 (arXiv 2410.05258). A control of this project.
+    `weight`, D, is shared by the heads, as in Differential V1 (arXiv 2410.05258). A control of this project.
     """
     return rms_norm(heads, weight, eps)
 
 
 @register_mechanism
 class SoftmaxRMSNormAttention(AffineMechanism):
-    """Softmax attention and a per-head RMSNorm with one affine weight for all heads."""
+    """Softmax attention and a per-head RMSNorm with one weight vector for all heads."""
 
     name = "softmax_rmsnorm"
     formula = "O = RMSNorm(softmax(QKᵀ/√D + M)·V), per head"

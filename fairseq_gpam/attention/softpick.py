@@ -13,11 +13,11 @@ EPSILON = 1e-8
 
 
 def softpick_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P_ij = relu(exp(s_ij) − 1) / (Σ_j |exp(s_ij) − 1| + ε) over the keys that row i sees: B × H × T × S.
+    """Returns P_ij = relu(exp(s_ij) − 1) / (Σ_j |exp(s_ij) − 1| + ε) over the keys visible to row i: B × H × T × S.
 
-    s = QKᵀ/√D + the mask's finite bias. Zuhri, Fuadi & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention. As in
-    that code, numerator and denominator are divided by exp(m), m = max(0, the largest score of the row), before
-    ε = 1e-8 is added. A row without a positive score is zero.
+    s = QKᵀ/√D + the mask's finite bias. As in the authors' code, numerator and denominator are divided by exp(m), m =
+    max(0, the largest score of the row), before ε = 1e-8 is added. A row without a positive score is zero. Zuhri, Fuadi
+    & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention.
     """
     scores, fully_masked = hide(dot_scores(q, k, mask), mask)
     largest = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)

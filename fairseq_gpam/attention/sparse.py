@@ -1,4 +1,4 @@
-"""What the mechanisms share that give many keys a weight of exactly 0, by a function of the `entmax` package."""
+"""The base of the mechanisms that give many keys a weight of exactly 0, using the `entmax` package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_gpam.attention.masks import hide, zero_rows
 
 
 def entmax_package() -> ModuleType:
-    """Returns the `entmax` package; raises ImportError that names the extra if it is missing."""
+    """Returns the `entmax` package; raises ImportError with the command that installs it if it is missing."""
     try:
         return importlib.import_module("entmax")
     except ImportError as error:
@@ -35,7 +35,7 @@ class SparseMechanism(MatrixMechanism):
         entmax_package()
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Maps scores, B × H × T × S and −∞ on hidden keys, to weights along the keys."""
+        """Maps scores, B × H × T × S with −∞ on hidden keys, to weights of the same shape."""
         raise NotImplementedError
 
     def weights(self, inputs: AttentionInput) -> Tensor:

@@ -10,7 +10,7 @@ from fairseq_gpam.attention.sparse import SparseMechanism, entmax_package
 
 @register_mechanism
 class SparsemaxAttention(SparseMechanism):
-    """Weights that are exactly 0 on many keys; the `entmax` package computes them exactly, by sorting (algorithm 1)."""
+    """Weights that are exactly 0 on many keys, computed exactly by sorting, with the `entmax` package (algorithm 1)."""
 
     name = "sparsemax"
     formula = "P = sparsemax(QKᵀ/√D + M)"

@@ -1,4 +1,4 @@
-"""Stick-breaking attention: each key, from the newest back, takes a share of what is left (Tan et al. 2024)."""
+"""Stick-breaking attention: from the newest back, each key takes a share of the weight left (Tan et al. 2024)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fairseq_gpam.attention.masks import AttentionMask, zero_hidden
 def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_rest: bool) -> Tensor:
     """Returns P_ij = β_ij Π_{j<l<i} (1−β_il) for j < i, β = sigmoid(QKᵀ/√D + bias), and P_ii: B × H × T × S.
 
-    P_ii, the query's own key, is what is left of the stick, Π_{j<i} (1−β_ij), or 0. A hidden key has β = 0. Tan et
-    al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention (`sb_ref.py`, and its tests for what is left).
+    P_ii, the weight of the query's own key, is the remainder Π_{j<i} (1−β_ij), or 0. A hidden key has β = 0. Tan et al.
+    2024, arXiv 2410.17980; shawntan/stickbreaking-attention (`sb_ref.py`; for the remainder, its tests).
     """
     scores = dot_scores(q, k, mask)
     num_queries, num_keys = scores.shape[-2:]
@@ -24,7 +24,7 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
     if mask.padding is not None:
         counted = counted & ~mask.padding[:, None, None, :]
     log_rest = F.logsigmoid(-scores).masked_fill(~counted, 0.0)
-    # The logarithm of what newer keys leave for key j: the sum from the last key to j, without the part of j itself.
+    # `left − log_rest` is the log of the weight that the keys after j leave: the sum from the last key to j, without j.
     left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
     weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
     if own_gets_rest:
@@ -36,17 +36,17 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
 
 @register_mechanism
 class StickBreakingAttention(MatrixMechanism):
-    """Weights that favour the newest keys by construction, so that positions need no encoding; causal by nature.
+    """Causal weights that favour the newest keys by construction, so that positions need no encoding.
 
     A query does not score its own key. The weight left over by the earlier keys goes to the query's own value by
-    default, as in the tests of the authors' code, or to nothing, as in its benchmarks. Which of the two the authors'
-    published models do could not be confirmed.
+    default, as in the tests of the authors' code, or is dropped, as in its benchmarks. Which of the two holds for the
+    authors' published models could not be confirmed.
     """
 
     name = "stick_breaking"
     formula = "P_ij = β_ij·Π_{j<l<i}(1−β_il), j < i, β = sigmoid(QKᵀ/√D); P_ii = Π_{l<i}(1−β_il)"
     source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention"
-    row_sum = "1; below 1 if the rest goes to nothing"
+    row_sum = "1; below 1 if the remainder is dropped"
     cost = "1×"
     why_never_neutral = "its weights come from a product of sigmoids"
     sites = ("decoder",)
@@ -55,7 +55,7 @@ class StickBreakingAttention(MatrixMechanism):
             "stick_breaking_rest",
             str,
             "own",
-            "where the rest of the stick goes: to the query's own value, or nowhere",
+            "where the remaining weight goes: to the query's own value, or nowhere",
             choices=("own", "none"),
         ),
     )
@@ -69,4 +69,4 @@ class StickBreakingAttention(MatrixMechanism):
         return stick_breaking_weights(inputs.q, inputs.k, inputs.mask, self.own_gets_rest)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, the rest to {'the own value' if self.own_gets_rest else 'nothing'}"
+        return f"{super().extra_repr()}, remaining weight to {'the own value' if self.own_gets_rest else 'nothing'}"

@@ -1,4 +1,4 @@
-"""Talking heads: scores and weights are mixed over the heads (Shazeer et al. 2020)."""
+"""Talking heads: scores and weights are mixed across the heads (Shazeer et al. 2020)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mix_heads(maps: Tensor, mix_weights: Tensor) -> Tensor:
 
 @register_mechanism
 class TalkingHeadsAttention(MatrixMechanism):
-    """Softmax attention whose heads are mixed twice; both mixtures start at the identity, which is softmax attention.
+    """Softmax attention with two mixtures of the heads, both initialised at the identity, which is softmax attention.
 
     Attention dropout acts before the second mixture, as in the source, or after it, on P itself, as it does in all
     other mechanisms.
@@ -40,7 +40,7 @@ class TalkingHeadsAttention(MatrixMechanism):
 
     name = "talking_heads"
     formula = "P = W·softmax(L·QKᵀ/√D + M), L and W over the heads"
-    source = "Shazeer et al. 2020, arXiv 2003.02436; the start at the identity is ours"
+    source = "Shazeer et al. 2020, arXiv 2003.02436; initialising at the identity is our choice"
     row_sum = "Σ_g W_hg"
     cost = "1×, and two mixtures of H matrices"
     neutral = ()
@@ -50,7 +50,7 @@ class TalkingHeadsAttention(MatrixMechanism):
             "talking_heads_dropout",
             str,
             "before",
-            "attention dropout before the second mixture or after it",
+            "whether attention dropout acts before or after the second mixture",
             choices=("before", "after"),
         ),
     )

@@ -1,4 +1,4 @@
-"""Value residual learning: the first layer's values take part in every layer's (Zhou et al. 2024)."""
+"""Value residual learning: every layer adds the first layer's values to its own (Zhou et al. 2024)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def mix_values(values: Tensor, first_values: Tensor, own: Tensor | float, first:
 
 @register_mechanism
 class ValueResidualAttention(AffineMechanism):
-    """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the first layer's values; the first layer uses its own alone.
+    """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the first layer's values; the first layer uses V⁰ alone.
 
-    The factors are fixed at 0.5 as in the authors' code, or learned for each layer from there. With the factors 1 and 0
-    it is softmax attention. In decoding the first layer's cache of values serves all layers, so nothing more is cached.
+    The factors are fixed at 0.5, as in the authors' code, or learned for each layer with 0.5 as initial value. The
+    factors 1 and 0 give softmax attention. In decoding the first layer's cached values serve all layers.
     """
 
     name = "value_residual"
@@ -40,9 +40,11 @@ class ValueResidualAttention(AffineMechanism):
     sites = ("encoder", "decoder")
     needs_every_layer = True
     options = (
-        Option("value_residual_own", float, 0.5, "the factor a of a layer's own values, or its start"),
-        Option("value_residual_first", float, 0.5, "the factor b of the first layer's values, or its start"),
-        Option("value_residual_learned", bool, False, "a and b are learned for each layer"),
+        Option(
+            "value_residual_own", float, 0.5, "the factor a of a layer's own values, or its initial value if learned"
+        ),
+        Option("value_residual_first", float, 0.5, "the factor b of the first layer's values, or its initial value"),
+        Option("value_residual_learned", bool, False, "learn a and b for each layer"),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -1,1 +1,1 @@
-"""Time and memory of every mechanism and backend against the unmodified fairseq, measured in pairs."""
+"""Time and memory of every mechanism and backend, measured in pairs with unmodified fairseq."""

@@ -1,4 +1,4 @@
-"""What is timed: the same work done by stock fairseq and by this package, at one size."""
+"""The timed cases: the same work done by stock fairseq and by this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOCABULARY = 10_000
 
 @dataclass(frozen=True)
 class Shape:
-    """Length and number of the sequences of a batch, and the layer's sizes."""
+    """Length and number of a batch's sequences, and the dimensions of the layer."""
 
     length: int
     batch: int
@@ -47,7 +47,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is compared with stock: a mechanism, computed by a backend."""
+    """A mechanism and backend to compare with stock fairseq."""
 
     mechanism: str
     backend: str
@@ -83,7 +83,7 @@ def _clear(*tensors: Tensor) -> None:
 
 
 def future_matrix(length: int) -> Tensor:
-    """Returns the additive T × T mask that the stock decoder makes."""
+    """Returns the additive T × T mask that the stock decoder builds."""
     return torch.full((length, length), float("-inf")).triu(1)
 
 
@@ -99,7 +99,7 @@ def core_pair(
 ) -> tuple[Step, Step]:
     """Returns causal self-attention without projections: stock's call (SDPA with a T × T mask) and our mechanism.
 
-    Stock makes its mask once and keeps it, so that is not part of its step. `with_stock=False` makes none.
+    Stock builds its mask once and keeps it, so this is not timed. With `with_stock=False` it is not built.
     """
 
     def leaf() -> Tensor:
@@ -120,7 +120,7 @@ def core_pair(
 
 
 def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Step:
-    """Returns a step that runs `forward` and, in training, its backward."""
+    """Returns a step that runs `forward` and, in training, the backward pass."""
 
     def run() -> None:
         _clear(*leaves)
@@ -188,7 +188,7 @@ def layer_pair(candidate: Candidate, shape: Shape, kind: str, dropout: float, tr
 def decoding_pair(
     candidate: Candidate, shape: Shape, kind: str, rows: int = 160, steps: int = 100
 ) -> tuple[Step, Step]:
-    """Returns `steps` decoding steps of one layer for `rows` hypotheses, the cache reordered before each."""
+    """Returns `steps` decoding steps of one layer for `rows` hypotheses; the cache is reordered before each step."""
     x = torch.randn(1, rows, shape.width)
     encoded = torch.randn(shape.length, rows, shape.width)
     orders = [torch.randint(rows, (rows,)) for _ in range(steps)]

@@ -1,10 +1,10 @@
-"""Compares time and memory with the unmodified fairseq.
+"""Compares time and memory with unmodified fairseq.
 
-Both run alternately in one process; the medians of the ratios are printed with their quartiles. A ratio below 1 means
-that this package is faster than stock. Levels: core (attention without projections), layer and model (training without
-the optimiser, and inference), decoding (one layer with its cache reordered), generation (beam search), memory and
-scaling (the core from 32 to 8192 tokens, one sentence, 2 heads of 64), and growth (a decoding step after 64 to 4096
-tokens, not against stock but against the same mechanism after 64).
+Both run alternately in one process; the median ratio is printed with its quartiles. A ratio below 1 means that this
+package is faster than stock. Levels: core (attention without projections), layer and model (training without the
+optimiser, and inference), decoding (one layer, its cache reordered), generation (beam search), memory and scaling (the
+core from 32 to 8192 tokens, one sentence, 2 heads of 64), and growth (a decoding step after 64 to 4096 tokens, compared
+with the same mechanism's step after 64 instead of with stock).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Returns what the numbers depend on: processor, threads, versions, commit and time."""
+    """Returns the conditions of a measurement: processor, threads, versions, commit and time."""
     facts = environment(Path(__file__).parent)
     return {
         "processor": facts["machine"]["cpu"],
@@ -127,7 +127,7 @@ def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
     rows = []
     for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in candidates)):
         for dropout in (0.0, 0.1):
-            # Stock with dropout, and the reference, hold T × T matrices, which take gigabytes at 8192 tokens.
+            # Stock with dropout, and the reference, allocate T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
             found = [memory.measure(what, length, dropout)["mebibytes"] for length in lengths]

@@ -1,4 +1,4 @@
-"""How the time and memory of one decoding step grow with the tokens decoded before it."""
+"""How the time and memory of one decoding step grow with the number of tokens already decoded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def attentions(spec: str) -> list[nn.Module]:
 
 @torch.no_grad()
 def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
-    """Returns one decoding step of one sentence after `length` tokens, and the bytes that are kept for it."""
+    """Returns one decoding step of one sentence after `length` tokens, and the size of its cache in bytes."""
     state: dict[str, dict[str, Any]] = {}
     prefix, token = torch.randn(length, 1, WIDTH), torch.randn(1, 1, WIDTH)
     for layer in layers:
@@ -37,7 +37,7 @@ def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
 
     @torch.no_grad()
     def step() -> None:
-        # The step's own copy: the next one finds the same tokens.
+        # Each step works on a copy, so that the next one starts from the same tokens.
         own = {name: dict(saved) for name, saved in state.items()}
         for layer in layers:
             layer(token, token, token, incremental_state=own, need_weights=False)
@@ -47,9 +47,9 @@ def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
 
 
 def measure_growth(pairs: int) -> list[dict[str, Any]]:
-    """Prints and returns, for each mechanism, step times relative to the shortest length, and bytes kept.
+    """Prints and returns, for each mechanism, step times relative to the shortest length, and cache sizes in bytes.
 
-    Processor time is taken, which other processes on the machine disturb less than the time of day.
+    Times are CPU times, which depend less on other processes than wall-clock times do.
     """
     print("\na decoding step after … tokens: processor time relative to the first, KiB kept", flush=True)
     rows = []

@@ -20,7 +20,7 @@ MEBIBYTE = 2**20
 
 
 def measure(what: str, length: int, dropout: float) -> dict[str, float]:
-    """Returns the `mebibytes` that one training step in a new process adds to its memory, and its `seconds`.
+    """Returns the `mebibytes` by which one training step raises a new process's peak memory, and its `seconds`.
 
     Raises RuntimeError with the process's own message if it fails.
     """

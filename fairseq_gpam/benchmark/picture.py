@@ -9,7 +9,7 @@ from typing import Any
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draws ratios with quartiles, and memory and time against the length where they were measured.
 
-    Raises ImportError that names the extra if matplotlib is missing.
+    Raises ImportError with the command that installs it if matplotlib is missing.
     """
     try:
         import matplotlib

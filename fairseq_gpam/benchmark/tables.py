@@ -39,7 +39,7 @@ def _label(row: Row) -> str:
 
 
 def _grouped(measured: Row) -> dict[str, dict[tuple[str, str], Row]]:
-    """Returns the rows of each case, in their order, by mechanism and backend."""
+    """Returns the rows of each case, in order, by mechanism and backend."""
     cases: dict[str, dict[tuple[str, str], Row]] = {}
     for row in measured["ratios"]:
         cases.setdefault(_label(row), {})[row["mechanism"], row["backend"]] = row
@@ -56,7 +56,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def ratios(measured: Row) -> str:
-    """Returns daGPAM beside this package's softmax attention, and both beside stock."""
+    """Returns a table of daGPAM's times relative to this package's softmax attention, and of both relative to stock."""
     rows = []
     for label, found in _grouped(measured).items():
         softmax, dagpam = found.get(("softmax", "auto")), found.get(("dagpam", "auto"))
@@ -66,7 +66,7 @@ def ratios(measured: Row) -> str:
 
 
 def backends(measured: Row) -> str:
-    """Returns the times of `auto` beside those of `reference`, for daGPAM and for softmax attention."""
+    """Returns a table of the times of `auto` and `reference`, for daGPAM and for softmax attention."""
     rows = []
     for label, found in _grouped(measured).items():
         cells = [label]
@@ -77,7 +77,7 @@ def backends(measured: Row) -> str:
 
 
 def memory(measured: Row) -> str:
-    """Returns peak memory in MiB by length, and the exponent with which it grows."""
+    """Returns a table of peak memory in MiB by length, and the exponent with which it grows."""
     lengths = measured["memory"][0]["lengths"]
     rows = []
     for row in measured["memory"]:
@@ -88,7 +88,7 @@ def memory(measured: Row) -> str:
 
 
 def scaling(measured: Row) -> str:
-    """Returns the training time of the attention core against stock, by length."""
+    """Returns a table of the attention core's training time relative to stock, by length."""
     (row,) = (row for row in measured["scaling"] if row["mechanism"] == "dagpam")
     pairs = zip(row["our_seconds"], row["stock_seconds"], strict=True)
     return _table(
@@ -98,7 +98,7 @@ def scaling(measured: Row) -> str:
 
 
 def growth(measured: Row) -> str:
-    """Returns the time of a decoding step against the same after fewer tokens, and the KiB that are kept for it."""
+    """Returns a table of a decoding step's time, relative to the first length, and of the cache's size in KiB."""
     first, *lengths = measured["growth"][0]["lengths"]
     rows = [
         [

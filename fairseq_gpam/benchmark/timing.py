@@ -30,7 +30,7 @@ class Ratio:
 
 
 def timed(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Returns the seconds of `clock` that one call takes, waiting for a GPU to finish."""
+    """Returns the seconds that one call takes by `clock`, including work queued on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = clock()
@@ -43,7 +43,7 @@ def timed(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
 def paired(
     stock: Step, ours: Step, pairs: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
 ) -> Ratio:
-    """Times `stock` and `ours` alternately, after `warmup` uncounted pairs; which goes first alternates too."""
+    """Times `stock` and `ours` in pairs, after `warmup` uncounted pairs; which of them goes first alternates."""
     if pairs < 2:
         raise ValueError(f"--pairs {pairs} is not allowed; allowed: 2 or more")
     ratios, stock_times, our_times = [], [], []

@@ -1,1 +1,1 @@
-"""Corpora, runs, scores and result tables of the recipes under `examples/`."""
+"""Grids of runs, statistics, comparisons and result tables of the recipes under `examples/`."""

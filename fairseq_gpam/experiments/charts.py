@@ -1,6 +1,6 @@
-"""Draws several arms in panels, as lines with bands or as points, as SVG.
+"""Draws several arms in panels, as lines with bands or as points, in SVG.
 
-Like the forest plot it comes from a template, so that its bytes depend on the numbers alone.
+Like the forest plot it uses a template, so that its bytes depend on the numbers alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADING, LEGEND = 34, 20
 
 @dataclass(frozen=True)
 class Series:
-    """What an arm has in a panel: points (x, y), a band (x, low, high) around them, and whether a line joins them."""
+    """An arm's data in a panel: points (x, y), a band (x, low, high) around them, and whether a line joins them."""
 
     arm: str
     points: Sequence[tuple[float, float]]
@@ -32,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. A vertical axis that is to be logarithmic is linear if a value is not positive."""
+    """One plot; a logarithmic vertical axis becomes linear if a value is not positive."""
 
     title: str
     subtitle: str
@@ -43,7 +43,7 @@ class Panel:
 
 
 class Axis:
-    """Places numbers between `start` and `end`, in pixels; an axis of whole numbers has only whole labels."""
+    """Maps numbers to pixels between `start` and `end`; if all numbers are whole, so are the labels."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, logarithmic: bool = False) -> None:
         self.logarithmic = logarithmic and min(values) > 0
@@ -60,7 +60,7 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
     def labels(self) -> list[dict[str, object]]:
-        """Returns place and text of round numbers; on a logarithmic axis powers of 10, with 2 and 5 in between."""
+        """Returns positions and texts of round numbers; on a logarithmic axis powers of 10, with 2 and 5 in between."""
         if self.logarithmic:
             factors = (1,) if self.high - self.low >= 2 else (1, 2, 5)
             powers = range(math.floor(self.low), math.floor(self.high) + 1)
@@ -80,7 +80,7 @@ class Axis:
 
 
 def draw(heading: str, panels: Sequence[Panel], note: str, columns: int) -> str:
-    """Returns the SVG text of panels in rows of at most `columns`, with one legend; `note` stands below it."""
+    """Returns the SVG text of panels in rows of at most `columns`, with one legend and `note` below it."""
     arms = list(dict.fromkeys(one.arm for panel in panels for one in panel.series))
     styles = {
         arm: {"name": arm, "colour": COLOURS[number % len(COLOURS)], **SHAPES[number // len(COLOURS) % len(SHAPES)]}

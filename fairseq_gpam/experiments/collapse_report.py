@@ -1,4 +1,4 @@
-"""What a comparison says about rank collapse: measures by layer, and against performance, in tables and pictures."""
+"""Rank collapse in a comparison: tables and pictures of measures by layer, and against performance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BAND = "Lines are means over seeds; bands reach from the lowest to the highest s
 
 
 def label(name: str) -> str:
-    """Returns a measure with its site in words."""
+    """Returns a measure's label with its site."""
     return name.replace("_", " ")
 
 
 def correlations(found: Sequence[dict[str, Any]]) -> Table:
-    """Returns head and rows of the table of correlations."""
+    """Returns the header and rows of the table of correlations."""
     return HEAD, [
         [one["group"], label(one["measure"]), str(one["n"]), *(_two_digits(one[key]) for key in COLUMNS)]
         for one in found
@@ -42,7 +42,7 @@ def _three_digits(value: float) -> str:
 
 
 def correlation_picture(title: str, found: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Returns the picture of each collapse measure against the validation loss, and the same in words."""
+    """Returns the picture of each collapse measure against the validation loss, and its description."""
     panels = [
         Panel(
             *_title(one["measure"]),
@@ -66,7 +66,7 @@ def _title(name: str) -> tuple[str, str]:
 
 
 def layers(entries: Sequence[dict[str, Any]]) -> Table:
-    """Returns head and rows of the table of measures by layer, their means over seeds."""
+    """Returns the header and rows of the table of measures by layer, averaged over seeds."""
     depths = sorted({layer for entry in entries for layer, *_ in entry["points"]})
     rows = []
     for name in dict.fromkeys(entry["name"] for entry in entries):
@@ -80,7 +80,7 @@ def layers(entries: Sequence[dict[str, Any]]) -> Table:
 
 
 def layers_note(entries: Sequence[dict[str, Any]]) -> str:
-    """Returns what the measures are."""
+    """Returns the definitions of the measures."""
     measures = dict.fromkeys(entry["name"].partition(", ")[0] for entry in entries)
     meanings = "; ".join(f"{label(measure)}: {describe(measure).definition}" for measure in measures)
     return (
@@ -90,7 +90,7 @@ def layers_note(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def layers_picture(title: str, entries: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Returns the picture of measures by layer, a panel for each measure and site, and the same in words."""
+    """Returns the picture of measures by layer, a panel for each measure and site, and its description."""
     panels, words = [], []
     for name in dict.fromkeys(entry["name"] for entry in entries):
         own = [entry for entry in entries if entry["name"] == name]

@@ -1,4 +1,4 @@
-"""Pictures of a comparison as SVG text, the same for the same numbers."""
+"""Pictures of a comparison as SVG text, identical for identical numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = {"plus": ("-", "λ⁺"), "minus": ("--", "λ⁻"), "": (":", "λ")}
 def panels(
     count: int, columns: int, height: float, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with so many panels of so many inches in height, in rows of at most `columns`."""
+    """Returns a figure with `count` panels, `height` inches high, in rows of at most `columns`."""
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
@@ -32,7 +32,7 @@ def panels(
 
 
 def svg(figure: Figure) -> str:
-    """Returns a figure as SVG without its XML head, scalable to the page's width."""
+    """Returns a figure as SVG without its XML header, scaling to the page's width."""
     text = io.BytesIO()
     with rc_context({"svg.hashsalt": "fairseq_gpam"}):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
@@ -49,7 +49,7 @@ def colours(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def curves(entries: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Draws every arm's mean validation loss, and its difference to the baseline's paired by seed, with intervals."""
+    """Draws every arm's mean validation loss, and its difference from the baseline, paired by seed, with intervals."""
     figure, axes = panels(2, 2, 4.5)
     for shown, key in zip(axes, ("points", "differences"), strict=True):
         for entry in entries:
@@ -66,7 +66,7 @@ def curves(entries: Sequence[dict[str, Any]], baseline: str) -> str:
     axes[1].axhline(0, color="0.3", linewidth=0.8)
     ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]
     if ends:
-        # Early differences are ten times those at the end, which are the ones that matter.
+        # Early differences are ten times as large as the final ones, which matter more.
         largest = 3 * max(abs(value) for end in ends for value in end if value is not None) or 1.0
         axes[1].set_ylim(-largest, largest)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=4)
@@ -74,7 +74,7 @@ def curves(entries: Sequence[dict[str, Any]], baseline: str) -> str:
 
 
 def lambdas(entries: Sequence[dict[str, Any]]) -> str:
-    """Draws λ over training, the mean over seeds, a panel for each arm and a line for each attention and sign.
+    """Draws λ over training, averaged over seeds: a panel for each arm, a line for each attention and sign.
 
     λ⁺ is solid, λ⁻ dashed; a colour is a site (encoder, decoder, cross), paler in the first layers.
     """

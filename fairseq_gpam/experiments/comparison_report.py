@@ -1,4 +1,4 @@
-"""Writes a comparison as JSON, CSV, Markdown and one HTML page; all but the JSON are made from the JSON alone."""
+"""Writes a comparison as JSON, and from that JSON alone as CSV, Markdown and one HTML page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(found: dict[str, Any], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     recorded.write_atomically(out / "comparison.json", text)
-    # As it comes back from the file: lists for tuples, so that a page made from the file alone is the same.
+    # Reparsed, so that tuples become lists and a page made from the file alone is identical.
     found = json.loads(text)
     recorded.write_atomically(out / "comparison.csv", as_csv(found))
     recorded.write_atomically(out / "comparison.md", as_markdown(found))
@@ -30,19 +30,19 @@ def write(found: dict[str, Any], out: Path) -> Path:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Returns a number as it is shown, – for what was not measured."""
+    """Returns a number as text, – if it was not measured."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def spread(shown: dict[str, Any], digits: int, sign: str = "") -> str:
-    """Returns a mean with half of its interval."""
+    """Returns a mean ± half the width of its interval, as text."""
     if shown["low"] is None:
         return f"{shown['mean']:{sign}.{digits}f}"
     return f"{shown['mean']:{sign}.{digits}f} ± {(shown['high'] - shown['low']) / 2:.{digits}f}"
 
 
 def caption(table: dict[str, Any]) -> str:
-    """Returns what a table compares, with its unit and which way is better."""
+    """Returns a table's caption: what it compares, the unit, and whether higher or lower is better."""
     unit = "" if table["unit"] in table["quantity"] else f"{table['unit']}, "
     better = "lower" if table["lower_is_better"] else "higher"
     return f"{table['group']}: {table['quantity']} ({unit}{better} is better)"
@@ -56,7 +56,7 @@ def head(table: dict[str, Any]) -> tuple[str, ...]:
 
 
 def cells(table: dict[str, Any]) -> list[list[str]]:
-    """Returns a table's rows as they are shown."""
+    """Returns a table's rows as text."""
     digits = 4 if table["unit"] == "nats" else 2
     rows = []
     for row in table["rows"]:
@@ -68,7 +68,7 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             continue
         found = one["interval"]
         if one["verdict"] == "powerless":
-            # A p that may not decide anything is not shown; the CSV and the JSON have it.
+            # The p value is left out if the arm gets no verdict; the CSV and the JSON have it.
             tests = ["powerless (too few seeds)", *["–"] * 4]
         else:
             seeds = str(row["seeds_for_delta"] or "over 10,000") if found["sd"] else "–"
@@ -101,7 +101,7 @@ def cost_cells(found: dict[str, Any]) -> list[list[str]]:
 
 
 def cost(value: float | None) -> str:
-    """Returns a cost as it is shown."""
+    """Returns a cost as text."""
     return "not measured" if value is None else f"{value:,.0f}"
 
 
@@ -133,7 +133,7 @@ LAMBDA_NOTE = "The mean over seeds and layers of the last λ that was logged, an
 
 
 def bootstrap_note(found: dict[str, Any]) -> str:
-    """Returns what the bootstrap's p say, and sacreBLEU's signatures."""
+    """Returns a note on the meaning of the bootstrap's p values, and sacreBLEU's signatures."""
     signatures = ", ".join(dict.fromkeys(f"{one['metric']} {one['signature']}" for one in found["bootstrap"]))
     return (
         "A small p says that the two trained models differ on test sets like this one, not that their arms do: another "
@@ -150,13 +150,13 @@ def bootstrap_cells(found: dict[str, Any]) -> list[list[str]]:
 
 
 def by_group(found: dict[str, Any], key: str, what: str) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Returns the entries under `key` for each task and learning rate that has any, with the title that says `what`."""
+    """Returns the entries under `key` for each task and learning rate that has any, with a title that names `what`."""
     groups = dict.fromkeys(entry["group"] for entry in found[key])
     return [(f"{group}: {what}", [entry for entry in found[key] if entry["group"] == group]) for group in groups]
 
 
 def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Returns head and rows of the table of each arm's last λ: mean over seeds and layers, and range of the layers."""
+    """Returns header and rows of the table of each arm's last λ: mean over seeds and layers, and range over layers."""
     places = {entry["name"]: place_of(entry["name"]) for entry in entries}
     columns = list(dict.fromkeys((site, sign) for site, _, sign in places.values()))
     rows = []
@@ -181,7 +181,7 @@ def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
 
 
 def as_csv(found: dict[str, Any]) -> str:
-    """Returns a line for each arm and quantity, numbers in full."""
+    """Returns CSV with a line for each arm and quantity, numbers unrounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     own = ("arm", "parameters", "n", "mean", "sd", "low", "high")
@@ -198,7 +198,7 @@ def as_csv(found: dict[str, Any]) -> str:
 
 
 def picture(svg: str, alt: str) -> dict[str, str]:
-    """Returns a picture for the page, inside the page."""
+    """Returns HTML that embeds a picture in the page."""
     return {"alt": alt, "data": "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")}
 
 
@@ -212,7 +212,7 @@ def forest_plot(table: dict[str, Any], baseline: str) -> str:
 
 
 def forest_words(table: dict[str, Any], baseline: str) -> str:
-    """Returns what a table's forest plot shows, in words."""
+    """Returns a description of a table's forest plot."""
     words = "; ".join(f"{row[0]} {row[3]}, {row[4]}" for row in cells(table)[1:])
     what = f"{table['group']}, {table['quantity']}: difference to {baseline} with 95 % interval"
     return f"{what} ({table['unit']}): {words}."
@@ -229,7 +229,7 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
             plot = comparison_plots.curves(own, found["baseline"])
             shown.append({"title": f"{group}: learning curves", **picture(plot, alt)})
         own = [entry for entry in found["lambdas"] if entry["group"] == group]
-        # Kept runs have only the last value of each.
+        # Kept runs have only the last value of each λ.
         if any(len(entry["points"]) > 1 for entry in own):
             ends = "; ".join(f"{arm} {_lambda_range(own, arm)}" for arm in dict.fromkeys(e["arm"] for e in own))
             alt = f"λ over updates, the mean over seeds. Last values: {ends}."

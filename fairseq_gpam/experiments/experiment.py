@@ -1,8 +1,8 @@
 """Run a grid of experiments: arms × tasks × seeds × learning rates, from the data to the comparison.
 
-Snakemake does the scheduling. Killed at any moment and started again with the same line, nothing that has ended is
-repeated. A failed run does not stop the others and is named at the end. What the grid file may hold is the docstring of
-fairseq_gpam/experiments/grid.py; examples/studies/ has grids.
+Snakemake does the scheduling. The command may be killed at any moment and started again: nothing that has finished is
+repeated. A failed run does not stop the others and is reported at the end. The docstring of
+fairseq_gpam/experiments/grid.py describes the grid file; examples/studies/ has examples.
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(progress(jobs, out, arguments.jobs))
         return 0
     out.mkdir(parents=True, exist_ok=True)
-    # The engine inherits the descriptor and holds the lock as long as it lives, even if this process is killed: a lock
-    # that can be taken has no living owner, and the engine's own lock files, which outlive it, are not needed.
+    # Snakemake inherits the descriptor and holds the lock while it lives, even if this process is killed. So a lock
+    # that can be acquired has no living owner, and Snakemake's own lock files, which outlive it, are not needed.
     lock = os.open(out / "experiment.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"{out}: another experiment still works here; wait for it, or choose another folder with --out")
+        sys.exit(
+            f"{out}: another experiment is still using this folder; wait for it, or choose another folder with --out"
+        )
     command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.retries)
     with (out / "snakemake.log").open("ab") as log:
         engine = subprocess.Popen(
@@ -92,11 +94,11 @@ def environment(chosen: grid.Grid) -> dict[str, str]:
 def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, retries: int) -> list[str]:
     """Returns Snakemake's command line.
 
-    SLURM goes through the generic cluster plugin: Snakemake's own SLURM plugin needs numpy ≥ 2.4, fairseq numpy < 2.
+    SLURM uses the generic cluster plugin, because Snakemake's SLURM plugin needs numpy ≥ 2.4 and fairseq numpy < 2.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
     command += ["--config", f"grid={chosen.path.resolve()}", "--keep-going", "--rerun-incomplete", "--nolock"]
-    # A changed command is a changed job: it runs again, and the run's folder refuses another training command.
+    # A changed command makes the job run again; the run's folder then refuses a different training command.
     command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
     command += ["--retries", str(retries)]
     if executor == "slurm":
@@ -125,7 +127,7 @@ def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path,
 
 
 def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
-    """Returns how many runs and stages have ended and, from the times of those, how long the rest takes."""
+    """Returns how many runs and stages have ended and an estimate, from their times, of the time that remains."""
     seconds: dict[str, list[float]] = {}
     missing: dict[str, int] = {}
     open_labels = set()
@@ -156,7 +158,7 @@ def job_seconds(path: Path) -> float:
 
 
 def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) -> int:
-    """Names what has failed and compares what has ended; returns the exit status."""
+    """Prints the failed jobs and compares the finished runs; returns the exit status."""
     from fairseq_gpam.experiments import compare
 
     failed = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]

@@ -1,4 +1,4 @@
-"""Finished runs as their folders hold them: what the stages recorded, and what lies beside it."""
+"""Reads the folders of finished runs: the results that the stages recorded, and other files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns what the stages of a run in `OUT/runs/TASK/NAME/SEED` recorded, and what lies beside it.
+    """Returns what the stages of a run in `OUT/runs/TASK/NAME/SEED` recorded, with data from other files there.
 
-    That is its λ over training, its collapse, also by layer, and what its training cost, each included only if
-    it was recorded. Raises `FileNotFoundError` if the training has not ended.
+    These are λ over training, collapse measures, also by layer, and the cost of training, each only if it was
+    recorded. Raises `FileNotFoundError` if the training has not ended.
     """
     run = recorded.read(folder)
     if "train" not in run:
@@ -45,9 +45,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def training_cost(folder: Path) -> dict[str, float]:
-    """Returns `seconds` and `peak_memory_mib` of a training as the workflow engine measured them.
+    """Returns `seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
-    Empty if it did not, and if the training was interrupted: the engine measures the last attempt alone.
+    Empty if they were not measured or the training was interrupted, because Snakemake measures only the last attempt.
     """
     benchmark, said = folder / "train.benchmark.tsv", folder / "train.job.log"
     attempts = ATTEMPT.findall(said.read_text(encoding="utf-8")) if said.exists() else []
@@ -62,7 +62,7 @@ def training_cost(folder: Path) -> dict[str, float]:
 def lambda_history(log: str) -> dict[str, list[list[float]]]:
     """Returns [update, value] of every λ in a log written with --gpam-log-attention.
 
-    An interval of the log in which no λ was recorded holds null, which is left out.
+    Log intervals without a recorded λ are left out.
     """
     history: dict[str, dict[int, float]] = {}
     for record in logs.records(log, "train_inner"):
@@ -81,17 +81,17 @@ def place_of(name: str) -> tuple[str, int, str]:
 
 
 def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
-    """Returns each collapse measure of analyze's results in the last layer of each stack, of the whole model."""
+    """Returns each collapse measure in the last layer of each stack, from analyze's results for the full model."""
     return {name: points[-1][1] for name, points in _points(analysis, COLLAPSE)}
 
 
 def measures_by_layer(analysis: dict[str, Any]) -> dict[str, list[list[float]]]:
-    """Returns [layer, value] of each measure of `BY_LAYER` in analyze's results, of the whole model."""
+    """Returns [layer, value] of each measure of `BY_LAYER`, from analyze's results for the full model."""
     return dict(_points(analysis, BY_LAYER))
 
 
 def _points(analysis: dict[str, Any], metrics: tuple[str, ...]) -> Iterator[tuple[str, list[list[float]]]]:
-    """Yields "METRIC, SITE" with its defined [layer, value], deeper layers last, without single heads and variants."""
+    """Yields "METRIC, SITE" with its defined [layer, value], in the order of layers; no single heads or variants."""
     found: dict[str, list[list[float]]] = {}
     for record in analysis["records"]:
         whole = record["variant"] == analysis["runs"][0]["variant"] and record["head"] is None

@@ -1,7 +1,7 @@
-"""Draws the forest plot of a table: every arm's difference to the baseline with its interval, as SVG.
+"""Draws the forest plot of a table: every arm's difference from the baseline with its interval, as SVG.
 
-It is written from a template and not by matplotlib, so that its bytes depend on the numbers alone and not on the
-version of a library: pictures in the repository are compared byte for byte with the committed results.
+It uses a template instead of matplotlib, so that its bytes depend on the numbers alone and not on the version of a
+library: tests compare the pictures in the repository byte by byte with plots of the committed results.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 def draw(table: dict[str, Any], baseline: str, shown: dict[str, str]) -> str:
     """Returns the SVG text of the plot of a comparison's table.
 
-    `shown` has the text of each arm's difference. An arm with too few seeds for a verdict has no interval: that of two
-    seeds is so wide that nothing else could be seen.
+    `shown` has the text of each arm's difference. An arm with too few seeds for a verdict is drawn without an interval,
+    which with two seeds would dwarf all others.
     """
     rows = [row for row in table["rows"] if row.get("difference")]
     delta = table["delta"]

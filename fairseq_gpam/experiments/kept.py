@@ -1,4 +1,4 @@
-"""The results that are committed: `examples/results/TASK.jsonl` holds one JSON object for each run."""
+"""The committed results: `examples/results/TASK.jsonl` holds one JSON object for each run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 
 
 def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
-    """Returns what is kept of a run that lies in `OUT/runs/TASK/NAME/SEED`.
+    """Returns the results to keep of a run in `OUT/runs/TASK/NAME/SEED`.
 
-    Paths of the machine are made relative to the output folder `out`; of the curves, the validation curve stays, of λ
-    over training its last value. With a reason to do so speeds and times are left out, as not measured, and the reason
-    is kept as a note; the peak memory, which does not depend on what else the machine does, stays.
-    Raises `FileNotFoundError` if the training has not ended, `ValueError` if a path of the machine remains.
+    Paths are made relative to the output folder `out`; of the curves only the validation curve is kept, of λ over
+    training its last value. `without_speeds` is a reason to leave out speeds and times, and is kept as a note; the peak
+    memory, which does not depend on other work on the machine, is kept. Raises `FileNotFoundError` if the training has
+    not ended, `ValueError` if an absolute path remains.
     """
     run = run.resolve()
     found = finished.read(run)
@@ -53,7 +53,7 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the runs of one `.jsonl` file, none if there is no such file.
 
-    Raises `ValueError` that names file and line where a line is not a run.
+    Raises `ValueError` with file and line number if a line is not a run.
     """
     runs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), start=1):
@@ -71,9 +71,9 @@ def _key(run: dict[str, Any]) -> tuple[int, str, str, str]:
 
 
 def keep(runs: Sequence[Path], repository: Path, without_speeds: str = "") -> list[Path]:
-    """Adds runs to `examples/results`, in the place of earlier lines of the same task, name and seed.
+    """Adds runs to `examples/results`, replacing earlier lines of the same task, name and seed.
 
-    The lines stand in a fixed order, so that keeping a run again changes nothing. Returns the files written.
+    The lines have a fixed order, so that keeping a run again changes nothing. Returns the files written.
     """
     by_task: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -83,7 +83,7 @@ def keep(runs: Sequence[Path], repository: Path, without_speeds: str = "") -> li
 
 
 def write(task: str, lines: Sequence[dict[str, Any]], repository: Path) -> Path:
-    """Adds runs of one task, as they are kept, to the task's file; returns the file."""
+    """Adds kept runs of one task to the task's file; returns the file."""
     path = repository / "examples/results" / f"{task}.jsonl"
     kept = {_key(run): run for run in (*read_lines(path), *lines)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def write(task: str, lines: Sequence[dict[str, Any]], repository: Path) -> Path:
 
 
 def published(task: str, repository: Path) -> list[dict[str, Any]]:
-    """Returns the published numbers of a task, named with their source."""
+    """Returns the published numbers of a task, with their source in the name."""
     rows = json.loads((repository / "examples/results" / PUBLISHED).read_text(encoding="utf-8"))
     return [
         {**row, "name": f"{row['name']}, published: {row['source']}", "seed": "–", "published": True}
@@ -108,5 +108,5 @@ def runs_of(task: str, repository: Path) -> list[dict[str, Any]]:
 
 
 def order(name: str) -> tuple[int, str]:
-    """Returns the key by which arms are sorted: stock, daGPAM, then by name."""
+    """Returns the sort key of an arm: stock first, then daGPAM, then by name."""
     return (EXPECTED.index(name), name) if name in EXPECTED else (len(EXPECTED), name)

@@ -1,6 +1,6 @@
-"""Studies on made data: `examples/studies/NAME/study.py` writes results.jsonl, and the README's table is made from it.
+"""Studies on synthetic data: `examples/studies/NAME/study.py` writes results.jsonl, and a table in the README shows it.
 
-A table stands between `<!-- study: NAME rows=KEY columns=KEY value=KEY -->` and `<!-- /study -->`.
+The table is between `<!-- study: NAME rows=KEY columns=KEY value=KEY -->` and `<!-- /study -->`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RESULTS = "results.jsonl"
 
 
 def write_results(folder: Path, results: Iterable[dict[str, Any]]) -> None:
-    """Writes one line for each result, and shows it; the versions, machine and commit stand in the first line."""
+    """Writes and prints one line for each result, after a first line with versions, machine and commit."""
     lines = [json.dumps(environment(folder), ensure_ascii=False)]
     for result in results:
         lines.append(json.dumps(result))

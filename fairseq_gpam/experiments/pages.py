@@ -1,20 +1,19 @@
-"""Tables inside Markdown pages, made anew from `examples/results` by `python -m fairseq_gpam results tables`.
+"""Tables in Markdown pages, rebuilt from `examples/results` by `python -m fairseq_gpam results tables`.
 
-A table stands between two lines of README.md or of a page under examples/:
+A table is between two marker lines of README.md or of a page under examples/:
 
     <!-- results: TASK names=ARM,ARM seeds=N,N -->
     <!-- /results -->
 
-Its rows are the published numbers of the task, then its kept runs. `names` and `seeds` are optional; with them only
-those runs are shown, and what is named but not kept says that it was not run.
+Its rows are the published numbers of the task, then its kept runs. `names` and `seeds` are optional and select runs;
+those that are selected but not kept are marked as not run.
 
     <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
     <!-- /comparison -->
 
-is the comparison of a study's arms by its grid file: a table and a forest plot for each task and measure, and what else
-`show` may choose (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
-tables of studies on made data stand between markers
-`study` (`made_studies`).
+compares a study's arms according to its grid file: a table and a forest plot for each task and measure, and other parts
+that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
+tables of studies on synthetic data are between markers `study` (`made_studies`).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class MarkerError(ValueError):
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Returns the names in a list such as `stock,dagpam`; raises `ValueError` saying what is allowed."""
+    """Returns the names in a list such as `stock,dagpam`; raises `ValueError` with what is allowed."""
     found = tuple(text.split(","))
     if len(set(found)) != len(found) or not all(map(grid.NAME.fullmatch, found)):
         raise ValueError("different names of arms, separated by commas without spaces")
@@ -50,7 +49,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Returns the seeds in a list such as `1,2`; raises `ValueError` saying what is allowed."""
+    """Returns the seeds in a list such as `1,2`; raises `ValueError` with what is allowed."""
     found = text.split(",")
     if len(set(found)) != len(found) or not all(re.fullmatch("[0-9]+", seed) for seed in found):
         raise ValueError("different whole numbers, separated by commas without spaces")
@@ -59,9 +58,9 @@ def seeds(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of marker: its options, each with its reader, and what makes the text between its lines.
+    """A kind of marker: its options, each with its parser, and the function that makes the text between the markers.
 
-    `make` takes what the marker names, the page and the repository, and returns the text and its pictures by file.
+    `make` takes the marker's NAME, the page and the repository, and returns the text and its pictures by file.
     """
 
     options: dict[str, Callable[[str], Any]]
@@ -69,7 +68,7 @@ class Kind:
 
 
 def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    """Returns a table's rows: published numbers, then our runs, and what was not run in its place among them."""
+    """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
     runs = kept.runs_of(task, repository)
     shown = kept.published(task, repository)
     for name in names or sorted({*kept.EXPECTED, *(run["name"] for run in runs)}, key=kept.order):
@@ -110,7 +109,7 @@ BLOCK = re.compile(
 
 
 def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
-    """Returns what stands below a marker, and the pictures that it shows, by file.
+    """Returns the text that belongs below a marker, and the pictures that it shows, by file.
 
     Raises `MarkerError` if it is not a marker, or if an option or the task is not known.
     """
@@ -135,9 +134,9 @@ def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str
 
 
 def rebuilt(text: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
-    """Returns a page's text with everything between markers made anew, and the pictures that it shows, by file.
+    """Returns a page's text with everything between markers rebuilt, and the pictures that it shows, by file.
 
-    Raises `MarkerError`.
+    Raises `MarkerError` as `made` does, and for a marker without its end.
     """
     pictures: dict[Path, str] = {}
 

@@ -10,8 +10,8 @@ from typing import Any
 def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws training (thin) and validation loss of every run over updates, in bits per subword.
 
-    With runs of `stock` and of other arms, a second panel has the validation loss of each run less that of the stock
-    run of the same seed (the first stock run where that seed has none), at the updates that both have.
+    With runs of `stock` and of other arms, a second panel shows the validation loss of each run minus that of the stock
+    run with the same seed (or else the first stock run), at the updates that both have.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

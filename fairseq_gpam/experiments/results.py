@@ -2,7 +2,7 @@
 
 `table RUN...` prints runs as a Markdown table, `report RUN... --out FOLDER` writes that table, the JSON and the
 learning curves, `keep RUN...` adds results to `examples/results`, and `tables` rebuilds the tables of README.md
-and examples/ from there.
+and examples/ from these.
 """
 
 from __future__ import annotations

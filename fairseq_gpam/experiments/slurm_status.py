@@ -1,4 +1,4 @@
-"""Prints "running", "success" or "failed" for a SLURM job, as Snakemake's generic cluster plugin asks."""
+"""Prints "running", "success" or "failed" for a SLURM job, as Snakemake's generic cluster plugin expects."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ RUNNING = ("", "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "R
 
 
 def status(job: str) -> str:
-    """Returns the plugin's word for the job's state in sacct; a job that sacct does not know yet is running."""
+    """Returns the plugin's word for the job's state in sacct; a job not yet known to sacct counts as running."""
     command = ["sacct", "--jobs", job, "--allocations", "--noheader", "--parsable2", "--format", "State"]
     words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     state = words[0].rstrip("+") if words else ""

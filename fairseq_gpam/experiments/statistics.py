@@ -1,20 +1,20 @@
 """Statistics of comparisons between arms that were trained with the same seeds.
 
-The rule of every verdict, fixed before any run is looked at:
+The rules for verdicts, fixed before any run was examined:
 
-- Runs are paired by seed: the same initial shared weights and the same batches. What is tested is the mean of the
-  differences arm − baseline over the seeds.
-- The test of the verdict is the two-sided paired t test: its p is exact if the differences are normal, and it can
-  decide with few seeds. The exact sign-flip permutation test stands beside it: it assumes only that differences are
-  symmetric, but its smallest p is 2/2ⁿ, so with five seeds (0.0625) it could never decide anything.
-- p values are corrected by Holm's method over all arms of a table, which holds whatever their dependence (they share
-  the baseline). In a study these are the arms that its grid plans, those that have not run yet included: a verdict must
-  not become weaker by finishing the study.
+- Runs are paired by seed: the same initial shared weights and the same batches. The tested quantity is the mean over
+  the seeds of the difference arm − baseline.
+- Verdicts use the two-sided paired t test: its p is exact if the differences are normal, and it has power with few
+  seeds. The exact sign-flip permutation test is reported too: it assumes only that differences are symmetric, but its
+  smallest p is 2/2ⁿ, so with five seeds (0.0625) it can never be significant.
+- p values are corrected by Holm's method over all arms of a table, which is valid under any dependence (the arms share
+  the baseline). In a study these are all arms that its grid plans, including those that have not run yet, because a
+  verdict must not become weaker when the study is completed.
 - The verdict is the first of these that applies: *powerless* with fewer than three pairs; *better* or *worse* if the
   corrected p is below 0.05; *bounded null* if the 95 % t interval of the difference lies within ±δ; else
   *uninformative*.
-- A log rounds its losses. Differences between rounded numbers are never taken to spread less than rounding alone makes
-  them: three differences that are all 0.001 because of the third decimal are no proof of anything.
+- Logged losses are rounded. The standard deviation of differences is therefore taken to be at least that of rounding
+  errors: three differences that all happen to be 0.001, the last digit, prove nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EXACT_PAIRS = 16
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % t interval; without at least two values the interval and `sd` are None."""
+    """A mean with its 95 % t interval; with fewer than two values the interval and `sd` are None."""
 
     n: int
     mean: float
@@ -51,7 +51,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm against the baseline in one quantity, both p two-sided, `p_holm` and `verdict` after the whole table."""
+    """An arm compared with the baseline in one quantity; `p_holm` and `verdict` depend on the whole table."""
 
     seeds: tuple[int, ...]
     interval: Interval
@@ -62,7 +62,7 @@ class Difference:
 
 
 def interval(values: Sequence[float], least_sd: float = 0.0) -> Interval:
-    """Returns the mean of at least one value and its 95 % t interval; `least_sd` is the least standard deviation."""
+    """Returns the mean of at least one value and its 95 % t interval; the standard deviation is at least `least_sd`."""
     data = np.asarray(values, dtype=float)
     mean = float(data.mean())
     if len(data) < 2:
@@ -73,7 +73,7 @@ def interval(values: Sequence[float], least_sd: float = 0.0) -> Interval:
 
 
 def paired_t(differences: Interval) -> float | None:
-    """Returns the two-sided p of the paired t test, None for fewer than two pairs."""
+    """Returns the two-sided p of the paired t test; None for fewer than two pairs."""
     if differences.sd is None:
         return None
     if differences.sd == 0:
@@ -83,15 +83,15 @@ def paired_t(differences: Interval) -> float | None:
 
 
 def sign_flip(differences: Sequence[float], samples: int = 100_000, seed: int = 1) -> float | None:
-    """Returns the two-sided p of the sign-flip permutation test of a mean of 0, None for no pair.
+    """Returns the two-sided p of the sign-flip permutation test for a mean of 0; None without pairs.
 
-    Exact, all 2ⁿ flips, for up to 16 pairs; beyond, of `samples` random flips and the observed one.
+    Exact, over all 2ⁿ flips, for up to 16 pairs; else over `samples` random flips and the observed one.
     """
     data = np.asarray(differences, dtype=float)
     if len(data) == 0:
         return None
     observed = abs(data.sum())
-    # A flip that gives the same sum in another order of additions counts as equal.
+    # The tolerance makes sums equal that differ only by rounding.
     limit = observed * (1 - 1e-12)
     if len(data) <= EXACT_PAIRS:
         return float(np.mean(np.abs(_all_signs(len(data)) @ data) >= limit))
@@ -105,11 +105,10 @@ def _all_signs(pairs: int) -> np.ndarray:
 
 
 def seeds_needed(effect: float, sd: float | None, arms: int) -> int | None:
-    """Returns how many pairs find a true mean of `effect` with 80 % power in a two-sided paired t test.
+    """Returns how many pairs detect a true mean of `effect` with 80 % power in a two-sided paired t test.
 
-    At the level 0.05 / `arms`, Holm's hardest step in a table of that many arms; `sd` is that of the differences. None
-    if that takes more than 10,000, and if `sd` is None or 0: differences without spread do not say how much others
-    would spread.
+    The level is 0.05 / `arms`, Holm's strictest step in a table of that many arms; `sd` is that of the differences.
+    None if more than 10,000 are needed, or if `sd` is None or 0, which says nothing about the spread of other seeds.
     """
     if not sd or effect == 0:
         return None
@@ -117,7 +116,7 @@ def seeds_needed(effect: float, sd: float | None, arms: int) -> int | None:
     by_normal = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) / size) ** 2
     if by_normal > MOST_SEEDS:
         return None
-    # The t test needs more than the normal approximation says; beyond very large effects its power is 1.
+    # The t test needs more pairs than the normal approximation gives; for very large effects its power is 1.
     pairs = max(MIN_PAIRS, math.ceil(by_normal))
     while size < 20 and TTestPower().power(size, pairs, alpha) < POWER:
         pairs += 1
@@ -125,7 +124,7 @@ def seeds_needed(effect: float, sd: float | None, arms: int) -> int | None:
 
 
 def difference(arm: Mapping[int, float], baseline: Mapping[int, float], resolution: float = 0.0) -> Difference | None:
-    """Returns arm − baseline over the seeds that both have, not yet corrected; None if there are none.
+    """Returns arm − baseline over the seeds that both have, without Holm's correction; None if there are none.
 
     `resolution` is the step to which the values are rounded.
     """
@@ -139,7 +138,7 @@ def difference(arm: Mapping[int, float], baseline: Mapping[int, float], resoluti
 
 
 def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
-    """Returns the verdict in words; `found` has its corrected p."""
+    """Returns the verdict in words; `found` must contain the corrected p."""
     shown = found.interval
     if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or found.p_holm is None:
         return "powerless"
@@ -151,8 +150,8 @@ def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
 def holm(p_values: Mapping[str, float], tests: int = 0) -> dict[str, float]:
     """Returns the p values corrected by Holm's step-down method (Holm 1979).
 
-    `tests` is how many there will be, if those at hand are not all; the others count as if their p were larger.
-    statsmodels' multipletests gives the same, but collects garbage at each call, which takes a second beside PyTorch.
+    `tests` is the planned number of tests if `p_values` are not all of them; the missing p are taken to be larger.
+    statsmodels' multipletests gives the same, but runs the garbage collector, which takes a second with PyTorch loaded.
     """
     corrected, smallest, tests = {}, 0.0, max(tests, len(p_values))
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
@@ -171,9 +170,9 @@ def compare(
 ) -> dict[str, Difference]:
     """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
 
-    `arms` holds values by seed, rounded to steps of `resolution`; `planned` is how many arms besides the baseline there
-    will be, if those at hand are not all. An arm without a common seed is left out. Raises `KeyError` if there is no
-    baseline.
+    `arms` holds values by seed, rounded to steps of `resolution`; `planned` is the planned number of arms besides the
+    baseline, if `arms` are not all of them. An arm that shares no seed with the baseline is left out. Raises `KeyError`
+    if there is no baseline.
     """
     found = {
         name: one
@@ -191,9 +190,9 @@ def compare(
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; None where it is not defined.
+    """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; undefined values are None.
 
-    `between` is ρ of the groups' means; `within` is ρ of what is left when each run's group mean is subtracted.
+    `between` is ρ of the groups' means; `within` is ρ of the runs after their group's mean is subtracted.
     """
 
     n: int
@@ -209,8 +208,8 @@ def spearman(
 ) -> Correlation:
     """Returns Spearman's rank correlation of `x` and `y`.
 
-    The bootstrap draws whole `groups` (arms) with replacement, because the runs of an arm are alike; without groups it
-    draws single runs. Fewer than four runs or groups, or a constant, give no interval.
+    The bootstrap draws whole `groups` (arms) with replacement, because the runs of an arm are not independent; without
+    groups it draws single runs. There is no interval for fewer than four runs or groups, or for constant values.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     rho = _rank_correlation(a, b)

@@ -53,9 +53,9 @@ OPTIONAL = frozenset({"tokenised BLEU"})
 
 
 def kind_of(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns which of `COLUMNS` shows the runs, as the recipe of their task says.
+    """Returns the key of `COLUMNS` for the runs, according to the recipe of their task.
 
-    Runs of different kinds cannot share a table: raises `ValueError`.
+    Raises `ValueError` for runs of different kinds, which cannot share a table.
     """
     kinds = {tasks.of_runs(run["task"]).result_kind for run in runs}
     if len(kinds) != 1:
@@ -64,9 +64,9 @@ def kind_of(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
-    """Returns runs as a Markdown table; what was not run says so.
+    """Returns runs as a Markdown table, in which missing runs are marked as not run.
 
-    Runs of different kinds cannot share a table: raises `ValueError`.
+    Raises `ValueError` for runs of different kinds, which cannot share a table.
     """
     from tabulate import tabulate
 
@@ -87,7 +87,7 @@ def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
 
 
 def has(run: dict[str, Any], value: Callable[[dict[str, Any]], Any]) -> bool:
-    """Tells whether the run recorded the value."""
+    """Returns whether the run recorded the value."""
     try:
         value(run)
     except KeyError:
@@ -105,7 +105,7 @@ def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str
 
 
 def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns which W_Q⁻ runs of daGPAM had, and the score signatures, machines and versions, each once."""
+    """Returns notes on daGPAM's kind of W_Q⁻, and on score signatures, machines and versions, each once."""
     notes: dict[str, None] = dict.fromkeys(negative_projections(runs))
     for run in runs:
         for name in ("bleu", "chrf"):
@@ -121,7 +121,7 @@ def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def negative_projections(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns one sentence that says which runs of daGPAM had which W_Q⁻, as their command lines say; none without."""
+    """Returns a sentence on the kind of W_Q⁻ of each daGPAM run, from its command line; none without daGPAM runs."""
     names: dict[str, dict[str, None]] = {}
     for run in runs:
         flags = run_folder.flags_of(shlex.split(run["train"].get("command", "")))

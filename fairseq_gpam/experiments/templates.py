@@ -1,4 +1,4 @@
-"""The templates of pages and pictures."""
+"""Templates of pages and pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def render(name: str, **values: Any) -> str:
-    """Returns a template of this folder, filled in; text is escaped, a value that is missing raises an error."""
+    """Returns a template of this folder, rendered with `values`; text is escaped, and a missing value is an error."""
     import jinja2
 
     environment = jinja2.Environment(

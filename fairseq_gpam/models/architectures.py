@@ -1,4 +1,4 @@
-"""Derives our architectures from fairseq's own registry: the same preset under our model's name."""
+"""Registers a counterpart of each of fairseq's transformer architectures, with the same preset, for our models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuses `--ddp-backend fully_sharded`, which wraps layers by fairscale and counts each parameter once."""
+"""Refuses `--ddp-backend fully_sharded`, in which fairscale wraps each layer and cannot share parameters among them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ REFUSAL = (
 
 
 def check_backend(args: Any) -> None:
-    """Raises ValueError if the parsed flags ask for it; the engine itself would first ask for fairscale."""
+    """Raises ValueError if the parsed flags request it, before fairseq asks to install fairscale."""
     if getattr(args, "ddp_backend", None) == "fully_sharded":
         raise ValueError(REFUSAL)
 
 
 def check_wrapping() -> None:
-    """Raises ValueError inside fairscale's wrapping, where the flags are not to be seen, as under hydra."""
+    """Raises ValueError inside fairscale's wrapping, for callers such as hydra whose flags cannot be checked."""
     wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
     if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
         raise ValueError(REFUSAL)

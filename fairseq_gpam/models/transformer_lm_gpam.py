@@ -20,7 +20,7 @@ MODEL = "transformer_lm_gpam"
 
 
 def make_config() -> type[TransformerLanguageModelConfig]:
-    """Returns fairseq's dataclass with a field for every --gpam option that is registered now."""
+    """Returns fairseq's dataclass with a field for every --gpam option registered so far."""
     config = dataclasses.make_dataclass(
         "TransformerLanguageModelGPAMConfig", options.dataclass_fields(), bases=(TransformerLanguageModelConfig,)
     )
@@ -39,7 +39,7 @@ class TransformerLanguageModelGPAM(WithMechanisms, TransformerLanguageModel):
 
 
 def publish_options() -> None:
-    """Adds the options of a mechanism that was registered later to the settings that fairseq and hydra read."""
+    """Updates the settings that fairseq and hydra read, after another mechanism has been registered."""
     config = make_config()
     setattr(TransformerLanguageModelGPAM, "__dataclass", config)
     node = config()
@@ -55,9 +55,9 @@ def fill_fairseq_defaults(args: Any) -> None:
                 setattr(args, name, value)
 
 
-# If an architecture has the name of a model, fairseq merges its settings into the dataclass before any of our code runs
-# and would drop the flags of a mechanism whose file --gpam-import has not run yet. So this architecture is treated like
-# all others, and `build_model` fills in what is missing.
+# If an architecture has the name of a model, fairseq merges its settings into the dataclass before any of our code
+# runs, and would drop the flags of a mechanism that --gpam-import has yet to load. So this architecture is registered
+# like all others, and `build_model` fills in what is missing.
 MODEL_DATACLASS_REGISTRY.pop(MODEL, None)
 ARCH_CONFIG_REGISTRY[MODEL] = with_gpam_defaults()
 on_registration(publish_options)

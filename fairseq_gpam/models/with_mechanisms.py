@@ -1,4 +1,4 @@
-"""What both models do beyond fairseq's own: build with the mechanisms chosen by flags, load stock checkpoints."""
+"""What both models add to fairseq's: building the mechanisms chosen by flags, and loading stock checkpoints."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class WithMechanisms(BaseFairseqModel):
         install_attention(model, settings)
         options.refuse_unread(settings, (one for one in model.modules() if isinstance(one, AttentionMechanism)))
         check_quantisation(model, args)
-        # Models are built without a task of fairseq's to count their parameters, and never trained then.
+        # A model built only to count its parameters has no real fairseq task.
         if settings.spectrum_penalty and hasattr(task, "build_criterion"):
             penalise_spectrum(task, model, settings.spectrum_penalty)
         model.starts_neutral = settings.warm_start
         return model
 
     def upgrade_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Lets a stock checkpoint be loaded, and warns once where that changes the stock model's outputs."""
+        """Completes a stock checkpoint so that it can be loaded, and warns if the model's outputs will differ."""
         known = set(state_dict)
         super().upgrade_state_dict(state_dict)
         added = sorted(name for name in set(state_dict) - known if ".mechanism." in name or ".layer_fusion." in name)
@@ -58,6 +58,6 @@ class WithMechanisms(BaseFairseqModel):
             neutral = "; ".join(sorted(f"{one.name}: {describe_neutral(one)}" for one in used))
             logger.warning(
                 f"not in the checkpoint, left at their initial values: {len(added)} parameters of the mechanisms, "
-                f"from {added[0]} on; a stock model's outputs are kept only at the neutral setting, which "
+                f"such as {added[0]}; a stock model's outputs are preserved only at the neutral setting, which "
                 f"--gpam-warm-start chooses ({neutral})"
             )

@@ -1,4 +1,4 @@
-"""Replaces every attention of a stock fairseq transformer by one with a mechanism."""
+"""Replaces every attention module of a stock fairseq transformer by one with a mechanism."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fairseq_gpam.modules.training_log import attach_training_log
 
 
 def install_attention(model: nn.Module, settings: Settings) -> None:
-    """Replaces every attention of a freshly built fairseq transformer, in place.
+    """Replaces every attention module of a newly built fairseq transformer, in place.
 
-    The projections stay the ones that fairseq built, so that under one seed a model of any mechanism starts from the
-    same shared weights as the stock model. Raises ValueError where a layer is of an unknown kind.
+    The projections built by fairseq are kept, so that with the same seed a model with any mechanism starts from the
+    stock model's weights. Raises ValueError for a layer of an unknown type.
     """
     shared: dict[tuple[object, ...], Any] = {}
     for stack_name in ("encoder", "decoder"):
@@ -60,7 +60,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
 
 
 def check_quantisation(model: nn.Module, args: Any) -> None:
-    """Raises ValueError if scalar quantisation, which replaces linear maps by class, would meet one of our classes."""
+    """Raises ValueError if scalar quantisation, which replaces layers by their class, would find a class of ours."""
     if not getattr(args, "quant_noise_scalar", 0):
         return
     for name, module in model.named_modules():
@@ -84,11 +84,11 @@ def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, sett
     # fairseq's checkpoint_wrapper replaces the layer's method by a partial.
     if isinstance(layer.forward, functools.partial):
         raise ValueError(
-            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}, whose layers cannot rerun one by "
-            "one; allowed: without it"
+            f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}, whose layers cannot be rerun "
+            "separately; allowed: training without it"
         )
 
 
 def future_mask(tensor: Tensor) -> FutureMask:
-    """Replaces the decoder's method of the same name, which holds a T × T matrix."""
+    """Replaces the decoder's `buffered_future_mask`, which builds a T × T matrix."""
     return FUTURE

@@ -1,4 +1,4 @@
-"""Hierarchical fusion: the output of a stack is made from all of its layers (Shi et al. 2022, arXiv 2202.08625)."""
+"""Hierarchical fusion: the output of a stack combines all of its layers (Shi et al. 2022, arXiv 2202.08625)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fairseq_gpam.modules.stacks import is_translation, refuse_layerdrop, transf
 
 
 class LayerFusion(nn.Module):
-    """Puts a mixture of all layers' states H_1 … H_L (T × B × C) in the place of the last layer's.
+    """Replaces the last layer's states by a combination of all layers' states H_1 … H_L (T × B × C).
 
-    `concat` is W[H_1; …; H_L] + b, `max` the greatest number of each channel, `gate` Σ_k g_k H_k with one weight
-    g_k = softmax_k(w_kᵀH_k + b_k) for each token. Only states of the same token are mixed, so that decoding step by
-    step gives the same. A final layer norm is applied after the fusion.
+    `concat` is W[H_1; …; H_L] + b, `max` the maximum in each channel, and `gate` Σ_k g_k H_k with one weight
+    g_k = softmax_k(w_kᵀH_k + b_k) for each token. Only states of the same token are combined, so step-by-step decoding
+    gives the same result. A final layer norm is applied after the fusion.
 
-    The three names, and one weight for a token and layer in `gate`, follow public descriptions of the paper, whose full
-    text was not available. Our choices: the embeddings H_0 do not take part, the gates sum to 1, `concat` starts as
-    the last layer alone (which is the stock model) and `gate` as the mean of the layers.
+    The three names, and the weight per token and layer in `gate`, follow public descriptions of the paper, whose full
+    text was not available. Our choices: the embeddings H_0 are left out, the gates sum to 1, `concat` initially selects
+    the last layer (which is the stock model) and `gate` is initially the mean of the layers.
     """
 
     def __init__(self, kind: str, layers: list[nn.Module], width: int, noise: tuple[float, int] = (0.0, 8)) -> None:
@@ -42,7 +42,7 @@ class LayerFusion(nn.Module):
             layer.register_forward_hook(self._finish if layer is layers[-1] else self._record_state)
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """Returns the mixture of the states of all layers, each T × B × C; the same shape."""
+        """Returns the combination of the states of all layers; each of them, and the result, is T × B × C."""
         if self.kind == "concat":
             return self.projection(torch.cat(states, dim=-1))
         stacked = torch.stack(states, dim=-2)
@@ -64,7 +64,7 @@ class LayerFusion(nn.Module):
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Lets a stock checkpoint be loaded: the mixture starts at its initial values."""
+        """Adds the fusion's initial parameters to a stock checkpoint, so that it can be loaded."""
         if not any(key.startswith(f"{name}.") for key in state_dict):
             state_dict.update({f"{name}.{key}": value for key, value in self.state_dict().items()})
 
@@ -75,8 +75,8 @@ class LayerFusion(nn.Module):
 def install_layer_fusion(model: Any, kind: str, warm_start: bool) -> None:
     """Fuses the layers of a translation model's encoder or of a language model's decoder; `none` changes nothing.
 
-    Raises ValueError with LayerDrop, which leaves layers out, and with a warm start where the fused model does not
-    start as the stock one.
+    Raises ValueError with LayerDrop, which skips layers, and with a warm start unless the fused model is initially the
+    stock model.
     """
     if kind == "none":
         return

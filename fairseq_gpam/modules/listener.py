@@ -1,6 +1,6 @@
-"""Listens by hooks to what flows through a fairseq transformer, stock or of this package.
+"""Observes attention weights and hidden states of a fairseq transformer, stock or of this package, through hooks.
 
-Layers count from 1; layer 0 is what enters the first one.
+Layers count from 1; layer 0 is the input of the first.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class AttentionPlace:
 class AttentionCall:
     """One call of an attention module.
 
-    Shapes: weights B × H × T × S, signed, before dropout, part of the graph; visible bool, broadcastable to them,
-    True = this query is a token and sees this key; output B × T × C, before the skip connection; tokens bool B × T,
-    True = not padding. `arguments` are those of the module's forward. `token_lambdas` has the λ's that differ between
-    tokens, their means over the tokens, B × H.
+    Shapes: weights B × H × T × S, signed, before dropout, part of the autograd graph; visible bool, broadcastable to
+    them, True = the query is not padding and may see the key; output B × T × C, before the skip connection; tokens bool
+    B × T, True = not padding. `arguments` are those of the module's forward. `token_lambdas` holds the λ's that differ
+    between tokens, averaged over the tokens, B × H.
     """
 
     place: AttentionPlace
@@ -61,9 +61,9 @@ class AttentionCall:
         return self.place.layer
 
     def probabilities(self) -> Tensor | None:
-        """Returns softmax(QKᵀ/√D + M) of the module's own projections, B × H × T × S, outside the graph.
+        """Returns softmax(QKᵀ/√D + M) from the module's own projections, B × H × T × S, detached.
 
-        None where its shape is not that of the weights (learned keys, paired heads).
+        None if its shape differs from that of the weights (learned keys, paired heads).
         """
         if not isinstance(self.place.module, GPAMMultiheadAttention):
             return self.weights.detach()
@@ -74,7 +74,7 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """The hidden states after one layer, B × T × C, outside the graph; tokens bool B × T, True = not padding."""
+    """The hidden states after one layer, B × T × C, detached; tokens bool B × T, True = not padding."""
 
     site: str
     layer: int
@@ -90,15 +90,15 @@ def attention_modules(model: nn.Module) -> Iterator[GPAMMultiheadAttention]:
 
 
 def register_attention_hook(model: nn.Module, fn: Callable[[int, SiteName, Tensor], None]) -> RemovableHandle:
-    """Calls `fn(layer, site, weights)` at every attention of `model`, weights signed, B × H × T × S, before dropout.
+    """Calls `fn(layer, site, weights)` after every attention call; weights are signed, B × H × T × S, before dropout.
 
-    Layers count from 0; site is `encoder`, `decoder` or `cross`. A model without hooks is not slowed down. Raises
+    Layers count from 0; site is `encoder`, `decoder` or `cross`. Models without hooks run at full speed. Raises
     ValueError if the model has no attention of this package.
     """
     attentions = list(attention_modules(model))
     if not attentions:
         raise ValueError(
-            f"{type(model).__name__} has no attention of fairseq_gpam to listen to; for a stock model, build the "
+            f"{type(model).__name__} has no attention of fairseq_gpam to hook; for a stock model, build the "
             "corresponding architecture (transformer_gpam… for transformer…) with --gpam-mechanism softmax and load "
             "the stock checkpoint into it: its weights are the same"
         )
@@ -126,7 +126,7 @@ def find_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
         if isinstance(getattr(layer, "self_attn", None), MultiheadAttention)
     ]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no fairseq transformer layers to look into")
+        raise ValueError(f"{type(model).__name__} has no fairseq transformer layers")
     return found
 
 
@@ -144,7 +144,7 @@ def find_attentions(model: nn.Module) -> list[AttentionPlace]:
 class Listener(ExitStack):
     """Reports every attention call and all hidden states of a model's forward passes until it is closed.
 
-    A callback that is None costs nothing. Raises ValueError for a model without transformer layers or with xformers
+    Without a callback nothing is hooked. Raises ValueError for a model without transformer layers or with xformers
     attention.
     """
 
@@ -160,7 +160,7 @@ class Listener(ExitStack):
         self._tokens: dict[str, Tensor] = {}
         places = find_attentions(model)
         if any(place.module.use_xformers for place in places):
-            raise ValueError("xformers attention computes no weights that could be looked at")
+            raise ValueError("xformers attention does not expose its weights")
         if on_attention is not None or on_states is not None:
             for place in places:
                 self._listen_to_arguments(place)
@@ -174,7 +174,7 @@ class Listener(ExitStack):
                 self._listen_to_states(site, number, layer, on_states)
 
     def keep(self, handle: RemovableHandle) -> None:
-        """Removes a hook when the listener is closed."""
+        """Arranges that a hook is removed when the listener is closed."""
         self.callback(handle.remove)
 
     def _keep_weights(self, layer: int, site: str, weights: Tensor) -> None:
@@ -220,7 +220,7 @@ class Listener(ExitStack):
         module.skip_embed_dim_check = True
 
         def alias(dropout: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            # The product with V uses this view, so that the view has a gradient.
+            # The view is passed on to the product with V, so that it receives a gradient.
             weights = inputs[0]
             heads = weights.view(-1, module.num_heads, *weights.shape[-2:])
             if weights.dtype == torch.float64:
@@ -244,7 +244,7 @@ class Listener(ExitStack):
             on_states(HiddenStates(site, layer, states.detach().transpose(0, 1), self._tokens[site]))
 
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            # The first attention has recorded by now which states are padding.
+            # By now the first attention has recorded which states are padding.
             if entering:
                 report(0, entering.pop())
             report(number, output[0] if isinstance(output, tuple) else output)
@@ -255,9 +255,9 @@ class Listener(ExitStack):
 
 
 def _unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:
-    """Returns which queries (T × B × C) are tokens, bool B × T; `padding` is that of self-attention's keys, B × S.
+    """Returns which queries (T × B × C) are not padding: bool B × T, from the padding mask of the keys, B × S.
 
-    With --cross-self-attention the source stands before the target among the keys, so the last T are the queries.
+    With --cross-self-attention the keys are those of the source, then those of the target, so the last T are used.
     """
     length, batch = query.shape[:2]
     if padding is None:
@@ -266,7 +266,7 @@ def _unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:
 
 
 def _softmax_branch(module: MultiheadAttention, arguments: dict[str, Any]) -> Tensor:
-    """Returns softmax(QKᵀ/√D + M) of the module's own projections, B × H × T × S, without learned or zero keys."""
+    """Returns softmax(QKᵀ/√D + M) from the module's own projections, B × H × T × S, without learned or zero keys."""
     query = arguments["query"]
     key = query if module.self_attention else arguments["key"]
     q, k = (

@@ -1,4 +1,4 @@
-"""Multi-head attention that takes the place of fairseq's, with any mechanism inside."""
+"""Multi-head attention that replaces fairseq's and computes any mechanism."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ XFORMERS_REFUSAL = (
 )
 
 IncrementalState = dict[str, dict[str, Tensor | None]]
-# The prefix of the cache entries that a mechanism keeps.
+# The prefix of a mechanism's own entries in the cache.
 PAST = "past."
 WeightsHook = Callable[["GPAMMultiheadAttention", Tensor], None]
 
 
 class GPAMMultiheadAttention(MultiheadAttention):
-    """fairseq's MultiheadAttention with the mechanism as an argument: one path for training, scoring and decoding.
+    """fairseq's MultiheadAttention with any mechanism; training, scoring and decoding share one code path.
 
-    Parameter names of the stock module are kept; the mechanism's own are under `mechanism.`. Inputs and outputs are
+    Parameter names of the stock module are kept; those of the mechanism start with `mechanism.`. Inputs and outputs are
     T × B × C. Keys and values are cached as B × H × S × D, padding as bool B × S.
     """
 
@@ -70,9 +70,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def from_stock(
         cls, stock: MultiheadAttention, mechanism: AttentionMechanism, q_noise: float = 0.0, qn_block_size: int = 8
     ) -> GPAMMultiheadAttention:
-        """Takes over the projections, dropout and settings of a stock module.
+        """Returns an attention module with the projections, dropout and settings of a stock module.
 
-        No random number is drawn unless --gpam-query-rank changes the width of the queries.
+        Draws no random number unless --gpam-query-rank changes the width of the queries.
         """
         if stock.use_xformers:
             raise ValueError(XFORMERS_REFUSAL)
@@ -98,17 +98,17 @@ class GPAMMultiheadAttention(MultiheadAttention):
         before_softmax: bool = False,
         need_head_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends from `query` to `key` and `value`.
+        """Attends from `query` to `key` and `value`; returns the output and, if requested, the weights.
 
-        Shapes: query T × B × C, key and value S × B × C; key_padding_mask B × S, True = hidden; attn_mask additive
-        T × S. Returns T × B × C and, if asked for, the signed weights: B × T × S, their mean over the heads, or
-        H × B × T × S with `need_head_weights`. Weights are those before dropout.
+        Shapes: query and output T × B × C, key and value S × B × C; key_padding_mask B × S, True = hidden; attn_mask
+        additive T × S. Weights are signed, before dropout, and averaged over the heads, B × T × S; with
+        `need_head_weights` they are H × B × T × S.
         """
         if before_softmax:
             raise ValueError("before_softmax=True is not allowed: only softmax has one matrix of scores")
         num_queries, bsz, embed_dim = query.size()
         if embed_dim != self.embed_dim:
-            raise ValueError(f"query has {embed_dim} channels, the attention {self.embed_dim}")
+            raise ValueError(f"query has {embed_dim} channels, but the attention has {self.embed_dim}")
 
         saved = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
         if static_kv and "prev_key" in saved:
@@ -118,7 +118,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
-            # set_beam_size outlasts the beam search, so only decoding may treat neighbours as beams of one sentence.
+            # beam_size stays set after a beam search, so rows are treated as beams of one sentence only in decoding.
             decoding = incremental_state is not None
             q, k, v, padding = self._project(query, key, value, key_padding_mask, bsz, decoding)
             if "prev_key" in saved:
@@ -133,12 +133,12 @@ class GPAMMultiheadAttention(MultiheadAttention):
         mask = AttentionMask.from_fairseq(padding, attn_mask)
         k, v, mask = self._append_constant_keys(k, v, mask, num_queries)
 
-        # Beams that share one copy of the encoder's keys become additional queries of the same sentence.
+        # Beams of one sentence share the encoder's keys and are treated as further queries to them.
         x = query.transpose(0, 1)
         beams = bsz // k.size(0)
         if beams > 1:
             if attn_mask is not None:
-                raise ValueError("attn_mask is not allowed where beams share their keys")
+                raise ValueError("attn_mask is not allowed if beams share their keys")
             q = self._fold_beams(q, beams)
             x = x.reshape(k.size(0), beams * num_queries, embed_dim)
 
@@ -225,7 +225,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     @staticmethod
     def _past(saved: dict[str, Tensor | None]) -> dict[str, Tensor]:
-        """Returns what the mechanism kept at the last step, in the order of the surviving beams."""
+        """Returns what the mechanism stored at the last step, reordered to the surviving beams."""
         order = saved.get("beam_order")
         return {
             name.removeprefix(PAST): tensor if order is None else tensor.index_select(0, order)
@@ -238,7 +238,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
     ) -> IncrementalState | None:
         """Reorders the cache to the surviving beams.
 
-        Self-attention only stores the order and applies it when the next key is appended, which copies the cache once
+        Self-attention stores the order and applies it when the next key is appended, so that the cache is copied once
         instead of twice.
         """
         if self.encoder_decoder_attention:
@@ -252,7 +252,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _append_constant_keys(
         self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
     ) -> tuple[Tensor, Tensor, AttentionMask]:
-        """Appends bias_kv's learned key and zero_attn's zero key, which every query sees and no cache holds."""
+        """Appends the learned key of bias_kv and the zero key of zero_attn, visible to every query and never cached."""
         rows, _, num_keys, _ = k.shape
         keys, values = [k], [v]
         if self.bias_k is not None and self.bias_v is not None:
@@ -268,7 +268,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     def _get_reserve_head_index(self, num_heads_to_keep: int) -> list[tuple[int, int]]:
         raise ValueError(
-            f"attention heads cannot be pruned: mechanism {self.mechanism.name!r} (--gpam-mechanism) is built for "
+            f"attention heads cannot be pruned: mechanism {self.mechanism.name!r} (--gpam-mechanism) was built for "
             f"{self.num_heads} heads"
         )
 
@@ -285,7 +285,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             )
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Completes a checkpoint of the stock model: the parameters of the mechanism start at their initial values."""
+        """Adds the mechanism's initial parameters to a stock checkpoint, so that it can be loaded."""
         super().upgrade_state_dict_named(state_dict, name)
         prefix = f"{name}.mechanism." if name else "mechanism."
         self._check_query_width(state_dict.get(f"{name}.q_proj.weight" if name else "q_proj.weight"))
@@ -296,7 +296,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
 
 def _reordered_with(cached: Tensor, order: Tensor | None, new: Tensor) -> Tensor:
-    """Returns the rows of `cached` (B × H × S × D) in `order`, with `new` (B′ × H × n × D) appended to their keys."""
+    """Returns `cached` (B × H × S × D) with its batch in `order` and `new` (B′ × H × n × D) appended to the keys."""
     if order is None or torch.is_grad_enabled():
         return torch.cat([cached if order is None else cached.index_select(0, order), new], dim=2)
     rows, heads, count, width = new.shape

@@ -1,4 +1,4 @@
-"""Several linear maps of one input, whose input gradients are summed inside the matrix products."""
+"""Several linear maps of one input, with input gradients accumulated inside the matrix products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fairseq_gpam.attention.matmul import linear, product
 
 
 class _JointLinear(torch.autograd.Function):
-    """Computes x Wᵢᵀ + bᵢ for each i; the backward saves one pass over the input's gradient for each further map."""
+    """Computes x Wᵢᵀ + bᵢ for each i; the backward adds to the input's gradient without a separate pass for each i."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
@@ -42,7 +42,7 @@ class _JointLinear(torch.autograd.Function):
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """Returns the output of each linear map for x, … × C; maps with hooks (quantisation noise) are called unchanged."""
+    """Returns each linear layer's output for x, … × C; layers with hooks (quantisation noise) are called as usual."""
     plain = [layer for layer in layers if type(layer) is nn.Linear and may_be_bypassed(layer, x)]
     if len(plain) < len(layers):
         return tuple(layer(x) for layer in layers)

@@ -1,4 +1,4 @@
-"""`--gpam-skip-weight w`: the skip connection around self-attention times w, 0 for blocks without it."""
+"""`--gpam-skip-weight w`: scales the skip connection around self-attention by w; 0 removes it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fairseq_gpam.modules.stacks import transformer_layers
 
 
 class SkipWeight(nn.Module):
-    """Makes a layer add dropout(attention(x)) to w·x, at its self-attention only; all shapes are T × B × C.
+    """Makes a layer compute w·x + dropout(attention(x)) at its self-attention; all shapes are T × B × C.
 
-    It is α_SA of He & Hofmann 2023, arXiv 2311.01906, whose blocks have w = 0; here w is not trained.
+    w is α_SA of He & Hofmann 2023, arXiv 2311.01906, whose blocks have w = 0; here it is not trained.
     """
 
     def __init__(self, layer: Any, weight: float) -> None:
@@ -20,14 +20,14 @@ class SkipWeight(nn.Module):
         self.weight = weight
         self._has_attended = False
         layer.self_attn.register_forward_hook(self._attended)
-        # On the instance, over the method of fairseq's class, which all sublayers call after their branch.
+        # Overrides, on this instance, the method that fairseq's layer calls after each sublayer.
         layer.residual_connection = self.join
 
     def _attended(self, attention: nn.Module, args: Any, output: Any) -> None:
         self._has_attended = True
 
     def join(self, branch: Tensor, residual: Tensor) -> Tensor:
-        """Returns the sum of a sublayer's branch and its input, the input weighted if it is that of self-attention."""
+        """Returns the sum of a sublayer's output and its input, which is weighted if the sublayer is self-attention."""
         is_attention, self._has_attended = self._has_attended, False
         return self.weight * residual + branch if is_attention else residual + branch
 
@@ -36,9 +36,9 @@ class SkipWeight(nn.Module):
 
 
 def install_skip_weight(model: nn.Module, weight: float, warm_start: bool) -> None:
-    """Weights the skip connections around all self-attentions of a model; 1 changes nothing.
+    """Scales the skip connections around all self-attentions of a model by `weight`; 1 changes nothing.
 
-    Raises ValueError with a warm start, which another weight would move away from the stock model.
+    Raises ValueError with a warm start, because any other weight changes the stock model's output.
     """
     if weight == 1:
         return

@@ -1,4 +1,4 @@
-"""`--gpam-spectrum-penalty W`: a small variance of the QK eigenspectrum, asked for in training (arXiv 2402.02098)."""
+"""`--gpam-spectrum-penalty W`: penalises the variance of the QK eigenspectrum in training (arXiv 2402.02098)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fairseq_gpam.modules.training_log import PRIORITY
 def spectrum_penalty(query_weight: Tensor, key_weight: Tensor, num_heads: int) -> Tensor:
     """Returns ‖M − m·I‖²_F / D, M = W_K W_Qᵀ (D × D), m = tr(M)/D, for each head: H numbers.
 
-    Both weights are (H·D) × C; half precision is summed in fp32. The trace form tr(MMᵀ)/D − m² needs no eigenvalues. It
-    is the variance of M's eigenvalues, as `analyze` reports them, where M is symmetric, an upper bound of it otherwise,
-    and 0 where M = m·I.
+    Both weights are (H·D) × C; half precision is summed in fp32. Computed as tr(MMᵀ)/D − m², it needs no eigenvalues.
+    For a symmetric M it is the variance of the eigenvalues that `analyze` reports; otherwise it is an upper bound of
+    that variance. It is 0 if M = m·I.
 
-    Bao, Hataya & Karakida 2024, arXiv 2402.02098, ask for a small variance at a kept mean (LocAteR). Their full text
-    was not available. Two choices are ours: one product for each head instead of one over all channels, and MMᵀ instead
-    of M², whose trace has no lower bound once eigenvalues are complex.
+    Bao, Hataya & Karakida 2024, arXiv 2402.02098, reduce the variance at a fixed mean (LocAteR). Their full text was
+    not available. Two choices are ours: one product for each head instead of one over all channels, and MMᵀ instead of
+    M², whose trace has no lower bound if eigenvalues are complex.
     """
     wide = torch.float64 if query_weight.dtype == torch.float64 else torch.float32
     queries, keys = (weight.to(wide).unflatten(0, (num_heads, -1)) for weight in (query_weight, key_weight))
@@ -41,12 +41,12 @@ def model_penalty(model: nn.Module) -> Tensor:
 
 
 def penalise_spectrum(task: Any, model: nn.Module, weight: float) -> None:
-    """Lets every criterion that `task` builds from now on add the model's penalty to its loss in training.
+    """Makes every criterion that `task` builds from now on add the model's penalty to its training loss.
 
-    fairseq sums the losses of all batches of an update over processes and divides the sum by that of their sample
-    sizes: each batch adds its own sample size times W·P, so that the update follows loss per token (per sentence with
-    --sentence-avg), in nats, plus W·P, however it is cut into batches. A dummy batch, whose loss fairseq multiplies by
-    0, adds nothing. The criterion's own log shows the loss without W·P; P is logged as `gpam_spectrum_penalty`.
+    fairseq sums the losses of all batches of an update, over processes too, and divides by the sum of their sample
+    sizes. Each batch therefore adds its sample size times W·P, so that the update minimises the loss per token (per
+    sentence with --sentence-avg) in nats plus W·P, however it is split into batches. A dummy batch, whose loss fairseq
+    multiplies by 0, adds nothing. The logged loss excludes W·P; P is logged as `gpam_spectrum_penalty`.
     """
     build_criterion = task.build_criterion
 

@@ -14,16 +14,15 @@ def is_translation(model: nn.Module) -> bool:
 
 
 def transformer_layers(stack: Any) -> list[nn.Module]:
-    """Returns the transformer layers of an encoder or decoder in their order.
+    """Returns the transformer layers of an encoder or decoder in order, without BASE layers, which have no attention.
 
-    BASE layers, which have no attention, are left out. `children()` gives all layers of LayerDrop's list, which skips
-    some when it is iterated in training.
+    `children()` yields all layers even with LayerDrop, whose list skips some when it is iterated in training.
     """
     return [layer for layer in stack.layers.children() if not isinstance(layer, BaseLayer)]
 
 
 def refuse_layerdrop(stack: Any, name: str, companion: str) -> None:
-    """Raises ValueError if the stack, `encoder` or `decoder`, leaves layers out; `companion` is what needs them all."""
+    """Raises ValueError if the stack `name` has LayerDrop; `companion` is the flag that needs every layer."""
     if isinstance(stack.layers, LayerDropModuleList):
         raise ValueError(
             f"--{name}-layerdrop {stack.layers.p:g} is not allowed with {companion}, which needs every layer; "

@@ -1,7 +1,7 @@
 """`--gpam-log-attention N`: logs measures of attention every N updates of training, through fairseq's own metrics.
 
-Their names are like `gpam_encoder1_entropy`, with the site, the layer (counted from 1) and the measure. Without the
-flag nothing is attached to the model.
+Names such as `gpam_encoder1_entropy` give the site, the layer (counted from 1) and the measure. Without the flag
+nothing is attached to the model.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ PRIORITY = 10_000
 
 
 class AttentionLog(nn.Module):
-    """A module without weights that listens, in training, to the first batch of every N-th update.
+    """A module without weights that, in training, observes the first batch of every N-th update.
 
-    It logs row sum, negative mass, entropy (nats) and λ of every attention, means over heads and sentences (a λ per
-    token is averaged over the tokens of a sentence first), and the residual ratio of the states after every layer, the
-    mean over sentences; `attention.measures` defines them. The query gradient norm is ‖dL/dW_Q‖_F divided by the sample
-    size, before clipping. It appears one update later, computed from fairseq's own gradient norm as gnorm · ‖g_Q‖/‖g‖,
-    a quotient that clipping, loss scale and sample size do not change.
+    It logs the row sum, negative mass, entropy (nats) and λ of every attention, averaged over heads and sentences (a λ
+    per token is averaged over the tokens of a sentence first), and the residual ratio of the states after every layer,
+    averaged over sentences; `attention.measures` defines them. The query gradient norm is ‖dL/dW_Q‖_F divided by the
+    sample size, before clipping. It is logged one update later, as gnorm · ‖g_Q‖/‖g‖ with fairseq's own gradient norm,
+    because the quotient does not depend on clipping, loss scale and sample size.
     """
 
     def __init__(self, model: nn.Module, every: int) -> None:
         super().__init__()
         self.every = every
-        # In a tuple, which does not register it: the model would contain itself.
+        # The tuple keeps the model from being registered as a submodule of itself.
         self._model = (model,)
         self._listener: Listener | None = None
         self._last_update: int | None = None
@@ -44,7 +44,7 @@ class AttentionLog(nn.Module):
             self._listener = Listener(*self._model, self._log_attention, self._log_states)
 
     def train(self, mode: bool = True) -> AttentionLog:
-        """Logs the gradients of the previous update; fairseq calls it before it discards them."""
+        """Logs the gradients of the previous update; fairseq calls this before it discards them."""
         self._stop()
         if mode and self._awaits_gradients:
             self._awaits_gradients = False

@@ -1,1 +1,1 @@
-"""Standard tasks from archive to score: recipes as data, corpora, stages, and run folders that survive a kill."""
+"""Standard tasks from archive to score: recipes as data, corpora, stages, and run folders that survive interruption."""

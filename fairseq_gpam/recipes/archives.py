@@ -1,6 +1,6 @@
-"""Reads published archives; a broken or hostile one ends in an error of one sentence.
+"""Reads published archives; a broken or malicious one raises an error of one sentence.
 
-Only requested members are read, under their base names, so none can escape its folder. The unpacked size is bounded.
+Only requested members are read, under their base names, so none can escape its folder. The unpacked size is limited.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import IO, Protocol
 LARGEST_ON_DISK = 16 << 30
 """The largest total size of the members of one archive, in bytes."""
 LARGEST_IN_MEMORY = 1 << 30
-"""Bytes that a member may have that is read whole; WikiText-103's training set has half of it."""
+"""The largest size, in bytes, of a member that is read into memory, twice that of WikiText-103's training set."""
 _BLOCK = 1 << 20
 
 
 class ArchiveError(ValueError):
-    """An archive is not what was published: broken, too large, or without a file that it should hold."""
+    """An archive is not the published one: it is broken, too large, or lacks a file."""
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ class Readable(Protocol):
 
 
 def check_text(file: Readable, name: str, complete: bool = True) -> None:
-    """Raises ArchiveError if a file is no text in UTF-8: empty, an HTML page or zeros; if `complete`, cut in a line."""
+    """Raises ArchiveError if a file is empty, not UTF-8 text, HTML or zeros, or, if `complete`, ends within a line."""
     problem = _problem(file, complete)
     if problem:
         raise ArchiveError(f"{name} {problem}; expected text in UTF-8")
@@ -92,7 +92,7 @@ def _problem(file: Readable, complete: bool) -> str:
 def copy(source: Readable, target: IO[bytes], name: str) -> None:
     """Copies a member, block by block.
 
-    Raises ArchiveError if it is larger than any published one.
+    Raises ArchiveError if it is larger than LARGEST_ON_DISK.
     """
     size = 0
     while block := source.read(_BLOCK):
@@ -105,7 +105,7 @@ def copy(source: Readable, target: IO[bytes], name: str) -> None:
 def read(source: Readable, name: str) -> bytes:
     """Returns a member's bytes.
 
-    Raises ArchiveError if there are more than fit in memory.
+    Raises ArchiveError if they are more than LARGEST_IN_MEMORY.
     """
     content = source.read(LARGEST_IN_MEMORY + 1)
     if len(content) > LARGEST_IN_MEMORY:
@@ -114,9 +114,9 @@ def read(source: Readable, name: str) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a plain file, or of a gzip file by its suffix.
+    """Returns the text of a file, decompressed if its suffix is that of gzip.
 
-    Raises ArchiveError if it is no complete text or larger than fits in memory.
+    Raises ArchiveError if the text is incomplete or larger than LARGEST_IN_MEMORY.
     """
     compressed = path.suffix == ".gz"
     with (
@@ -131,7 +131,7 @@ def read_text(path: Path) -> str:
 def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yields name and content of each regular file of a tar archive, to be read within `reading`.
 
-    Raises ArchiveError if it is larger than any published one.
+    Raises ArchiveError if the files are larger than LARGEST_ON_DISK in total.
     """
     total = 0
     with tarfile.open(path) as archive:
@@ -147,7 +147,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def unpack(paths: Iterable[Path], names: Iterable[str], folder: Path) -> dict[str, Path]:
     """Extracts the texts of these base names from tar archives; returns their paths by name.
 
-    Raises ArchiveError with the names that no archive holds, or if one of them is no text.
+    Raises ArchiveError with the names that no archive contains, or if one of them is not text.
     """
     paths, missing = list(paths), set(names)
     found: dict[str, Path] = {}
@@ -169,7 +169,7 @@ def unpack(paths: Iterable[Path], names: Iterable[str], folder: Path) -> dict[st
 
 @contextlib.contextmanager
 def zip_member(path: Path, name: str) -> Iterator[IO[bytes]]:
-    """Opens the member of a zip archive that has this name, in whatever folder.
+    """Opens the member of a zip archive that has this base name, in any folder.
 
     Raises ArchiveError if there is none or the archive cannot be read.
     """

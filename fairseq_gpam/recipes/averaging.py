@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         named = [folder / name for name in arguments.checkpoints]
         paths = named or last_checkpoints(folder, arguments.last)
         state = average(paths)
-        # Given a file, torch answers a full disk with an error that does not say so.
+        # Serialised in memory first, because torch's own error on a full disk does not name the cause.
         content = io.BytesIO()
         torch.save(state, content)
         part = output.with_name(output.name + ".part")

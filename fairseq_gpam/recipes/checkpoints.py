@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
 def load(path: Path) -> dict[str, Any]:
     """Returns a checkpoint's content after verifying the checksum of each part of the file (the zip's CRCs).
 
-    Raises CheckpointError if it is missing, broken, or no checkpoint of fairseq's.
+    Raises CheckpointError if it is missing, broken, or not a checkpoint of fairseq.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -51,11 +51,11 @@ def saved_updates(state: dict[str, Any]) -> int:
 
 
 def repair_last(folder: Path) -> str | None:
-    """Replaces a `checkpoint_last.pt` that is broken, or missing beside others, by the newest intact checkpoint.
+    """Replaces a `checkpoint_last.pt` that is broken or missing by the newest intact checkpoint.
 
     fairseq writes one checkpoint atomically and copies it to the other names, last of all to `checkpoint_last.pt`; a
-    kill during that copy leaves a torn file, and disks damage others. The broken file is kept under another name.
-    Returns a sentence that says what was done, or None if there was nothing to do.
+    kill during that copy leaves an incomplete file. The broken file is kept under another name. Returns a sentence that
+    says what was done, or None if there was nothing to do.
 
     Raises CheckpointError if there is no intact one.
     """

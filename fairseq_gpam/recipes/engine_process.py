@@ -1,4 +1,4 @@
-"""Runs a fairseq command, shows its log as short lines, and ends it when this process ends."""
+"""Runs a fairseq command, prints its progress as short lines, and terminates it when this process ends."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<messa
 
 
 stopping = threading.Event()
-"""When set, every command that runs in this process is ended."""
+"""When set, all commands started by this process are terminated."""
 
 
 def stop_on_sigterm() -> None:
-    """Lets SIGTERM end this process, and the commands that it runs, cleanly."""
+    """Makes SIGTERM end this process and its commands cleanly."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
@@ -43,12 +43,12 @@ def execute(
     output: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> None:
-    """Runs `command` with its messages appended to `log` and each new line given to `report`.
+    """Runs `command`, appends its messages to `log` and passes each new line to `report`.
 
-    Standard output goes to the log too, or to `output` if given. The process inherits the descriptor `lock`, into
-    whose file its id is written. An exception in this function ends the process. Raises EngineFailure if it fails.
+    Standard output goes to `output` if given, else to the log. The process inherits the file descriptor `lock`, and its
+    id is written to that file. An exception terminates the process. Raises EngineFailure if the command fails.
     """
-    # The commands of this interpreter's installation come first.
+    # This interpreter's own commands take precedence.
     environment = {**os.environ, "PATH": f"{sysconfig.get_path('scripts')}:{os.environ.get('PATH', os.defpath)}"}
     with contextlib.ExitStack() as stack:
         errors = stack.enter_context(log.open("ab"))
@@ -90,7 +90,7 @@ def execute(
 
 
 def training_line(line: str, max_update: int | None = None) -> str | None:
-    """Returns what a line of fairseq's JSON log says of the training's progress, or None."""
+    """Returns the training progress reported by a line of fairseq's JSON log, or None."""
     match = LOG_LINE.match(line)
     if not match or match["name"] not in {"train_inner", "valid"}:
         return None
@@ -102,7 +102,7 @@ def training_line(line: str, max_update: int | None = None) -> str | None:
 
 
 class Progress:
-    """Turns fairseq's JSON log lines into short lines with the time still needed."""
+    """Prints fairseq's JSON log lines as short lines with the remaining time."""
 
     def __init__(self, label: str, max_update: int | None) -> None:
         self.label = label
@@ -126,7 +126,7 @@ class Progress:
 
 
 class GenerationProgress:
-    """Turns fairseq-generate's JSON log lines into short lines, at most one in ten seconds."""
+    """Prints fairseq-generate's JSON log lines as short lines, at most one every ten seconds."""
 
     def __init__(self, label: str) -> None:
         self.label = label

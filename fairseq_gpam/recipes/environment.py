@@ -1,4 +1,4 @@
-"""What a result depends on besides its command: versions, machine, threads, commit."""
+"""The environment that a result depends on: versions, machine, threads, commit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _accelerators() -> list[str]:
 
 
 def commit(repository: Path) -> str:
-    """Returns the full hash of the commit that is checked out there, or that it is unknown."""
+    """Returns the full hash of the commit checked out in the repository, or that it is unknown."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(repository), *arguments]

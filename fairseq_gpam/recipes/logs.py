@@ -1,4 +1,4 @@
-"""What fairseq's logs and outputs say, and what is computed from it: losses, speeds, hypotheses, perplexities."""
+"""Reads losses, speeds, hypotheses and perplexities from fairseq's logs and outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
 
 
 class CountMismatchError(ValueError):
-    """Hypotheses and references, or tokens evaluated and tokens of the text, differ in number."""
+    """The numbers of hypotheses and references, or of evaluated tokens and tokens of the text, differ."""
 
 
 def _number(text: str) -> int:
@@ -35,9 +35,9 @@ def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
 def parse_training_log(log: str) -> dict[str, Any]:
     """Returns parameters, losses and speed from a log with `--log-format json`.
 
-    An update that an interrupted run reached twice counts once, as it was last written. Losses are
-    as fairseq prints them (base 2), speed is target tokens per second over all intervals.
-    Raises `ValueError` if the log holds no validation.
+    If a resumed run repeated an update, its last record counts. Losses are as fairseq prints them
+    (base 2); speed is target tokens per second over all intervals. Raises `ValueError` if the log
+    contains no validation.
     """
     train = {int(record["num_updates"]): record for record in records(log, "train_inner")}
     valid = {int(record["valid_num_updates"]): record for record in records(log, "valid")}
@@ -62,7 +62,7 @@ def parse_training_log(log: str) -> dict[str, Any]:
 
 
 def parse_hypotheses(output: str) -> list[str]:
-    """Returns the best hypotheses of fairseq-generate's output in the test set's order."""
+    """Returns the best hypotheses from fairseq-generate's output, in the test set's order."""
     hypotheses: dict[int, str] = {}
     for number, text in HYPOTHESIS.findall(output):
         hypotheses.setdefault(int(number), text.strip())
@@ -102,7 +102,7 @@ def parse_evaluation_log(log: str) -> dict[str, Any]:
 
 
 def count_tokens(path: Path) -> int:
-    """Counts the whitespace-separated tokens of a text, one more per line for its end."""
+    """Returns the number of whitespace-separated tokens of a text, counting one end-of-line symbol per line."""
     with path.open(encoding="utf-8") as lines:
         return sum(len(line.split()) + 1 for line in lines)
 
@@ -113,7 +113,7 @@ def _check_tokens(evaluation: dict[str, Any], subwords: int) -> None:
 
 
 def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int) -> dict[str, Any]:
-    """Adds the bits per character, which is a byte: all bits of the text over its `characters`.
+    """Adds the bits per character (a byte here): the total bits of the text divided by `characters`.
 
     Raises `CountMismatchError` if the number of evaluated tokens is not `tokens`.
     """
@@ -123,7 +123,7 @@ def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int)
 
 
 def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
-    """Adds the perplexity per subword and per word, both counting one end-of-line symbol a line.
+    """Adds the perplexity per subword and per word, both counting one end-of-line symbol per line.
 
     Raises `CountMismatchError` if the number of evaluated tokens is not `subwords`.
     """

@@ -27,7 +27,7 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
     if not (all(tokenised.values()) or all(raw.values())):
         raise ArchiveError(
             "Multi30k needs train, val and test_2016_flickr as .lc.norm.tok.de and .en, or as .de and .en; "
-            f"there are: {', '.join(sorted(by_name)) or 'none'}"
+            f"found: {', '.join(sorted(by_name)) or 'none'}"
         )
     (out / "input").mkdir()
     counts: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""Sequences from random n-gram sources, a different one for each line: text on which induction heads can be learned."""
+"""Sequences from random n-gram sources, a new source for each line: text on which induction heads can be learned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fairseq_gpam.recipes.subwords import SPLITS
 
 CONCENTRATION = 0.3
-"""Of the Dirichlet prior: the smaller it is, the more predictable is the token after each context."""
+"""Of the Dirichlet prior: the smaller it is, the more predictable the token after each context."""
 
 
 def markov_sequences(
@@ -19,9 +19,9 @@ def markov_sequences(
 ) -> np.ndarray:
     """Returns `count` sequences, each of its own random Markov source of `order` tokens: count × length integers.
 
-    Each context of a source has its next-token distribution from Dirichlet(concentration, …), drawn afresh for each
-    sequence, so that only the sequence itself can teach them (n-gram task of arXiv 2409.10559). The first `order`
-    tokens are uniform. Raises ValueError for numbers below 1 or a length that is not above the order.
+    Each context has a next-token distribution from Dirichlet(concentration, …), redrawn for each sequence, so that it
+    can be learned only from that sequence (the n-gram task of arXiv 2409.10559). The first `order` tokens are uniform.
+    Raises ValueError for numbers below 1 or a length that is not above the order.
     """
     if min(order, vocabulary, count) < 1 or concentration <= 0 or length <= order:
         raise ValueError(
@@ -86,7 +86,7 @@ def write(options: Mapping[str, float], out: Path) -> None:
         lines = (" ".join(f"t{token}" for token in sequence) for sequence in sequences)
         (out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{split}: {count:,} lines, {sequences.size:,} words", flush=True)
-    # The end of the line is predicted with certainty and counts as a token in fairseq's losses.
+    # The end of the line costs nothing to predict but counts as a token in fairseq's losses.
     for context in range(order + 1):
         bits = predictor_bits(sequences, context, vocabulary, concentration) * length / (length + 1)
         print(

@@ -1,6 +1,6 @@
 """Prepares a task's data: fetches its files, writes text and subwords, binarises them for fairseq.
 
-Complete folders are not made again; interrupted ones are, because a folder gets its name only when it is complete.
+Complete folders are reused. Interrupted ones are made again, because a folder gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--archive",
         type=Path,
         metavar="PATH",
-        help="take this file, or the files in this folder, instead of downloading; checksums are verified all the same",
+        help="use this file, or the files in this folder, instead of downloading; checksums are verified too",
     )
     parser.add_argument("--sentencepiece", action="store_true", help="prepare the task's variant of that name")
     parser.add_argument("--vocabulary", type=int, metavar="N", help="another number of pieces or merges")
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def with_vocabulary(task: Task, size: int) -> Task:
-    """Returns the task with another number of subwords; raises PrepareError if it has none to choose."""
+    """Returns the task with another number of subwords; raises PrepareError if it learns no subwords."""
     if size <= 0:
         raise PrepareError(f"--vocabulary must be a whole number above 0, not {size}")
     if task.data.subwords not in LEARNED:
@@ -72,7 +72,7 @@ def with_vocabulary(task: Task, size: int) -> Task:
 
 
 def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None = None) -> list[Path]:
-    """Returns the task's files, in the recipe's order; `given` stands for the first one."""
+    """Returns the task's files, in the recipe's order; `given` replaces the first one."""
     folder = out / "downloads"
     data = task.data
     paths = []
@@ -85,7 +85,7 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
     if task.data.corpus == "ptb" and archive is not None and archive.is_file():
         archive = standard_corpora.unpack_ptb(archive, folder)
     if archive is not None:
-        # Google's WMT16 and the test set with it: a folder, though only one file is looked for in it.
+        # The folder of Google's WMT16 file also contains the test set.
         if given is not None:
             archive = archive / data.files[0].file
         return paths + downloads.local_files(data, archive)
@@ -95,8 +95,8 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
 def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
     """Writes the splits as text and subwords to `out/data`, and binarised to `out/data-bin`.
 
-    Raises PrepareError if the folders are there with other settings or fairseq-preprocess fails, ArchiveError if a
-    file is not what was published.
+    Raises PrepareError if the folders were made with other settings or fairseq-preprocess fails, ArchiveError if a file
+    is not the published one.
     """
     data = task.data
     learned = data.subwords in LEARNED
@@ -120,9 +120,9 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
 
 @contextlib.contextmanager
 def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
-    """Yields a new folder that gets the name `folder` at the end, or None if it is complete already.
+    """Yields a new folder that is renamed to `folder` when complete, or None if that already exists.
 
-    Raises PrepareError if it was completed with another stamp.
+    Raises PrepareError if it was made with another stamp.
     """
     if folder.is_dir():
         there = (folder / "stamp").read_text(encoding="utf-8").strip()
@@ -144,7 +144,7 @@ def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
 
 
 def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) -> None:
-    """Writes the splits of the task's corpus to `out`, and what is binarised to `out/subword` if that differs."""
+    """Writes the splits of the task's corpus to `out`, and the text to binarise to `out/subword` if it differs."""
     data = task.data
     moses = data.tokenizer == "moses"
     try:

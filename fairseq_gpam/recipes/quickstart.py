@@ -1,7 +1,7 @@
 """From an installed package to a table: fetches a corpus, trains and evaluates mechanisms, and compares them.
 
-Compares stock softmax attention and daGPAM under the same budget and seed: a translation model (task bible-de-en:
-sacreBLEU), or with "lm" a language model (task shakespeare-lm: perplexity). After an interruption, the same command
+Compares stock softmax attention and daGPAM with the same budget and seed: in a translation model (task bible-de-en,
+sacreBLEU), or with "lm" in a language model (task shakespeare-lm, perplexity). After an interruption, the same command
 continues where it stopped. Writes table.md, results.json and learning-curves.png to DIR/quickstart/TASK, and everything
 else below DIR.
 """
@@ -98,7 +98,7 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
 
 
 def for_each(stage: Callable[[Settings], None], runs: list[Settings], jobs: int) -> None:
-    """Runs a stage for every run, at most `jobs` at a time; an interruption ends them all."""
+    """Runs a stage for every run, at most `jobs` at a time; an interruption stops all of them."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
             futures = [pool.submit(stage, this) for this in runs]

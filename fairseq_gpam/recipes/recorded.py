@@ -1,4 +1,4 @@
-"""A run's `results.json`: what each of its stages recorded when it ended."""
+"""A run's `results.json`, to which each stage adds an entry when it ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` so that `path` holds either its old or its whole new content."""
+    """Writes `text` so that `path` always has either its old or its complete new content."""
     part = path.with_name(path.name + ".part")
     with part.open("w", encoding="utf-8", newline="\n") as out:
         out.write(text)

@@ -1,8 +1,8 @@
 """Run folders: the stages of one experiment, which can be killed at any moment and started again.
 
-A run folder holds, per stage, the exact command line (`STAGE.command`), the log (`STAGE.log`) and, once the stage
-has ended well, its entry in `results.json` with versions, machine and commit; after training also fairseq's whole
-configuration (`config.json`). Nothing here knows a recipe.
+A run folder contains, for each stage, the exact command line (`STAGE.command`), the log (`STAGE.log`) and, once the
+stage has succeeded, an entry in `results.json` with versions, machine and commit; after training also fairseq's full
+configuration (`config.json`). This module is independent of recipes.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from fairseq_gpam.recipes.environment import environment
 
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
 REPORT_EVERY = 30.0
-"""Seconds between two lines about the process that is waited for."""
+"""Seconds between two messages about the process that holds a lock."""
 
 
 class RunError(RuntimeError):
-    """A run cannot start or did not end well; the message says why and what to do."""
+    """A run cannot start or has failed; the message says why and what to do."""
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Makes the folder if need be; raises RunError if it, or later a file in it, cannot be written or read."""
+    """Creates the folder if necessary; raises RunError if it, or later a file in it, cannot be written or read."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise RunError(
-            f"{folder} cannot be used: {error}; choose another place with --out, or put that right, and run this again"
+            f"{folder} cannot be used: {error}; fix that or choose another folder with --out, and run this again"
         ) from error
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[int]:
-    """Holds the folder's lock and yields its descriptor, waiting for whoever holds it now.
+    """Acquires the folder's lock, waiting if necessary, and yields the lock's file descriptor.
 
-    The descriptor is inherited by the engine's process, so a run whose script was killed keeps its folder until the
-    engine itself has ended; while that is waited for, its process id and progress are printed. Raises RunError if the
-    folder cannot be used.
+    fairseq's process inherits the descriptor, so after its script is killed a run keeps the folder locked until fairseq
+    itself has ended. While waiting, that process's id and progress are printed. Raises RunError if the folder cannot be
+    used.
     """
     with writing(folder), _open(folder / "lock") as descriptor:
         said = -REPORT_EVERY
@@ -77,18 +77,18 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def _holder(descriptor: int) -> str:
-    """Returns which process holds the folder's lock, and how far it is."""
+    """Returns which process holds the folder's lock, and its progress."""
     process, _, log = os.pread(descriptor, 1 << 16, 0).decode().strip().partition(" ")
     if not process:
-        return "another process that works here"
+        return "another process that uses this folder"
     path = Path(log)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     progress = next((text for line in reversed(lines) if (text := training_line(line))), "no progress logged yet")
-    return f"process {process}, which still works here ({progress}); to stop it: kill {process}"
+    return f"process {process}, which still uses this folder ({progress}); to stop it: kill {process}"
 
 
 def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Returns a phrase for each flag whose values differ between two command lines; the last one given counts."""
+    """Describes each flag whose value differs between two command lines; of a repeated flag the last one counts."""
     values = [flags_of(command) for command in (there, now)]
     phrases = []
     for flag in dict.fromkeys((*values[0], *values[1])):
@@ -100,7 +100,7 @@ def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
 
 
 def flags_of(command: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the words after each flag of a command line, the last one given counts; those before any under ""."""
+    """Returns the words after each flag, the last occurrence if repeated; words before the first flag are under ""."""
     flags: dict[str, list[str]] = {"": []}
     flag = ""
     for word in command:
@@ -113,9 +113,9 @@ def flags_of(command: Sequence[str]) -> dict[str, list[str]]:
 
 
 def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
-    """Writes the stage's command line into the folder, or checks that it is the one already there.
+    """Writes the stage's command line into the folder, or checks it against the one already there.
 
-    Returns whether it was written. Raises RunError with the flags that differ.
+    Returns whether it was written. Raises RunError with the flags that differ, if any.
     """
     path = folder / f"{stage}.command"
     if not path.exists():
@@ -132,7 +132,7 @@ def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
 
 
 def write_config(checkpoint: Path, path: Path) -> None:
-    """Writes fairseq's whole configuration, as the checkpoint holds it, as JSON."""
+    """Writes fairseq's full configuration from the checkpoint, as JSON."""
     config = checkpoint_files.load(checkpoint)["cfg"]
     recorded.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
 
@@ -148,9 +148,9 @@ def last_flag(command: Sequence[str], flag: str) -> str | None:
 
 
 def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
-    """Returns whether the engine has trained to the end, so that running it again would train further.
+    """Returns whether training is complete, in which case running fairseq again would train further.
 
-    It has if the last checkpoint has the updates, or if the log says that training is done and no later start follows
+    It is if the last checkpoint has reached the number of updates, or if the log's last training run reports its end
     (early stopping, `--max-epoch`).
     """
     last = checkpoints / checkpoint_files.LAST
@@ -163,7 +163,7 @@ def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, what it is called in tables, and the repository whose commit is recorded."""
+    """One run: its folder, its name in tables, and the repository whose commit is recorded."""
 
     folder: Path
     task: str
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Returns how the run's progress lines begin."""
+        """Returns the prefix of the run's progress lines."""
         return f"{self.task} {self.name} {self.seed}"
 
     def say(self, text: str) -> None:
@@ -181,21 +181,21 @@ class Run:
         print(f"[{self.label}] {text}", flush=True)
 
     def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
-        """Records a stage as ended, with its command line, measurements and environment."""
+        """Records the end of a stage, with its command line, measurements and environment."""
         entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
         recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
 def launcher_rank() -> int:
-    """Returns this process's rank among those that torchrun or SLURM started, 0 without them."""
+    """Returns this process's rank under torchrun or SLURM, 0 without them."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 def train(run: Run, command: Sequence[str]) -> None:
     """Trains, or resumes training, and records the measurements.
 
-    Under torchrun or SLURM process 0 writes to the folder; the others only run the command. A command that fails before
-    its first checkpoint does not claim the folder; another command may. Raises RunError or EngineFailure.
+    Under torchrun or SLURM only process 0 writes to the folder; the others just run the command. If a command fails
+    before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
     """
     rank = launcher_rank()
     given = last_flag(command, "--max-update")
@@ -240,9 +240,9 @@ def _need_training(run: Run, command: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | None]:
-    """Holds the folder of an evaluation; yields the lock, or None if the stage has ended already.
+    """Locks the folder for an evaluation; yields the lock, or None if the stage has already ended.
 
-    A command that fails does not claim the stage; another command may.
+    If the command fails, the stage is free for another command.
     """
     with exclusive(run.folder) as lock:
         _need_training(run, command)
@@ -260,7 +260,7 @@ def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | 
 
 
 def generate(run: Run, command: Sequence[str]) -> None:
-    """Translates a test set into `hypotheses.txt`, one line per sentence in the set's order.
+    """Translates a test set into `hypotheses.txt`, one line per sentence, in the test set's order.
 
     Raises RunError if the run's training has not ended, EngineFailure if the command fails.
     """
@@ -282,8 +282,8 @@ def generate(run: Run, command: Sequence[str]) -> None:
 def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False) -> None:
     """Evaluates a language model on `text`, encoded in `subword`, and records perplexities.
 
-    `by_bytes`: each token is a byte, so records bits per character. Raises RunError if the run's training has not
-    ended or nothing was evaluated, EngineFailure if the command fails.
+    With `by_bytes`, tokens are bytes, and bits per character are recorded instead. Raises RunError if the run's
+    training has not ended or nothing was evaluated, EngineFailure if the command fails.
     """
     with _evaluation(run, "eval-lm", command) as lock:
         if lock is not None:

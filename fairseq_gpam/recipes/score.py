@@ -91,9 +91,9 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercas
 
 
 def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
-    """Returns BLEU of tokenised text as it is, without smoothing, as older papers report it.
+    """Returns BLEU of the tokenised text, without smoothing, as older papers report it.
 
-    It is comparable only under the same tokenisation. `compounds` splits words at hyphens first. Raises
+    It is comparable only for the same tokenisation. `compounds` splits words at hyphens first. Raises
     `CountMismatchError` if hypotheses and references differ in number.
     """
     from sacrebleu.metrics import BLEU
@@ -111,9 +111,9 @@ def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compo
 
 @dataclass(frozen=True)
 class References:
-    """A test set's raw references and, where the task's text is tokenised, how to get to them.
+    """A test set's raw references and, if the task's text is tokenised, what is needed to detokenise hypotheses.
 
-    `detokenize` is the language of Moses's detokenisation, `tokenized` the tokenised references.
+    `detokenize` is the language of the Moses detokeniser, `tokenized` the tokenised references.
     """
 
     raw: Path
@@ -133,7 +133,7 @@ class References:
 
 
 def score(folder: Path, test: References) -> dict[str, Any]:
-    """Scores the run's `hypotheses.txt` and records the scores; keeps what was detokenised."""
+    """Scores the run's `hypotheses.txt` and records the scores; keeps the detokenised text."""
     plain = test.plain(folder)
     scores = corpus_scores(plain, read_lines(test.raw), test.lowercase)
     if test.detokenize:
@@ -171,7 +171,7 @@ def paired_bootstrap(
     systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
     metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
     references = [read_lines(test.raw)]
-    # It reports each step as information, to standard error.
+    # sacreBLEU logs each step to standard error.
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
     return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {

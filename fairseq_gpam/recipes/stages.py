@@ -1,4 +1,4 @@
-"""The stages of a run as commands: train, generate, eval-lm. They build fairseq's command line from the recipe."""
+"""The stages of a run, train, generate and eval-lm, as commands that build fairseq's command line from the recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run: a task, a mechanism and a seed, in an output folder; `extra` holds the user's fairseq flags."""
+    """A run's task, mechanism, seed and output folder; `extra` holds the user's fairseq flags."""
 
     task: Task
     mechanism: str
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def runs_of(self) -> str:
-        """Returns the task's name in the run's folder and results. Runs with the full budget are kept apart."""
+        """Returns the task's name in the run's folder and results, which has a suffix for the full budget."""
         return f"{self.task.name}{'-full' if self.full else ''}"
 
     @property
@@ -54,9 +54,9 @@ class Settings:
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """Returns what the command line says.
+    """Returns the settings from the command line.
 
-    Raises TaskError or RunError if its parts contradict each other.
+    Raises TaskError or RunError if they contradict each other.
     """
     task = tasks.load(arguments.task)
     if arguments.full and not task.full_budget:
@@ -80,7 +80,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 
 def need_data(this: Settings) -> None:
-    """Raises RunError with the command that prepares the data if it is not there."""
+    """Raises RunError, with the command that prepares the data, if the data does not exist."""
     data_bin = this.task.data_bin(this.out)
     if not data_bin.is_dir():
         raise RunError(f"no data in {data_bin}; first run: bash scripts/{this.task.data.script} --out {this.out}")
@@ -198,7 +198,7 @@ class StageCommand:
 
 
 def one_thread() -> None:
-    """Gives the engine one thread unless the caller says otherwise, so that a seed always gives the same losses."""
+    """Sets the number of threads to 1 unless the user has set it, so that a seed always gives the same losses."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -77,9 +77,9 @@ def _report(folder: Path) -> None:
 def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, workers: int = 1) -> None:
     """Writes IWSLT14 German–English from `de-en.tgz`.
 
-    Pairs of 1 to 175 Moses tokens with a length ratio of at most 1.5 are kept and lower-cased, every
-    23rd is validation; the test set joins the TED and TEDx sets of 2010 to 2012. With `moses` the
-    input is tokenised, else plain lower-cased text of the same pairs.
+    Pairs of 1 to 175 Moses tokens with a length ratio of at most 1.5 are kept and lower-cased. Every
+    23rd pair is validation; the test set joins the TED and TEDx sets of 2010 to 2012. With `moses`
+    the text is tokenised, else it is plain lower-cased text of the same pairs.
     """
     names = [f"train.tags.de-en.{language}" for language in LANGUAGES]
     names += [f"{test}.de-en.{language}.xml" for test in IWSLT14_TESTS for language in LANGUAGES]
@@ -114,8 +114,8 @@ def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, wor
 def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, workers: int = 1) -> None:
     """Writes WMT14 German–English: Europarl v7, Common Crawl and News Commentary v9.
 
-    Every 100th pair is validation, newstest2014 (full) is the test set. Lengths are cleaned after
-    subwords are known: see `clean_wmt14`.
+    Every 100th pair is validation, newstest2014 (full) is the test set. Pairs are filtered by their
+    length in subwords later, by `clean_wmt14`.
     """
     names = [f"{corpus}.{language}" for corpus in WMT14_TRAINING for language in LANGUAGES]
     tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
@@ -226,7 +226,7 @@ def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:
-    """Writes enwik8's bytes as they are to `SPLIT.txt` and as tokens to `subword/SPLIT.txt`.
+    """Writes enwik8's bytes unchanged to `SPLIT.txt` and as tokens to `subword/SPLIT.txt`.
 
     The last `held_out` bytes are the test set, those before it the validation set.
     """

@@ -1,6 +1,6 @@
-"""From text to what is binarised: Moses tokenisation, BPE by subword-nmt, sentencepiece, bytes.
+"""Converts text to the tokens that are binarised: Moses tokenisation, BPE by subword-nmt, sentencepiece, bytes.
 
-sacremoses and subword-nmt come with the extra `recipes`.
+sacremoses and subword-nmt are installed by the extra `recipes`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def map_lines(function: Callable[[str], str], lines: Iterable[str], workers: int
         return
     with Pool(workers, _set_worker, (function,)) as pool:
         yield from pool.imap(_work, lines, chunksize=1000)
-        # The workers end by themselves: leaving the block sends SIGTERM, at which one with a handler can block.
+        # Waits for the workers to end: leaving the block sends SIGTERM, on which a worker with a handler can hang.
         pool.close()
         pool.join()
 
@@ -92,12 +92,12 @@ class MosesDetokenize:
 
 
 def split_compounds(line: str) -> str:
-    """Makes three tokens of each word with a hyphen, as "compound splitting" for tokenised BLEU does."""
+    """Splits each hyphenated word into three tokens, as the "compound splitting" of tokenised BLEU does."""
     return _HYPHEN.sub(r"\1 ##AT##-##AT## \2", line)
 
 
 def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> bool:
-    """Returns whether both sides have 1 to `longest` tokens and neither `ratio` times the other's."""
+    """Returns whether both sides have 1 to `longest` tokens and neither has more than `ratio` times the other's."""
     lengths = len(source.split()), len(target.split())
     if not 1 <= min(lengths) <= max(lengths) <= longest:
         return False
@@ -145,7 +145,7 @@ def learn_bpe(texts: Sequence[Path], codes: Path, merges: int) -> None:
 
 
 class BPEEncode:
-    """A tokenised line as subword-nmt's subwords, `@@` after each that goes on."""
+    """A tokenised line as subword-nmt's subwords, with `@@` after each that does not end a word."""
 
     def __init__(self, codes: Path) -> None:
         from subword_nmt.apply_bpe import BPE
@@ -159,7 +159,7 @@ class BPEEncode:
 
 
 def bytes_as_tokens(content: bytes) -> str:
-    """Returns each byte as a decimal number, one line per line feed, which ends the line itself."""
+    """Returns each byte as a decimal number, with a new line after each line feed."""
     lines = content.removesuffix(b"\n").split(b"\n")
     return "".join(" ".join(map(str, line)) + "\n" for line in lines)
 

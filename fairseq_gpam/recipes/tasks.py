@@ -1,9 +1,9 @@
 """Recipes of tasks: TOML files under `examples/`, checked when they are read.
 
-A task is a folder of `examples/` (its `recipe.toml`) or `FOLDER.VARIANT` for another file in it. A file may name
-another task as its `base`: its own keys replace those of the base, and `train_more` is appended to the base's
-`train`. `${NAME}` in `data.files` and `data.options` is a key of `data.variables`, which the environment may
-override.
+A task is named by a folder of `examples/` (its `recipe.toml`), or by `FOLDER.VARIANT` for another file in it. A file
+may name another task as its `base`: its own keys replace those of the base, and `train_more` is appended to the base's
+`train`. `${NAME}` in `data.files` and `data.options` refers to a key of `data.variables`, which an environment variable
+of that name overrides.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "
 
 
 class TaskError(ValueError):
-    """A recipe is missing, or a key of its file is wrong; the message names both."""
+    """A recipe is missing, or a key in its file is wrong; the message names the file and the key."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A published file: at `url`, in the Python `package` of a `version`, or provided by the user only."""
+    """A published file: at `url`, in a Python `package` of a given `version`, or only provided by the user."""
 
     file: str
     checksum: str = ""
@@ -76,11 +76,11 @@ class File:
 
 @dataclass(frozen=True)
 class Data:
-    """How a corpus becomes what fairseq reads.
+    """How a corpus is prepared for fairseq.
 
-    `tokenizer` "moses": the text was tokenised, hypotheses are detokenised to be scored. `lowercase`: the text was
-    lower-cased, scores ignore case. `vocabulary`: sentencepiece pieces or subword-nmt merges. `partial`: a
-    folder of local files may lack some; the reader of the corpus says what it cannot do without.
+    `tokenizer` "moses": the text is tokenised, and hypotheses are detokenised for scoring. `lowercase`: the text is
+    lower-cased, and scores ignore case. `vocabulary`: the number of sentencepiece pieces or subword-nmt merges.
+    `partial`: a folder of local files may lack some; the reader of the corpus raises an error if it needs them.
     """
 
     corpus: str
@@ -98,10 +98,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Task:
-    """A task's whole recipe.
+    """A task's recipe.
 
-    `keep_checkpoints` is how many of those saved at intervals of updates are kept; with 0 they are saved by epoch,
-    as `train` says. `evaluate` goes to fairseq-generate or fairseq-eval-lm.
+    `keep_checkpoints` is how many checkpoints saved at update intervals are kept; with 0, checkpoints are saved by
+    epoch, as set in `train`. `evaluate` holds flags of fairseq-generate or fairseq-eval-lm.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Task:
 
     @property
     def result_kind(self) -> str:
-        """Returns the kind of its results: "translation", or for a language model "words" or "characters" (bytes)."""
+        """Returns the kind of results: "translation", or for a language model "words" or "characters" (bytes)."""
         if self.is_translation:
             return "translation"
         return "characters" if self.data.subwords == "bytes" else "words"
@@ -186,7 +186,7 @@ def load(name: str) -> Task:
 def of_runs(folder_name: str) -> Task:
     """Returns the task of the runs in `OUT/runs/TASK` or, with the full budget, `OUT/runs/TASK-full`.
 
-    Raises TaskError as `load`, and if the task has no full budget.
+    Raises TaskError as `load` does, and if the task has no full budget.
     """
     task = load(folder_name.removesuffix("-full"))
     if folder_name.endswith("-full") and not task.full_budget:
@@ -235,7 +235,7 @@ def _fill(path: Path, text: str, variables: Mapping[str, str]) -> str:
     try:
         return string.Template(str(text)).substitute(variables)
     except (KeyError, ValueError) as error:
-        raise TaskError(f"{path}: {error} in '{text}' is no key of data.variables") from error
+        raise TaskError(f"{path}: {error} in '{text}' is not a key of data.variables") from error
 
 
 def _whole_number(path: Path, key: str, value: str) -> int:

@@ -1,4 +1,4 @@
-"""Blocks of rows: they give what the plain formula gives, gradients included, and never hold a T × S matrix."""
+"""Blocks of rows agree with the plain formula, gradients included, and never allocate a T × S matrix."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
     assert seen.largest <= length * 128 * HEADS < length**2 / 10
 
 
-def test_the_recorder_sees_the_matrix_that_the_reference_holds():
+def test_the_recorder_detects_the_matrix_that_the_reference_allocates():
     q, k, v, negative_q, a, b = inputs(300)
     with LargestTensor() as seen:
         naive(q, k, v, AttentionMask(causal=True), AffineTerms(a, b, negative_q))
@@ -70,7 +70,7 @@ def test_the_recorder_sees_the_matrix_that_the_reference_holds():
 
 
 @pytest.mark.parametrize("length", [20, 193, 385])
-def test_dropout_drops_the_combined_weights_and_the_backward_drops_the_same_ones(length):
+def test_dropout_acts_on_the_combined_weights_and_equally_in_the_backward(length):
     """With the identity as values the output is the dropped matrix itself: its gradient follows from what was kept."""
     q, k, _, negative_q, a, b = inputs(length, torch.float64)
     v = torch.eye(length, dtype=torch.float64).expand(1, HEADS, length, length).contiguous().requires_grad_()
@@ -205,8 +205,8 @@ def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_behind_the_last_query_count_for_nothing(kind):
-    """With 197 queries the last of four blocks of 50 rows has three that are none."""
+def test_rows_beyond_the_last_query_are_ignored(kind):
+    """With 197 queries the last of four blocks of 50 rows has three unused rows."""
     check_blocks(197, 1.0, kind)
 
 
@@ -274,7 +274,7 @@ def test_every_member_under_every_mask(kind, mask_kind, need_weights):
         torch.testing.assert_close(weights, expected[1])
 
 
-def test_the_weights_asked_for_are_those_that_the_output_is_made_of():
+def test_requested_weights_are_those_applied_to_the_values():
     q, k, v, negative_q, a, b = inputs(12, torch.float64)
     output, weights = affine_attention(
         AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms(a, b, negative_q)
@@ -377,7 +377,7 @@ def test_a_group_of_heads_has_whole_sentences_or_a_part_of_one_and_fits_the_memo
 @pytest.mark.parametrize("kind", ["causal", "causal, left", "none", "right, bias"])
 @pytest.mark.parametrize("prefix", [1, 50, 77])
 @pytest.mark.parametrize("length", [20, 197])
-def test_queries_behind_a_prefix_see_it_and_their_own_past(length, prefix, kind):
+def test_queries_after_a_prefix_attend_to_it_and_to_their_own_past(length, prefix, kind):
     """197 queries are blocks of 50 rows; the keys of the prefix come before those of the queries."""
     batch, keys = 3, prefix + length
     masks = make_masks(kind, batch, length, keys, dtype=torch.float64)

@@ -16,7 +16,7 @@ class TestCentered(Contract):
         return weights @ v, weights
 
 
-def test_dagpam_at_its_corner_is_centered():
+def test_dagpam_with_lambda_plus_0_and_lambda_minus_1_is_centered():
     """λ⁺ = 0, λ⁻ = 1, W_Q⁻ = 0; without a finite bias, which would shape daGPAM's negative branch."""
     ours = build_mechanism("centered", SITE, settings())
     theirs = build_mechanism("dagpam", SITE, settings(lambda_plus=0.0, lambda_minus=1.0, negative_init="zero")).double()

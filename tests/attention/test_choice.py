@@ -1,4 +1,4 @@
-"""Which way a member of the family is computed, on a processor and, with `is_cuda` replaced, on a GPU."""
+"""Which implementation computes a member of the family, on a CPU and, with `is_cuda` replaced, on a GPU."""
 
 import pytest
 import torch
@@ -208,7 +208,7 @@ def test_a_key_or_value_that_is_not_finite_gives_nan_in_its_head(bad, kind, back
 
 
 @pytest.mark.parametrize("kind", ["nothing", "causal"])
-def test_a_key_that_is_nan_is_seen_without_gradients_too(kind):
+def test_a_nan_key_makes_the_output_nan_without_gradients_too(kind):
     q, k, v = (draw(9) for _ in range(3))
     with torch.no_grad():
         k[0, 0, 4, 0] = float("nan")

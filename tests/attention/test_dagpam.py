@@ -208,7 +208,7 @@ def fresh(**settings):
 
 
 @pytest.mark.parametrize("projection", ["head", "shared"])
-def test_initial_projection_is_what_negative_init_names(projection):
+def test_the_initial_projection_is_that_of_negative_init(projection):
     xavier = fresh(negative_projection=projection, negative_init="xavier").negative_projection.weight
     bound = math.sqrt(6 / (64 + 64))
     assert xavier.abs().max() <= bound
@@ -284,7 +284,7 @@ def test_zero_projection_frozen_and_lambdas_tied_is_attn_scale():
     assert torch.allclose(module(inputs)[0], expected, atol=1e-5)
 
 
-def test_a_frozen_projection_is_in_the_state_and_takes_no_gradient():
+def test_a_frozen_projection_is_saved_and_gets_no_gradient():
     """DistributedDataParallel waits for the gradient of every parameter that requires one."""
     torch.manual_seed(1)
     trained = fresh(negative_bias=True)

@@ -61,7 +61,7 @@ def test_refused_outside_encoders(name):
         build("translation", OURS["translation"], "--gpam-mechanism", name, "--gpam-decoder-mechanism", "softmax")
 
 
-def test_one_query_shares_with_nobody():
+def test_a_single_query_gets_uniform_weights():
     """With one query every key's share is 1: the weights are uniform."""
     q = torch.randn(1, 1, 1, 3, dtype=torch.float64)
     assert dnas_weights(q, q, AttentionMask()).item() == 1

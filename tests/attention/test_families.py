@@ -1,4 +1,4 @@
-"""What the mechanisms share: dropout of the weights, the rule of one line, the registry."""
+"""Properties common to all mechanisms: dropout of the weights, the fused backend, the registry."""
 
 import importlib
 import inspect
@@ -149,7 +149,7 @@ def test_the_fused_backend_gives_the_same_numbers(name):
 
 @pytest.fixture
 def toy():
-    """A mechanism as a newcomer would write it; unlisted again afterwards."""
+    """A mechanism as a newcomer would write it; removed from the registry afterwards."""
 
     class Toy(AffineMechanism):
         """Half of softmax attention."""

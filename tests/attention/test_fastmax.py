@@ -72,7 +72,7 @@ def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, degree, monkey
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
 
 
-def test_the_linear_form_sees_no_future_and_survives_empty_rows():
+def test_the_linear_form_is_causal_and_zero_in_fully_masked_rows():
     linear = build(fastmax_form="linear")
     assert future_gradients(lambda q, k, v, x: linear(AttentionInput(q, k, v, AttentionMask(causal=True), x))[0]) == 0
     q = torch.randn(1, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
@@ -99,7 +99,7 @@ def test_decoding_with_the_linear_form(degree):
         assert buffer["past.sums"].shape == (3, HEADS, 1 + WIDTH + (degree - 1) * WIDTH**2, WIDTH + 1)
 
 
-def test_no_matrix_is_made_where_the_sequence_is_long(monkeypatch):
+def test_long_sequences_need_no_matrix(monkeypatch):
     """More than 2·D² keys: auto takes the sums."""
     monkeypatch.setattr(fastmax, "fastmax_weights", lambda *_: pytest.fail("a matrix was made"))
     q = torch.randn(1, HEADS, 2 * WIDTH**2 + 1, WIDTH, dtype=torch.float64)
@@ -121,5 +121,5 @@ def test_negative_weights_and_weights_without_keys_are_refused():
     with pytest.raises(ValueError, match=r"--gpam-fastmax-degree 3 is not allowed; allowed: 1 or 2"):
         build(fastmax_degree=3)
     q = torch.randn(3, HEADS, 1, WIDTH, dtype=torch.float64)
-    with pytest.raises(ValueError, match="weights are not allowed while --gpam-fastmax-form linear decodes"):
+    with pytest.raises(ValueError, match="weights cannot be returned while --gpam-fastmax-form linear decodes"):
         build(fastmax_form="linear")(AttentionInput(q, q, q, AttentionMask(), q, need_weights=True, past={}))

@@ -49,5 +49,5 @@ def test_a_mask_that_is_not_the_future_is_refused(name, mask):
 def test_earlier_keys_without_a_memory_of_them_are_refused(name):
     mechanism = build_mechanism(name, Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH), settings())
     k = torch.randn(1, HEADS, LENGTH, WIDTH)
-    with pytest.raises(ValueError, match="4 earlier keys without its memory of them"):
+    with pytest.raises(ValueError, match="no cached state for 4 earlier keys"):
         mechanism(AttentionInput(k[:, :, :1], k, k, AttentionMask(), torch.randn(1, 1, HEADS * WIDTH), past={}))

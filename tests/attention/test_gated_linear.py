@@ -58,7 +58,7 @@ def test_a_bias_is_refused():
         mechanism(AttentionInput(q, q, q, AttentionMask(bias=torch.zeros(1, 1)), torch.randn(1, 1, 6)))
 
 
-def test_keys_that_no_query_stands_at_are_refused():
+def test_keys_without_a_query_are_refused():
     mechanism = build_mechanism("gated_linear", Site("decoder", 0, 1, 6, 2, 3), settings())
     q, k = torch.randn(1, 2, 1, 3), torch.randn(1, 2, 2, 3)
     with pytest.raises(ValueError, match="not allowed with --add-bias-kv or --add-zero-attn"):

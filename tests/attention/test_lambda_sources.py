@@ -1,4 +1,4 @@
-"""Where daGPAM's λ's come from: numbers, the token, or a ratio and a held row sum."""
+"""The sources of daGPAM's λ's: numbers, the token, or a ratio with a fixed row sum."""
 
 import re
 

@@ -30,7 +30,7 @@ def trainable(modules, name):
     ("scope", "parameters", "numbers"),
     [("model", 1, 1), ("layer", 6, 6), ("head", 6, 24)],
 )
-def test_scope_says_who_shares_a_lambda(scope, parameters, numbers):
+def test_scope_determines_which_attentions_share_a_lambda(scope, parameters, numbers):
     modules = mechanisms(lambda_scope=scope)
     for name in ("lambda_plus", "lambda_minus"):
         found = trainable(modules, name)

@@ -58,8 +58,8 @@ REFUSED = [
     ("sink*6,softmax", "its cycle has 7 layers, but encoder attention has 6; allowed: a cycle of at most 6"),
     ("sotfmax@0-5", "'sotfmax' \\(in 'sotfmax@0-5'\\) is not allowed; allowed: .*softmax"),
     ("sink:1,softmax:2@0-5", r"1\+2 = 3 heads, but encoder attention has 2; the numbers must add up to 2"),
-    ("neutreno@0-4;softmax@5", "'neutreno' must stand in every layer; allowed: neutreno"),
-    ("neutreno:1,softmax:1@0-4;softmax@5", "must stand in every layer"),
+    ("neutreno@0-4;softmax@5", "'neutreno' must be used in every layer; allowed: neutreno"),
+    ("neutreno:1,softmax:1@0-4;softmax@5", "must be used in every layer"),
 ]
 
 

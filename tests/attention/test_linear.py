@@ -94,5 +94,5 @@ def test_beams_are_reordered(name):
 def test_weights_are_refused_where_no_key_is_kept(name):
     attention = build_model("language_modeling", name).eval().decoder.layers[0].self_attn
     x = torch.randn(1, 2, 16)
-    with pytest.raises(ValueError, match=f"--gpam-mechanism {name} decodes.*allowed: the full forward"):
+    with pytest.raises(ValueError, match=f"--gpam-mechanism {name} decodes.*allowed: a full forward pass"):
         attention(x, x, x, incremental_state={}, need_weights=True)

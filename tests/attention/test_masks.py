@@ -1,4 +1,4 @@
-"""Every kind of fairseq's masks becomes one thing."""
+"""Every kind of fairseq's masks becomes an AttentionMask."""
 
 import copy
 import itertools
@@ -17,7 +17,7 @@ PADDING = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
 
 
 def read(mask, heads=1):
-    """What `mask` does to scores of zero: −inf where a key is hidden; and which rows see something."""
+    """What `mask` does to scores of zero: −inf where a key is hidden; and which rows have a visible key."""
     like = torch.zeros(BATCH, heads, QUERIES, KEYS)
     bias, fully_masked = mask.for_scores(QUERIES, KEYS, like)
     scores = like if bias is None else like + bias
@@ -44,7 +44,7 @@ def test_padding_of_any_dtype_hides_its_keys(dtype):
 
 @pytest.mark.parametrize("future", [FUTURE, FAIRSEQS_FUTURE], ids=["FUTURE", "tensor"])
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["", "padding"])
-def test_the_future_is_hidden_however_it_is_given(future, padding):
+def test_the_future_is_hidden_by_every_form_of_causal_mask(future, padding):
     visible, _ = visibility(BATCH, QUERIES, KEYS, padding=padding, causal=True)
     assert_hides(AttentionMask.from_fairseq(padding, future), visible)
 
@@ -119,7 +119,7 @@ def test_a_hidden_key_hides_nothing_else():
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("attn_mask", [None, FUTURE, FAIRSEQS_FUTURE], ids=["none", "FUTURE", "tensor"])
-def test_appended_keys_are_seen_by_every_query(count, attn_mask):
+def test_appended_keys_are_visible_to_every_query(count, attn_mask):
     mask = AttentionMask.from_fairseq(PADDING, attn_mask)
     extended = mask.expanded(QUERIES, KEYS, torch.device("cpu")).extended(count)
     hidden = extended.hidden_keys(QUERIES, KEYS + count, torch.device("cpu")).expand(BATCH, 1, QUERIES, KEYS + count)
@@ -149,7 +149,7 @@ SEEN = ["none", "right", "left", "a sentence of padding", "causal", "causal, lef
 
 
 @pytest.mark.parametrize("kind", SEEN)
-def test_tokens_see_what_is_visible_and_padding_sees_nothing(kind):
+def test_padded_queries_have_no_visible_keys(kind):
     masks = make_masks(kind, BATCH, QUERIES, KEYS)
     tokens = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], dtype=torch.bool)
     seen = masks.mask.visible_to(tokens, KEYS)

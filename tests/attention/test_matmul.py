@@ -1,4 +1,4 @@
-"""Matrix products by either library are the same products."""
+"""Both libraries give the same matrix products."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every mechanism shows a query, key or value that is not finite, so that a diverged run is seen."""
+"""Every mechanism returns NaN for a query, key or value that is not finite, so that a diverged run is noticed."""
 
 import itertools
 
@@ -50,7 +50,7 @@ def sees_its_own_key(name):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "site", "backend"), PLACES)
-def test_what_is_not_finite_is_seen_in_its_rows_and_nowhere_else(name, site, backend, case):
+def test_a_value_that_is_not_finite_makes_only_its_own_rows_nan(name, site, backend, case):
     place, value = CASES[case]
     mechanism = built(name, site, backend).mechanism
     first = BAD if sees_its_own_key(name) or place == "q" else BAD + 1
@@ -75,7 +75,7 @@ def test_what_is_not_finite_is_seen_in_its_rows_and_nowhere_else(name, site, bac
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize(("name", "site"), sorted({place[:2] for place in PLACES}))
-def test_a_token_that_is_not_finite_is_seen_behind_the_layer(name, site, value):
+def test_a_token_that_is_not_finite_makes_the_layers_output_nan(name, site, value):
     """In training with dropout, in evaluation and, in a decoder, step by step, also by the steps that follow."""
     layer = built(name, site, "auto")
     x = torch.randn(LENGTH, BATCH, HEADS * WIDTH)

@@ -1,4 +1,4 @@
-"""The benchmark compares what it says it compares, and writes what it measured. No test looks at a time."""
+"""The benchmark compares equal work and writes what it measured. No test depends on a time."""
 
 import argparse
 import json
@@ -57,7 +57,7 @@ def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
-def test_without_onednn_nothing_is_made_by_it(tiny, monkeypatch, tmp_path):
+def test_without_onednn_it_computes_no_product(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *_: pytest.fail("oneDNN made a product"))
@@ -119,7 +119,7 @@ def test_every_case_has_a_name_of_its_own():
 
 
 @pytest.mark.slow
-def test_memory_sees_the_matrix_that_stock_holds():
+def test_measured_memory_includes_the_matrix_that_stock_allocates():
     """1024 × 1024 scores of 2 heads, fp32, with dropout: 8 MiB for each copy."""
     assert memory.measure("stock", 1024, 0.1)["mebibytes"] > 16
     assert memory.measure("dagpam:auto", 1024, 0.1)["mebibytes"] < memory.measure("stock", 1024, 0.1)["mebibytes"]

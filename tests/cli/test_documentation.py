@@ -64,7 +64,7 @@ def marked(pattern):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_says_what_runs_it(block):
+def test_every_block_names_the_test_that_runs_it(block):
     assert block.mark, f"say above it what runs:\n{block.content}"
     assert re.fullmatch("|".join((ON_A_CORPUS, IN_A_SHELL, ON_A_MODEL, ELSEWHERE, NOT_RUN)), block.mark)
     assert block.language in ("bash", "python")

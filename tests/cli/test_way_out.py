@@ -1,4 +1,4 @@
-"""The way out: exported checkpoints in fairseq without --user-dir, in CTranslate2, and under torch's safe loading."""
+"""Exported checkpoints in fairseq without --user-dir, in CTranslate2, and under torch's safe loading."""
 
 import os
 import re

@@ -33,7 +33,7 @@ def found():
     return compare.comparison([made_run(name, seed) for name in SHIFTS for seed in range(1, 6)], "stock")
 
 
-def test_the_truth_about_made_runs(found):
+def test_verdicts_on_synthetic_runs_with_known_differences(found):
     [table] = found["tables"]
     verdicts = {row["arm"]: (row.get("difference") or {}).get("verdict") for row in table["rows"]}
     assert verdicts == {"stock": None, "good": "better", "bad": "worse", "same": "bounded null"}

@@ -1,4 +1,4 @@
-"""What the prose of README.md and of the studies quotes is the rounding of what the kept results say.
+"""Numbers in the prose of README.md and of the studies are rounded from the kept results.
 
 Checked is what follows "What came out" or "Results": every "a ± b", every "p 0.0xx", and in a paragraph that names ρ
 every other number of two decimals. A number must belong to an arm, or a measure of collapse, that its paragraph names,

@@ -175,7 +175,7 @@ def test_spearman_and_its_interval():
     assert statistics.spearman([1, 2, 3], [1, 2, 3]).low is None
 
 
-def test_a_correlation_of_arms_is_told_from_one_of_seeds():
+def test_correlation_between_arms_is_distinguished_from_correlation_within_arms():
     """Between the arms both rise, within each arm one falls as the other rises; an arm of one run tells nothing."""
     x = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30]
     y = [2, 1, 0, 12, 11, 10, 22, 21, 20, 30]

@@ -105,7 +105,7 @@ def test_the_table_is_what_the_kept_runs_say(repository):
         assert text.count(f"- {note}\n") == 1
 
 
-def test_what_is_missing_or_made_otherwise_is_named_and_does_not_count(repository):
+def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
     keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
     text = shown(repository)
     assert cells(text, "dagpam")[1] == "2"
@@ -168,7 +168,7 @@ def test_collapse_against_performance_has_every_counted_run_in_table_and_picture
     assert arms == {"stock": 3, "dagpam": 3, "wider": 2}
 
 
-def test_what_is_kept_by_layer_alone_stands_against_performance_with_its_last_layer(repository):
+def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
     page = repository / study.FOLDER / "made/README.md"
     page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")
     keep(repository, analysed=True)

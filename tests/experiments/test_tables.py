@@ -1,4 +1,4 @@
-"""Tables show what was run and say what was not."""
+"""Tables show the runs and mark those that are missing."""
 
 import json
 

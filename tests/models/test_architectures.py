@@ -1,4 +1,4 @@
-"""Every stock architecture has a twin with the same preset; registering twice is harmless."""
+"""Every stock architecture has a counterpart with the same preset; registering twice is harmless."""
 
 import dataclasses
 import importlib

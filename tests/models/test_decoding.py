@@ -69,7 +69,7 @@ def test_full_forward_is_step_by_step_with_left_padded_prefixes():
 
 @pytest.mark.parametrize("flags", [[], ["--gpam-lambda-source", "token"]], ids=" ".join)
 @pytest.mark.parametrize("task", TASKS)
-def test_reordered_beams_go_on_as_their_own_sentences_would(task, flags):
+def test_reordered_beams_continue_with_their_own_prefixes(task, flags):
     model = model_of(task, *flags)
     inputs = translation_input((5, 3, 7), (6, 6, 6)) if task == "translation" else {"src_tokens": sentences((6, 6, 6))}
     encoder_out, tokens = encoded(model, inputs)

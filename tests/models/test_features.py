@@ -1,4 +1,4 @@
-"""What fairseq's transformers can do besides: the mechanism stands it all."""
+"""Mechanisms work with the other features of fairseq's transformers."""
 
 import pytest
 import torch
@@ -164,7 +164,7 @@ def test_layerdrop_trains_and_installs_in_every_layer(task):
     assert torch.equal(logits(model, inputs), logits(model, inputs))
 
 
-def test_layers_to_keep_takes_each_layers_own_mechanism():
+def test_layers_to_keep_keeps_each_layers_own_mechanism():
     model = model_of("translation", "--encoder-layers", "3", "--decoder-layers", "3")
     config = model_config("translation", OURS["translation"], *BASE["translation"])
     config.encoder_layers_to_keep, config.decoder_layers_to_keep = "0,2", "0,2"
@@ -221,7 +221,7 @@ def test_half_precision_is_finite_and_near_fp32(task, backend, dtype):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_attention_hook_sees_signed_weights_of_every_layer_and_can_be_removed(task):
+def test_attention_hook_gets_signed_weights_of_every_layer_and_can_be_removed(task):
     model = model_of(task, "--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.5").eval()
     inputs = model_input(task)
     before = logits(model, inputs)

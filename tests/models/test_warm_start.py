@@ -84,10 +84,10 @@ def test_a_mechanism_without_a_neutral_setting_is_refused_with_the_reason(name):
     assert describe_neutral(REGISTRY[name]) == f"none: {reason}"
 
 
-def test_differential_v2_says_what_is_never_0():
+def test_differential_v2_refuses_a_warm_start_with_the_reason():
     flags = ["--gpam-warm-start", "--gpam-mechanism", "differential_v2"]
     with pytest.raises(
-        ValueError, match=r"'differential_v2': sigmoid\(X w\), the weight of its second map, is never 0"
+        ValueError, match=r"'differential_v2': sigmoid\(X w\), the weight of its second softmax, is never 0"
     ):
         build("language_modeling", OURS["language_modeling"], *flags)
 

@@ -377,7 +377,7 @@ def test_reordered_cache_goes_on_as_the_reordered_sentences_would():
     assert torch.allclose(torch.cat(rest), full[4:], atol=1e-5)
 
 
-def test_reordering_takes_the_padding_along():
+def test_reordering_beams_also_reorders_the_padding():
     module = attention("decoder", CHANNELS, HEADS).eval()
     query, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("left", BATCH, 6)
     state = {}
@@ -442,7 +442,7 @@ def test_finished_sentences_leave_a_shared_cache():
     assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_training_after_beam_search_sees_every_sentences_own_keys():
+def test_training_after_beam_search_uses_every_sentences_own_keys():
     """`set_beam_size` stays set; a batch that happens to be divisible by the beam must not share keys in training."""
     module = attention("cross", CHANNELS, HEADS)
     key = torch.randn(6, 4, CHANNELS)
@@ -505,7 +505,7 @@ def test_calls_that_have_no_meaning_are_refused():
         cross(query, None, None)
     beams = torch.randn(1, 2 * BATCH, CHANNELS)
     keys = torch.randn(5, BATCH, CHANNELS)
-    with pytest.raises(ValueError, match="attn_mask is not allowed where beams share their keys"):
+    with pytest.raises(ValueError, match="attn_mask is not allowed if beams share their keys"):
         cross(beams, keys, keys, attn_mask=torch.zeros(1, 5))
 
 

@@ -102,7 +102,7 @@ def test_a_broken_download_is_resumed(interpreter, tmp_path):
     assert "has sha256" in done.stderr
 
 
-def test_an_unknown_checksum_is_said_and_a_local_archive_is_taken(interpreter, tmp_path):
+def test_an_unknown_checksum_is_reported_and_a_local_archive_is_used(interpreter, tmp_path):
     (tmp_path / "made").mkdir()
     made = archives.iwslt14(tmp_path / "made")
     environment = {**os.environ, "PYTHON": str(interpreter), "IWSLT14_URL": "file:///nowhere/de-en.tgz"}

@@ -60,7 +60,7 @@ def test_tokenised_text_alone_is_detokenised_to_be_the_reference(published, tmp_
 
 def test_missing_and_changed_files_are_named(published, tmp_path):
     (published / "raw/train.en.gz").unlink()
-    with pytest.raises(ArchiveError, match=r"needs train, val and test_2016_flickr .* there are: .*train\.de"):
+    with pytest.raises(ArchiveError, match=r"needs train, val and test_2016_flickr .* found: .*train\.de"):
         prepare(published / "raw", tmp_path / "out")
     (published / "raw/train.de.gz").write_bytes(gzip.compress(b"changed"))
     with pytest.raises(downloads.DownloadError, match=r"train\.de\.gz has sha256 .*, expected"):

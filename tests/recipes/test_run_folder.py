@@ -92,7 +92,9 @@ with run_folder.exclusive(folder) as lock:
         assert time.monotonic() - begun > 0.5
     engine = (tmp_path / "lock").read_text().split()[0]
     waiting = capsys.readouterr().out
-    assert f"waiting for process {engine}, which still works here (update 25: loss 9.5, 1,234 tokens/s)" in waiting
+    assert (
+        f"waiting for process {engine}, which still uses this folder (update 25: loss 9.5, 1,234 tokens/s)" in waiting
+    )
     assert f"to stop it: kill {engine}" in waiting
 
 

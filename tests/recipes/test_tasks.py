@@ -54,7 +54,7 @@ def test_every_recipe_is_valid(name):
         ('"language_model"', '"translation"', "needs the keys 'source' and 'target'"),
         ('"words"', '"sentencepiece"', r"key 'data\.vocabulary' must be a whole number above 0"),
         ('"--lr 0.1"', '"--lr \'0.1"', "key 'train' cannot be split into words: No closing quotation"),
-        ("${MADE_URL}", "${MAID_URL}", r"'MAID_URL' in '.*made\.txt' is no key of data\.variables"),
+        ("${MADE_URL}", "${MAID_URL}", r"'MAID_URL' in '.*made\.txt' is not a key of data\.variables"),
         ('kind = "', "kind = ", "Invalid"),
     ],
 )

@@ -1,7 +1,7 @@
-"""A whole family of mechanisms: O = s·V + a·SDPA(Q, K, V) − b·SDPA(Q⁻, K⁻, V) − u·mean(V).
+"""The affine family of mechanisms: O = s·V + a·SDPA(Q, K, V) − b·SDPA(Q⁻, K⁻, V) − u·mean(V).
 
-Every member is one matrix P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U applied to V, where U is
-uniform over the keys that a row sees. Attention dropout acts on P itself, however P is computed.
+Every member applies one matrix P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U to V, where U is
+uniform over the keys visible to a row. Attention dropout acts on P itself, however P is computed.
 """
 
 from fairseq_gpam.attention.affine.choice import BACKENDS, affine_attention, choose, describe_choices

@@ -1,6 +1,6 @@
 """How a long sequence is divided into groups of heads and blocks of rows, and how one block is computed.
 
-Shapes: N = B·H counts the heads of all sentences, n those of a group, r the rows of a block, s the keys that it sees.
+Shapes: n heads in a group, r rows in a block, s keys visible to the block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fairseq_gpam.attention.masks import AttentionMask
 BLOCK_ROWS = 64
 BLOCK_WEIGHTS = 2**18
 
-# Powers of 2 take a third of the time of powers of e, so scores are multiplied by log₂ e.
+# exp2 takes a third of the time of exp, so scores are multiplied by log₂ e.
 LOG2_E = math.log2(math.e)
 # 2^−115 is negligible beside 1; numbers below 2^−126 are denormal and slow.
 LOWEST_EXPONENT = -115.0
@@ -29,7 +29,7 @@ SAFE_EXPONENT = 43.0
 
 @dataclass(frozen=True)
 class Group:
-    """The heads h0…h1 of the sentences b0…b1: all heads, or some of those of one sentence. `index` counts groups."""
+    """Heads h0…h1 of sentences b0…b1: all heads of several sentences, or some heads of one. `index` counts groups."""
 
     b0: int
     b1: int
@@ -42,7 +42,7 @@ class Group:
         return (self.b1 - self.b0) * (self.h1 - self.h0)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Returns these heads of B × H × …, the same memory."""
+        """Returns these heads of B × H × …, as a view."""
         return tensor[self.b0 : self.b1, self.h0 : self.h1]
 
 
@@ -50,7 +50,7 @@ class Group:
 class Block:
     """Queries r0…r1 of a group and the keys before `seen`; `index` counts the blocks of a group.
 
-    All blocks have equally many rows. Rows of the last block that lie after the last query are ignored.
+    All blocks have the same number of rows; rows beyond the last query are ignored.
     """
 
     r0: int
@@ -61,14 +61,14 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockBuffers:
-    """The memory of one block: `weights` n × branches × r × s holds scores, then E; `matrix` is n × r × s."""
+    """The memory of one block: `weights`, n × branches × r × s, for the scores and then E; `matrix`, n × r × s."""
 
     weights: Tensor
     matrix: Tensor
 
 
 class BlockPlan:
-    """Shapes, blocks, branch weights and buffers that the forward and the backward of one call share."""
+    """Shapes, blocks, branch weights and buffers for the forward or the backward pass of one call."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class BlockPlan:
         self.future: Tensor | None = None
 
     def _heads_at_once(self) -> int:
-        """Returns how many heads a group has: those of whole sentences, or a divisor of one sentence's."""
+        """Returns the number of heads in a group: those of whole sentences, or a divisor of one sentence's."""
         at_once = max(1, BLOCK_WEIGHTS // (self.rows * self.num_keys))
         if at_once >= self.heads:
             return min(at_once // self.heads, self.bsz) * self.heads
@@ -136,7 +136,7 @@ class BlockPlan:
         return self.block_buffers[key]
 
     def in_blocks(self, tensor: Tensor) -> Tensor:
-        """Returns … × T × D as … × blocks × rows × D, padded with zeros; without padding it shares the memory."""
+        """Returns … × T × D as … × blocks × rows × D, padded with zeros; a view if no padding is needed."""
         missing = self.num_blocks * self.rows - self.length
         if missing:
             tensor = F.pad(tensor, (0, 0, 0, missing))
@@ -154,13 +154,13 @@ class BlockPlan:
         out.copy_(joined.view(out.shape))
 
     def rows_of(self, tensor: Tensor, block: Block) -> Tensor:
-        """Returns the rows of a block of … × T × 1; a single row for all of them is returned unchanged."""
+        """Returns a block's rows of … × T × 1; a tensor with a single row is returned unchanged."""
         if tensor.size(-2) == 1:
             return tensor
         return F.pad(tensor[..., block.r0 : block.r1, :], (0, 0, 0, max(0, block.r1 - self.length)))
 
     def scores(self, queries: Tensor, keys: list[Tensor], block: Block, weights: Tensor) -> None:
-        """Writes the scores of each branch, as exponents of 2, over the weights."""
+        """Overwrites `weights` with the scores of each branch, as exponents of 2."""
         seen = [each[:, : block.seen].transpose(1, 2) for each in keys]
         unused = queries.new_empty(1, 1, 1)
         if len(seen) == 1:
@@ -171,14 +171,14 @@ class BlockPlan:
             torch.baddbmm(unused, query, each, beta=0, alpha=self.score_scale, out=out)
 
     def hiding(self, group: Group, block: Block, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the finite bias and where keys are visible (0 or 1) for the last keys that the block sees.
+        """Returns the finite bias and which keys are visible (0 or 1), possibly for only the last of the block's keys.
 
         Both are broadcastable to sentences × heads × branches × r × s.
         """
         if self.mask.is_empty:
             return None, None
         if self.mask.is_plainly_causal:
-            # Only the last rows × rows of the visible keys can lie in the future of some row.
+            # Only the last rows × rows square of the block can contain future keys.
             if self.future is None:
                 self.future = like.new_ones(self.rows, self.rows).tril_()
             width = block.seen - (self.num_keys - self.length + block.r0)
@@ -233,7 +233,7 @@ class BlockPlan:
         return blocks / sums
 
     def combined(self, group: Group, block: Block, buffers: BlockBuffers, sums: Tensor) -> Tensor:
-        """Returns the undropped P over c/l of the first branch: n × r × s, in `buffers.matrix` or E itself."""
+        """Returns P before dropout, divided by the first branch's c/l: n × r × s, in `buffers.matrix` or E itself."""
         weights = buffers.weights
         if self.ratio is None:
             return weights[:, 0]
@@ -242,7 +242,7 @@ class BlockPlan:
         return torch.addcmul(weights[:, 0], weights[:, 1], factor, out=buffers.matrix)
 
     def dropout_mask(self, group: Group, block: Block, like: Tensor) -> Tensor | None:
-        """Returns 0 or 1/(1 − p) for every weight, identical whenever a block of the same call asks again."""
+        """Returns 0 or 1/(1 − p) for every weight, the same in the forward and the backward pass of a call."""
         if self.dropout_p == 0:
             return None
         mask = self.buffer("dropout", *like.shape)

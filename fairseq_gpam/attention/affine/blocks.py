@@ -1,8 +1,8 @@
 """Long sequences on a CPU: blocks of rows whose weights the custom backward recomputes, with memory linear in T.
 
-The branches are summed before the product with V, so that one product serves both, and so does one product dO·Vᵀ in the
-backward. The masked half of a causal matrix is skipped. Every branch is held as E = 2^(scores · log₂ e). It is
-divided by its row sums l after the products, which are smaller: P = Σ (c/l)·E, where c is the weight of the branch.
+The branches are summed before the product with V, so that one product serves both, as does one product dO·Vᵀ in the
+backward. The masked half of a causal matrix is skipped. Every branch is stored as E = 2^(scores · log₂ e) and divided
+by its row sums l only after the products, which are smaller: P = Σ (c/l)·E, where c is the weight of the branch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fairseq_gpam.attention.masks import AttentionMask
 
 
 def block_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
-    """Returns the softmax branches' part of dropout(P) V, B × H × T × D; in fp32 inside for half precision.
+    """Returns the softmax branches' part of dropout(P) V, B × H × T × D; computed in fp32 for half precision.
 
     Differentiable once, in everything but the mask.
     """
@@ -48,9 +48,9 @@ def _branch_factors(branches: list[Branch], q: Tensor, dtype: torch.dtype) -> Te
 
 
 class ByBlocks(torch.autograd.Function):
-    """One group of heads after the other, and in it one block of rows after the other.
+    """Attention computed for one group of heads after another, and within it for one block of rows after another.
 
-    The backward recomputes the weights from the scores' row sums (and maxima, where exponentials need one).
+    The backward recomputes the weights, using the saved row sums (and row maxima, where overflow is possible).
     """
 
     @staticmethod
@@ -138,7 +138,7 @@ class ByBlocks(torch.autograd.Function):
                 own_row_sums = torch.sum(grad_scores, dim=-1, keepdim=True, out=row_sums[index]).div_(sums[index])
                 grad_scores.addcmul_(weights, own_row_sums, value=-1)
                 own_tensors = (grad_scores, weighted_queries[index], unscaled_grad_queries[index])
-                # Branches that share their keys are more rows of one product.
+                # Branches with the same keys are stacked as rows of one product.
                 stacked = [tuple(each.flatten(1, 2) for each in own_tensors)]
                 pairs = zip(*(each.unbind(1) for each in own_tensors), strict=True) if len(keys) > 1 else stacked
                 for (own, query, product), each, total in zip(pairs, keys, grad_keys, strict=True):
@@ -155,12 +155,12 @@ class ByBlocks(torch.autograd.Function):
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Returns an empty B × H × T × D that is contiguous as T × B × H × D, which the projections read without a copy."""
+    """Returns an empty B × H × T × D tensor, stored as T × B × H × D, which the projections read without a copy."""
     bsz, heads, length, width = shape
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
 
 
 def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: float, beta: int) -> None:
-    """Makes the first `seen` rows of `total` beta times themselves plus scale · leftᵀ @ right (n × s × D)."""
+    """Sets the first `seen` rows of `total` to beta · themselves + scale · leftᵀ @ right (n × s × D)."""
     part = total[:, :seen]
     torch.baddbmm(part, left.transpose(1, 2), right, beta=beta, alpha=scale, out=part)

@@ -52,7 +52,7 @@ class Call:
 
     @property
     def suits_kernel(self) -> bool:
-        """Returns whether one call of PyTorch's kernel is enough, without a T × S mask that holds the future."""
+        """Returns whether one call of PyTorch's kernel suffices without a T × S matrix for the causal mask."""
         q, v, mask = self.inputs.q, self.inputs.v, self.inputs.mask
         has_one_branch = self.terms.negative_q is None and q.size(-1) == v.size(-1)
         return has_one_branch and self.inputs.dropout_p == 0 and (mask.is_plainly_causal or not mask.causal)
@@ -60,7 +60,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Choice:
-    """One row of the table: the way to compute, its condition in words, and its condition in code."""
+    """One row of the table: an implementation, its condition in words, and its condition in code."""
 
     way: str
     when: str
@@ -94,7 +94,7 @@ CHOICES = (
 
 
 def choose(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> str:
-    """Returns how to compute: `naive`, `short`, `sdpa` or `blocks`."""
+    """Returns which implementation is used: `naive`, `short`, `sdpa` or `blocks`."""
     call = Call(inputs, terms, backend)
     return next(choice.way for choice in CHOICES if choice.applies(call))
 
@@ -105,9 +105,9 @@ def describe_choices() -> str:
 
 
 def with_nan_shown(output: Tensor, inputs: AttentionInput, terms: AffineTerms) -> Tensor:
-    """Returns the output with NaN in the rows of queries, and in the heads of keys and values, that are not finite.
+    """Returns the output with NaN in rows whose query, and in heads of which a key or value, is not finite.
 
-    A diverged run must be seen, but the kernels hide such queries and keys from some rows, or from all.
+    Otherwise the kernels would mask such queries and keys in some or all rows, and a diverged run would go unnoticed.
     """
     by_row, by_head = (-1,), (-2, -1)
     sources = ((terms.negative_q, by_row), (inputs.k, by_head), (terms.negative_k, by_head), (inputs.v, by_head))

@@ -1,4 +1,4 @@
-"""Short sequences without gradients (mostly decoding): the queries of both branches are rows of one product."""
+"""Short sequences without gradients (mostly decoding): the queries of both branches are stacked in one product."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class AffineTerms:
 
     Shapes: `positive` (a), `negative` (b), `uniform` (u) and `identity` (s) are numbers or broadcastable to
     B × H × T × 1; `negative_q` (Q⁻) B × H × T × D; `negative_k` (K⁻) B × H × S × D, the keys of the positive branch if
-    None; `sink` H, the logit of an additional key that every row sees and whose value is zero. U is uniform over the
-    keys that a row sees. The second branch exists if `negative_q` is given.
+    None; `sink` H, the logit of an additional key, visible to every row, whose value is zero. U is uniform over the
+    keys visible to a row. The second branch exists if `negative_q` is given.
     """
 
     positive: Coefficient = 1.0
