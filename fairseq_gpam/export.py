@@ -90,9 +90,6 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if any(isinstance(module, LayerFusion) for module in model.modules()):
         raise ExportError("--gpam-layer-fusion does not fold into a stock model, whose output is its last layer's")
-    for module in model.modules():
-        if isinstance(module, SkipWeight):
-            raise ExportError(f"--gpam-skip-weight {module.weight:g} does not fold into a stock model; only 1 does")
     folded = {name: tensor for name, tensor in weights.items() if ".mechanism." not in name}
     names = {module: name for name, module in model.named_modules()}
     for attention in attention_modules(model):
@@ -107,6 +104,9 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         name = names[attention] + ".out_proj.weight"
         folded[name] = folded[name].float() * factors.repeat_interleave(attention.head_dim)
+    for module in model.modules():
+        if isinstance(module, SkipWeight):
+            raise ExportError(f"--gpam-skip-weight {module.weight:g} does not fold into a stock model; only 1 does")
     return folded
 
 

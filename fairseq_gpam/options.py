@@ -80,8 +80,9 @@ GENERAL_OPTIONS = (
     Option(
         "skip_weight",
         float,
-        1.0,
-        "the weight of the skip connection around self-attention; 0 removes it (arXiv 2311.01906)",
+        None,
+        "the weight of the skip connection around self-attention; 0 removes it (arXiv 2311.01906); if absent, 0 around "
+        "shaped attention and 1 around any other, and 1 with --gpam-warm-start",
         check=lambda weight: weight >= 0,
         allowed="0 (no skip connection) or a number > 0",
     ),
@@ -212,11 +213,22 @@ def resolve(args: Any) -> Settings:
 
 
 def refuse_unread(settings: Settings, mechanisms: Iterable[AttentionMechanism]) -> None:
-    """Raises ValueError if a mechanism's option was changed and none of the model's mechanisms reads it.
+    """Raises ValueError if a flag was changed that nothing in the model reads.
 
-    A model is then not another one under the name of the one that was meant.
+    Such a flag is an option of a mechanism that the model does not have, or the mechanism of an attention that it does
+    not have, for example cross-attention in a language model. Ignored silently, it would leave another model than the
+    one that was meant.
     """
-    installed = {type(mechanism) for mechanism in mechanisms if mechanism.name in REGISTRY}
+    built = [mechanism for mechanism in mechanisms if mechanism.name in REGISTRY]
+    sites = [site for site in SITES if any(mechanism.site.name == site for mechanism in built)]
+    for site in SITES:
+        spec = settings[f"{site}_mechanism"]
+        if site not in sites and spec != settings["mechanism"]:
+            raise ValueError(
+                f"--gpam-{site}-mechanism {spec!r} is not allowed in a model without {site} attention; allowed here: "
+                + ", ".join(["--gpam-mechanism", *(f"--gpam-{name}-mechanism" for name in sites)])
+            )
+    installed = {type(mechanism) for mechanism in built}
     for option in all_options():
         value, readers = settings[option.name], users(option)
         if not readers or value in (option.default, *option.former_defaults):

@@ -39,7 +39,7 @@ PROMISED = {
     "--gpam-negative-source": "query",
     "--gpam-query-rank": None,
     "--gpam-layer-fusion": "none",
-    "--gpam-skip-weight": 1.0,
+    "--gpam-skip-weight": None,
     "--gpam-spectrum-penalty": 0.0,
     "--gpam-backend": "auto",
 }
@@ -330,9 +330,11 @@ def test_model_overrides_change_both_forms_of_settings():
         config = OmegaConf.create({}, flags={"allow_objects": True})
         with open_dict(config):
             config.model = model
-        overwrite_args_by_name(config, {"gpam_lambda_plus": 0.125, "gpam_cross_mechanism": "softmax"})
+        site = "cross" if task == "translation" else "decoder"
+        overrides = {"gpam_lambda_plus": 0.125, f"gpam_{site}_mechanism": "softmax*1,dagpam"}
+        overwrite_args_by_name(config, overrides)
         for mechanism in mechanisms(build_from(config.model)):
-            if mechanism.site.name == "cross":
+            if mechanism.site.name == site and mechanism.site.layer == 0:
                 assert mechanism.name == "softmax"
             else:
                 assert mechanism.lambda_plus().mean() == 0.125

@@ -85,7 +85,8 @@ IN_A_LANGUAGE_MODEL = [
     ("--gpam-mechanism attn_scale", "--gpam-lambda-plus-training", "fixed", "dagpam, scaled_softmax"),
     ("--gpam-mechanism gated:1,softmax:1", "--gpam-sink-start", "0.5", "sink"),
     ("--gpam-mechanism gated@0;softmax@1", "--gpam-sink-start", "0.5", "sink"),
-    ("--gpam-encoder-mechanism local", "--gpam-local-window", "3", "local"),
+    ("", "--gpam-encoder-mechanism", "local", "--gpam-mechanism, --gpam-decoder-mechanism"),
+    ("--gpam-mechanism dagpam", "--gpam-cross-mechanism", "softmax", "--gpam-mechanism, --gpam-decoder-mechanism"),
     (f"{WARM} --gpam-mechanism scaled_softmax", "--gpam-lambda-plus-training", "fixed", "trainable"),
     # fairseq's own flags
     ("--gpam-layer-fusion concat", "--decoder-layerdrop", "0.1", "0"),

@@ -197,6 +197,8 @@ class AttentionMechanism(nn.Module):
     # reason in `why_never_neutral`.
     neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
     why_never_neutral: ClassVar[str] = "it names no setting at which it is softmax attention"
+    # The weight of the skip connection around it in its source; --gpam-skip-weight overrides it.
+    default_skip_weight: ClassVar[float] = 1.0
     # Whether each layer passes data to the next, so that none may be skipped or run twice.
     needs_every_layer: bool = False
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
@@ -286,6 +288,8 @@ def describe_neutral(mechanism: type[AttentionMechanism]) -> str:
             words.append(options[name].flag)
             if value is not True:
                 words.append(f"{value:g}" if isinstance(value, float) else str(value))
+    if mechanism.default_skip_weight != 1:
+        words.append("--gpam-skip-weight 1")
     return " ".join(words) or "as it starts"
 
 

@@ -39,10 +39,11 @@ def own_key_visible(mask: AttentionMask, num_queries: int, num_keys: int, device
 class ShapedAttention(AffineMechanism):
     """Centred softmax self-attention plus a weighted identity; α = 0, β = 1, γ = 0 is softmax attention.
 
-    In bobby-he/simplified_transformers (arXiv 2311.01906) the identity replaces the skip connection around attention:
-    `--gpam-skip-weight 0`. By default fairseq's skip stays, and α = 1 adds the values to it; `--gpam-shaped-alpha 0`
-    starts without them. Not provided from that code: identity value and output projections (except the first layer's
-    values), a learned gain of the feed-forward branch, initially 0.1, and a query projection initialised at 0.
+    As in bobby-he/simplified_transformers (arXiv 2311.01906), the identity replaces the skip connection around
+    attention: a layer has none if all its heads are shaped. `--gpam-skip-weight 1` gives it one, and α = 1 adds the
+    values to it; `--gpam-shaped-alpha 0` starts without them. Not provided from that code: identity value and output
+    projections (except the first layer's values), a learned gain of the feed-forward branch, initially 0.1, and a
+    query projection initialised at 0.
     """
 
     name = "shaped"
@@ -50,6 +51,7 @@ class ShapedAttention(AffineMechanism):
     source = "Noci et al. 2023, arXiv 2306.17759; learned α, β, γ: arXiv 2311.01906"
     row_sum = "α+β−γ"
     cost = "1×, and a mean of the values"
+    default_skip_weight = 0.0
     neutral = (("shaped_alpha", 0.0), ("shaped_beta", 1.0), ("shaped_gamma", 0.0))
     sites = ("encoder", "decoder")
     options = (

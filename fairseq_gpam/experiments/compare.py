@@ -116,10 +116,7 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     """Compares run folders of a grid and writes all files into `out`."""
     from fairseq_gpam.experiments import comparison_report
 
-    arms: dict[str, set[str]] = {}
-    for one in chosen.runs():
-        arms.setdefault(title(one.settings.runs_of, one.rate), set()).add(one.arm)
-    planned = {group: len(own - {chosen.baseline}) for group, own in arms.items()}
+    planned = {title(*group): arms for group, arms in chosen.comparisons().items()}
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 

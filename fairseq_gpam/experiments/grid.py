@@ -174,6 +174,13 @@ class Grid:
             )
             yield Run(arm.name, rate, settings)
 
+    def comparisons(self) -> dict[tuple[str, str], int]:
+        """Returns how many arms are compared with the baseline, by the task of the runs and the learning rate."""
+        arms: dict[tuple[str, str], set[str]] = {}
+        for run in self.runs():
+            arms.setdefault((run.settings.runs_of, run.rate), set()).add(run.arm)
+        return {group: len(names - {self.baseline}) for group, names in arms.items()}
+
     def _jobs_of(self, run: Run) -> Iterator[Job]:
         this, folder = run.settings, str(run.settings.folder)
         common = [this.task.name, this.mechanism, str(this.seed), "--name", this.name, "--out", "."]

@@ -45,12 +45,16 @@ def differences(there: dict[str, Any], run: grid.Run) -> list[str]:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others."""
+    """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others.
+
+    `planned` is how many arms the grid compares with the baseline.
+    """
 
     title: str
     file: str
     kind: str
     by_arm: dict[str, list[dict[str, Any]]]
+    planned: int
     remarks: tuple[str, ...]
 
     @property
@@ -60,10 +64,11 @@ class Group:
 
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
-    planned: dict[tuple[str, str], list[grid.Run]] = {}
+    runs: dict[tuple[str, str], list[grid.Run]] = {}
     for run in chosen.runs():
-        planned.setdefault((run.settings.runs_of, run.rate), []).append(run)
-    for (task, rate), own in planned.items():
+        runs.setdefault((run.settings.runs_of, run.rate), []).append(run)
+    planned = chosen.comparisons()
+    for (task, rate), own in runs.items():
         there = {(one["name"], one["seed"]): one for one in kept.runs_of(task, repository)}
         own.sort(key=lambda run: run.arm != chosen.baseline)
         by_arm: dict[str, list[dict[str, Any]]] = {}
@@ -89,7 +94,7 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         title = compare.title(task, rate)
         file = task + (f"{grid.LR_SUFFIX}{rate}" if rate else "")
-        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, tuple(remarks))
+        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, planned[task, rate], tuple(remarks))
 
 
 def _list(seeds: Sequence[int]) -> str:
@@ -133,8 +138,8 @@ def section(
         for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
                 continue
-            delta, planned = compare.DELTAS[quantity.unit], len(group.by_arm.keys() - {chosen.baseline})
-            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, planned)
+            delta = compare.DELTAS[quantity.unit]
+            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, group.planned)
             if table is None:
                 what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
                 parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")

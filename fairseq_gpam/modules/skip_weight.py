@@ -35,18 +35,22 @@ class SkipWeight(nn.Module):
         return f"{self.weight:g} at self-attention"
 
 
-def install_skip_weight(model: nn.Module, weight: float, warm_start: bool) -> None:
+def install_skip_weight(model: nn.Module, weight: float | None, warm_start: bool) -> None:
     """Scales the skip connections around all self-attentions of a model by `weight`; 1 changes nothing.
 
-    Raises ValueError with a warm start, because any other weight changes the stock model's output.
+    None stands for each mechanism's default, and for 1 with a warm start. Raises ValueError for any other weight with a
+    warm start, because it changes the stock model's output.
     """
-    if weight == 1:
-        return
     if warm_start:
-        raise ValueError(
-            f"--gpam-skip-weight {weight:g} is not allowed with --gpam-warm-start: it changes the stock model's "
-            "output; allowed: 1"
-        )
-    for stack in (getattr(model, name, None) for name in ("encoder", "decoder")):
-        for layer in [] if stack is None else transformer_layers(stack):
-            layer.skip_weight = SkipWeight(layer, weight)
+        if weight not in (None, 1):
+            raise ValueError(
+                f"--gpam-skip-weight {weight:g} is not allowed with --gpam-warm-start: it changes the stock model's "
+                "output; allowed: 1"
+            )
+        return
+    stacks = (getattr(model, name, None) for name in ("encoder", "decoder"))
+    layers: list[Any] = [layer for stack in stacks if stack is not None for layer in transformer_layers(stack)]
+    for layer in layers:
+        own = layer.self_attn.mechanism.default_skip_weight if weight is None else weight
+        if own != 1:
+            layer.skip_weight = SkipWeight(layer, own)

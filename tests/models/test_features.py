@@ -97,7 +97,7 @@ COMBINATIONS = [
     ["--gpam-lambda-scope", "model", "--gpam-negative-projection", "shared", "--gpam-negative-bias"],
     ["--gpam-lambda-scope", "layer", "--gpam-lambda-tied", "--gpam-lambda-max", "1"],
     ["--gpam-negative-init", "zero", *NEUTRAL],
-    ["--gpam-negative-init", "minus-identity", "--gpam-encoder-mechanism", "softmax"],
+    ["--gpam-negative-init", "minus-identity", "--gpam-decoder-mechanism", "softmax*1,dagpam"],
     ["--checkpoint-activations"],
 ]
 

@@ -76,10 +76,24 @@ def test_a_layer_is_the_block_written_by_hand(mechanism, norm, weight):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_skipless_model_learns_and_decodes_step_by_step(task):
-    flags = ["--gpam-mechanism", "shaped", "--gpam-cross-mechanism", "softmax"]
+    flags = ["--gpam-mechanism", "shaped", *(["--gpam-cross-mechanism", "softmax"] if task == "translation" else [])]
     first, last = train(model := build(task, OURS[task], "--gpam-skip-weight", "0", *flags, words=12), task)
     assert last < 0.8 * first
     check_stepwise(model, task)
+
+
+def test_a_layer_of_shaped_attention_has_no_skip_connection_unless_the_flag_or_a_warm_start_gives_it_one():
+    def weights(*flags):
+        model = build("translation", OURS["translation"], "--gpam-cross-mechanism", "softmax", *flags)
+        layers = [*model.encoder.layers, *model.decoder.layers]
+        return [layer.skip_weight.weight if hasattr(layer, "skip_weight") else 1 for layer in layers]
+
+    shaped = ["--gpam-mechanism", "shaped"]
+    assert weights(*shaped) == [0, 0, 0, 0]
+    assert weights(*shaped, "--gpam-skip-weight", "1") == weights(*shaped, "--gpam-warm-start") == [1, 1, 1, 1]
+    assert weights(*shaped, "--gpam-skip-weight", "0.5") == [0.5, 0.5, 0.5, 0.5]
+    assert weights("--gpam-mechanism", "shaped@0;softmax@1") == [0, 1, 0, 1]
+    assert weights("--gpam-mechanism", "shaped:1,softmax:1") == weights("--gpam-mechanism", "dagpam") == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("task", TASKS)
