@@ -20,6 +20,7 @@ import numpy as np
 
 from fairseq_gpam.experiments import finished, kept, statistics
 from fairseq_gpam.experiments.grid import LR_SUFFIX, Grid
+from fairseq_gpam.recipes import run_folder
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 
@@ -300,7 +301,7 @@ def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str
     from fairseq_gpam.recipes import score
 
     def at_hand(one: dict[str, Any]) -> bool:
-        return "folder" in one and (Path(one["folder"]) / "hypotheses.txt").exists()
+        return "folder" in one and (Path(one["folder"]) / run_folder.HYPOTHESES).exists()
 
     base = {one["seed"]: one["folder"] for one in by_arm.get(baseline, ()) if at_hand(one)}
     found = []

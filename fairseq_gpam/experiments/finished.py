@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.recipes import logs, recorded
+from fairseq_gpam.recipes import logs, recorded, run_folder
 
 COLLAPSE = (
     *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
     if "train" not in run:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     run["task"] = folder.resolve().parents[1].name
-    log, analysis = folder / "train.log", folder / "analysis/results.json"
+    log, analysis = folder / run_folder.TRAIN_LOG, folder / "analysis/results.json"
     lambdas = lambda_history(log.read_text(encoding="utf-8")) if log.exists() else {}
     if lambdas:
         run["lambdas"] = lambdas

@@ -188,7 +188,7 @@ class Grid:
         steps = [("train", [*common, "--", *this.extra] if this.extra else common)]
         steps += [("generate", common), ("score", [folder])] if this.task.is_translation else [("eval-lm", common)]
         if self.analyze:
-            best, data_bin = f"{folder}/checkpoints/{this.checkpoint}", str(this.task.data_bin(this.out))
+            best, data_bin = str(this.checkpoints / this.checkpoint), str(this.task.data_bin(this.out))
             steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", this.name])]
         priority = len(self.seeds) - self.seeds.index(this.seed)
         previous = f"prepared/{this.task.data.name}.done"

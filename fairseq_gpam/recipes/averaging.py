@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fairseq_gpam.recipes.checkpoints import CheckpointError, load
+from fairseq_gpam.recipes.run_folder import CHECKPOINTS
 
 BY_UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 BY_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    folder = arguments.run / "checkpoints"
+    folder = arguments.run / CHECKPOINTS
     output = folder / arguments.output
     try:
         if not folder.is_dir():

@@ -25,6 +25,8 @@ from fairseq_gpam.recipes.engine_process import EngineFailure, GenerationProgres
 from fairseq_gpam.recipes.environment import environment
 
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
+CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt"
+"""Names in a run's folder."""
 REPORT_EVERY = 30.0
 """Seconds between two messages about the process that holds a lock."""
 
@@ -200,7 +202,7 @@ def train(run: Run, command: Sequence[str]) -> None:
     rank = launcher_rank()
     given = last_flag(command, "--max-update")
     max_update = int(given) if given else None
-    checkpoints, log = run.folder / "checkpoints", run.folder / "train.log"
+    checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG
     if rank > 0:
         with writing(run.folder):
             if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
@@ -273,7 +275,7 @@ def generate(run: Run, command: Sequence[str]) -> None:
         execute(command, log, lock, output=output, report=GenerationProgress(run.label))
         text = output.read_text(encoding="utf-8")
         hypotheses = logs.parse_hypotheses(text)
-        recorded.write_atomically(run.folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
+        recorded.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
         measured = logs.parse_generation_log(log.read_text(encoding="utf-8") + text)
         run.record("generate", command, measured)
         run.say(f"{measured['sentences']:,} sentences translated")

@@ -18,7 +18,7 @@ from typing import Any
 
 from fairseq_gpam.recipes import recorded, stages
 from fairseq_gpam.recipes.logs import CountMismatchError
-from fairseq_gpam.recipes.run_folder import RunError
+from fairseq_gpam.recipes.run_folder import HYPOTHESES, RunError
 from fairseq_gpam.recipes.subwords import MosesDetokenize, split_compounds, write_lines
 from fairseq_gpam.recipes.subwords import read_lines as iterate_lines
 
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         if len(arguments.runs) > 2:
             raise RunError("expected one or two run folders; see --help")
         for folder in arguments.runs:
-            if not (folder / "hypotheses.txt").is_file():
-                raise RunError(f"no {folder}/hypotheses.txt; first run scripts/generate.sh")
+            if not (folder / HYPOTHESES).is_file():
+                raise RunError(f"no {folder / HYPOTHESES}; first run scripts/generate.sh")
         test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
         if len(arguments.runs) == 1:
             print(*score_lines(score(arguments.runs[0], test)), sep="\n")
@@ -127,7 +127,7 @@ class References:
 
         Raises `CountMismatchError` if their number differs from that of the references.
         """
-        hypotheses = read_lines(folder / "hypotheses.txt")
+        hypotheses = read_lines(folder / HYPOTHESES)
         check_counts(hypotheses, read_lines(self.raw), folder)
         return list(map(MosesDetokenize(self.detokenize), hypotheses)) if self.detokenize else hypotheses
 
@@ -139,7 +139,7 @@ def score(folder: Path, test: References) -> dict[str, Any]:
     if test.detokenize:
         write_lines(folder / "hypotheses.detok.txt", plain)
     if test.tokenized:
-        hypotheses, references = read_lines(folder / "hypotheses.txt"), read_lines(test.tokenized)
+        hypotheses, references = read_lines(folder / HYPOTHESES), read_lines(test.tokenized)
         scores |= tokenized_scores(hypotheses, references, test.compounds)
     recorded.update(folder, {"score": scores})
     return scores

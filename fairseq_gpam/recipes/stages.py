@@ -49,6 +49,10 @@ class Settings:
         return self.out / "runs" / self.runs_of / self.name / str(self.seed)
 
     @property
+    def checkpoints(self) -> Path:
+        return self.folder / run_folder.CHECKPOINTS
+
+    @property
     def run(self) -> Run:
         return Run(self.folder, self.task.name, self.name, self.seed, tasks.REPOSITORY)
 
@@ -104,7 +108,7 @@ def train_command(this: Settings) -> list[str]:
     return [
         *("fairseq-train", str(task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
         *("--task", "translation" if task.is_translation else "language_modeling", *languages(task)),
-        *("--save-dir", str(this.folder / "checkpoints"), "--seed", str(this.seed), *model, *task.train),
+        *("--save-dir", str(this.checkpoints), "--seed", str(this.seed), *model, *task.train),
         *(task.full_budget if this.full else task.budget),
         *(*TRAINING_FLAGS, *saving, *this.extra),
     ]
@@ -124,7 +128,7 @@ def evaluation_command(this: Settings) -> list[str]:
             flags += ["--tokens-per-sample", length]
     return [
         *(program, str(this.task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
-        *("--path", str(this.folder / "checkpoints" / this.checkpoint), "--gen-subset", "test"),
+        *("--path", str(this.checkpoints / this.checkpoint), "--gen-subset", "test"),
         *(*flags, *EVALUATION_FLAGS, *this.extra),
     ]
 
