@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,18 @@ class Case:
     def name(self) -> str:
         dropout = f", attention dropout {self.dropout:g}" if self.dropout else ""
         return f"{self.level} {self.shape} {self.kind}, {self.mode}{dropout}"
+
+
+@contextmanager
+def creating(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context, new tensors and modules are created on `device` in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _backward(output: Tensor) -> None:
@@ -226,7 +239,8 @@ def _model(architecture: str, candidate: Candidate | None, **flags: Any) -> Any:
         args = candidate.settings(**flags)
     ARCH_CONFIG_REGISTRY[architecture](args)
     torch.manual_seed(1)
-    return ARCH_MODEL_REGISTRY[architecture].build_model(args, task)
+    # Sinusoidal position embeddings are made in fp32 whatever the default is; fairseq's --fp16 casts the model, too.
+    return ARCH_MODEL_REGISTRY[architecture].build_model(args, task).to(torch.get_default_dtype())
 
 
 def _language_model(candidate: Candidate | None) -> Any:

@@ -5,6 +5,9 @@ package is faster than stock. Levels: core (attention without projections), laye
 optimiser, and inference), decoding (one layer, its cache reordered), generation (beam search), memory and scaling (the
 core from 32 to 8192 tokens, one sentence, 2 heads of 64), and growth (a decoding step after 64 to 4096 tokens, compared
 with the same mechanism's step after 64 instead of with stock).
+
+`--device cuda` measures all levels on a GPU, `--dtype bfloat16` or `float16` in half precision. Memory is then what
+PyTorch allocates on the GPU.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ import torch
 from fairseq_gpam.attention import REGISTRY, matmul
 from fairseq_gpam.attention.affine import BACKENDS
 from fairseq_gpam.benchmark import memory
-from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair
+from fairseq_gpam.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair, creating
 from fairseq_gpam.benchmark.growth import measure_growth
 from fairseq_gpam.benchmark.timing import paired
 from fairseq_gpam.recipes.environment import environment
 
 ALL_LEVELS = (*LEVELS, "memory", "scaling", "growth")
+DTYPES = ("float32", "bfloat16", "float16")
 SCALING_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -42,6 +46,13 @@ def _list_of(allowed: tuple[str, ...]) -> Any:
     return parse
 
 
+def _device(name: str) -> str:
+    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if name not in allowed:
+        raise argparse.ArgumentTypeError(f"{name!r} is not available; available: {', '.join(allowed)}")
+    return name
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     mechanisms = tuple(sorted(REGISTRY))
     for flag, allowed, default in (
@@ -54,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=_list_of(allowed), default=default, metavar="NAMES", help=words)
     parser.add_argument("--pairs", type=int, default=15, help="counted pairs of each comparison (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="data type of models and inputs (default: float32)"
+    )
     parser.add_argument(
         "--without-onednn", action="store_true", help="leave every matrix product to PyTorch's own library (MKL)"
     )
@@ -66,30 +81,33 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)
     results: dict[str, Any] = {
-        "machine": machine(arguments.threads),
+        "machine": machine(arguments.threads, arguments.device, arguments.dtype),
         "ratios": [],
         "memory": [],
         "scaling": [],
         "growth": [],
     }
     candidates = [Candidate(m, b) for m in arguments.mechanisms for b in arguments.backends]
+    dtype = getattr(torch, arguments.dtype)
     print(json.dumps(results["machine"]))
     print(f"{'comparison':66} {'ratio':>6}  quartiles      stock", flush=True)
     for case in all_cases(arguments.shapes, arguments.levels):
         for candidate in candidates:
             torch.manual_seed(1)
-            ratio = paired(*case.build(candidate), arguments.pairs)
+            with creating(arguments.device, dtype):
+                steps = case.build(candidate)
+            ratio = paired(*steps, arguments.pairs)
             name = f"{candidate.mechanism}:{candidate.backend} {case.name}"
             quartiles = f"{ratio.lower:.3f}–{ratio.upper:.3f}"
             print(f"{name:66} {ratio.median:6.3f}  {quartiles}  {ratio.stock_seconds * 1e3:8.1f} ms", flush=True)
             fields = {name: getattr(case, name) for name in ("level", "shape", "kind", "mode", "dropout")}
             results["ratios"].append({**vars(candidate), **fields, **ratio.as_dict()})
     if "memory" in arguments.levels:
-        results["memory"] = measure_memory(candidates)
+        results["memory"] = measure_memory(candidates, arguments.device, arguments.dtype)
     if "scaling" in arguments.levels:
-        results["scaling"] = measure_scaling(candidates, arguments.pairs)
+        results["scaling"] = measure_scaling(candidates, arguments.pairs, arguments.device, dtype)
     if "growth" in arguments.levels:
-        results["growth"] = measure_growth(arguments.pairs)
+        results["growth"] = measure_growth(arguments.pairs, arguments.device, dtype)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"written: {arguments.json}")
@@ -101,14 +119,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """Returns the conditions of a measurement: processor, threads, versions, commit and time."""
+def machine(threads: int, device: str, dtype: str) -> dict[str, Any]:
+    """Returns the conditions of a measurement: processor, threads, device, data type, versions, commit and time."""
     facts = environment(Path(__file__).parent)
     return {
         "processor": facts["machine"]["cpu"],
         "threads": threads,
         "linear_maps_by": matmul.library(),
-        "device": (facts["machine"]["accelerators"] or ["cpu"])[0],
+        "device": facts["machine"]["accelerators"][0] if device == "cuda" else device,
+        "dtype": dtype,
         "commit": facts["commit"],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts["versions"],
@@ -120,7 +139,7 @@ def exponent(lengths: list[int], amounts: list[float]) -> float:
     return float(np.polyfit(np.log(lengths), np.log(amounts), 1)[0])
 
 
-def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
+def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list[dict[str, Any]]:
     """Prints and returns the core's peak memory at each length, without and with attention dropout."""
     title = "peak memory of the core in training, MiB, masks included"
     print(f"\n{title:64}" + "".join(f"{n:>8}" for n in memory.LENGTHS) + "  exponent", flush=True)
@@ -130,7 +149,7 @@ def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
             # Stock with dropout, and the reference, allocate T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
-            found = [memory.measure(what, length, dropout)["mebibytes"] for length in lengths]
+            found = [memory.measure(what, length, dropout, device, dtype)["mebibytes"] for length in lengths]
             slope = exponent(lengths[1:], [max(amount, 0.1) for amount in found[1:]])
             label = f"{what}, attention dropout {dropout:g}"
             print(f"{label:64}" + "".join(f"{amount:8.0f}" for amount in found) + f"  {slope:.2f}", flush=True)
@@ -138,14 +157,15 @@ def measure_memory(candidates: list[Candidate]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_scaling(candidates: list[Candidate], pairs: int) -> list[dict[str, Any]]:
+def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Prints and returns the core's training time at each length, ours and stock's, with the fitted exponents."""
     rows = []
     for candidate in candidates:
         print(f"\nscaling of the core, {candidate.mechanism}:{candidate.backend}, milliseconds (stock, ours, ratio)")
         stock_times, our_times, ratios = [], [], []
         for length in SCALING_LENGTHS:
-            stock, ours = core_pair(candidate, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
+            with creating(device, dtype):
+                stock, ours = core_pair(candidate, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
             ratio = paired(stock, ours, pairs if length <= 2048 else max(3, pairs // 5), warmup=1)
             stock_times.append(ratio.stock_seconds)
             our_times.append(ratio.our_seconds)

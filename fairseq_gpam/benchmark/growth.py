@@ -11,6 +11,7 @@ from torch import nn
 
 from fairseq_gpam import options
 from fairseq_gpam.attention import FUTURE, Site, build_mechanism
+from fairseq_gpam.benchmark.cases import creating
 from fairseq_gpam.benchmark.timing import Step, paired
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
@@ -46,18 +47,20 @@ def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
     return step, sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
-def measure_growth(pairs: int) -> list[dict[str, Any]]:
+def measure_growth(pairs: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Prints and returns, for each mechanism, step times relative to the shortest length, and cache sizes in bytes.
 
-    Times are CPU times, which depend less on other processes than wall-clock times do.
+    On the CPU, times are processor times, which depend less on other processes than wall-clock times do.
     """
-    print("\na decoding step after … tokens: processor time relative to the first, KiB kept", flush=True)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    print("\na decoding step after … tokens: time relative to the first, KiB kept", flush=True)
     rows = []
     for spec in SPECS:
         torch.manual_seed(1)
-        layers = attentions(spec)
-        steps = [step_after(layers, length) for length in LENGTHS]
-        ratios = [paired(steps[0][0], step, pairs, clock=time.process_time).as_dict() for step, _ in steps[1:]]
+        with creating(device, dtype):
+            layers = attentions(spec)
+            steps = [step_after(layers, length) for length in LENGTHS]
+        ratios = [paired(steps[0][0], step, pairs, clock=clock).as_dict() for step, _ in steps[1:]]
         rows.append({"spec": spec, "lengths": list(LENGTHS), "bytes": [size for _, size in steps], "ratios": ratios})
         times = "".join(f"{ratio['median']:8.2f}" for ratio in ratios)
         print(f"{spec:20}{times}   " + "".join(f"{size / 1024:9.0f}" for _, size in steps), flush=True)

@@ -56,6 +56,40 @@ def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
     assert f"written: {file}" in capsys.readouterr().out
 
 
+def test_in_half_precision_models_and_inputs_have_that_dtype(tiny, tmp_path):
+    file = tmp_path / "benchmark.json"
+    words = ["--pairs", "2", "--shapes", "iwslt,lm512", "--levels", "core,layer,decoding,model,generation"]
+    assert cli.run(parsed(*words, "--dtype", "bfloat16", "--json", str(file))) == 0
+    measured = json.loads(file.read_text())
+    assert measured["machine"]["dtype"] == "bfloat16"
+    assert measured["machine"]["device"] == "cpu"
+    assert torch.get_default_dtype() == torch.float32
+    with cases.creating("cpu", torch.bfloat16):
+        model = cases._model("transformer_iwslt_de_en", Candidate("dagpam", "auto"), share_all_embeddings=True)
+        tensors = [*model.parameters(), *model.buffers(), torch.randn(1)]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_missing_gpu_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--device", "cuda")
+    assert "argument --device: 'cuda' is not available; available: cpu" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", cli.DTYPES)
+def test_on_a_gpu_every_level_is_measured_there(tiny, dtype, tmp_path):
+    file = tmp_path / "benchmark.json"
+    words = ["--pairs", "2", "--shapes", "iwslt,lm512", "--mechanisms", "softmax,dagpam", "--dtype", dtype]
+    assert cli.run(parsed(*words, "--device", "cuda", "--json", str(file))) == 0
+    results = json.loads(file.read_text())
+    assert results["machine"]["device"] == torch.cuda.get_device_name(0)
+    assert {row["level"] for row in results["ratios"]} == set(cases.LEVELS)
+    assert all(value > 0 for row in results["memory"] for value in row["mebibytes"])
+
+
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 def test_without_onednn_it_computes_no_product(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
