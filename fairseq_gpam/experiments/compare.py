@@ -117,7 +117,7 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     """Compares run folders of a grid and writes all files into `out`."""
     from fairseq_gpam.experiments import comparison_report
 
-    planned = {title(*group): arms for group, arms in chosen.comparisons().items()}
+    planned = {title(*group): len(arms) - 1 for group, arms in chosen.groups().items()}
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 

@@ -174,12 +174,12 @@ class Grid:
             )
             yield Run(arm.name, rate, settings)
 
-    def comparisons(self) -> dict[tuple[str, str], int]:
-        """Returns how many arms are compared with the baseline, by the task of the runs and the learning rate."""
-        arms: dict[tuple[str, str], set[str]] = {}
+    def groups(self) -> dict[tuple[str, str], dict[str, list[Run]]]:
+        """Returns the runs that are compared with each other, by the task of the runs and the learning rate, by arm."""
+        found: dict[tuple[str, str], dict[str, list[Run]]] = {}
         for run in self.runs():
-            arms.setdefault((run.settings.runs_of, run.rate), set()).add(run.arm)
-        return {group: len(names - {self.baseline}) for group, names in arms.items()}
+            found.setdefault((run.settings.runs_of, run.rate), {}).setdefault(run.arm, []).append(run)
+        return found
 
     def _jobs_of(self, run: Run) -> Iterator[Job]:
         this, folder = run.settings, str(run.settings.folder)

@@ -45,16 +45,12 @@ def differences(there: dict[str, Any], run: grid.Run) -> list[str]:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others.
-
-    `planned` is how many arms the grid compares with the baseline.
-    """
+    """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others."""
 
     title: str
     file: str
     kind: str
     by_arm: dict[str, list[dict[str, Any]]]
-    planned: int
     remarks: tuple[str, ...]
 
     @property
@@ -64,28 +60,27 @@ class Group:
 
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
-    runs: dict[tuple[str, str], list[grid.Run]] = {}
-    for run in chosen.runs():
-        runs.setdefault((run.settings.runs_of, run.rate), []).append(run)
-    planned = chosen.comparisons()
-    for (task, rate), own in runs.items():
+    for (task, rate), arms in chosen.groups().items():
         there = {(one["name"], one["seed"]): one for one in kept.runs_of(task, repository)}
-        own.sort(key=lambda run: run.arm != chosen.baseline)
         by_arm: dict[str, list[dict[str, Any]]] = {}
-        missing: dict[str, list[int]] = {}
-        others = []
-        for run in own:
-            counted = by_arm.setdefault(run.arm, [])
-            found = there.get((run.settings.name, run.settings.seed))
-            if found is None:
-                missing.setdefault(run.arm, []).append(run.settings.seed)
-            elif phrases := differences(found, run):
-                others.append(f"{run.arm} seed {run.settings.seed}: {'; '.join(phrases)}")
-            else:
-                counted.append(found)
+        wholly, partly, others = [], [], []
+        for arm in sorted(arms, key=lambda arm: arm != chosen.baseline):
+            counted = by_arm[arm] = []
+            missing = []
+            for run in arms[arm]:
+                seed = run.settings.seed
+                found = there.get((run.settings.name, seed))
+                if found is None:
+                    missing.append(seed)
+                elif phrases := differences(found, run):
+                    others.append(f"{arm} seed {seed}: {'; '.join(phrases)}")
+                else:
+                    counted.append(found)
+            if len(missing) == len(chosen.seeds):
+                wholly.append(arm)
+            elif missing:
+                partly.append(f"{arm} seeds {_list(missing)}")
         remarks = []
-        wholly = [arm for arm in by_arm if len(missing.get(arm, ())) == len(chosen.seeds)]
-        partly = [f"{arm} seeds {_list(missing[arm])}" for arm in by_arm if arm in missing and arm not in wholly]
         if wholly:
             remarks.append(f"Not run with any seed of {_list(chosen.seeds)}: {', '.join(wholly)}.")
         if partly:
@@ -94,7 +89,7 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         title = compare.title(task, rate)
         file = task + (f"{grid.LR_SUFFIX}{rate}" if rate else "")
-        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, planned[task, rate], tuple(remarks))
+        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, tuple(remarks))
 
 
 def _list(seeds: Sequence[int]) -> str:
@@ -139,7 +134,8 @@ def section(
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
                 continue
             delta = compare.DELTAS[quantity.unit]
-            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, group.planned)
+            planned = len(group.by_arm) - 1
+            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, planned)
             if table is None:
                 what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
                 parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
