@@ -106,7 +106,6 @@ class Contract:
     needs_positions = False  # queries are positions among the keys: self-attention only
     mixes_queries = False
     knows_heads = True  # a bias for each head is allowed
-    has_weights = True
     only_padding = False  # no mask that is a matrix, and none of the future
     model_options = {}  # noqa: RUF012
 
@@ -132,7 +131,7 @@ class Contract:
         return bool(self.name) and REGISTRY[self.name].sites == ("decoder",)
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
-        """Output B × H × T × D and weights B × H × T × S, or None, in plain float64."""
+        """Output B × H × T × D and weights B × H × T × S in plain float64."""
         raise NotImplementedError
 
     def build(self, variant, site=None, dtype=torch.float64, layer=1):
@@ -172,8 +171,7 @@ class Contract:
             output, weights = self.call(mechanism, q, k, v, mask, x, 0.0, True)
             expected, expected_weights = self.reference(mechanism, q, k, v, x, bias, visible)
             torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-10)
-            if self.has_weights:
-                torch.testing.assert_close(weights, expected_weights, rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close(weights, expected_weights, rtol=1e-9, atol=1e-10)
             without, nothing = self.call(mechanism, q, k, v, mask, x)
             assert nothing is None
             torch.testing.assert_close(without, expected, rtol=1e-9, atol=1e-10)
@@ -187,8 +185,9 @@ class Contract:
                     other = torch.zeros_like(place) if other is None else other
                     torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)
 
+    @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
     @pytest.mark.parametrize("kind_of_check", ["causal, left", "bias, hiding, right"])
-    def test_gradcheck(self, variant, kind_of_check):
+    def test_gradcheck(self, variant, kind_of_check, dropout_p):
         if self.is_causal() and "causal" not in kind_of_check:
             pytest.skip("causal only")
         if self.only_padding:
@@ -199,7 +198,8 @@ class Contract:
         x = torch.randn(1, LENGTH, self.heads * WIDTH, dtype=torch.float64, requires_grad=True)
 
         def output(q, k, v, x, *_):
-            return self.call(mechanism, q, k, v, mask, x)[0]
+            torch.manual_seed(0)
+            return self.call(mechanism, q, k, v, mask, x, dropout_p)[0]
 
         assert torch.autograd.gradcheck(output, (q, k, v, x, *mechanism.parameters()), fast_mode=True)
 
@@ -254,15 +254,18 @@ class Contract:
 
         assert future_gradients(call, heads=self.heads) == 0
 
-    def test_half_precision(self, variant):
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+    def test_half_precision(self, variant, dtype, tolerance):
         mechanism = self.build(variant)
         q, k, v, x = self.inputs(LENGTH)
         mask, _, _ = masks("left" if self.only_padding else "causal, left", LENGTH)
-        expected = self.call(mechanism, q, k, v, mask, x)[0]
-        halves = (tensor.detach().bfloat16() for tensor in (q, k, v))
-        output, weights = self.call(mechanism.bfloat16(), *halves, mask, x.detach().bfloat16(), 0.0, True)
-        assert output.dtype == torch.bfloat16 and weights.dtype == torch.bfloat16
-        torch.testing.assert_close(output.double(), expected, rtol=0.1, atol=0.1)
+        expected, expected_weights = self.call(mechanism, q, k, v, mask, x, 0.0, True)
+        q, k, v, x = (tensor.to(dtype) for tensor in (q, k, v, x))
+        output, weights = self.call(mechanism.to(dtype), q, k, v, mask, x, 0.0, True)
+        without, _ = self.call(mechanism, q, k, v, mask, x)
+        for found, exact in ((output, expected), (without, expected), (weights, expected_weights)):
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
 
     @pytest.mark.parametrize("left", [False, True])
     def test_decoding_step_by_step_is_the_full_forward(self, variant, left):
