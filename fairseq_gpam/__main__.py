@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": ("fairseq_gpam.benchmark.cli", "compare time and memory with the unmodified fairseq"),
     "export": ("fairseq_gpam.export", "turn a checkpoint into one of fairseq's own model, where that is exact"),
     "analyze": ("fairseq_gpam.analysis.cli", "measure and draw attention in checkpoints: collapse, gradients, maps"),
-    "quickstart": ("fairseq_gpam.recipes.quickstart", "from nothing to a table: stock softmax attention and daGPAM"),
+    "quickstart": ("fairseq_gpam.experiments.quickstart", "from nothing to a table: stock attention and daGPAM"),
     "prepare": ("fairseq_gpam.recipes.prepare", "fetch and prepare the data of a standard task"),
     "train": ("fairseq_gpam.recipes.stages:TRAIN", "train a model on a standard task"),
     "generate": ("fairseq_gpam.recipes.stages:GENERATE", "translate a task's test set"),

@@ -124,16 +124,6 @@ def test_the_repository_holds(name):
     assert (REPOSITORY / name).exists()
 
 
-def test_the_attention_room_imports_nothing_of_fairseq_and_nothing_of_ours_outside_it():
-    for path in (PACKAGE / "attention").rglob("*.py"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            imported = re.match(r"\s*(?:from|import)\s+([\w.]+)", line)
-            if imported:
-                assert not re.match(r"fairseq(\.|$)", imported.group(1)), path.name
-                if imported.group(1).startswith("fairseq_gpam"):
-                    assert imported.group(1).startswith("fairseq_gpam.attention"), path.name
-
-
 SOURCES = {
     ".".join(("fairseq_gpam", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -167,17 +157,43 @@ def test_no_ten_lines_stand_twice():
     assert [names for names in places.values() if len(names) > 1] == []
 
 
+def imports(tree):
+    """All modules that a file imports, also inside functions, where an import would only hide a circle."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update(name if name in SOURCES else node.module for name in names)
+    return found
+
+
+IMPORTS = {name: imports(tree) for name, tree in TREES.items()}
+
+
 def test_no_module_imports_itself_in_a_circle():
-    """Imports inside functions count: one of them would only hide a circle."""
-    imports = {}
-    for name, tree in TREES.items():
-        imported = imports.setdefault(name, set())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                imported.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    submodule = f"{node.module}.{alias.name}"
-                    imported.add(submodule if submodule in SOURCES else node.module)
-    graph = {name: {one for one in imported if one in SOURCES and one != name} for name, imported in imports.items()}
+    graph = {name: {one for one in imported if one in SOURCES and one != name} for name, imported in IMPORTS.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_every_folder_imports_only_what_the_map_in_design_md_allows():
+    text = (REPOSITORY / "docs/design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `fairseq_gpam/(\w+)(?:/|\.py)` \|.*\| (.+) \|$", text, re.MULTILINE)
+    allowed = {folder: {folder, *re.findall(r"`(\w+)`", cell)} for folder, cell in rows}
+    assert allowed.keys() >= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    wrong = {
+        (name, one)
+        for name, imported in IMPORTS.items()
+        for one in imported
+        if (folder := name.partition(".")[2].partition(".")[0]) in allowed
+        and one.startswith("fairseq_gpam.")
+        and one.split(".")[1] not in allowed[folder]
+    }
+    assert wrong == set()
+
+
+def test_attention_imports_only_pytorch():
+    rooms = [imported for name, imported in IMPORTS.items() if name.startswith("fairseq_gpam.attention")]
+    found = {one.partition(".")[0] for one in set().union(*rooms)}
+    assert found - sys.stdlib_module_names == {"torch", "fairseq_gpam"}
