@@ -18,7 +18,7 @@ SEEN = """() => ({
 
 
 def visit(page):
-    """Returns what is seen of a page's file at each width; the test is skipped where there is no browser."""
+    """Returns what a reader sees of a page at each width; the test is skipped where there is no browser."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:

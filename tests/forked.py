@@ -65,7 +65,7 @@ def start(folder, modules=FAIRSEQ):
 
 
 def receive(connection):
-    """Returns a request, its open files in place of their numbers on the client's side."""
+    """Returns a request; its `descriptors` map the client's file numbers to the files opened here."""
     ancillary = socket.CMSG_SPACE(64 * array.array("i").itemsize)
     size, messages, _, _ = connection.recvmsg(4, ancillary)
     numbers = array.array("i")

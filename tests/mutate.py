@@ -54,7 +54,7 @@ TESTS = {
 
 
 def meaning(code):
-    """The syntax tree without annotations, which are not evaluated; None if the code is none."""
+    """The syntax tree without annotations, which are not evaluated; None if the code cannot be parsed."""
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -139,7 +139,7 @@ def is_killed(child):
     """Returns whether the tests have failed, None while they run; a child that does not end counts as killed."""
     done, status = os.waitpid(child, os.WNOHANG)
     if done:
-        # All test files exist, so a usage error is the mutant's too: a conftest.py could not import it.
+        # All test files exist, so a usage error also comes from the mutant: a conftest.py could not import it.
         return status != 0
     # Processor time, so that a busy machine kills nobody.
     if seconds_used(child) <= TIMEOUT:

@@ -55,7 +55,7 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *arguments):
-        """Says nothing in the tests' output."""
+        """Keeps the tests' output free of the server's log."""
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def service():
     ],
 )
 def test_pip_audit_itself(tmp_path, service, reached, exceptions, status, said):
-    """pip-audit is told of the service by a module of its name, which makes way for it."""
+    """A module named pip_audit gives the real pip-audit the service's address; it removes itself first."""
     if not reached:
         service.shutdown()
         service.server_close()

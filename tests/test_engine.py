@@ -25,7 +25,7 @@ class TransformerEncoderLayerBase:
 FAKES = {
     "missing": {"fairseq/__init__.py": "raise ModuleNotFoundError(\"No module named 'fairseq'\")"},
     "broken": {"fairseq/__init__.py": "raise ImportError('undefined symbol')"},
-    # What 0.12.2 says on Python 3.11, and any fairseq beside numpy 2.
+    # The errors of fairseq 0.12.2 on Python 3.11, and of any fairseq with numpy 2.
     "0.12.2 as it fails": {"fairseq/__init__.py": "raise ValueError('mutable default, use default_factory')"},
     "beside numpy 2": {"fairseq/__init__.py": "raise AttributeError('no attribute compat')"},
     "0.12.2": {

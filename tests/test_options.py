@@ -57,7 +57,7 @@ def parser_of(task):
 
 
 def built(task, *flags):
-    """The model that fairseq-train would build, its settings taken through fairseq's own conversion."""
+    """The model that fairseq-train would build, its settings passed through fairseq's own conversion."""
     return build_from(model_config(task, OURS[task], *BASE[task], *flags))
 
 

@@ -120,7 +120,7 @@ def test_setup_supports_python_3_11_and_3_12_and_agrees_with_the_package(setup_a
         *("fairseq_gpam", "examples", "scripts", "tests", "scripts/test.sh", "scripts/quickstart.sh"),
     ],
 )
-def test_the_repository_holds(name):
+def test_the_repository_contains(name):
     assert (REPOSITORY / name).exists()
 
 
@@ -158,7 +158,7 @@ def test_no_ten_lines_stand_twice():
 
 
 def imports(tree):
-    """All modules that a file imports, also inside functions, where an import would only hide a circle."""
+    """All modules that a file imports, also inside functions, where an import would only hide a circular one."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -172,7 +172,7 @@ def imports(tree):
 IMPORTS = {name: imports(tree) for name, tree in TREES.items()}
 
 
-def test_no_module_imports_itself_in_a_circle():
+def test_no_imports_are_circular():
     graph = {name: {one for one in imported if one in SOURCES and one != name} for name, imported in IMPORTS.items()}
     tuple(graphlib.TopologicalSorter(graph).static_order())
 

@@ -31,7 +31,7 @@ class Made(SoftmaxAttention):
 
 @pytest.fixture(autouse=True, scope="module")
 def registry():
-    """Lists the example, and unlists at the end what these tests registered, so that no other test meets it."""
+    """Registers the example, and at the end removes what these tests registered, so that no other test sees it."""
     known = set(REGISTRY)
     plugins.import_file(str(EXAMPLE))
     yield

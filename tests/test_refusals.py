@@ -14,7 +14,7 @@ TRANSLATION, LANGUAGE_MODEL = "translation", "language_modeling"
 MECHANISM, ROW_SUM, TOKEN = "--gpam-mechanism", "--gpam-row-sum 0.5", "--gpam-lambda-source token"
 WARM = "--gpam-warm-start"
 
-# What is given besides, the flag that is refused, its value, and what is allowed.
+# The other flags given, the flag that is refused, its value, and what is allowed.
 IN_A_LANGUAGE_MODEL = [
     # λ's
     ("--gpam-lambda-max 1", "--gpam-lambda-plus", "2", "a number between 0 and 1.0, both excluded"),
@@ -74,7 +74,7 @@ IN_A_LANGUAGE_MODEL = [
     ("--gpam-mechanism entmax", "--gpam-entmax-alpha", "2.5", "a number between 1.01 and 2, both excluded"),
     ("--gpam-mechanism sparsemax", "--gpam-backend", "fused", "auto, reference"),
     ("--gpam-mechanism talking_heads", "--gpam-backend", "fused", "auto, reference"),
-    # options of mechanisms that the model has not
+    # options of mechanisms that the model does not have
     ("--gpam-mechanism softmax", "--gpam-row-sum", "1.0", "dagpam"),
     ("--gpam-mechanism softmax", "--gpam-negative-frozen", "", "dagpam"),
     ("--gpam-mechanism softmax", "--gpam-lambda-plus", "0.25", "dagpam, scaled_softmax"),

@@ -1,4 +1,4 @@
-"""CI's build of the documentation, by its own line of `.ci/run`: a dead link fails it."""
+"""A dead link fails CI's build of the documentation, which runs here by its own line of `.ci/run`."""
 
 import os
 import subprocess

@@ -18,11 +18,11 @@ def attend(queries, keys):
 
 
 def induction_circuit(tokens):
-    """Two heads built by hand: one looks one place back, the next one for what followed its own token."""
+    """Two heads built by hand: one attends to the previous token, one to what followed the current token earlier."""
     positions, words = torch.eye(LENGTH), torch.nn.functional.one_hot(tokens, WORDS).float()
     first = attend(SHARP * positions.roll(-1, dims=1), positions)
     before = first @ words
-    before[0] = 0  # nothing stands before the first token, which can only look at itself
+    before[0] = 0  # the first token has no previous one and attends to itself
     return first, attend(SHARP * words, before)
 
 
@@ -32,7 +32,7 @@ def test_scores_of_an_induction_head_built_by_hand():
     first, second = induction_circuit(tokens)
     assert induction.previous_token_score(first).item() >= 0.9
     assert induction.induction_score(second[None, None], tokens[None]).item() >= 0.9
-    # each head is no head of the other kind
+    # neither head is one of the other kind
     assert induction.induction_score(first[None, None], tokens[None]).item() <= 0.1
     assert induction.previous_token_score(second).item() <= 0.1
 

@@ -39,7 +39,7 @@ WEIGHT_METRICS = [
 
 
 def test_every_metric_is_declared_with_a_definition():
-    # What these two are recorded as says more.
+    # These two are recorded under names that say more.
     renamed = {"sink", "massive_activations"}
     names = {function.__name__ for function in (*STATE_METRICS, *WEIGHT_METRICS)}
     assert names - measures.DEFINITIONS.keys() == renamed

@@ -86,7 +86,7 @@ def test_hostile_words_and_names_are_shown_and_do_nothing(report, page):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is written in the pictures that a test draws, and whether as a formula."""
+    """The texts in the pictures that a test draws, and whether each is drawn as a formula."""
     texts = {}
 
     def record(renderer, gc, x, y, text, prop, angle, ismath=False, mtext=None):

@@ -39,7 +39,7 @@ def update(model, inputs, number, clip=None):
     return logged(aggregate), gradients, norm.item()
 
 
-def test_off_nothing_is_attached():
+def test_without_the_flag_nothing_is_attached():
     model = model_of("translation")
     assert not any(isinstance(module, AttentionLog) for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -55,7 +55,7 @@ def test_the_flag():
 
 
 @pytest.mark.parametrize("task", tiny.TASKS)
-def test_it_speaks_every_n_updates_and_hooks_are_gone_in_between(task):
+def test_it_logs_every_n_updates_and_has_no_hooks_in_between(task):
     model, inputs = model_of(task, "--gpam-log-attention", "3"), tiny.model_input(task)
     spoke = []
     for number in range(7):
@@ -108,7 +108,7 @@ def test_query_gradients_are_before_clipping_and_divided_by_the_sample_size():
     assert len(values) == 6
 
 
-def test_only_the_first_batch_of_an_update_is_heard():
+def test_only_the_first_batch_of_an_update_is_logged():
     model, inputs = model_of("language_modeling", "--gpam-log-attention", "1"), tiny.model_input("language_modeling")
     model.train()
     model.set_num_updates(4)

@@ -1,4 +1,4 @@
-"""What every mechanism must keep, as tests that a mechanism's test file inherits with a plain reference of its own.
+"""The contract of every mechanism: tests that its test file inherits, and to which it adds a plain reference.
 
 Shapes: B batch, H heads, T queries, S keys, D head dimension, C = H·D.
 """
@@ -106,12 +106,12 @@ class Contract:
     needs_positions = False  # queries are positions among the keys: self-attention only
     mixes_queries = False
     knows_heads = True  # a bias for each head is allowed
-    only_padding = False  # no mask that is a matrix, and none of the future
+    only_padding = False  # padding is the only mask: no matrix, and no causal mask
     model_options = {}  # noqa: RUF012
 
     @pytest.fixture(autouse=True)
     def fixed_draws(self):
-        """The same numbers in every run, also of a test outside this folder."""
+        """Seeds the random numbers, so that a test outside this folder has the same ones in every run too."""
         torch.manual_seed(0)
 
     def pytest_generate_tests(self, metafunc):

@@ -29,7 +29,7 @@ def coefficient(kind):
 
 
 def expected(q, k, v, visible, added, terms):
-    """P in float64, term by term; leaves are exchanged by float64 copies for the gradients."""
+    """P in float64, term by term; float64 copies replace the leaves, so that gradients can be compared."""
     copies = {}
 
     def exact(value):

@@ -51,7 +51,7 @@ def test_dagpam_without_its_projection_is_attn_scale():
 
 @pytest.mark.parametrize("row_sum", [0.4, 1.0, 2.5])
 def test_a_uniform_subtraction_with_a_trained_ratio_is_attn_scale_times_the_row_sum(row_sum):
-    """With W_Q⁻ = 0 kept, P = s·((1+λ)·softmax − λ·U) with λ = r/(1−r), also after r was trained; U ignores a bias."""
+    """With W_Q⁻ kept at 0, P = s·((1+λ)·softmax − λ·U) with λ = r/(1−r), also after r was trained; U ignores a bias."""
     site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     uniform = {"negative_init": "zero", "negative_frozen": True}
     ours = build_mechanism("dagpam", site, settings(row_sum=row_sum, lambda_ratio=0.25, **uniform)).double()
@@ -75,7 +75,7 @@ def test_a_uniform_subtraction_with_a_trained_ratio_is_attn_scale_times_the_row_
 
 
 def layer(site, spec="attn_scale", features=True, **role):
-    """A self-attention whose parameters are not at their start."""
+    """A self-attention whose parameters have left their initial values."""
     place = Site(site, 0, 2, HEADS * WIDTH, HEADS, WIDTH)
     mechanism = build_mechanism(spec, place, settings(attn_scale_features=features))
     attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, mechanism, self_attention=True, **role).double().eval()
@@ -96,7 +96,7 @@ def without_features(attention):
 @pytest.mark.parametrize("site", ["encoder", "decoder"])
 @pytest.mark.parametrize("padded", ["left", "right"])
 def test_feat_scale_is_its_formula_token_by_token(site, padded):
-    """The mean of an encoder is over all tokens of the sentence, that of a decoder over those up to each one."""
+    """An encoder's mean is over all tokens of the sentence, a decoder's over the tokens up to the current one."""
     attention = layer(site)
     x = torch.randn(LENGTH, BATCH, HEADS * WIDTH, dtype=torch.float64)
     padding = torch.tensor(PADDING[padded]).bool()

@@ -45,7 +45,7 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            # An expanded tensor holds one number for many elements.
+            # An expanded tensor stores one number for many elements.
             if isinstance(tensor, torch.Tensor) and 0 not in tensor.stride():
                 self.largest = max(self.largest, tensor.numel())
         return result
@@ -71,7 +71,7 @@ def test_the_recorder_detects_the_matrix_that_the_reference_allocates():
 
 @pytest.mark.parametrize("length", [20, 193, 385])
 def test_dropout_acts_on_the_combined_weights_and_equally_in_the_backward(length):
-    """With the identity as values the output is the dropped matrix itself: its gradient follows from what was kept."""
+    """With the identity as values the output is the dropped matrix, which shows what was kept; the gradient follows."""
     q, k, _, negative_q, a, b = inputs(length, torch.float64)
     v = torch.eye(length, dtype=torch.float64).expand(1, HEADS, length, length).contiguous().requires_grad_()
     mask = AttentionMask(causal=True)
@@ -301,7 +301,7 @@ def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype
     found = blocks(q, k, v, mask, a, b, negative_q)
     exact = [each.detach().double().requires_grad_() for each in (q, k, v, negative_q, a, b)]
     expected, _ = naive(*exact[:3], mask, AffineTerms(exact[4], exact[5], exact[3]))
-    # Scores of a size of 1e4 have no more than three digits behind the point in fp32.
+    # Scores of a size of 1e4 have at most three decimals in fp32.
     tolerance = 1e-9 if dtype == torch.float64 else 1e-6 * factor
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     found.sum().backward()
@@ -400,7 +400,7 @@ def test_queries_after_a_prefix_attend_to_it_and_to_their_own_past(length, prefi
 
 @pytest.mark.parametrize("length", [20, 385])
 def test_factors_for_each_row_are_those_of_the_plain_formula_in_every_block(length):
-    """As a λ for each token makes them: one a and one b for each query."""
+    """One a and one b for each query, as a λ for each token gives them."""
     q, k, v, negative_q, _, _ = inputs(length, torch.float64, batch=2)
     a, b = (torch.rand(2, HEADS, length, 1, dtype=torch.float64).add_(one).requires_grad_() for one in (1, 0))
     leaves = [q, k, v, negative_q, a, b]

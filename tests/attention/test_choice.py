@@ -141,7 +141,7 @@ def test_the_stacked_branches_give_the_plain_formula(kind, queries, member):
 
 
 class Operations(TorchDispatchMode):
-    """Lists the operations that are carried out, views left out."""
+    """Lists the operations that are carried out, without views."""
 
     def __init__(self):
         super().__init__()
@@ -155,7 +155,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_on_a_gpu_kernels_are_as_many_for_any_length_and_nothing_waits_for_it(kind, dropout_p, monkeypatch):
+def test_on_a_gpu_any_length_takes_the_same_number_of_kernels_and_none_synchronises(kind, dropout_p, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     calls = []
 

@@ -104,7 +104,7 @@ def test_decoders_matrix_masks_and_strides_that_leave_positions_out_are_refused(
 
 
 def test_a_published_configuration_is_a_line_of_flags():
-    """Multiformer's s2t_multiformer_s of the authors' code: two kernels, local heads, full heads, by layer."""
+    """s2t_multiformer_s in the Multiformer authors' code: kernels, local heads and full heads are chosen by layer."""
     model = build(
         "translation",
         "transformer_gpam",

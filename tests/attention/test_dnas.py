@@ -10,10 +10,10 @@ from fairseq_gpam.attention.dnas import dnas_weights
 
 
 def doubly_normalised(q, k, bias, visible):
-    """Columns first: exp(s_ij)/Σ_i exp(s_ij) over the queries that are no padding; then rows."""
+    """Columns first: exp(s_ij)/Σ_i exp(s_ij) over the queries that are not padding; then rows."""
     scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
     batch, heads, length = scores.shape[:3]
-    present = visible.any(2)  # B × H × S: a position that some query sees is no padding
+    present = visible.any(2)  # B × H × S: a position that some query sees is not padding
     shares = torch.zeros_like(scores)
     for b in range(batch):
         for h in range(heads):

@@ -37,7 +37,7 @@ def places():
 
 def built(name, site, backend):
     torch.manual_seed(0)
-    small = {"cog_everywhere": True, "integral_signals": 2}  # what two layers and narrow heads need
+    small = {"cog_everywhere": True, "integral_signals": 2}  # needed with two layers and narrow heads
     return attention(site, HEADS * WIDTH, HEADS, mechanism=name, backend=backend, **small).eval()
 
 
@@ -76,7 +76,7 @@ def test_a_value_that_is_not_finite_makes_only_its_own_rows_nan(name, site, back
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize(("name", "site"), sorted({place[:2] for place in PLACES}))
 def test_a_token_that_is_not_finite_makes_the_layers_output_nan(name, site, value):
-    """In training with dropout, in evaluation and, in a decoder, step by step, also by the steps that follow."""
+    """In training with dropout, in evaluation and, in a decoder, step by step, there also in the steps that follow."""
     layer = built(name, site, "auto")
     x = torch.randn(LENGTH, BATCH, HEADS * WIDTH)
     source = torch.randn(LENGTH, BATCH, HEADS * WIDTH) if site == "cross" else None

@@ -21,7 +21,7 @@ class TestRela(Contract):
 
 
 def test_a_position_whose_weights_are_all_zero_gets_no_gradient_that_overflows():
-    """Before the norm, 1/√eps = 10⁴ times the gradient was infinite in fp16, and NaN after the weights of 0."""
+    """The norm's factor 1/√eps = 10⁴ had made the gradient infinite in fp16, and the weights of 0 had made it NaN."""
     scores = torch.tensor([-1.0, 2.0], dtype=torch.float16, requires_grad=True)
     weights = torch.relu(scores).view(1, 1, 2, 1)
     values = torch.tensor([[1.0, -3.0]], dtype=torch.float16, requires_grad=True)

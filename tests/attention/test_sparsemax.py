@@ -10,7 +10,7 @@ from fairseq_gpam.attention import Site, build_mechanism
 
 
 def project(row):
-    """The projection on the simplex: the largest support whose smallest score is above the threshold."""
+    """The projection onto the simplex: the largest support whose smallest score is above the threshold."""
     ordered = sorted(row, key=lambda score: -score.item())
     threshold = ordered[0] - 1
     for size in range(1, len(ordered) + 1):

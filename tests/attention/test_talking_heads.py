@@ -40,7 +40,7 @@ def test_the_identity_is_softmax():
 
 
 def test_dropout_before_the_second_mixture_reaches_every_head():
-    """With W all ones each head sees the sum of the dropped maps: all heads are equal, unlike with dropout after it."""
+    """With W all ones, each head gets the sum of the dropped maps: the heads are equal, unless dropout comes later."""
     site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     q, k = torch.randn(2, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     eye = torch.eye(LENGTH, dtype=torch.float64).expand(3, HEADS, LENGTH, LENGTH)

@@ -128,7 +128,7 @@ def test_exponent():
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "lm"])
 def test_a_layer_is_compared_with_the_unmodified_one(kind, monkeypatch):
-    """With softmax in it, our layer does to the same numbers what fairseq's own class does."""
+    """With softmax attention, our layer gives the same output as fairseq's own class."""
     seen = []
     monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
     shape = Shape(6, 3, 16, 24, 2, (kind,))

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 def test_three_steps_lead_to_a_tested_mechanism(interpreter, tmp_path):
-    """This process's environment stands for the one that scripts/test.sh makes."""
+    """This process's environment takes the place of the one that scripts/test.sh makes."""
     section = TEXT[TEXT.index("## A mechanism of your own\n") : TEXT.index("## Contribute a mechanism\n")]
     steps = BLOCK.findall(section)
     assert len(steps) == 3

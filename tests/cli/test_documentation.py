@@ -1,7 +1,8 @@
 """The commands of every page that users read, as they stand there.
 
-A comment above a block, or one for its whole page, says what runs it: these tests, with a small made corpus, a small
-model, or flags that shorten it; or another file. What needs a GPU or a corpus says so.
+A comment above a block, or one for its whole page, names what runs it: these tests, with a small synthetic corpus, a
+small model, or flags that shorten the command; or another file of tests. If a command needs a GPU or a corpus, the
+comment says so.
 """
 
 import os
@@ -98,7 +99,7 @@ def test_a_block_runs_on_a_small_corpus(block, command, request, folder_of_a_use
     for name, *arguments in commands(block.content):
         arguments = [data_bin if word == "data-bin" else word for word in arguments]
         if name == "fairseq-train":
-            # The length of training stays the page's own: evaluation is given the same.
+            # Training keeps the page's own sequence length, which the page gives to evaluation too.
             length = model.index("--tokens-per-sample") if "--tokens-per-sample" in model else len(model)
             arguments += [*model[:length], "--max-update", "2", "--cpu"]
         else:

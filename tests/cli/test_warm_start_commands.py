@@ -19,7 +19,7 @@ WITHOUT_DROPOUT = ["--dropout", "0"]
 
 @pytest.fixture(scope="module", params=["translation", "language_modeling"])
 def trained(request, command, parallel, monolingual, folder):
-    """Trains the task's model under flags of choice, and the path of a stock checkpoint of it."""
+    """Trains the task's model with the given flags, and the path of a stock checkpoint of it."""
 
     def train(name, *arguments):
         save_dir = folder / f"warm_{request.param}_{name}"

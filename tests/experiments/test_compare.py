@@ -1,4 +1,4 @@
-"""The comparison of made runs says what is true of them, in all four files, which are made from the JSON alone."""
+"""The comparison of synthetic runs states their true differences in four files; the JSON alone rebuilds the others."""
 
 import base64
 import csv
@@ -147,7 +147,7 @@ def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_p
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_run_folders_with_what_lies_beside_them(tmp_path):
+def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
     folders = []
     for name in ("stock", "good"):
         for seed in (1, 2):

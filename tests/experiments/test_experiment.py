@@ -23,7 +23,7 @@ def start(machine, out):
 
 
 def in_training(out):
-    """One training has ended, and another is at it."""
+    """One training has ended, and another is running."""
     running = [p for p in out.glob("runs/*/*/*/train.log") if not p.with_name("train.done").exists()]
     return list(out.glob("runs/*/*/*/train.done")) and any("train_inner" in p.read_text() for p in running)
 
@@ -57,7 +57,7 @@ def finished_jobs(out):
 
 
 def compared(out):
-    """The comparison but for what it cost."""
+    """The comparison without its costs."""
     found = json.loads((out / "comparison/smoke/comparison.json").read_text())
     del found["costs"]
     return found

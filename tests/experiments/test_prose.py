@@ -1,11 +1,12 @@
 """Numbers in the prose of README.md and of the studies are rounded from the kept results.
 
-Checked is what follows "What came out" or "Results": every "a ± b", every "p 0.0xx", and in a paragraph that names ρ
-every other number of two decimals. A number must belong to an arm, or a measure of collapse, that its paragraph names,
-and be a difference to the study's baseline or to one that the page names in a `--baseline`. Correlations are those of
-the study's made table, which test_pages.py holds to the results. In the studies on made data every number of two
-decimals must be a result, or the mean of a cell, of their results.jsonl. Not checked are whole numbers, numbers of one
-decimal, λ's, scores without an interval, and numbers before the results, which are expectations and pilots.
+The tests check the text after "What came out" or "Results": every "a ± b", every "p 0.0xx", and in a paragraph that
+names ρ every other number with two decimals. A number must belong to an arm, or a measure of collapse, that its
+paragraph names, and be a difference from the study's baseline or from one that the page names in a `--baseline`.
+Correlations are compared with the study's generated table, which test_pages.py compares with the results. In the
+studies on synthetic data every number with two decimals must be a result in their results.jsonl, or the mean of a cell.
+The tests do not check whole numbers, numbers with one decimal, λ's, scores without an interval, and numbers before the
+results, which are expectations and pilots.
 """
 
 import re
@@ -28,14 +29,14 @@ TWO_DECIMALS = re.compile(r"([+−]?\b\d\.\d\d)(?!\d| nats)")
 
 
 def rounds(written, value):
-    """Tells whether a number as it is written is the rounding of `value`; without a sign, of its size."""
+    """Tells whether a written number is the rounding of `value`, or of its absolute value if it has no sign."""
     number = written.replace("−", "-")
     value = value if number[0] in "+-" else abs(value)
     return number == f"{value:{'+' if number[0] == '+' else ''}.{len(number.partition('.')[2])}f}"
 
 
 def differences(name, baselines):
-    """Each arm's difference to each baseline in every quantity of a study, in every group of its runs."""
+    """Each arm's difference from each baseline in every quantity of a study, in every group of its runs."""
     chosen = grid.load(REPOSITORY / study.FOLDER / name / "grid.toml")
     found = []
     for group in study.groups(chosen, REPOSITORY):
@@ -48,7 +49,7 @@ def differences(name, baselines):
 
 
 def correlations(name):
-    """The measure, its site and the correlations in each row of the made table in a study's README."""
+    """The measure, its site and the correlations in each row of the generated table in a study's README."""
     text = (REPOSITORY / study.FOLDER / name / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \S+ \| ([a-z ]+), (encoder|decoder|cross) \| \d+ \| (.+) \|$", text, re.MULTILINE)
     return [
@@ -57,7 +58,7 @@ def correlations(name):
 
 
 def made_results(marker):
-    """The results in a made-data study's table, and their means over seeds."""
+    """The results in the table of a study on synthetic data, and their means over seeds."""
     folder, options = REPOSITORY / study.FOLDER / marker[2], dict(word.split("=") for word in marker[3].split())
     cells = {}
     for result in made_studies.read_results(folder):

@@ -82,7 +82,7 @@ def test_rounded_differences_without_spread_prove_nothing():
     assert verdict([-0.02] * 3, 0.001)[0] == "better"
     differences = [-0.05, -0.04, -0.06, -0.05, -0.055]
     assert verdict(differences, 0.001) == verdict(differences, 0.0)
-    # Of differences between rounded equal numbers, which is the whole of their spread.
+    # The resolution's spread is that of the difference of two rounded numbers that are exactly equal.
     rounded = np.random.default_rng(6).uniform(0, 100, (2, 100_000)).round(1)
     exact = np.random.default_rng(6).uniform(0, 100, (2, 100_000))
     errors = (rounded - exact)[0] - (rounded - exact)[1]
@@ -124,7 +124,7 @@ def test_five_seeds_cannot_decide_by_sign_flips():
 
 
 def test_arms_that_have_not_run_count_as_tests_with_larger_p():
-    """So that no verdict is lost when the rest of a study runs: Holm with ones in the place of what is missing."""
+    """Holm's correction takes p = 1 for missing arms, so that no verdict is lost when the rest of a study runs."""
     from statsmodels.stats.multitest import multipletests
 
     p_values = {"a": 0.03, "b": 0.001, "c": 0.004}

@@ -106,7 +106,7 @@ COMBINATIONS = [
 @pytest.mark.parametrize("flags", COMBINATIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_trainable_parameter_gets_a_gradient(task, flags, backend):
-    """Else distributed training ends with "Expected to have finished reduction"."""
+    """Otherwise distributed training ends with "Expected to have finished reduction"."""
     model = model_of(task, *flags, "--gpam-backend", backend).train()
     logits(model, model_input(task)).pow(2).sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
@@ -135,7 +135,7 @@ def test_checkpointed_activations_give_the_same_gradients(task, flags):
     checkpointed = build(task, OURS[task], "--checkpoint-activations", *flags)
     checkpointed.load_state_dict(plain.state_dict())
     for model in (plain, checkpointed):
-        # The input's own seed comes before the dropout of either model.
+        # Making the input sets the seed, so both models have the same dropout.
         logits(model.train(), _fixed_input(task)).pow(2).mean().backward()
     for (name, one), (_, other) in zip(plain.named_parameters(), checkpointed.named_parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-7), name

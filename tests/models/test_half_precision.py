@@ -38,7 +38,7 @@ def model_of(mechanism, seed):
 
 
 def batches():
-    """Sentences that count on from their first word, some with padding: there is something to learn."""
+    """Sentences that count up from their first word, which a model can learn; some have padding."""
     generator = torch.Generator().manual_seed(2)
     for _ in range(UPDATES):
         starts = torch.randint(0, 20, (6, 1), generator=generator)

@@ -29,7 +29,7 @@ LAYERS, WIDTH = 2, 16
 
 
 def fused_model(task, kind, *flags, **options):
-    """Parsing takes longer than the tests do: the --gpam flags are set on a copy of the parsed settings."""
+    """Sets the --gpam flags on a copy of parsed settings, because parsing takes longer than the tests."""
     config = model_config(task, OURS[task], *BASE[task], *flags)
     for name, value in {**options, "layer_fusion": kind}.items():
         setattr(config, f"gpam_{name}", value)

@@ -1,4 +1,4 @@
-"""--gpam-warm-start: the stock model exactly at step 0, another one after training; refused where there is no way."""
+"""--gpam-warm-start: the stock model exactly at step 0, another one after training; refused where it is impossible."""
 
 import copy
 import re

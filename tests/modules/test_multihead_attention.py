@@ -62,7 +62,7 @@ def check(module, site, queries, keys, kind, arguments=None, appended=0, train=T
     )
     close(output, exact, "output")
 
-    # Of the size of a loss that is averaged over its tokens: sums of many terms that cancel (k_proj.bias) stay exact.
+    # Scaled as for a loss averaged over its tokens, so that sums of many terms that cancel (k_proj.bias) stay exact.
     direction = torch.randn_like(output) / (queries * BATCH) ** 0.5
     (output * direction).sum().backward()
     (exact * direction.double()).sum().backward()

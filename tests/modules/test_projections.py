@@ -43,7 +43,7 @@ def test_a_frozen_weight_gets_no_gradient():
 
 
 def test_a_second_derivative_is_refused():
-    """The backward's products need not be differentiable."""
+    """The products in the backward pass are not differentiable themselves."""
     layers = linears(2, True)
     x = torch.randn(5, 2, 6, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(sum(each.sin().sum() for each in project(x, *layers)), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""--gpam-spectrum-penalty: the variance of the QK eigenspectrum in any criterion, however batches are cut."""
+"""--gpam-spectrum-penalty: the variance of the QK eigenspectrum in any criterion, however the batches are split."""
 
 import pytest
 import torch
@@ -126,7 +126,7 @@ def test_an_update_follows_the_mean_loss_plus_the_weighted_penalty(task_name, cr
 
 
 def test_two_processes_give_what_one_gives():
-    """As fairseq's trainer has it: DDP's mean over processes, times their number, over the sum of sample sizes."""
+    """As in fairseq's trainer: DDP's mean over processes, times their number, divided by the sum of sample sizes."""
     batches = samples("translation", 2)
     batches[1] = {**batches[1], "net_input": {**batches[1]["net_input"]}, "target": batches[1]["target"].clone()}
     batches[1]["target"][0] = 1
@@ -140,7 +140,7 @@ def test_two_processes_give_what_one_gives():
         torch.testing.assert_close(mean * 2 / sum(sizes), gradient, rtol=1e-6, atol=1e-9, msg=name)
 
 
-def test_validation_and_a_model_without_a_criterion_know_nothing_of_it():
+def test_the_validation_loss_has_no_penalty():
     (sample,) = samples("translation", 1)
     losses = []
     for weight in (0.0, WEIGHT):

@@ -43,7 +43,7 @@ def cases(draw, sites=("encoder", "decoder", "cross"), dtypes=EXACT):
         others = [name for name, place in PLACES if place == site and name != mechanism]
         mechanism = f"{mechanism}:2,{draw(st.sampled_from(others))}:2"
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    allowed = {"cog_everywhere": True, "integral_signals": 2}  # what two layers and narrow heads need
+    allowed = {"cog_everywhere": True, "integral_signals": 2}  # needed with two layers and narrow heads
     layer = attention(site, heads * width, heads, mechanism=mechanism, **allowed).to(dtype).eval()
     query = torch.randn(queries, batch, heads * width, dtype=dtype)
     key = torch.randn(keys, batch, heads * width, dtype=dtype) if site == "cross" else query
@@ -74,7 +74,7 @@ def run(layer, query, key, padding, added):
 
 
 def rows_that_count(query, key, padding):
-    """B × T: the queries whose results mean something. Where queries are keys, padding is no query."""
+    """B × T: the queries whose results mean something. Where queries are keys, padding is not a query."""
     rows = torch.ones(query.size(1), query.size(0), dtype=torch.bool)
     return ~padding if padding is not None and key is query else rows
 
@@ -87,9 +87,9 @@ def close(found, expected, at_least=1.0, rounded=0.0):
 
 
 def rounding(layer, query, key, padding, added):
-    """What rounding errors may do to an output: where nearly nothing is left of a subtraction, a norm magnifies them.
+    """How much rounding errors may change an output; a norm magnifies them where a subtraction leaves nearly nothing.
 
-    In half precision, eight times the change in float64 that an error of every input and parameter makes; else 0.
+    In half precision, eight times the change in float64 that an error in every input and parameter causes; otherwise 0.
     """
     if query.dtype in EXACT:
         return 0.0
@@ -107,7 +107,10 @@ def rounding(layer, query, key, padding, added):
 
 
 def largest(gradients):
-    """In half precision the size of the largest gradient, at which others are rounded: that of the keys' bias is 0."""
+    """In half precision, the size of the largest gradient; otherwise 1.
+
+    Errors of other gradients are relative to it: that of the keys' bias is exactly 0.
+    """
     if gradients[0].dtype in EXACT:
         return 1.0
     return max(1.0, *(float(gradient.abs().max()) for gradient in gradients if gradient is not None))

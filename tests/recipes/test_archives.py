@@ -36,7 +36,7 @@ def empty(path):
 
 
 def truncated(path):
-    # Within a line: only its checksum tells a plain text that ends early between two lines from a whole one.
+    # The cut is within a line: between two lines, only the checksum would tell a shortened plain text from a whole one.
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 7])
 
 

@@ -108,7 +108,7 @@ def test_killed_after_the_last_checkpoint(data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     log = folder / "train.log"
     kill_when_logged(start(data, folder), log, f"@ {UPDATES} updates, score")
-    # Had the engine been quick enough to end, this run would be the next test's.
+    # If the engine was quick enough to end, this run is in the state of the next test; these lines undo that.
     lines = [line for line in log.read_text().splitlines(keepends=True) if "done training" not in line]
     log.write_text("".join(lines))
     for name in ("results.json", "config.json"):

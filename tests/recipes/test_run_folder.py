@@ -185,7 +185,7 @@ def open_folder(monkeypatch):
 
 @contextlib.contextmanager
 def without_privileges():
-    """Root may write to read-only folders; nobody may not."""
+    """Root may write to read-only folders; the user `nobody` may not."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)

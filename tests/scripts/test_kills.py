@@ -38,7 +38,7 @@ def start(machines, environment, out, name):
 
 
 def result(folder):
-    """What a run ends with, but for times."""
+    """What a run ends with, without times."""
     weights = {}
     for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
         state = torch.load(folder / "checkpoints" / name, weights_only=True)

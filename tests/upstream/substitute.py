@@ -1,4 +1,4 @@
-"""A pytest plugin for fairseq's own tests: this package's attention and architectures stand in for fairseq's.
+"""A pytest plugin for fairseq's own tests: this package's attention and architectures replace fairseq's.
 
 Wherever a test builds fairseq's MultiheadAttention it gets ours with softmax, which must give the same numbers;
 wherever it names an architecture of `transformer` or `transformer_lm` it gets our twin of it, with daGPAM.
@@ -32,7 +32,7 @@ SKIPPED = {
 
 
 class SoftmaxInPlaceOfStock(GPAMMultiheadAttention):
-    """Built as fairseq's class is built."""
+    """Takes the same arguments as fairseq's class."""
 
     def __init__(self, embed_dim, num_heads, *args, **kwargs):
         names = ("kdim", "vdim", "dropout", "bias", "add_bias_kv", "add_zero_attn", "self_attention")
