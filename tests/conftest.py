@@ -20,7 +20,7 @@ def seed():
 
 @pytest.fixture(scope="session")
 def interpreter(tmp_path_factory):
-    """A stand-in for the interpreter that forks instead of importing fairseq anew; one for each test process."""
+    """A replacement for the interpreter that forks instead of importing fairseq again; one for each test process."""
     import forked
 
     python, server = forked.start(tmp_path_factory.mktemp("interpreter"), forked.RECIPES)

@@ -1,4 +1,4 @@
-"""Small made corpora, and models trained on them by the real commands; made once for all CLI tests."""
+"""Small synthetic corpora, and models trained on them by the real commands; made once for all CLI tests."""
 
 import os
 import random
@@ -77,7 +77,7 @@ class Command:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Source sentences of made words, and their translation into the same words in capitals."""
+    """Source sentences of invented words, and their translation into the same words in capitals."""
     folder = tmp_path_factory.mktemp("cli")
     made = random.Random(1)
     for split, count in (("train", 300), ("valid", 20), ("test", 41)):

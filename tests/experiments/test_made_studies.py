@@ -1,4 +1,4 @@
-"""The studies on made data: their generators, a short training, and the tables made from what they recorded."""
+"""The studies on synthetic data: their generators, a short training, and the tables of their results."""
 
 import importlib.util
 import itertools

@@ -1,4 +1,4 @@
-"""Verdicts on made data whose truth is known, and every number against an independent reference."""
+"""Verdicts on synthetic data with known differences, and every number against an independent reference."""
 
 import math
 

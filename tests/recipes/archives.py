@@ -1,4 +1,4 @@
-"""Small made archives with the layout, file names and markup of the published ones."""
+"""Small synthetic archives with the layout, file names and markup of the published ones."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""The quickstart's corpora are cleaned and split as documented, on made rows."""
+"""The quickstart's corpora are cleaned and split as documented, on synthetic rows."""
 
 import io
 import sqlite3

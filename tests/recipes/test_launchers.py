@@ -17,7 +17,7 @@ pytestmark = pytest.mark.recipes
 
 @pytest.fixture
 def prepared(interpreter, tmp_path):
-    """A folder with the made Penn Treebank prepared, and the environment to go on with."""
+    """A folder with the synthetic Penn Treebank prepared, and the environment for the next commands."""
     (tmp_path / "made").mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **archives.ptb(tmp_path / "made")}
     prepare = ["bash", f"{REPOSITORY}/scripts/prepare-ptb.sh"]

@@ -12,7 +12,7 @@ from fairseq_gpam.recipes.multi30k import prepare_multi30k
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """The made files, in folders like the published ones."""
+    """The synthetic files, in folders like the published ones."""
     for name, value in made.multi30k(tmp_path).items():
         monkeypatch.setenv(name, value)
     return tmp_path / "multi30k/made/data/task1"

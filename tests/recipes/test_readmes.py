@@ -1,4 +1,4 @@
-"""The commands of the recipes' READMEs, as they stand there, on made archives.
+"""The commands of the recipes' READMEs, as they stand there, on synthetic archives.
 
 The commands run in a folder of the test. What is changed: `scripts/` and `python` get their
 paths, the task is each of the folder's in turn, and after `--` come flags for a tiny model, two

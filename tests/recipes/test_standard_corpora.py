@@ -1,4 +1,4 @@
-"""The standard corpora are cleaned and split as fairseq's recipes do, on made archives."""
+"""The standard corpora are cleaned and split as fairseq's recipes do, on synthetic archives."""
 
 import io
 import tarfile

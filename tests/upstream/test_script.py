@@ -1,4 +1,4 @@
-"""The script that runs fairseq's own tests says what it is for, and refuses what is no checkout of fairseq."""
+"""The script that runs fairseq's own tests explains itself, and refuses a folder that is not a checkout of fairseq."""
 
 import subprocess
 from pathlib import Path
