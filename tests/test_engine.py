@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from foreign import Foreign
 
 import fairseq_gpam
 from fairseq_gpam import engine
@@ -113,16 +114,6 @@ def test_namespaces_and_numpy_numbers_load(kind, tmp_path):
     assert state["args"].arch == "transformer_gpam"
     assert state["extra_state"]["score"] == scalar
     assert state["extra_state"]["counts"].dtype == np.dtype(kind)
-
-
-class Foreign:
-    """A pickle that would create a file while it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.marker),)
 
 
 class ForeignThroughOs:

@@ -94,6 +94,11 @@ def scramble(model, scale=0.3):
     return model
 
 
+def model_of(task, *flags, scale=0.3):
+    """Our model with random parameters."""
+    return scramble(build(task, OURS[task], *flags), scale)
+
+
 def pair(task, *flags, ours=NEUTRAL):
     """A stock model and ours with the same weights."""
     stock = scramble(build(task, STOCK[task], *flags))
@@ -102,10 +107,14 @@ def pair(task, *flags, ours=NEUTRAL):
     return stock, model
 
 
-def attention(site="encoder", embed_dim=8, heads=2, dropout=0.0, kwargs=None, layer=0, **settings):
-    """One attention layer with daGPAM; `settings` are the names of --gpam flags without the prefix."""
-    namespace = argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()})
-    resolved = options.resolve(namespace)
+def settings(**chosen):
+    """The settings as the models get them; `chosen` are the names of --gpam flags without the prefix."""
+    return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in chosen.items()}))
+
+
+def attention(site="encoder", embed_dim=8, heads=2, dropout=0.0, kwargs=None, layer=0, **chosen):
+    """One attention layer with daGPAM, or with what `chosen` says: the names of --gpam flags without the prefix."""
+    resolved = settings(**chosen)
     mechanism = build_mechanism(
         resolved[f"{site}_mechanism"], Site(site, layer, 2, embed_dim, heads, embed_dim // heads), resolved
     )

@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from fairseq.logging import metrics
+from tiny import model_of
 
 from fairseq_gpam import options
 from fairseq_gpam.analysis import probe
@@ -14,10 +15,6 @@ from fairseq_gpam.modules.listener import AttentionCall
 from fairseq_gpam.modules.training_log import AttentionLog
 
 SITES = {"translation": ("encoder", "decoder", "cross"), "language_modeling": ("decoder",)}
-
-
-def model_of(task, *flags):
-    return tiny.scramble(tiny.build(task, tiny.OURS[task], *flags))
 
 
 def logged(aggregate):

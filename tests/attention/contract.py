@@ -3,16 +3,14 @@
 Shapes: B batch, H heads, T queries, S keys, D head dimension, C = H·D.
 """
 
-import argparse
 import copy
 import functools
 
 import pytest
 import torch
 from masks import make_masks
-from tiny import BASE, OURS, build_from, model_config, sentences, translation_input
+from tiny import BASE, OURS, build_from, model_config, sentences, settings, translation_input
 
-from fairseq_gpam import options
 from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
@@ -28,11 +26,6 @@ MASKS = (
     *("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left"),
     *("causal, a sentence of padding", "bias", "bias for each head", "bias, hiding, right", "boolean"),
 )
-
-
-def settings(**chosen):
-    """The settings as the models get them; `chosen` are the names of --gpam flags without the prefix."""
-    return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in chosen.items()}))
 
 
 def masks(kind, queries, keys=LENGTH, heads=HEADS, batch=BATCH):
@@ -95,6 +88,14 @@ def future_gradients(call, length=LENGTH, heads=HEADS):
             if gradient is not None:
                 worst = max(worst, gradient[..., i + 1 :, :].abs().max().item())
     return worst
+
+
+def check_same(ours, theirs, tolerance):
+    """Two mechanisms give the same outputs and weights under masks without a finite bias."""
+    q, k, v = torch.randn(3, BATCH, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
+        inputs = AttentionInput(q, k, v, masks(kind, LENGTH)[0], q, 0.0, True)
+        torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=tolerance)
 
 
 class Contract:

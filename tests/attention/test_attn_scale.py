@@ -12,6 +12,7 @@ from contract import (
     WIDTH,
     Contract,
     build_model,
+    check_same,
     check_stepwise,
     masks,
     settings,
@@ -39,14 +40,7 @@ def test_dagpam_without_its_projection_is_attn_scale():
     site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     ours = build_mechanism("attn_scale", site, settings(attn_scale_start=0.7)).double()
     theirs = build_mechanism("dagpam", site, settings(lambda_plus=0.7, lambda_minus=0.7, negative_init="zero")).double()
-    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
-        mask = masks(kind, LENGTH)[0]
-        one, other = (
-            ours(AttentionInput(q, k, v, mask, q, 0.0, True)),
-            theirs(AttentionInput(q, k, v, mask, q, 0.0, True)),
-        )
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+    check_same(ours, theirs, 1e-7)
 
 
 @pytest.mark.parametrize("row_sum", [0.4, 1.0, 2.5])

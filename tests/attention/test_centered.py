@@ -1,7 +1,7 @@
 """Centred attention."""
 
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map, uniform_map
+from contract import HEADS, LENGTH, WIDTH, Contract, check_same, settings, softmax_map, uniform_map
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 
@@ -20,14 +20,7 @@ def test_dagpam_with_lambda_plus_0_and_lambda_minus_1_is_centered():
     """λ⁺ = 0, λ⁻ = 1, W_Q⁻ = 0; without a finite bias, which would shape daGPAM's negative branch."""
     ours = build_mechanism("centered", SITE, settings())
     theirs = build_mechanism("dagpam", SITE, settings(lambda_plus=0.0, lambda_minus=1.0, negative_init="zero")).double()
-    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
-        mask = masks(kind, LENGTH)[0]
-        one, other = (
-            ours(AttentionInput(q, k, v, mask, q, 0.0, True)),
-            theirs(AttentionInput(q, k, v, mask, q, 0.0, True)),
-        )
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    check_same(ours, theirs, 1e-12)
 
 
 def test_causal_rows_subtract_a_running_mean_and_sum_to_zero():

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, build_model, check_stepwise, masks, settings, train
-from tiny import OURS, build, logits, model_input, scramble
+from tiny import OURS, build, logits, model_input, model_of
 
 from fairseq_gpam import export
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
@@ -76,7 +76,7 @@ def test_a_model_with_a_lambda_per_token_is_not_exported(task):
 
 def test_a_group_of_heads_may_have_lambdas_per_token():
     flags = ("--gpam-mechanism", "dagpam:1,scaled_softmax:1", "--gpam-lambda-source", "token")
-    model = scramble(build("translation", OURS["translation"], *flags))
+    model = model_of("translation", *flags)
     assert logits(model, model_input("translation")).isfinite().all()
     assert model.decoder.layers[0].encoder_attn.mechanism.groups["dagpam"].lambda_minus.projection.weight.size(0) == 1
 

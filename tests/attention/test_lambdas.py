@@ -1,22 +1,19 @@
 """λ⁺ and λ⁻: fixed or trainable, for a model, a layer or a head, tied, bounded."""
 
-import argparse
 import itertools
 
 import pytest
 import torch
-from tiny import OURS, build
+from tiny import OURS, build, settings
 
-from fairseq_gpam import options
 from fairseq_gpam.attention import Site, build_mechanism
 
 
-def mechanisms(layers=2, heads=4, **settings):
+def mechanisms(layers=2, heads=4, **chosen):
     """The daGPAM mechanisms of a whole model: encoder, decoder and cross attention in every layer."""
-    resolved = options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()}))
     shared = {}
     return [
-        build_mechanism("dagpam", Site(site, layer, layers, 8 * heads, heads, 8, shared), resolved)
+        build_mechanism("dagpam", Site(site, layer, layers, 8 * heads, heads, 8, shared), settings(**chosen))
         for site, layer in itertools.product(("encoder", "decoder", "cross"), range(layers))
     ]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contract import build_model, check_stepwise, settings, train
-from tiny import OURS, STOCK, TASKS, build, logits, model_input, scramble
+from tiny import OURS, STOCK, TASKS, build, logits, model_input, model_of, scramble
 
 from fairseq_gpam import export
 from fairseq_gpam.__main__ import main
@@ -109,7 +109,7 @@ def test_the_width_of_a_head_is_stock_bit_for_bit(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_checkpoint_loads_again_and_one_of_another_width_is_refused(task):
     flags = ["--gpam-query-rank", "3"]
-    model, again = (scramble(build(task, OURS[task], *flags)).eval() for _ in range(2))
+    model, again = (model_of(task, *flags).eval() for _ in range(2))
     again.load_state_dict(model.state_dict(), strict=True)
     inputs = model_input(task)
     assert torch.equal(logits(again, inputs), logits(model, inputs))

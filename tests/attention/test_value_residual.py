@@ -1,9 +1,7 @@
 """Value residual learning."""
 
-import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map
-from tiny import OURS, build
 
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
@@ -51,9 +49,3 @@ def test_three_layers_share_the_first_ones_values():
         expected = weights @ v if layer == 0 else weights @ (v + values[0]) / 2
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
     assert not shared
-
-
-@pytest.mark.parametrize("flags", [["--decoder-layerdrop", "0.2"], ["--checkpoint-activations"]])
-def test_a_model_that_skips_or_repeats_layers_is_refused(flags):
-    with pytest.raises(ValueError, match=f"{flags[0]}.* is not allowed with --gpam-mechanism value_residual"):
-        build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "value_residual", *flags)

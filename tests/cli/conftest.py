@@ -43,16 +43,6 @@ def scores(text):
     return {int(number): float(score) for number, score in re.findall(r"^H-(\d+)\t(\S+)\t", text, flags=re.M)}
 
 
-class Foreign:
-    """A pickle that would create a file while it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.marker),)
-
-
 class Command:
     """Runs a command of the environment's bin; `ok` says whether it must succeed.
 
@@ -139,6 +129,23 @@ def train_language_model(command, monolingual, save_dir, *arguments):
         *(monolingual, "--task", "language_modeling", "--arch", "transformer_lm_gpam", *SMALL_LM, *TRAIN),
         *("--optimizer", "gpam_adam", "--weight-decay", "0.01", "--max-tokens", "256", "--save-dir", save_dir),
         *arguments,
+    )
+
+
+def train_language_model_with_hydra(command, monolingual, save_dir, *flags):
+    """Trains for three updates; `flags` are NAME=VALUE of --gpam flags."""
+    sizes = ["decoder_layers=1", "decoder_embed_dim=16", "decoder_input_dim=16", "decoder_output_dim=16"]
+    sizes += ["decoder_ffn_embed_dim=16", "decoder_attention_heads=2"]
+    return command(
+        "fairseq-hydra-train",
+        *("task=language_modeling", f"task.data={monolingual}", "task.tokens_per_sample=16"),
+        *("task.sample_break_mode=eos", "model=transformer_lm", "model._name=transformer_lm_gpam"),
+        *(f"model.{size}" for size in sizes),
+        *(f"+model.gpam_{flag}" for flag in flags),
+        *("criterion=cross_entropy", "optimizer=adam", "lr_scheduler=fixed", "common.cpu=true"),
+        *("optimization.max_update=3", "optimization.lr=[0.01]", "dataset.max_tokens=256"),
+        *(f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={save_dir}", f"hydra.run.dir={save_dir}/hydra"),
+        user_dir=False,
     )
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from conftest import Foreign, hypotheses, train_translation
+from conftest import hypotheses, train_translation
+from foreign import Foreign
 from test_language_model import evaluate, loss
 
 from fairseq_gpam.hub import from_pretrained

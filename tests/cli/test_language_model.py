@@ -3,7 +3,7 @@
 import re
 
 import torch
-from conftest import USER_DIR, train_language_model
+from conftest import train_language_model, train_language_model_with_hydra
 
 
 def load(path):
@@ -61,20 +61,9 @@ def test_forgetting_user_dir_at_eval_lm_fails_with_the_message_of_the_readme(com
 
 
 def test_hydra_trains_a_language_model_and_model_overrides_change_its_fixed_lambda(command, monolingual, folder):
-    sizes = ["decoder_layers=1", "decoder_embed_dim=16", "decoder_input_dim=16", "decoder_output_dim=16"]
-    sizes += ["decoder_ffn_embed_dim=16", "decoder_attention_heads=2"]
     save_dir = folder / "hydra_language_model"
-    command(
-        "fairseq-hydra-train",
-        *("task=language_modeling", f"task.data={monolingual}", "task.tokens_per_sample=16"),
-        *("task.sample_break_mode=eos", "model=transformer_lm", "model._name=transformer_lm_gpam"),
-        *(f"model.{size}" for size in sizes),
-        *("+model.gpam_lambda=fixed", "+model.gpam_lambda_plus=0.125", "+model.gpam_negative_bias=true"),
-        *("criterion=cross_entropy", "optimizer=adam", "lr_scheduler=fixed", "common.cpu=true"),
-        *("optimization.max_update=3", "optimization.lr=[0.01]", "dataset.max_tokens=256"),
-        *(f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={save_dir}", "hydra.run.dir=hydra_run"),
-        user_dir=False,
-    )
+    flags = ["lambda=fixed", "lambda_plus=0.125", "negative_bias=true"]
+    train_language_model_with_hydra(command, monolingual, save_dir, *flags)
     state = load(save_dir / "checkpoint_last.pt")
     assert state["cfg"]["model"]["gpam_lambda_plus"] == 0.125
     assert any(name.endswith("negative_projection.bias") for name in state["model"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_LM, TRAIN, USER_DIR
+from conftest import SMALL, SMALL_LM, TRAIN, train_language_model_with_hydra
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "your-own-mechanism" / "tempered.py"
 
@@ -74,17 +74,6 @@ def test_a_language_model_evaluates_with_the_temperature_it_was_trained_with(
 
 
 def test_hydra_takes_the_file_and_its_flags(command, monolingual, tmp_path, file):
-    sizes = ["decoder_layers=1", "decoder_embed_dim=16", "decoder_input_dim=16", "decoder_output_dim=16"]
-    sizes += ["decoder_ffn_embed_dim=16", "decoder_attention_heads=2"]
-    command(
-        "fairseq-hydra-train",
-        *("task=language_modeling", f"task.data={monolingual}", "task.tokens_per_sample=16"),
-        *("task.sample_break_mode=eos", "model=transformer_lm", "model._name=transformer_lm_gpam"),
-        *(f"model.{size}" for size in sizes),
-        *(f"+model.gpam_import={file}", "+model.gpam_mechanism=tempered", "+model.gpam_tempered_tau=4"),
-        *("criterion=cross_entropy", "optimizer=adam", "lr_scheduler=fixed", "common.cpu=true"),
-        *("optimization.max_update=1", "optimization.lr=[0.01]", "dataset.max_tokens=256"),
-        *(f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={tmp_path}/hydra", "hydra.run.dir=hydra_own"),
-        user_dir=False,
-    )
+    flags = [f"import={file}", "mechanism=tempered", "tempered_tau=4"]
+    train_language_model_with_hydra(command, monolingual, tmp_path / "hydra", *flags)
     assert settings(tmp_path / "hydra")["gpam_tempered_tau"] == 4

@@ -3,7 +3,8 @@
 import re
 
 import torch
-from conftest import LAMBDAS, USER_DIR, Foreign, hypotheses, scores, train_translation
+from conftest import LAMBDAS, USER_DIR, hypotheses, scores, train_translation
+from foreign import Foreign
 
 
 def load(path):

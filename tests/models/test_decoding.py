@@ -3,7 +3,18 @@
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
-from tiny import OURS, TASKS, build, dictionary, logits, model_input, scramble, sentences, shifted, translation_input
+from tiny import (
+    OURS,
+    TASKS,
+    build,
+    dictionary,
+    logits,
+    model_input,
+    model_of,
+    sentences,
+    shifted,
+    translation_input,
+)
 
 VARIANTS = {
     "translation": [
@@ -25,10 +36,6 @@ VARIANTS = {
 }
 
 
-def model_of(task, *flags, scale=0.3):
-    return scramble(build(task, OURS[task], *flags), scale).eval()
-
-
 def encoded(model, inputs):
     if "prev_output_tokens" in inputs:
         return model.encoder(inputs["src_tokens"], inputs["src_lengths"]), inputs["prev_output_tokens"]
@@ -46,7 +53,7 @@ def stepwise(model, encoder_out, tokens, state=None, start=1):
 
 @pytest.mark.parametrize(("task", "flags"), [(task, flags) for task in TASKS for flags in VARIANTS[task]])
 def test_full_forward_is_step_by_step_in_a_padded_batch(task, flags):
-    model = model_of(task, *flags)
+    model = model_of(task, *flags).eval()
     inputs = model_input(task)
     encoder_out, tokens = encoded(model, inputs)
     full = logits(model, inputs)
@@ -58,7 +65,7 @@ def test_full_forward_is_step_by_step_in_a_padded_batch(task, flags):
 
 def test_full_forward_is_step_by_step_with_left_padded_prefixes():
     # fairseq's stepwise positions count the padding: stock differs there too.
-    model = model_of("language_modeling", "--no-token-positional-embeddings")
+    model = model_of("language_modeling", "--no-token-positional-embeddings").eval()
     tokens = sentences((7, 4, 1), left=True)
     full = logits(model, {"src_tokens": tokens})
     steps, _ = stepwise(model, None, tokens)
@@ -70,7 +77,7 @@ def test_full_forward_is_step_by_step_with_left_padded_prefixes():
 @pytest.mark.parametrize("flags", [[], ["--gpam-lambda-source", "token"]], ids=" ".join)
 @pytest.mark.parametrize("task", TASKS)
 def test_reordered_beams_continue_with_their_own_prefixes(task, flags):
-    model = model_of(task, *flags)
+    model = model_of(task, *flags).eval()
     inputs = translation_input((5, 3, 7), (6, 6, 6)) if task == "translation" else {"src_tokens": sentences((6, 6, 6))}
     encoder_out, tokens = encoded(model, inputs)
     _, state = stepwise(model, encoder_out, tokens[:, :3])
@@ -180,7 +187,7 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(translator):
 
 def test_sampling_a_language_model_with_a_prefix_uses_the_prefix():
     """fairseq feeds the prefix through the cache; the continuation is the full forward's greedy choice."""
-    model = model_of("language_modeling", scale=0.5)
+    model = model_of("language_modeling", scale=0.5).eval()
     vocabulary = dictionary()
     generator = SequenceGenerator([model], vocabulary, beam_size=1, max_len_b=8, eos=2)
     prefix = torch.randint(4, 24, (3, 4))
@@ -209,7 +216,7 @@ def test_a_beam_size_that_is_left_set_does_not_change_scores_in_training(transla
 
 def test_prefix_of_several_tokens_in_one_call_is_the_stepwise_prefix():
     """`shifted` targets cut at any point give the same continuation: nothing but the cache carries the past."""
-    model = model_of("translation")
+    model = model_of("translation").eval()
     inputs = translation_input((5, 3), (6, 6))
     tokens = shifted(sentences((6, 6)))
     encoder_out = model.encoder(inputs["src_tokens"], inputs["src_lengths"])

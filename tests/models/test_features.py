@@ -13,8 +13,8 @@ from tiny import (
     logits,
     model_config,
     model_input,
+    model_of,
     pair,
-    scramble,
     sentences,
     shifted,
     translation_input,
@@ -24,10 +24,6 @@ from fairseq_gpam.attention import FUTURE
 from fairseq_gpam.modules import GPAMMultiheadAttention, attention_modules, register_attention_hook
 
 BACKENDS = ("auto", "reference", "fused")
-
-
-def model_of(task, *flags):
-    return scramble(build(task, OURS[task], *flags))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,7 +7,7 @@ import torch
 from fairseq.modules import MultiheadAttention
 from masks import make_masks, padding_mask
 from reference import multihead, visibility
-from tiny import attention
+from tiny import attention, settings
 
 from fairseq_gpam.attention import FUTURE
 
@@ -103,17 +103,17 @@ def test_every_value_of_every_option(kind, scope, tied, bound):
     for projection, bias, init in itertools.product(
         ("head", "shared"), (False, True), ("xavier", "zero", "minus-identity")
     ):
-        settings = {"lambda": kind, "lambda_scope": scope, "lambda_tied": tied, "lambda_max": bound}
-        settings |= {"lambda_plus": 0.3, "lambda_minus": 0.9}
-        settings |= {"negative_projection": projection, "negative_bias": bias, "negative_init": init}
-        check(attention("decoder", CHANNELS, HEADS, **settings), "decoder", 7, 7, "causal, right", arguments)
+        chosen = {"lambda": kind, "lambda_scope": scope, "lambda_tied": tied, "lambda_max": bound}
+        chosen |= {"lambda_plus": 0.3, "lambda_minus": 0.9}
+        chosen |= {"negative_projection": projection, "negative_bias": bias, "negative_init": init}
+        check(attention("decoder", CHANNELS, HEADS, **chosen), "decoder", 7, 7, "causal, right", arguments)
 
 
 @pytest.mark.parametrize("init", ["xavier", "zero", "minus-identity"])
 @pytest.mark.parametrize("projection", ["head", "shared"])
 def test_the_untouched_initial_projection_is_what_the_formula_uses(init, projection):
-    settings = {"negative_init": init, "negative_projection": projection}
-    module = attention("encoder", CHANNELS, HEADS, **settings)
+    chosen = {"negative_init": init, "negative_projection": projection}
+    module = attention("encoder", CHANNELS, HEADS, **chosen)
     width = CHANNELS // HEADS
     if init == "zero":
         block = torch.zeros(width, width)
@@ -123,20 +123,12 @@ def test_the_untouched_initial_projection_is_what_the_formula_uses(init, project
         block = None
     from fairseq_gpam.attention.negative_projection import build_negative_projection
 
-    fresh = build_negative_projection(module.mechanism.site, _resolved(settings))
+    fresh = build_negative_projection(module.mechanism.site, settings(**chosen))
     if block is not None:
         assert torch.equal(fresh.weight.detach(), block.repeat(fresh.weight.size(0) // width, 1))
     with torch.no_grad():
         module.mechanism.negative_projection.weight.copy_(fresh.weight)
     check(module, "encoder", 7, 7, "left")
-
-
-def _resolved(settings):
-    import argparse
-
-    from fairseq_gpam import options
-
-    return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in settings.items()}))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -249,8 +241,8 @@ def test_weights_have_stocks_shapes_and_sum_to_1_plus_minus():
 
 def neutral(site, dropout=0.0, **kwargs):
     """A stock module and ours with λ⁺ = λ⁻ = 0, with the same weights."""
-    settings = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
-    module = attention(site, CHANNELS, HEADS, dropout, kwargs, **settings)
+    chosen = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
+    module = attention(site, CHANNELS, HEADS, dropout, kwargs, **chosen)
     role = {"encoder_decoder_attention": True} if site == "cross" else {"self_attention": True}
     stock = MultiheadAttention(CHANNELS, HEADS, dropout=dropout, **role, **kwargs)
     stock.load_state_dict({n: p for n, p in module.state_dict().items() if not n.startswith("mechanism.")})
@@ -524,9 +516,9 @@ def test_keys_and_values_may_come_from_different_sources():
 @pytest.mark.parametrize("kind", ["fixed", "trainable"])
 def test_every_trainable_parameter_gets_a_gradient(backend, plus, minus, kind):
     """Distributed training stops at a parameter that a mode leaves unused, also where its gradient would be zero."""
-    settings = {"lambda": kind, "lambda_plus": plus, "lambda_minus": minus, "backend": backend}
+    chosen = {"lambda": kind, "lambda_plus": plus, "lambda_minus": minus, "backend": backend}
     for site in ("encoder", "decoder", "cross"):
-        module = attention(site, CHANNELS, HEADS, negative_bias=True, **settings)
+        module = attention(site, CHANNELS, HEADS, negative_bias=True, **chosen)
         if kind == "trainable":
             torch.nn.init.constant_(module.mechanism.lambda_plus.theta, plus)
             torch.nn.init.constant_(module.mechanism.lambda_minus.theta, minus)
