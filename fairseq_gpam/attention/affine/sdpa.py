@@ -19,21 +19,18 @@ def sdpa_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
     With dropout every branch draws the same random numbers, so that the same entries of all branches, and thus of P,
     are dropped.
     """
+    num_queries, num_keys = inputs.q.size(-2), inputs.k.size(-2)
+    is_causal = inputs.mask.is_plainly_causal and num_queries == num_keys
+    bias, fully_masked = (None, None) if is_causal else inputs.mask.for_kernel(num_queries, num_keys, inputs.q)
+
+    def weighted(branch: Branch) -> Tensor:
+        output = F.scaled_dot_product_attention(branch.q, branch.k, inputs.v, bias, inputs.dropout_p, is_causal)
+        return output if isinstance(branch.weight, float) and branch.weight == 1 else branch.weight * output
+
     *others, last = terms.branches(inputs.q, inputs.k)
     devices = [inputs.q.device] if inputs.q.is_cuda else []
     output: Tensor | None = None
     for branch in others:
         with torch.random.fork_rng(devices) if inputs.dropout_p > 0 else nullcontext():
-            output = _weighted(branch, inputs)
-    return _weighted(last, inputs) if output is None else output + _weighted(last, inputs)
-
-
-def _weighted(branch: Branch, inputs: AttentionInput) -> Tensor:
-    """Returns weight · dropout(softmax(q kᵀ/√D + M)) v, zero in fully masked rows."""
-    q, k, v, mask = branch.q, branch.k, inputs.v, inputs.mask
-    if mask.is_plainly_causal and q.size(-2) == k.size(-2):
-        output = F.scaled_dot_product_attention(q, k, v, dropout_p=inputs.dropout_p, is_causal=True)
-    else:
-        bias, fully_masked = mask.for_kernel(q.size(-2), k.size(-2), q)
-        output = zero_rows(F.scaled_dot_product_attention(q, k, v, bias, inputs.dropout_p), fully_masked)
-    return output if isinstance(branch.weight, float) and branch.weight == 1 else branch.weight * output
+            output = weighted(branch)
+    return zero_rows(weighted(last) if output is None else output + weighted(last), fully_masked)
