@@ -1,4 +1,4 @@
-"""What all tests share: one thread, one seed."""
+"""What all tests share: one thread, one seed, and that tests marked `gpu` are skipped where there is no GPU."""
 
 import random
 
@@ -9,6 +9,11 @@ import torch
 import fairseq_gpam  # noqa: F401  (registers the models before anything is parsed)
 
 torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)

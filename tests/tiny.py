@@ -167,3 +167,20 @@ def model_input(task):
 
 def logits(model, inputs):
     return model(**inputs)[0]
+
+
+def encoded(model, inputs):
+    """What the encoder returns, None for a language model, and the decoder's tokens."""
+    if "prev_output_tokens" in inputs:
+        return model.encoder(inputs["src_tokens"], inputs["src_lengths"]), inputs["prev_output_tokens"]
+    return None, inputs["src_tokens"]
+
+
+def stepwise(model, encoder_out, tokens, state=None, start=1):
+    """The logits of a decoder that is given one token more in each step, and its incremental state."""
+    state = {} if state is None else state
+    steps = [
+        model.decoder(tokens[:, :step], encoder_out=encoder_out, incremental_state=state)[0]
+        for step in range(start, tokens.size(1) + 1)
+    ]
+    return torch.cat(steps, dim=1), state

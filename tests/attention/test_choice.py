@@ -228,11 +228,7 @@ def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():
         assert output.isfinite().all()
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [30, 300])
@@ -255,7 +251,6 @@ def test_on_a_gpu_as_by_the_plain_formula(kind, dtype, length):
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("kind", GPU_MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_exactly_p_is_dropped(kind, dtype):

@@ -78,7 +78,6 @@ def test_a_missing_gpu_is_refused(capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", cli.DTYPES)
 def test_on_a_gpu_every_level_is_measured_there(tiny, dtype, tmp_path):
     file = tmp_path / "benchmark.json"

@@ -8,11 +8,13 @@ from tiny import (
     TASKS,
     build,
     dictionary,
+    encoded,
     logits,
     model_input,
     model_of,
     sentences,
     shifted,
+    stepwise,
     translation_input,
 )
 
@@ -34,21 +36,6 @@ VARIANTS = {
         ["--gpam-backend", "fused"],
     ],
 }
-
-
-def encoded(model, inputs):
-    if "prev_output_tokens" in inputs:
-        return model.encoder(inputs["src_tokens"], inputs["src_lengths"]), inputs["prev_output_tokens"]
-    return None, inputs["src_tokens"]
-
-
-def stepwise(model, encoder_out, tokens, state=None, start=1):
-    state = {} if state is None else state
-    steps = [
-        model.decoder(tokens[:, :step], encoder_out=encoder_out, incremental_state=state)[0]
-        for step in range(start, tokens.size(1) + 1)
-    ]
-    return torch.cat(steps, dim=1), state
 
 
 @pytest.mark.parametrize(("task", "flags"), [(task, flags) for task in TASKS for flags in VARIANTS[task]])

@@ -5,25 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import OURS, build, logits, needed, scramble, sentences, translation_input
+from tiny import OURS, build, encoded, logits, needed, scramble, sentences, stepwise, translation_input
 
 from fairseq_gpam.attention import REGISTRY
 
-DEVICE = "cuda"
 CASES = [("translation", name) for name in sorted(REGISTRY)] + [
     ("language_modeling", name) for name in sorted(REGISTRY) if "decoder" in REGISTRY[name].sites
 ]
 # The second is beyond the length at which attention is computed in blocks on the CPU.
 LENGTHS = {"short": (5, 3, 7), "long": (230, 201)}
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available() and DEVICE == "cuda", reason="needs a CUDA device"),
-]
-
-
-@pytest.fixture(autouse=True)
-def fixed_draws():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.gpu
 
 
 def model_of(task, name, *flags):
@@ -39,7 +30,7 @@ def input_of(task, lengths):
 
 
 def on_gpu(inputs):
-    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
+    return {name: tensor.to("cuda") for name, tensor in inputs.items()}
 
 
 def tokens_of(inputs):
@@ -67,7 +58,7 @@ def test_a_training_step_gives_what_the_cpu_gives(task, name, dtype, tolerance, 
     model = scramble(model_of(task, name), 0.2).to(dtype)
     inputs = input_of(task, LENGTHS[lengths])
     expected = step(copy.deepcopy(model), inputs)
-    found = step(model.to(DEVICE), on_gpu(inputs))
+    found = step(model.to("cuda"), on_gpu(inputs))
     for one, other in zip(expected, found, strict=True):
         assert difference(one, other) <= tolerance
 
@@ -78,7 +69,7 @@ def test_half_precision_is_close_to_full_precision(task, name, dtype):
     model = model_of(task, name)
     inputs = input_of(task, LENGTHS["long"])
     expected, _ = step(copy.deepcopy(model), inputs)
-    found, gradients = step(model.to(DEVICE).to(dtype), on_gpu(inputs))
+    found, gradients = step(model.to("cuda").to(dtype), on_gpu(inputs))
     assert difference(expected, found) <= 0.03
     assert gradients.isfinite().all()
 
@@ -86,9 +77,9 @@ def test_half_precision_is_close_to_full_precision(task, name, dtype):
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "amp"])
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_dropout_of_attention_leaves_gradients_finite(task, name, autocast):
-    model = model_of(task, name, "--attention-dropout", "0.3").to(DEVICE).train()
+    model = model_of(task, name, "--attention-dropout", "0.3").to("cuda").train()
     inputs = on_gpu(input_of(task, LENGTHS["long"]))
-    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=autocast):
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
         first, gradients = step(model, inputs)
         second, _ = step(model, inputs)
     assert gradients.isfinite().all()
@@ -97,15 +88,11 @@ def test_dropout_of_attention_leaves_gradients_finite(task, name, autocast):
 
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_step_by_step_decoding_is_the_full_forward(task, name):
-    model = scramble(model_of(task, name), 0.2).double().to(DEVICE).eval()
+    model = scramble(model_of(task, name), 0.2).double().to("cuda").eval()
     inputs = on_gpu(input_of(task, LENGTHS["short"]))
     with torch.no_grad():
-        encoder_out = model.encoder(inputs["src_tokens"], inputs["src_lengths"]) if task == "translation" else None
-        tokens, state = tokens_of(inputs), {}
+        encoder_out, tokens = encoded(model, inputs)
         full = model.decoder(tokens, encoder_out=encoder_out)[0]
-        steps = [
-            model.decoder(tokens[:, :end], encoder_out=encoder_out, incremental_state=state)[0]
-            for end in range(1, tokens.size(1) + 1)
-        ]
+        steps, _ = stepwise(model, encoder_out, tokens)
     kept = tokens != 1
-    assert difference(full[kept], torch.cat(steps, dim=1)[kept]) <= 1e-9
+    assert difference(full[kept], steps[kept]) <= 1e-9
