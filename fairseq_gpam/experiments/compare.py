@@ -10,6 +10,8 @@ import argparse
 import dataclasses
 import json
 import math
+import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.experiments import finished, kept, statistics
+from fairseq_gpam.experiments import finished, kept, series, statistics
 from fairseq_gpam.experiments.grid import LR_SUFFIX, Grid
+from fairseq_gpam.experiments.series import NATS
 from fairseq_gpam.recipes import run_folder
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
+LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap", "collapse")
+"""What a comparison has besides its baseline and its δ's; the entries name their group."""
+NAME_WITH_RATE = re.compile(rf"(.+){LR_SUFFIX}([0-9][0-9.e+-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +64,6 @@ class Quantity:
         return run.get(self.path[0], {}).get(self.path[1])
 
 
-NATS = math.log(2)
-"""A bit in nats: fairseq logs base 2."""
 QUANTITIES = (
     Quantity(
         *("valid-loss", "validation negative log-likelihood", "nats", ("train", "valid_nll_loss"), True),
@@ -91,7 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="make the files from this comparison.json alone")
     for unit, delta in DELTAS.items():
         text = f"δ of a bounded null (default: {delta} {unit})"
-        parser.add_argument(f"--delta-{unit.lower()}", type=float, default=delta, metavar="D", help=text)
+        parser.add_argument(f"--delta-{unit.lower()}", type=number_above_0, metavar="D", help=text)
+
+
+def number_above_0(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a number above 0")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,16 +110,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     if bool(arguments.json) == bool(arguments.runs):
         sys.exit("compare needs either RUNS or --json FILE")
-    if arguments.json:
-        found = json.loads(arguments.json.read_text(encoding="utf-8"))
-    else:
-        if not arguments.baseline:
-            sys.exit("--baseline is missing; allowed: the name of an arm of the runs")
-        deltas = {unit: getattr(arguments, f"delta_{unit.lower()}") for unit in DELTAS}
-        try:
+    given = {unit: getattr(arguments, f"delta_{unit.lower()}") for unit in DELTAS}
+    try:
+        if arguments.json:
+            flags = {"--baseline": arguments.baseline, "--arms": arguments.arms}
+            flags |= {f"--delta-{unit.lower()}": delta for unit, delta in given.items()}
+            beside = [flag for flag, value in flags.items() if value is not None]
+            if beside:
+                raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
+            found = read_comparison(arguments.json)
+        elif not arguments.baseline:
+            raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
+        else:
+            deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
             found = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(str(error))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.exit(str(error))
     print(comparison_report.write(found, arguments.out))
     return 0
 
@@ -117,25 +134,50 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     """Compares run folders of a grid and writes all files into `out`."""
     from fairseq_gpam.experiments import comparison_report
 
-    planned = {title(*group): len(arms) - 1 for group, arms in chosen.groups().items()}
+    planned = {
+        group: {arm: [run.settings.seed for run in own] for arm, own in arms.items()}
+        for group, arms in chosen.groups().items()
+    }
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 
 def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns the runs of folders, which they name, and of .jsonl files of kept runs.
 
-    Raises `FileNotFoundError` for a folder without a finished training.
+    Raises `FileNotFoundError` for a missing file or a folder without a finished training, `ValueError` if a task, name
+    and seed are there twice.
     """
     found: list[dict[str, Any]] = []
+    places: dict[tuple[str, str, int], Path] = {}
     for path in paths:
-        found += kept.read_lines(path) if path.suffix == ".jsonl" else [{**finished.read(path), "folder": str(path)}]
+        if path.suffix == ".jsonl" and not path.exists():
+            raise FileNotFoundError(f"{path}: no such file")
+        own = kept.read_lines(path) if path.suffix == ".jsonl" else [{**finished.read(path), "folder": str(path)}]
+        for one in own:
+            key = (one["task"], one["name"], int(one["seed"]))
+            if key in places:
+                what = f"the run of {one['task']}, {one['name']}, seed {one['seed']}"
+                raise ValueError(f"{what} is in {places[key]} and in {path}; allowed: one of them")
+            places[key] = path
+        found += own
+    return found
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """Returns the comparison in a comparison.json; raises `ValueError` with the file if it holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--json is {path}; allowed: a comparison.json ({error})") from error
+    if not isinstance(found, dict) or not {"baseline", "deltas", *LISTS} <= found.keys():
+        raise ValueError(f"--json is {path}; allowed: a comparison.json that this version of compare wrote")
     return found
 
 
 def arm_and_rate(name: str) -> tuple[str, str]:
     """Returns the arm and the learning rate in a run's name, the rate empty where the grid has one."""
-    arm, _, rate = name.partition(LR_SUFFIX)
-    return arm, rate
+    found = NAME_WITH_RATE.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def title(task: str, rate: str) -> str:
@@ -148,40 +190,62 @@ def comparison(
     baseline: str,
     deltas: dict[str, float] = DELTAS,
     arms: Sequence[str] | None = None,
-    planned: Mapping[str, int] = MappingProxyType({}),
+    planned: Mapping[tuple[str, str], Mapping[str, Sequence[int]]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns everything that the report shows, as plain JSON.
 
-    `planned` is how many arms besides the baseline each group will have, by title, if those at hand are not all. Raises
-    `ValueError` if no run is of the baseline.
+    `planned` has the seeds of all arms that each group, of a task and a learning rate, will have, if those at hand are
+    not all. Raises `ValueError` if no run is of the baseline, or none is of one of the `arms`.
     """
+    known = dict.fromkeys(arm_and_rate(one["name"])[0] for one in runs)
+    for given, chosen in (("--baseline is", [baseline]), ("--arms has", arms or ())):
+        unknown = [arm for arm in chosen if arm not in known]
+        if unknown:
+            raise ValueError(f"{given} {unknown[0]!r}; allowed: an arm of the runs: {', '.join(known)}")
     runs = [one for one in runs if arms is None or arm_and_rate(one["name"])[0] in (*arms, baseline)]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {at: [] for at in planned}
     for one in runs:
         groups.setdefault((one["task"], arm_and_rate(one["name"])[1]), []).append(one)
-    if not any(arm_and_rate(one["name"])[0] == baseline for one in runs):
-        known = ", ".join(dict.fromkeys(arm_and_rate(one["name"])[0] for one in runs))
-        raise ValueError(f"--baseline is {baseline!r}; allowed: an arm of the runs: {known}")
-    found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, "tables": [], "costs": [], "curves": []}
-    found |= {"lambdas": [], "layers": [], "bootstrap": [], "collapse": collapse(runs)}
-    for (task, rate), members in groups.items():
-        group = title(task, rate)
+    found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, **{key: [] for key in LISTS}}
+    found["collapse"] = collapse(runs)
+    for at, members in groups.items():
+        group, plan = title(*at), planned.get(at, {})
         by_arm: dict[str, list[dict[str, Any]]] = {}
         for one in sorted(members, key=lambda one: (arm_and_rate(one["name"])[0] != baseline, int(one["seed"]))):
             by_arm.setdefault(arm_and_rate(one["name"])[0], []).append(one)
-        tables = (table(group, by_arm, baseline, one, deltas[one.unit], planned.get(group, 0)) for one in QUANTITIES)
+        missing = {
+            arm: [seed for seed in seeds if seed not in {int(one["seed"]) for one in by_arm.get(arm, ())}]
+            for arm, seeds in plan.items()
+        }
+        remarks = not_run(missing, next(iter(plan.values()), ()))
+        if members and baseline not in by_arm:
+            remarks.insert(0, f"Not compared, because no run is of the baseline {baseline}: {', '.join(by_arm)}.")
+        found["remarks"] += [{"group": group, "text": text} for text in remarks]
+        tables = (table(group, by_arm, baseline, one, deltas[one.unit], len(plan) - 1) for one in QUANTITIES)
         found["tables"] += [one for one in tables if one]
         for arm, own in by_arm.items():
             found["costs"].append({"group": group, "arm": arm, **costs(own)})
             shown = {
-                "points": curve(own),
-                "differences": curve(own, by_arm.get(baseline, ())) if arm != baseline else [],
+                "points": series.curve(own),
+                "differences": series.curve(own, by_arm.get(baseline, ())) if arm != baseline else [],
             }
             found["curves"].append({"group": group, "arm": arm, **shown})
-            found["lambdas"] += [{"group": group, "arm": arm, **shown} for shown in mean_lambdas(own)]
-            found["layers"] += [{"group": group, "arm": arm, **shown} for shown in by_layer(own)]
+            found["lambdas"] += [{"group": group, "arm": arm, **shown} for shown in series.mean_lambdas(own)]
+            found["layers"] += [{"group": group, "arm": arm, **shown} for shown in series.by_layer(own)]
         found["bootstrap"] += bootstrap(group, by_arm, baseline)
     return found
+
+
+def not_run(missing: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> list[str]:
+    """Returns sentences that name the missing seeds of each arm, of all planned `seeds`."""
+    wholly = [arm for arm, own in missing.items() if len(own) == len(seeds)]
+    partly = [f"{arm} seeds {_list(own)}" for arm, own in missing.items() if 0 < len(own) < len(seeds)]
+    said = [f"Not run with any seed of {_list(seeds)}: {', '.join(wholly)}."] if wholly else []
+    return [*said, *([f"Not run yet: {'; '.join(partly)}."] if partly else [])]
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def table(
@@ -224,9 +288,29 @@ def table(
         "delta": delta,
         "tests": tests,
         "diverged": [[arm, int(one["seed"])] for arm, own in by_arm.items() for one in own if quantity.diverged(one)],
+        "decoded_otherwise": decoded_otherwise(by_arm, {"score": "generate"}.get(quantity.path[0], quantity.path[0])),
         "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
         "rows": rows,
     }
+
+
+def decoded_otherwise(by_arm: dict[str, list[dict[str, Any]]], stage: str) -> list[str]:
+    """Returns a phrase for each way in which runs were decoded unlike the first run, with the names of these runs.
+
+    Empty for the stage `train`. Of paths, such as those of the checkpoints, only the last part counts.
+    """
+    if stage == "train":
+        return []
+    first: list[str] = []
+    unlike: dict[str, list[str]] = {}
+    for arm, own in by_arm.items():
+        for one in own:
+            words = shlex.split(one.get(stage, {}).get("command", ""))
+            command = [":".join(Path(part).name for part in word.split(":")) if "/" in word else word for word in words]
+            first = first or command
+            if command and (phrases := run_folder.differing_flags(first, command)):
+                unlike.setdefault("; ".join(phrases), []).append(f"{arm} seed {one['seed']}")
+    return [f"{', '.join(runs)}: {phrases}" for phrases, runs in unlike.items()]
 
 
 def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
@@ -236,64 +320,6 @@ def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         values = [one[stage][entry] for one in own if one.get(stage, {}).get(entry) is not None]
         found[key] = float(np.median(values)) if values else None
     return found
-
-
-def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | None = None) -> list[list[float | None]]:
-    """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
-
-    With runs of a baseline, of the difference to theirs, paired by seed. With fewer than three there is no interval.
-    """
-    curves = {one["seed"]: _valid_curve(one) for one in own}
-    if baseline is not None:
-        others = {one["seed"]: _valid_curve(one) for one in baseline}
-        curves = {
-            seed: {update: loss - others[seed][update] for update, loss in losses.items() if update in others[seed]}
-            for seed, losses in curves.items()
-            if seed in others
-        }
-    common = set.intersection(*(set(losses) for losses in curves.values())) if curves else set()
-    points = []
-    for update in sorted(common):
-        shown = statistics.interval([losses[update] for losses in curves.values()])
-        edges = [shown.low, shown.high] if shown.n >= statistics.MIN_PAIRS else [None, None]
-        points.append([update, shown.mean, *edges])
-    return points
-
-
-def _valid_curve(one: dict[str, Any]) -> dict[int, float]:
-    points = one["train"].get("curve", {}).get("valid", [])
-    return {update: loss * NATS for update, loss in points if math.isfinite(loss)}
-
-
-def mean_lambdas(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns each λ of an arm over training, the mean over the seeds that logged it at an update."""
-    return [
-        {"name": name, "seeds": len(own), "points": [[update, float(np.mean(found))] for update, found in points]}
-        for name, points in _values(own, "lambdas").items()
-    ]
-
-
-def by_layer(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns each measure of an arm's analysed runs as [layer, mean, least, greatest] over their seeds."""
-    return [
-        {
-            "name": name,
-            "seeds": max(len(found) for _, found in points),
-            "points": [[layer, float(np.mean(found)), min(found), max(found)] for layer, found in points],
-        }
-        for name, points in _values(own, "by_layer").items()
-    ]
-
-
-def _values(own: Sequence[dict[str, Any]], key: str) -> dict[str, list[tuple[int, list[float]]]]:
-    """Returns, for each name that runs have under `key`, the finite values of all runs at each update or layer."""
-    values: dict[str, dict[int, list[float]]] = {}
-    for one in own:
-        for name, points in one.get(key, {}).items():
-            for at, value in points:
-                if math.isfinite(value):
-                    values.setdefault(name, {}).setdefault(int(at), []).append(value)
-    return {name: sorted(found.items()) for name, found in values.items()}
 
 
 def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import collapse_report, comparison_plots, forest, templates
+from fairseq_gpam.experiments import collapse_report, compare, comparison_plots, forest, templates
 from fairseq_gpam.experiments.finished import place_of
 from fairseq_gpam.recipes import recorded
 
-COST_HEAD = ("parameters", "training (s)", "peak memory (MiB)", "training tokens/s", "decoding tokens/s")
+COST_HEAD = ("task", "arm", *(label for _, label, _ in compare.COSTS))
 
 
 def write(found: dict[str, Any], out: Path) -> Path:
@@ -60,8 +60,9 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
     digits = 4 if table["unit"] == "nats" else 2
     rows = []
     for row in table["rows"]:
-        line, parameters = [row["arm"], str(row["n"]), spread(row, digits)], cost(row["parameters"])
         one = row.get("difference")
+        seeds = str(row["n"]) + (f", {one['interval']['n']} pairs" if one and one["interval"]["n"] != row["n"] else "")
+        line, parameters = [row["arm"], seeds, spread(row, digits)], cost(row["parameters"])
         if one is None:
             verdict = "baseline" if row is table["rows"][0] else "no common seed"
             rows.append([*line, "–", verdict, *["–"] * 4, parameters])
@@ -71,25 +72,38 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             # The p value is left out if the arm gets no verdict; the CSV and the JSON have it.
             tests = ["powerless (too few seeds)", *["–"] * 4]
         else:
-            seeds = str(row["seeds_for_delta"] or "over 10,000") if found["sd"] else "–"
-            tests = [one["verdict"], *(number(one[key]) for key in ("p_holm", "p_t", "p_sign_flip")), seeds]
+            needed = str(row["seeds_for_delta"] or "over 10,000") if found["sd"] else "–"
+            tests = [one["verdict"], *(number(one[key]) for key in ("p_holm", "p_t", "p_sign_flip")), needed]
         rows.append([*line, spread(found, digits, "+"), *tests, parameters])
     return rows
 
 
 def table_note(table: dict[str, Any]) -> str:
-    """Returns the sentences about the spread of the baseline's seeds, the correction, and the runs that diverged."""
+    """Returns the sentences about the baseline's spread, the correction, and runs that diverged or are not alike."""
     noise, unit, digits = table["noise"], table["unit"], 4 if table["unit"] == "nats" else 2
     tests = table["tests"]
     rule = f"δ = {table['delta']:g} {unit}. Holm's correction is over {tests} arm{'s' if tests != 1 else ''}."
     if table["diverged"]:
         rule += f" Diverged and not counted: {'; '.join(f'{arm} seed {seed}' for arm, seed in table['diverged'])}."
+    if table["decoded_otherwise"]:
+        rule += f" Decoded otherwise than the first run of the table: {'. '.join(table['decoded_otherwise'])}."
     if noise["sd"] is None:
         return f"Noise floor: not known, the baseline has one seed. {rule}"
     return (
         f"Noise floor: over {noise['n']} seeds the baseline's standard deviation is {number(noise['sd'], digits)}, "
         f"its range {number(noise['range'], digits)} {unit}. {rule}"
     )
+
+
+def remarks(found: dict[str, Any], group: str) -> list[str]:
+    """Returns the sentences about what was planned and is not there in a group."""
+    return [entry["text"] for entry in found["remarks"] if entry["group"] == group]
+
+
+def without_table(found: dict[str, Any]) -> list[str]:
+    """Returns the groups of which there are only remarks."""
+    shown = {table["group"] for table in found["tables"]}
+    return [group for group in dict.fromkeys(entry["group"] for entry in found["remarks"]) if group not in shown]
 
 
 def cost_cells(found: dict[str, Any]) -> list[list[str]]:
@@ -110,8 +124,10 @@ def as_markdown(found: dict[str, Any]) -> str:
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
         parts += [f"## {caption(table)}\n", grid(head(table), cells(table))]
-        parts.append(table_note(table) + "\n")
-    parts += ["## Costs\n", grid(("task", "arm", *COST_HEAD), cost_cells(found))]
+        parts.append(" ".join([table_note(table), *remarks(found, table["group"])]) + "\n")
+    for group in without_table(found):
+        parts += [f"## {group}\n", " ".join(remarks(found, group)) + "\n"]
+    parts += ["## Costs\n", grid(COST_HEAD, cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     for title, own in by_group(found, "lambdas", "λ at the end"):
         parts += [f"## {title}\n", grid(*lambda_table(own)), LAMBDA_NOTE + "\n"]
@@ -164,9 +180,7 @@ def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[l
         cells = []
         for site, sign in columns:
             last = [
-                entry["points"][-1][1]
-                for entry in entries
-                if entry["arm"] == arm and places[entry["name"]][::2] == (site, sign)
+                entry["last"] for entry in entries if entry["arm"] == arm and places[entry["name"]][::2] == (site, sign)
             ]
             mean = sum(last) / len(last) if last else None
             cells.append("–" if mean is None else f"{mean:.2f} ({min(last):.2f} to {max(last):.2f})")
@@ -244,7 +258,7 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lambda_range(entries: list[dict[str, Any]], arm: str) -> str:
-    last = [entry["points"][-1][1] for entry in entries if entry["arm"] == arm]
+    last = [entry["last"] for entry in entries if entry["arm"] == arm]
     return f"from {min(last):.2f} to {max(last):.2f}"
 
 
@@ -258,9 +272,12 @@ def as_html(found: dict[str, Any]) -> str:
             baseline = found["baseline"]
             plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
         title = caption(table)
-        tables.append({"title": title, "head": head(table), "rows": rows, "note": table_note(table), "forest": plot})
+        text = " ".join([table_note(table), *remarks(found, table["group"])])
+        tables.append({"title": title, "head": head(table), "rows": rows, "note": text, "forest": plot})
+    for group in without_table(found):
+        tables.append({"title": group, "head": (), "rows": [], "note": " ".join(remarks(found, group))})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
-    tables.append({"title": "Costs", "head": ("task", "arm", *COST_HEAD), "rows": cost_cells(found), "note": note})
+    tables.append({"title": "Costs", "head": COST_HEAD, "rows": cost_cells(found), "note": note})
     for title, own in by_group(found, "lambdas", "λ at the end"):
         columns, rows = lambda_table(own)
         tables.append({"title": title, "head": columns, "rows": rows, "note": LAMBDA_NOTE})

@@ -12,9 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from fairseq_gpam.experiments import kept, pages, tables
-from fairseq_gpam.recipes import recorded
-from fairseq_gpam.recipes.tasks import TaskError
+from fairseq_gpam.experiments import finished, kept, pages, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     try:
         if args.results_command == "table":
-            print(tables.table([recorded.read(run) for run in args.runs]))
+            print(tables.table([finished.read(run) for run in args.runs]))
         elif args.results_command == "report":
-            print(tables.report([recorded.read(run) for run in args.runs], args.out))
+            print(tables.report([finished.read(run) for run in args.runs], args.out))
         elif args.results_command == "keep":
             print(*kept.keep(args.runs, args.repository, args.without_speeds), sep="\n")
         else:
@@ -56,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
                 print(f"out of date: {path}" if args.check else path)
             if args.check and changed:
                 sys.exit("run: python -m fairseq_gpam results tables")
-    except (pages.MarkerError, TaskError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(str(error))
     return 0

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import collapse_report, compare, comparison_report, grid, kept, tables
+from fairseq_gpam.experiments import collapse_report, compare, comparison_report, grid, kept, series, tables
 from fairseq_gpam.recipes import run_folder, stages
 from fairseq_gpam.recipes import tasks as recipes
 
@@ -63,37 +63,25 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     for (task, rate), arms in chosen.groups().items():
         there = {(one["name"], one["seed"]): one for one in kept.runs_of(task, repository)}
         by_arm: dict[str, list[dict[str, Any]]] = {}
-        wholly, partly, others = [], [], []
+        missing: dict[str, list[int]] = {}
+        others = []
         for arm in sorted(arms, key=lambda arm: arm != chosen.baseline):
-            counted = by_arm[arm] = []
-            missing = []
+            counted, absent = by_arm.setdefault(arm, []), missing.setdefault(arm, [])
             for run in arms[arm]:
                 seed = run.settings.seed
                 found = there.get((run.settings.name, seed))
                 if found is None:
-                    missing.append(seed)
+                    absent.append(seed)
                 elif phrases := differences(found, run):
                     others.append(f"{arm} seed {seed}: {'; '.join(phrases)}")
                 else:
                     counted.append(found)
-            if len(missing) == len(chosen.seeds):
-                wholly.append(arm)
-            elif missing:
-                partly.append(f"{arm} seeds {_list(missing)}")
-        remarks = []
-        if wholly:
-            remarks.append(f"Not run with any seed of {_list(chosen.seeds)}: {', '.join(wholly)}.")
-        if partly:
-            remarks.append(f"Not run yet: {'; '.join(partly)}.")
+        remarks = compare.not_run(missing, chosen.seeds)
         if others:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         title = compare.title(task, rate)
         file = task + (f"{grid.LR_SUFFIX}{rate}" if rate else "")
         yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, tuple(remarks))
-
-
-def _list(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
 
 
 def section(
@@ -150,7 +138,7 @@ def section(
             parts += _costs(group)
         if "lambdas" in show:
             parts += _lambdas(group)
-        entries = _by_arm(group, compare.by_layer)
+        entries = _by_arm(group, series.by_layer)
         if "layers" in show and entries:
             title = f"{group.title}: {comparison_report.LAYERS}"
             note = collapse_report.layers_note(entries)
@@ -194,7 +182,7 @@ def _costs(group: Group) -> list[str]:
 
 
 def _lambdas(group: Group) -> list[str]:
-    entries = _by_arm(group, compare.mean_lambdas)
+    entries = _by_arm(group, series.mean_lambdas)
     if not entries:
         return []
     table = comparison_report.lambda_table(entries)

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.experiments import compare, comparison_report, finished, kept
+from fairseq_gpam.experiments import compare, comparison_report, finished, grid, kept, series
 from fairseq_gpam.recipes import recorded
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
@@ -87,6 +87,97 @@ def test_learning_rates_are_compared_among_themselves():
     assert [table["group"] for table in tables] == ["made-lm, learning rate 0.001", "made-lm, learning rate 0.01"]
     means = [table["rows"][1]["difference"]["interval"]["mean"] for table in tables]
     assert means[0] == pytest.approx(means[1])
+
+
+def test_arms_with_fewer_pairs_than_seeds_show_both_numbers(found):
+    runs = [made_run(name, seed) for name in ("stock", "good") for seed in range(1, 6)]
+    [table] = compare.comparison(runs[1:], "stock")["tables"]
+    assert [row[1] for row in comparison_report.cells(table)] == ["4", "5, 4 pairs"]
+    assert [row[1] for row in comparison_report.cells(found["tables"][0])] == ["5"] * 4
+
+
+def test_the_last_lambda_is_the_mean_of_each_seeds_own_last_one_wherever_its_training_ended():
+    runs = [made_run("good", seed) for seed in (1, 2, 3)]
+    for one, last in zip(runs, ([[4, 0.1]], [[4, 0.2], [6, 0.3]], [[4, 0.2], [8, 0.5], [9, math.nan]]), strict=True):
+        one["lambdas"] = {"decoder1_lambda_plus": last}
+    [shown] = series.mean_lambdas(runs)
+    assert shown["points"][-1] == [8, 0.5]
+    assert shown["last"] == pytest.approx((0.1 + 0.3 + 0.5) / 3)
+    _, [row] = comparison_report.lambda_table([{"arm": "good", **shown}])
+    assert row == ["good", "0.30 (0.30 to 0.30)"]
+
+
+def translated(run, checkpoint, flags=""):
+    """The run with a score, and the command line of its translation in a folder of its own."""
+    place = f"out-{run['seed']}/runs/made-lm/{run['name']}/checkpoints/{checkpoint}"
+    command = f"fairseq-generate out-{run['seed']}/data-bin/made --path {place} --beam 4 {flags}"
+    scores = {"bleu": 20.0 + run["seed"], "chrf": 40.0}
+    return {**run, "score": scores, "generate": {"command": command, "tokens_per_second": 1.0}}
+
+
+def test_runs_that_were_decoded_otherwise_are_named_below_the_tables_of_their_scores(tmp_path):
+    runs = [translated(made_run(name, seed), "best.pt") for name in ("stock", "good") for seed in (1, 2, 3)]
+    tables = compare.comparison(runs, "stock")["tables"]
+    assert [table["decoded_otherwise"] for table in tables] == [[]] * 3
+    runs[4:] = [translated(run, "average.pt") for run in runs[4:]]
+    runs[3] = translated(runs[3], "best.pt", "--beam 5")
+    comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    note = (
+        "Decoded otherwise than the first run of the table: good seed 1: --beam (there: 4; now: 5). "
+        "good seed 2, good seed 3: --path (there: best.pt; now: average.pt)."
+    )
+    assert text.count(note) == 2
+    assert "Decoded" not in text.partition("test BLEU")[0]
+
+
+GRID = """
+baseline = "stock"
+seeds = [1, 2, 3]
+[tasks.bible-de-en]
+[tasks.shakespeare-lm]
+[tasks.ptb-lm]
+[arms]
+stock = {mechanism = "stock", tasks = ["bible-de-en", "shakespeare-lm"]}
+good = ""
+bad = ""
+"""
+
+
+def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_table(tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID)
+    folders = []
+    for task, name, seed in (
+        *(("bible-de-en", name, seed) for name, seeds in (("stock", (1, 2, 3)), ("good", (1, 3))) for seed in seeds),
+        ("ptb-lm", "good", 1),
+    ):
+        folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
+        folders[-1].mkdir(parents=True)
+        recorded.update(folders[-1], {key: made_run(name, seed)[key] for key in ("name", "seed", "train")})
+    compare.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
+    remarks = {
+        "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
+        "shakespeare-lm": "Not run with any seed of 1, 2, 3: stock, good, bad.",
+        "ptb-lm": "Not compared, because no run is of the baseline stock: good. "
+        "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2, 3.",
+    }
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out/comparison.html").read_text(encoding="utf-8")
+    assert f"Holm's correction is over 2 arms. {remarks['bible-de-en']}\n" in text
+    for task, words in remarks.items():
+        assert text.count(words) == page.count(words) == 1
+        if task != "bible-de-en":
+            assert f"## {task}\n\n{words}\n" in text
+
+
+def test_a_name_that_only_looks_like_a_learning_rate_stays_an_arm():
+    assert compare.arm_and_rate("dagpam_lr_tied") == ("dagpam_lr_tied", "")
+    assert compare.arm_and_rate("dagpam_lr1e-05") == ("dagpam", "1e-05")
+    runs = [{**made_run(name, seed)} for name in ("stock", "good") for seed in (1, 2, 3)]
+    for one in runs[3:]:
+        one["name"] = "good_lr_tied"
+    [table] = compare.comparison(runs, "stock")["tables"]
+    assert [row["arm"] for row in table["rows"]] == ["stock", "good_lr_tied"]
 
 
 class Page(HTMLParser):
@@ -191,6 +282,39 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
         main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="either RUNS or --json"):
         main(["compare", "--out", str(tmp_path / "out")])
+
+
+def test_wrong_input_is_refused_with_what_is_allowed(found, tmp_path, capsys):
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text("".join(json.dumps(made_run(name, seed)) + "\n" for name in ("stock", "good") for seed in (1, 2)))
+    again = tmp_path / "again.jsonl"
+    again.write_text(json.dumps(made_run("good", 2)) + "\n")
+    comparison_report.write(found, tmp_path / "a")
+    written, broken, other = (tmp_path / name for name in ("a/comparison.json", "broken.json", "other.json"))
+    broken.write_text("{")
+    other.write_text("[]")
+    common = ["--baseline", "stock", "--out", str(tmp_path / "out")]
+    from_json = ["--out", str(tmp_path / "out"), "--json"]
+    for arguments, message in (
+        ([str(tmp_path / "none.jsonl"), *common], "none.jsonl: no such file"),
+        ([str(lines), *common, "--arms", "good", "god"], "--arms has 'god'; allowed: an arm of the runs: stock, good"),
+        ([str(lines), str(again), *common], rf"made-lm, good, seed 2 is in {lines} and in {again}; allowed: one"),
+        ([*from_json, str(written), "--baseline", "good"], "--baseline is not allowed beside --json"),
+        ([*from_json, str(written), "--arms", "good"], "--arms is not allowed beside --json"),
+        ([*from_json, str(written), "--delta-bleu", "1"], "--delta-bleu is not allowed beside --json"),
+        ([*from_json, str(tmp_path / "none.json")], "--json is .*none.json; allowed: a comparison.json"),
+        ([*from_json, str(broken)], "--json is .*broken.json; allowed: a comparison.json"),
+        ([*from_json, str(other)], "--json is .*other.json; allowed: a comparison.json that this version"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["compare", *arguments])
+    for delta in ("-0.1", "0", "nan"):
+        with pytest.raises(SystemExit):
+            main(["compare", str(lines), *common, "--delta-nats", delta])
+        assert f"--delta-nats: {delta} is not allowed; allowed: a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    main(["compare", str(lines), *common, "--delta-nats", "0.5"])
+    assert json.loads((tmp_path / "out/comparison.json").read_text())["deltas"] == {**compare.DELTAS, "nats": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Tables show the runs and mark those that are missing."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.experiments import tables
 from fairseq_gpam.recipes import recorded, tasks
 
@@ -50,6 +53,43 @@ def test_table_and_report(tmp_path):
     shown = tables.table([{**run, "score": {"tokenized_bleu": 34.44}}])
     assert "tokenised BLEU" in shown
     assert "34.4" in shown
+
+
+WITHOUT_THE_EXTRAS = """
+import sys
+for name in ("statsmodels", "snakemake", "sacremoses", "subword_nmt"):
+    sys.modules[name] = None
+from fairseq_gpam.__main__ import main
+repository, *runs = sys.argv[1:]
+main(["results", "table", *runs])
+main(["results", "report", *runs, "--out", f"{repository}/report"])
+main(["results", "keep", *runs, "--repository", repository])
+main(["compare", *runs, "--baseline", "stock", "--out", repository])
+"""
+
+
+def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_names_it(tmp_path):
+    runs = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
+    for run in runs:
+        train = made_run(run, run.parent.name)["train"]
+        recorded.update(run, {"train": {**train, "valid_nll_loss": 5.0}})
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, runs)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.endswith("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'\n")
+    assert "Traceback" not in ended.stderr
+    assert "| stock" in ended.stdout
+    assert (tmp_path / "report/table.md").exists()
+    assert len((tmp_path / "examples/results/bible-de-en.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_no_run_or_holds_a_path_ends_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="out/typo holds no results of a finished training"):
+        main(["results", "table", "out/typo"])
+    run = tmp_path / "out/runs/bible-de-en/stock/1"
+    made_run(run, "stock")
+    recorded.update(run, {"generate": {"command": "fairseq-generate --path /home/somebody/model.pt"}})
+    with pytest.raises(SystemExit, match=r"holds a path of this machine: /home/somebody/model\.pt"):
+        main(["results", "keep", str(run), "--repository", str(tmp_path)])
 
 
 def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection():
