@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def update(folder: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """Adds `entries` to the run's `results.json` and returns all of it."""
-    recorded = {**read(folder), **entries}
+def update(folder: Path, entries: dict[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
+    """Adds `entries` to the run's `results.json`, removes those named in `without`, and returns all of it."""
+    recorded = {name: entry for name, entry in {**read(folder), **entries}.items() if name not in without}
     write_atomically(folder / "results.json", json.dumps(recorded, indent=2) + "\n")
     return recorded

@@ -2,7 +2,8 @@
 
 A run folder contains, for each stage, the exact command line (`STAGE.command`), the log (`STAGE.log`) and, once the
 stage has succeeded, an entry in `results.json` with versions, machine and commit; after training also fairseq's full
-configuration (`config.json`). This module is independent of recipes.
+configuration (`config.json`). A training's command line is there from its start, because only the same one may resume
+it; an evaluation's once it has succeeded. This module is independent of recipes.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.recipes import checkpoints as checkpoint_files
 from fairseq_gpam.recipes import logs, recorded
-from fairseq_gpam.recipes.engine_process import EngineFailure, GenerationProgress, Progress, execute, training_line
+from fairseq_gpam.recipes.engine_process import GenerationProgress, Progress, execute, training_line
 from fairseq_gpam.recipes.environment import environment
 
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
@@ -114,23 +116,27 @@ def flags_of(command: Sequence[str]) -> dict[str, list[str]]:
     return flags
 
 
-def claim(folder: Path, stage: str, command: Sequence[str]) -> bool:
-    """Writes the stage's command line into the folder, or checks it against the one already there.
+def claim(folder: Path, command: Sequence[str]) -> bool:
+    """Writes the training's command line into the folder, or checks it against the one already there.
 
     Returns whether it was written. Raises RunError with the flags that differ, if any.
     """
-    path = folder / f"{stage}.command"
+    path = folder / "train.command"
     if not path.exists():
-        recorded.write_atomically(path, shlex.join(command) + "\n")
+        _write_command(path, command)
         return True
     differences = differing_flags(shlex.split(path.read_text(encoding="utf-8")), command)
     if differences:
         raise RunError(
-            f"{folder} was made by another {stage} command line, which differs in {'; '.join(differences)}.\n"
+            f"{folder} was made by another train command line, which differs in {'; '.join(differences)}.\n"
             f"Repeat that one ({path}), choose another folder with --name or --out, "
             f"or start afresh: rm -r {shlex.quote(str(folder))}"
         )
     return False
+
+
+def _write_command(path: Path, command: Sequence[str]) -> None:
+    recorded.write_atomically(path, shlex.join(command) + "\n")
 
 
 def write_config(checkpoint: Path, path: Path) -> None:
@@ -196,8 +202,8 @@ def launcher_rank() -> int:
 def train(run: Run, command: Sequence[str]) -> None:
     """Trains, or resumes training, and records the measurements.
 
-    Under torchrun or SLURM only process 0 writes to the folder; the others just run the command. If a command fails
-    before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
+    Under torchrun or SLURM only process 0 writes to the folder; the others just run the command. If a command fails or
+    is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
     """
     rank = launcher_rank()
     given = last_flag(command, "--max-update")
@@ -209,7 +215,7 @@ def train(run: Run, command: Sequence[str]) -> None:
                 execute(command, run.folder / f"train.rank-{rank}.log")
         return
     with exclusive(run.folder) as lock:
-        claimed = claim(run.folder, "train", command)
+        claimed = claim(run.folder, command)
         if "train" in recorded.read(run.folder):
             run.say(f"trained already: {run.folder}")
             return
@@ -222,7 +228,7 @@ def train(run: Run, command: Sequence[str]) -> None:
             run.say(f"training; all messages go to {log}")
             try:
                 execute(command, log, lock, report=Progress(run.label, max_update))
-            except EngineFailure:
+            except BaseException:
                 if claimed and not (checkpoints / checkpoint_files.LAST).exists():
                     (run.folder / "train.command").unlink()
                     log.replace(run.folder / "train.failed.log")
@@ -232,79 +238,106 @@ def train(run: Run, command: Sequence[str]) -> None:
         run.record("train", command, measured)
 
 
-def _need_training(run: Run, command: Sequence[str]) -> None:
+def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
+    """Returns the sha256 of each checkpoint that the command evaluates, separated as in `--path`.
+
+    Raises RunError if the run's training has not ended, CheckpointError if a checkpoint is broken.
+    """
     if "train" not in recorded.read(run.folder):
         raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
-    for path in (last_flag(command, "--path") or "").split(":"):
-        if path:
-            checkpoint_files.load(Path(path))
+    sums = []
+    for path in filter(None, (last_flag(command, "--path") or "").split(":")):
+        checkpoint_files.load(Path(path))
+        with open(path, "rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return ":".join(sums)
 
 
-@contextlib.contextmanager
-def _evaluation(run: Run, stage: str, command: Sequence[str]) -> Iterator[int | None]:
-    """Locks the folder for an evaluation; yields the lock, or None if the stage has already ended.
+def _evaluation(
+    run: Run, stage: str, command: Sequence[str], overwrite: bool, measure: Callable[[int], dict[str, Any]]
+) -> bool:
+    """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
 
-    If the command fails, the stage is free for another command.
+    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
+    if the result there is of another command line, and not to be overwritten.
     """
     with exclusive(run.folder) as lock:
-        _need_training(run, command)
-        claimed = claim(run.folder, stage, command)
-        if stage in recorded.read(run.folder):
-            yield None
-            return
+        sums = _checkpoint_sums(run, command)
+        there = recorded.read(run.folder).get(stage)
+        if there and not overwrite:
+            differences = differing_flags(shlex.split(there["command"]), command)
+            if differences:
+                raise RunError(
+                    f"{run.folder} has the result of another {stage} command line, which differs in "
+                    f"{'; '.join(differences)}.\nTo replace that result, add --overwrite before any --; "
+                    "the trained model stays as it is."
+                )
+            if there.get("checkpoint_sha256") == sums:
+                return False
+            run.say("the result there is not known to be of this checkpoint")
         (run.folder / f"{stage}.log").unlink(missing_ok=True)
-        try:
-            yield lock
-        except EngineFailure:
-            if claimed:
-                (run.folder / f"{stage}.command").unlink()
-            raise
+        measured = measure(lock)
+        _write_command(run.folder / f"{stage}.command", command)
+        run.record(stage, command, {"checkpoint_sha256": sums, **measured})
+    return True
 
 
-def generate(run: Run, command: Sequence[str]) -> None:
+def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
     """Translates a test set into `hypotheses.txt`, one line per sentence, in the test set's order.
 
-    Raises RunError if the run's training has not ended, EngineFailure if the command fails.
+    Raises RunError if the run's training has not ended or the result there is of another command line and `overwrite`
+    is not set, CountMismatchError if hypotheses are missing, EngineFailure if the command fails.
     """
-    with _evaluation(run, "generate", command) as lock:
-        if lock is None:
-            run.say(f"translated already: {run.folder}")
-            return
+
+    def translate(lock: int) -> dict[str, Any]:
         run.say("translating")
         output, log = run.folder / "generate.out", run.folder / "generate.log"
         execute(command, log, lock, output=output, report=GenerationProgress(run.label))
         text = output.read_text(encoding="utf-8")
         hypotheses = logs.parse_hypotheses(text)
-        recorded.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
         measured = logs.parse_generation_log(log.read_text(encoding="utf-8") + text)
-        run.record("generate", command, measured)
+        if len(hypotheses) != measured["sentences"]:
+            raise logs.CountMismatchError(
+                f"{output} has {len(hypotheses)} hypotheses, but {measured['sentences']} sentences were translated; "
+                "leave out flags that change what is printed, such as --quiet"
+            )
+        # The score of the old hypotheses must not be taken for that of the new ones.
+        recorded.update(run.folder, {}, without=("generate", "score"))
+        recorded.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
         run.say(f"{measured['sentences']:,} sentences translated")
+        return measured
+
+    if not _evaluation(run, "generate", command, overwrite, translate):
+        run.say(f"translated already: {run.folder}")
 
 
-def evaluate(run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False) -> None:
+def evaluate(
+    run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False, overwrite: bool = False
+) -> None:
     """Evaluates a language model on `text`, encoded in `subword`, and records perplexities.
 
     With `by_bytes`, tokens are bytes, and bits per character are recorded instead. Raises RunError if the run's
-    training has not ended or nothing was evaluated, EngineFailure if the command fails.
+    training has not ended, nothing was evaluated, or the result there is of another command line and `overwrite` is not
+    set; CountMismatchError if not all of the text was evaluated; EngineFailure if the command fails.
     """
-    with _evaluation(run, "eval-lm", command) as lock:
-        if lock is not None:
-            run.say("evaluating")
-            log = run.folder / "eval-lm.log"
-            execute(command, log, lock)
-            evaluation = logs.parse_evaluation_log(log.read_text(encoding="utf-8"))
-            subwords = logs.count_tokens(subword)
-            if evaluation["tokens"] == 0:
-                (run.folder / "eval-lm.command").unlink()
-                raise RunError(
-                    f"fairseq-eval-lm evaluated 0 of {subwords:,} tokens: its blocks are longer than the model's; "
-                    "pass the --tokens-per-sample of the training"
-                )
-            if by_bytes:
-                measured = logs.bits_per_character(evaluation, text.stat().st_size, subwords)
-            else:
-                measured = logs.perplexities(evaluation, logs.count_tokens(text), subwords)
-            run.record("eval-lm", command, measured)
+
+    def measure(lock: int) -> dict[str, Any]:
+        run.say("evaluating")
+        log = run.folder / "eval-lm.log"
+        execute(command, log, lock)
+        evaluation = logs.parse_evaluation_log(log.read_text(encoding="utf-8"))
+        subwords = logs.count_tokens(subword)
+        if evaluation["tokens"] == 0:
+            raise RunError(
+                f"fairseq-eval-lm evaluated 0 of {subwords:,} tokens: its blocks are longer than the model's; "
+                "pass the --tokens-per-sample of the training"
+            )
+        if by_bytes:
+            return logs.bits_per_character(evaluation, text.stat().st_size, subwords)
+        return logs.perplexities(evaluation, logs.count_tokens(text), subwords)
+
+    if not _evaluation(run, "eval-lm", command, overwrite, measure):
+        run.say(f"evaluated already: {run.folder}")
     entry = recorded.read(run.folder)["eval-lm"]
     if by_bytes:
         run.say(f"{entry['bits_per_character']:.4f} bits per character")

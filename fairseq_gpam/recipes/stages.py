@@ -37,6 +37,7 @@ class Settings:
     name: str
     full: bool = False
     checkpoint: str = "checkpoint_best.pt"
+    overwrite: bool = False
     extra: tuple[str, ...] = ()
 
     @property
@@ -79,6 +80,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
         name=arguments.name or mechanism,
         full=arguments.full,
         checkpoint=getattr(arguments, "checkpoint", Settings.checkpoint),
+        overwrite=getattr(arguments, "overwrite", False),
         extra=tuple(arguments.further_flags),
     )
 
@@ -144,7 +146,7 @@ def generate(this: Settings) -> None:
     if not this.task.is_translation:
         raise RunError(f"{this.task.name} is a language model; use scripts/eval-lm.sh")
     need_data(this)
-    run_folder.generate(this.run, evaluation_command(this))
+    run_folder.generate(this.run, evaluation_command(this), this.overwrite)
 
 
 def evaluate(this: Settings) -> None:
@@ -155,7 +157,8 @@ def evaluate(this: Settings) -> None:
     need_data(this)
     test = f"test.{task.suffixes[0]}"
     text, subword = task.text(this.out) / test, task.binarised_text(this.out) / test
-    run_folder.evaluate(this.run, evaluation_command(this), text, subword, task.data.subwords == "bytes")
+    by_bytes = task.data.subwords == "bytes"
+    run_folder.evaluate(this.run, evaluation_command(this), text, subword, by_bytes, this.overwrite)
 
 
 class StageCommand:
@@ -186,6 +189,11 @@ class StageCommand:
                 default=Settings.checkpoint,
                 metavar="NAME",
                 help="file in the run's checkpoints/ (default: %(default)s)",
+            )
+            parser.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="evaluate again and replace the result there, whatever its command line",
             )
 
     def run(self, arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Stages are claimed, locked and reported so that they can be killed and started again."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -10,23 +11,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.recipes import recorded, run_folder
 from fairseq_gpam.recipes.engine_process import EngineFailure, Progress, execute
+from fairseq_gpam.recipes.logs import CountMismatchError
 
 
 def test_a_changed_command_is_refused_by_the_flag_that_differs(tmp_path):
     command = ["fairseq-train", "data", "--lr", "0.1", "--cpu", "--adam-betas", "(0.9, 0.98)"]
-    assert run_folder.claim(tmp_path, "train", command)
-    assert not run_folder.claim(tmp_path, "train", command)
+    assert run_folder.claim(tmp_path, command)
+    assert not run_folder.claim(tmp_path, command)
     # The last value of a flag counts, as it does for the engine.
-    assert not run_folder.claim(tmp_path, "train", [*command[:2], "--lr", "5", *command[2:]])
-    assert run_folder.claim(tmp_path, "generate", ["fairseq-generate"])
+    assert not run_folder.claim(tmp_path, [*command[:2], "--lr", "5", *command[2:]])
     with pytest.raises(run_folder.RunError) as raised:
-        run_folder.claim(
-            tmp_path, "train", ["fairseq-train", "data", "--lr", "0.2", "--cpu", "--fp16", "--adam-betas=x"]
-        )
+        run_folder.claim(tmp_path, ["fairseq-train", "data", "--lr", "0.2", "--cpu", "--fp16", "--adam-betas=x"])
     message = str(raised.value)
     assert "--lr (there: 0.1; now: 0.2)" in message
     assert "--fp16 (there: not given; now: given)" in message
@@ -53,6 +53,15 @@ def test_a_command_that_failed_before_its_first_checkpoint_leaves_the_folder_to_
     assert (tmp_path / "train.command").exists() is checkpoint
     assert (tmp_path / "train.log").exists() is checkpoint
     assert (tmp_path / "train.failed.log").exists() is not checkpoint
+
+
+def test_a_command_that_was_stopped_before_its_first_checkpoint_leaves_the_folder_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "execute", lambda command, log, *_, **__: (log.touch(), sys.exit(143)))
+    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
+    for flags in ("--lr 1", "--lr 2"):
+        with pytest.raises(SystemExit):
+            run_folder.train(run, ["fairseq-train", *flags.split()])
+    assert not (tmp_path / "train.command").exists()
 
 
 def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
@@ -108,6 +117,116 @@ def test_an_unfinished_training_is_not_evaluated(tmp_path):
     stages = recorded.read(tmp_path)
     assert stages["train"]["command"] == "fairseq-train 'a b'"
     assert set(stages["train"]["environment"]) == {"versions", "machine", "commit"}
+
+
+TRANSLATION = """H-1\t-0.5\t{0} two
+H-0\t-0.5\t{0} one
+Translated 2 sentences (4 tokens) in 1.0s (2.00 sentences/s, 4.00 tokens/s)"""
+EVALUATION = "Evaluated {} tokens in 1.0s (3.00 tokens/s)\nLoss (base 2): 2.0000, Perplexity: 4.00"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run that is trained, with an averaged checkpoint."""
+    run = run_folder.Run(tmp_path / "run", "made", "dagpam", 1)
+    run.folder.mkdir()
+    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    average(run, 5)
+    return run
+
+
+def average(run, value):
+    state = {"model": {"weight": torch.full((2,), float(value))}, "optimizer_history": []}
+    torch.save(state, run.folder / "average.pt")
+
+
+def printing(run, text, *flags):
+    """A command that prints the text in place of an evaluation."""
+    return [sys.executable, "-c", f"print({text!r})", "--path", str(run.folder / "average.pt"), *flags]
+
+
+def hypotheses(run):
+    return (run.folder / "hypotheses.txt").read_text()
+
+
+def test_a_translation_is_repeated_if_its_checkpoint_has_changed_and_its_score_is_dropped(trained, capsys):
+    log = trained.folder / "generate.log"
+    # The same command line every time, as the translation is read from a file.
+    (trained.folder / "text").write_text(TRANSLATION.format("first"))
+    command = [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(trained.folder / "text")]
+    command += ["--path", str(trained.folder / "average.pt")]
+    run_folder.generate(trained, command)
+    recorded.update(trained.folder, {"score": {"bleu": 1.0}})
+    before = log.stat()
+    run_folder.generate(trained, command)
+    assert "translated already" in capsys.readouterr().out
+    assert log.stat() == before
+
+    average(trained, 10)
+    (trained.folder / "text").write_text(TRANSLATION.format("second"))
+    run_folder.generate(trained, command)
+    assert "not known to be of this checkpoint" in capsys.readouterr().out
+    assert hypotheses(trained) == "second one\nsecond two\n"
+    assert recorded.read(trained.folder).keys() >= {"train", "generate"}
+    assert "score" not in recorded.read(trained.folder)
+    run_folder.generate(trained, command)
+    assert "translated already" in capsys.readouterr().out
+
+
+def test_another_evaluation_is_refused_without_advice_to_delete_the_model_and_overwrites_if_asked(trained):
+    run_folder.generate(trained, printing(trained, TRANSLATION.format("narrow"), "--beam", "4"))
+    wide = printing(trained, TRANSLATION.format("wide"), "--beam", "10")
+    # The command line that was recorded counts, not the file that a user may delete.
+    (trained.folder / "generate.command").unlink()
+    with pytest.raises(run_folder.RunError, match=r"--beam \(there: 4; now: 10\)") as raised:
+        run_folder.generate(trained, wide)
+    assert "add --overwrite" in str(raised.value)
+    assert "rm -r" not in str(raised.value)
+    assert hypotheses(trained) == "narrow one\nnarrow two\n"
+    run_folder.generate(trained, wide, overwrite=True)
+    assert hypotheses(trained) == "wide one\nwide two\n"
+    assert "--beam 10" in (trained.folder / "generate.command").read_text()
+    # A try that fails leaves the result that is there.
+    with pytest.raises(EngineFailure):
+        run_folder.generate(trained, [*wide[:1], "-c", "raise SystemExit(2)", *wide[3:]], overwrite=True)
+    assert hypotheses(trained) == "wide one\nwide two\n"
+    assert recorded.read(trained.folder)["generate"]["sentences"] == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "eval-lm"])
+def test_overwrite_reaches_the_stage(command, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fairseq_gpam.recipes.stages.need_data", lambda this: None)
+    monkeypatch.setattr(run_folder, "generate", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(run_folder, "evaluate", lambda *arguments: seen.append(arguments[-1]))
+    task = "bible-de-en" if command == "generate" else "ptb-lm"
+    for flags in ([], ["--overwrite"]):
+        assert main([command, task, "dagpam", "--out", str(tmp_path), *flags]) == 0
+    assert seen == [False, True]
+
+
+def test_a_translation_without_its_hypotheses_is_no_success(trained):
+    closing = TRANSLATION.splitlines()[-1]
+    with pytest.raises(CountMismatchError, match=r"0 hypotheses, but 2 sentences were translated.*--quiet"):
+        run_folder.generate(trained, printing(trained, closing, "--quiet"))
+    assert "generate" not in recorded.read(trained.folder)
+    assert not (trained.folder / "hypotheses.txt").exists()
+    run_folder.generate(trained, printing(trained, TRANSLATION.format("right")))
+    assert hypotheses(trained) == "right one\nright two\n"
+
+
+def test_a_wrong_evaluation_does_not_block_the_right_one_which_says_when_it_is_not_repeated(trained, tmp_path, capsys):
+    (tmp_path / "text").write_text("one two\n")
+    evaluate = functools.partial(run_folder.evaluate, trained, text=tmp_path / "text", subword=tmp_path / "text")
+    with pytest.raises(CountMismatchError, match="4 tokens evaluated, but the test text has 3"):
+        evaluate(command=printing(trained, EVALUATION.format(4), "--gen-subset", "valid"))
+    right = printing(trained, EVALUATION.format(3), "--gen-subset", "test")
+    evaluate(command=right)
+    assert "already" not in capsys.readouterr().out
+    evaluate(command=right)
+    said = capsys.readouterr().out
+    assert "evaluated already" in said
+    assert "perplexity 4.00 per subword" in said
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path):
