@@ -29,6 +29,8 @@ from fairseq_gpam.recipes.environment import environment
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
 CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt"
 """Names in a run's folder."""
+TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+"""The environment variables by which fairseq recognises torchrun."""
 REPORT_EVERY = 30.0
 """Seconds between two messages about the process that holds a lock."""
 
@@ -194,18 +196,27 @@ class Run:
         recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
-def launcher_rank() -> int:
-    """Returns this process's rank under torchrun or SLURM, 0 without them."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+def launcher_rank(command: Sequence[str]) -> int:
+    """Returns this process's rank in a distributed training, 0 in any other.
+
+    As in fairseq (`infer_init_method`), `--distributed-rank` decides if given, else torchrun's variables, else SLURM's
+    if `--distributed-port` is given. Without it, SLURM's tasks are trainings of their own.
+    """
+    given, port = (last_flag(command, f"--distributed-{name}") for name in ("rank", "port"))
+    if given:
+        return int(given)
+    if all(name in os.environ for name in TORCHRUN):
+        return int(os.environ["RANK"])
+    return int(os.environ.get("SLURM_PROCID", 0)) if int(port or 0) > 0 else 0
 
 
 def train(run: Run, command: Sequence[str]) -> None:
     """Trains, or resumes training, and records the measurements.
 
-    Under torchrun or SLURM only process 0 writes to the folder; the others just run the command. If a command fails or
-    is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
+    Of a distributed training only process 0 writes to the folder; the others just run the command. If a command fails
+    or is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
     """
-    rank = launcher_rank()
+    rank = launcher_rank(command)
     given = last_flag(command, "--max-update")
     max_update = int(given) if given else None
     checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG

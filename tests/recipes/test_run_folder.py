@@ -258,23 +258,30 @@ def test_last_flag_wins():
     assert run_folder.last_flag(["--lr", "2"], "--max-update") is None
 
 
+TORCHRUN = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "WORLD_SIZE": "4"}
+PORT = ["--distributed-world-size", "4", "--distributed-port", "29500"]
+
+
 @pytest.mark.parametrize(
-    ("variables", "rank"),
+    ("variables", "flags", "rank"),
     [
-        ({}, 0),
-        ({"SLURM_PROCID": "0"}, 0),
-        ({"SLURM_PROCID": "1"}, 1),
-        ({"RANK": "2"}, 2),
-        ({"RANK": "0", "SLURM_PROCID": "1"}, 0),  # torchrun, started by srun on the second machine
+        ({}, [], 0),
+        ({"SLURM_PROCID": "0"}, PORT, 0),
+        ({"SLURM_PROCID": "1"}, PORT, 1),
+        ({"RANK": "2", **TORCHRUN}, [], 2),
+        ({"RANK": "0", **TORCHRUN, "SLURM_PROCID": "1"}, [], 0),  # torchrun, started by srun on the second machine
+        ({"SLURM_PROCID": "3"}, ["--distributed-init-method", "tcp://localhost:29500", "--distributed-rank", "1"], 1),
+        ({"SLURM_PROCID": "1"}, [], 0),  # seeds side by side, one task each
+        ({"RANK": "1"}, [], 0),  # not torchrun's, which sets the other variables too
     ],
 )
-def test_under_slurm_and_torchrun_only_process_0_writes_to_the_folder(tmp_path, monkeypatch, variables, rank):
-    for name in ("RANK", "SLURM_PROCID"):
+def test_in_a_distributed_training_only_process_0_writes_to_the_folder(tmp_path, monkeypatch, variables, flags, rank):
+    for name in ("SLURM_PROCID", "RANK", *TORCHRUN):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", "print('started'); raise SystemExit(7)", "--max-update", "1"]
+    command = [sys.executable, "-c", "print('started'); raise SystemExit(7)", "--max-update", "1", *flags]
     with pytest.raises(EngineFailure, match=r"(?s)status 7.*started"):
         run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
     logs = ["lock", "train.failed.log"] if rank == 0 else [f"train.rank-{rank}.log"]
@@ -285,7 +292,8 @@ def test_process_1_does_not_train_what_has_been_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     run = run_folder.Run(tmp_path, "made", "dagpam", 1)
     run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
-    run_folder.train(run, [sys.executable, "-c", "raise SystemExit('trained again')"])
+    run_folder.train(run, [sys.executable, "-c", "raise SystemExit('trained again')", *PORT])
+    assert not (tmp_path / "lock").exists()
 
 
 # Folders that cannot be written
@@ -345,7 +353,8 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(open_folder, m
     folder = open_folder / "runs/run"
     reason = breaks(folder)
     with without_privileges(), pytest.raises(run_folder.RunError, match=f"(?s){folder}.*{reason}") as raised:
-        run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), [sys.executable, "-c", "print('started')"])
+        command = [sys.executable, "-c", "print('started')", *PORT]
+        run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
     assert "\n" not in str(raised.value)
 
 
