@@ -44,12 +44,19 @@ class AttentionLog(nn.Module):
             self._listener = Listener(*self._model, self._log_attention, self._log_states)
 
     def train(self, mode: bool = True) -> AttentionLog:
-        """Logs the gradients of the previous update; fairseq calls this before it discards them."""
+        """Logs the gradients of a completed update; fairseq calls this before it discards them.
+
+        fairseq calls it before every batch too, when the gradients of an update may be incomplete (`--update-freq`).
+        """
         self._stop()
-        if mode and self._awaits_gradients:
+        if mode and self._awaits_gradients and self._is_completed():
             self._awaits_gradients = False
             self._log_gradients()
         return super().train(mode)
+
+    def _is_completed(self) -> bool:
+        completed = metrics.get_meter("default", "num_updates")
+        return completed is not None and self._last_update is not None and completed.val == self._last_update + 1
 
     def _stop(self) -> None:
         if self._listener is not None:

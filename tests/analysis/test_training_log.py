@@ -21,17 +21,20 @@ def logged(aggregate):
     return {key: value for key, value in aggregate.get_smoothed_values().items() if key.startswith("gpam_")}
 
 
-def update(model, inputs, number, clip=None):
-    """One update as fairseq's trainer makes it: train(), zero_grad, set_num_updates, batch, scaling, clipping."""
+def update(model, inputs, number, clip=None, batches=1):
+    """One update as fairseq's trainer makes it: train(), zero_grad, the batches, scaling, clipping."""
     with metrics.aggregate(new_root=True) as aggregate:
         model.train()
         model.zero_grad()
-        model.set_num_updates(number)
-        model(**inputs)[0].float().square().sum().backward()
+        for _ in range(batches):
+            model.train()
+            model.set_num_updates(number)
+            model(**inputs)[0].float().square().sum().backward()
         for parameter in model.parameters():
             parameter.grad /= 8
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
         gradients = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    metrics.log_scalar("num_updates", number + 1, weight=0)
     metrics.log_scalar("gnorm", norm)
     return logged(aggregate), gradients, norm.item()
 
@@ -88,11 +91,13 @@ def test_the_numbers_are_those_of_the_probe(task):
     assert {key.split("_")[1].rstrip("12") for key in values} == set(SITES[task])
 
 
-def test_query_gradients_are_before_clipping_and_divided_by_the_sample_size():
+@pytest.mark.parametrize("batches", [1, 3])
+def test_query_gradients_are_of_the_whole_update_before_clipping_and_divided_by_the_sample_size(batches):
     model, inputs = model_of("translation", "--gpam-log-attention", "2"), tiny.model_input("translation")
-    _, gradients, norm = update(model, inputs, 2, clip=0.01)
+    first, gradients, norm = update(model, inputs, 2, clip=0.01, batches=batches)
+    assert not any(key.endswith("query_gradient") for key in first)
     assert norm > 1
-    values, _, _ = update(model, inputs, 3)
+    values, _, _ = update(model, inputs, 3, batches=batches)
     unclipped = norm / 0.01
     for stack, site, attribute in (
         ("encoder", "encoder", "self_attn"),
@@ -111,6 +116,7 @@ def test_only_the_first_batch_of_an_update_is_logged():
     model.set_num_updates(4)
     with metrics.aggregate(new_root=True) as first:
         model(**inputs)
+    model.train()
     model.set_num_updates(4)
     with metrics.aggregate(new_root=True) as second:
         model(**inputs)
