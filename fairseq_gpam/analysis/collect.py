@@ -19,6 +19,7 @@ from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.attention.measures import lambdas
+from fairseq_gpam.modules import GPAMMultiheadAttention
 from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, find_attentions
 
 Key = tuple[str, str, int, int | None]
@@ -244,10 +245,12 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
         by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
     for name, values in {**by_head, **event.token_lambdas}.items():
-        measurement.add(name, event.site, event.layer, values.mean(dim=1))
+        measurement.add(name, event.site, event.layer, values.nanmean(dim=1))
         for head in range(values.size(1)):
-            measurement.add(name, event.site, event.layer, values[:, head], head + 1)
-    redundancy = metrics.head_redundancy(weights, visible)
+            number = _first_head(event.place.module, name) + head + 1
+            measurement.add(name, event.site, event.layer, values[:, head], number)
+    distinct = _distinct_heads(event.place.module)
+    redundancy = metrics.head_redundancy(weights[:, distinct], visible.expand(weights.shape)[:, distinct])
     measurement.add("head_redundancy", event.site, event.layer, redundancy)
     _measure_tokens(measurement, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
 
@@ -267,7 +270,20 @@ def measure_parameters(measurement: Measurement) -> None:
         for name, values in lambdas(module).items():
             measurement.add(name, place.site, place.layer, values.mean())
             for head, value in enumerate(values if values.numel() > 1 else ()):
-                measurement.add(name, place.site, place.layer, value, head + 1)
+                measurement.add(name, place.site, place.layer, value, _first_head(module, name) + head + 1)
+
+
+def _distinct_heads(attention: Any) -> list[int]:
+    """Returns the first head of every map: all heads, or one of each pair if the mechanism pairs them."""
+    if isinstance(attention, GPAMMultiheadAttention):
+        return attention.mechanism.distinct_heads()
+    return list(range(attention.num_heads))
+
+
+def _first_head(attention: Any, name: str) -> int:
+    """Returns the first head to which the values `name` belong: not 0 for the λ's of a later group of mixed heads."""
+    groups = getattr(getattr(attention, "mechanism", None), "first_heads", {})
+    return next((first for group, first in groups.items() if name.startswith(f"{group}_lambda_")), 0)
 
 
 def measure_copying(measurement: Measurement) -> None:
@@ -293,8 +309,10 @@ def measure_copying(measurement: Measurement) -> None:
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
             continue
-        # Some mechanisms pair their heads, so the number of heads is that of the maps.
-        heads = max(key[3] or 0 for key in measurement.values if key[:3] == ("row_sum", place.site, place.layer))
+        heads = len(_distinct_heads(place.module))
+        if place.module.num_heads % heads:
+            # In a mixture of single and paired heads the heads differ in width.
+            continue
         scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
         measurement.add("copying_score", place.site, place.layer, scores.mean())
         for head, score in enumerate(scores):

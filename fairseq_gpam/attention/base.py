@@ -229,6 +229,10 @@ class AttentionMechanism(nn.Module):
         """Post-processes the result of the output projection, T × B × C; returns it unchanged by default."""
         return output
 
+    def distinct_heads(self) -> list[int]:
+        """Returns the first head of each map of weights: all heads, unless some share a map."""
+        return list(range(self.site.num_heads))
+
     def extra_repr(self) -> str:
         return f"{self.name}, {self.site}"
 
@@ -291,6 +295,18 @@ def describe_neutral(mechanism: type[AttentionMechanism]) -> str:
     if mechanism.default_skip_weight != 1:
         words.append("--gpam-skip-weight 1")
     return " ".join(words) or "as it starts"
+
+
+def refuse_options(settings: Settings, companion: str, refusals: tuple[tuple[str, object, str], ...]) -> None:
+    """Raises ValueError for the first option whose value is not the one allowed together with `companion`.
+
+    `refusals` holds, for each option, its name, the only value allowed, and what is allowed in words.
+    """
+    for name, value, allowed in refusals:
+        if settings[name] != value:
+            flag = "--gpam-" + name.replace("_", "-")
+            given = flag if settings[name] is True else f"{flag} {settings[name]!r}"
+            raise ValueError(f"{given} is not allowed with {companion}; allowed: {allowed}")
 
 
 def softmax(scores: Tensor) -> Tensor:

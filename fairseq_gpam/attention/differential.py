@@ -90,6 +90,9 @@ class DifferentialAttention(AttentionMechanism):
         output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
         return output, None if weights is None else weights.repeat_interleave(2, dim=1)
 
+    def distinct_heads(self) -> list[int]:
+        return list(range(0, self.site.num_heads, 2))
+
     def extra_repr(self) -> str:
         with torch.no_grad():
             strength = self.strength().item()

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import Option, Settings, Site
+from fairseq_gpam.attention.base import Option, Settings, Site, refuse_options
 from fairseq_gpam.attention.families import split_heads, upcast
 from fairseq_gpam.attention.lambdas import (
     Lambda,
@@ -111,11 +111,13 @@ def build_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Lambda, L
 
     Raises ValueError for an option that has no meaning with the source of the λ's.
     """
-    if settings.lambda_tied and settings.lambda_minus_training is not None:
-        raise ValueError(
-            f"--gpam-lambda-minus-training {settings.lambda_minus_training!r} is not allowed with --gpam-lambda-tied, "
-            "where λ⁻ is λ⁺; allowed: --gpam-lambda-plus-training"
+    if settings.lambda_tied:
+        minus = 0.0 if settings.warm_start else 0.5
+        refusals = (
+            ("lambda_minus_training", None, "--gpam-lambda-plus-training"),
+            ("lambda_minus", minus, "--gpam-lambda-plus"),
         )
+        refuse_options(settings, "--gpam-lambda-tied, where λ⁻ is λ⁺", refusals)
     if settings.warm_start and not (is_trained("lambda_plus", settings) or is_trained("lambda_minus", settings)):
         raise ValueError(
             "--gpam-lambda-plus-training 'fixed' with --gpam-lambda-minus-training 'fixed' is not allowed with "
@@ -146,15 +148,3 @@ def _build_ratio_lambdas(owner: str, site: Site, settings: Settings) -> tuple[Ra
             RatioLambda(theta, settings.row_sum, 0.0),
         )
     return site.shared[key]
-
-
-def refuse_options(settings: Settings, companion: str, refusals: tuple[tuple[str, object, str], ...]) -> None:
-    """Raises ValueError for the first option whose value is not the one allowed together with `companion`.
-
-    `refusals` holds, for each option, its name, the only value allowed, and what is allowed in words.
-    """
-    for name, value, allowed in refusals:
-        if settings[name] != value:
-            flag = "--gpam-" + name.replace("_", "-")
-            given = flag if settings[name] is True else f"{flag} {settings[name]!r}"
-            raise ValueError(f"{given} is not allowed with {companion}; allowed: {allowed}")

@@ -119,13 +119,14 @@ def negative_mass(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     ZHAI,
     name="entropy_normalised",
 )
-@metric("entropy (nats)", "−Σ_j a log a, a = |P| / Σ_j |P|, mean over rows", ZHAI)
+@metric("entropy (nats)", "−Σ_j a log a, a = |P| / Σ_j |P|, mean over rows that have weight", ZHAI)
 def entropy(weights: Tensor, visible: Tensor | None = None, normalised: bool = False) -> Tensor:
     """Returns the mean entropy of the rows; between 0 and 1 if `normalised`."""
     magnitude = zero_unseen(weights, visible).abs()
     total = magnitude.sum(dim=-1, keepdim=True)
-    shares = torch.where(total > 0, magnitude / total, 0.0)
-    rows = torch.special.entr(shares).sum(dim=-1)
+    has_weight = total > 0
+    rows = torch.special.entr(torch.where(has_weight, magnitude / total, 0.0)).sum(dim=-1)
+    visible = has_weight if visible is None else visible & has_weight
     if not normalised:
         return mean_over_rows(rows, weights, visible)
     keys = _visible_counts(weights, visible).to(rows.dtype)

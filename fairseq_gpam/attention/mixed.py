@@ -74,8 +74,10 @@ class MixedHeads(AttentionMechanism):
         super().__init__(site, settings)
         self.spec = spec
         self.counts: list[int] = []
+        self.first_heads: dict[str, int] = {}
         self.groups = torch.nn.ModuleDict()
         for name, count in parse_mixture(spec, site.name, site.num_heads):
+            self.first_heads[name] = sum(self.counts)
             self.groups[name] = build_mechanism(name, site.with_heads(count), settings)
             self.counts.append(count)
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
@@ -117,6 +119,13 @@ class MixedHeads(AttentionMechanism):
                 with _own_past(name, inputs.past) as own:
                     output = group.after_projection(output, replace(inputs, past=own))
         return output
+
+    def distinct_heads(self) -> list[int]:
+        found: list[int] = []
+        for name, group in self.groups.items():
+            assert isinstance(group, AttentionMechanism)
+            found += [self.first_heads[name] + head for head in group.distinct_heads()]
+        return found
 
     def extra_repr(self) -> str:
         heads = ", ".join(f"{name}:{count}" for name, count in zip(self.groups, self.counts, strict=True))

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.affine import AffineTerms
-from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.families import AffineMechanism, format_values, upcast
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, refuse_options, register_mechanism
+from fairseq_gpam.attention.families import AffineMechanism, format_values, refuse_fused, upcast
 from fairseq_gpam.attention.lambdas import no_decay_parameter
 
-SMALLEST_WEIGHT = 1e-30
+# A power of two is exact in bf16: rounded below the clamp, the initial weight would have no gradient.
+SMALLEST_WEIGHT = 2.0**-100
 
 
 def sink_terms(logits: Tensor) -> AffineTerms:
@@ -46,6 +47,10 @@ class SinkAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
+        refuse_fused(self.name, settings)
+        if settings.sink_kind != "learned":
+            refusals = (("sink_start", 0.0, "no --gpam-sink-start, because only a learned logit has an initial value"),)
+            refuse_options(settings, f"--gpam-sink-kind {settings.sink_kind!r}", refusals)
         self.logits: Tensor
         self.weight: nn.Parameter | None = None
         if settings.sink_kind == "learned":
@@ -58,6 +63,11 @@ class SinkAttention(AffineMechanism):
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         if self.weight is None:
             return sink_terms(self.logits)
+        if self.training and inputs.q.dtype == torch.float16:
+            raise ValueError(
+                "--gpam-sink-kind 'weight' (which --gpam-warm-start selects) is not allowed in fp16, where the "
+                f"gradient of a weight of {SMALLEST_WEIGHT:.0e} is 0; allowed: fp32, bf16, or another kind"
+            )
         # d exp(s)/d|w| is 1 however small the sink is; the gradient of a learned logit would vanish.
         logits = upcast(self.weight).abs().clamp(min=SMALLEST_WEIGHT).log()
         return sink_terms(logits.to(self.weight.dtype))

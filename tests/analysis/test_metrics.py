@@ -352,3 +352,9 @@ def test_relevance_through_the_decoder_by_hand():
     # in the next layer self-attention hands the first position's relevance on to the second
     second = metrics.translation_relevance([zero], [decoder] * 2, [cross] * 2)
     assert second.tolist() == [[2.0], [0.5]]
+
+
+def test_rows_without_weight_do_not_lower_the_entropy():
+    weights = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.2, 0.2]]).double()
+    assert metrics.entropy(weights).item() == pytest.approx((math.log(2) + math.log(3)) / 2)
+    assert metrics.entropy(torch.zeros(3, 3)).isnan()

@@ -257,7 +257,7 @@ class Contract:
 
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
     def test_half_precision(self, variant, dtype, tolerance):
-        mechanism = self.build(variant)
+        mechanism = self.build(variant).eval()
         q, k, v, x = self.inputs(LENGTH)
         mask, _, _ = masks("left" if self.only_padding else "causal, left", LENGTH)
         expected, expected_weights = self.call(mechanism, q, k, v, mask, x, 0.0, True)

@@ -39,7 +39,7 @@ def test_plus_and_minus_are_two_parameters_unless_tied():
     for module in mechanisms():
         assert module.lambda_plus.theta is not module.lambda_minus.theta
     for scope in ("model", "layer", "head"):
-        for module in mechanisms(lambda_tied=True, lambda_plus=0.7, lambda_minus=0.1, lambda_scope=scope):
+        for module in mechanisms(lambda_tied=True, lambda_plus=0.7, lambda_scope=scope):
             assert module.lambda_plus.theta is module.lambda_minus.theta
             assert torch.allclose(torch.as_tensor(module.lambda_minus()), torch.tensor(0.7))
 

@@ -1,23 +1,25 @@
 """Softmax with a sink."""
 
+import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, row_by_row, settings
 from fairseq.modules import MultiheadAttention
 
-from fairseq_gpam.attention import Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 
 class TestSink(Contract):
     name = "sink"
-    variants = ({}, {"sink_kind": "off-by-one"}, {"sink_start": -1.5})
+    variants = ({}, {"sink_kind": "off-by-one"}, {"sink_kind": "weight"}, {"sink_start": -1.5})
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         scores = q @ k.transpose(-1, -2) / WIDTH**0.5 + bias
 
         def weigh(b, h, i, seen):
             powers = torch.exp(scores[b, h, i, seen])
-            return powers / (torch.exp(mechanism.logits[h]) + powers.sum())
+            sink = torch.exp(mechanism.logits[h]) if mechanism.weight is None else mechanism.weight[h].abs()
+            return powers / (sink + powers.sum())
 
         weights = row_by_row(q.size(2), k.size(2), visible, weigh)
         return weights @ v, weights
@@ -31,6 +33,36 @@ def test_what_the_model_prints_names_the_sink():
     }
     assert ", s 0.000 0.000" in shown["learned"] and ", off by one" in shown["off-by-one"]
     assert ", weight 0.0" in shown["weight"]
+
+
+def sink(kind, **chosen):
+    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
+    return build_mechanism("sink", site, settings(sink_kind=kind, **chosen))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_initial_weight_has_a_gradient(dtype):
+    """At w = 0, d(softmax(S)V/(1 + w/Σexp S))/dw is −softmax(S)V/Σexp S."""
+    mechanism = sink("weight").to(dtype).train()
+    q, k, v = (torch.randn(1, HEADS, LENGTH, WIDTH, dtype=dtype) for _ in range(3))
+    mechanism(AttentionInput(q, k, v, AttentionMask(), q))[0].sum().backward()
+    scores = q.double() @ k.double().transpose(-1, -2) / WIDTH**0.5
+    slope = -(scores.softmax(-1) @ v.double()).sum(-1) / scores.exp().sum(-1)
+    # In bf16 the logit of the smallest weight, −69.3, is rounded by up to 0.25.
+    rtol = 1e-4 if dtype == torch.float32 else 0.3
+    torch.testing.assert_close(mechanism.weight.grad.double(), slope.sum(-1)[0], rtol=rtol, atol=rtol / 10)
+
+
+def test_what_has_no_meaning_or_no_gradient_is_refused():
+    for kind in ("weight", "off-by-one"):
+        with pytest.raises(ValueError, match=f"--gpam-sink-start 2.0 is not allowed with --gpam-sink-kind '{kind}'"):
+            sink(kind, sink_start=2.0)
+    with pytest.raises(ValueError, match="--gpam-backend 'fused' is not allowed with mechanism 'sink'"):
+        sink("learned", backend="fused")
+    q = torch.randn(1, HEADS, LENGTH, WIDTH, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"--gpam-sink-kind 'weight'.*is not allowed in fp16.*allowed: fp32, bf16"):
+        sink("weight").half().train()(AttentionInput(q, q, q, AttentionMask(), q))
+    sink("weight").half().eval()(AttentionInput(q, q, q, AttentionMask(), q))
 
 
 def test_off_by_one_is_stock_attention_with_a_zero_key():
