@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, softmax_weights
 from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 
@@ -19,12 +19,6 @@ def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     scores = dot_scores(q, k, mask)
     sizes, fully_masked = hide(scores.abs(), mask)
     return zero_rows(torch.sign(scores) * softmax(sizes), fully_masked)
-
-
-def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns softmax(QKᵀ/√D + M), B × H × T × S, which the first and the last layer use."""
-    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
-    return zero_rows(softmax(scores), fully_masked)
 
 
 @register_mechanism

@@ -61,16 +61,14 @@ def dagpam_terms(negative_q: Tensor, lambda_plus: Coefficient, lambda_minus: Coe
 class DualGPAMAttention(AffineMechanism):
     """Two softmax branches over the same keys and values, the second one subtracted.
 
-    Rows sum to 1+λ⁺−λ⁻ and entries lie in [−λ⁻, 1+λ⁺]; λ⁺ = λ⁻ = 0 is softmax attention. Choices that the paper leaves
-    open are options here: the scope, initial value and bound of the λ's, and whether W_Q⁻ is shared by the heads, has a
-    bias, and how it is initialised.
+    Rows sum to 1+λ⁺−λ⁻, and entries lie in [−λ⁻, 1+λ⁺] as long as λ⁻ ≥ 0 and λ⁺ ≥ −1; λ⁺ = λ⁻ = 0 is softmax
+    attention. Choices that the paper leaves open are options here: the scope, initial value and bound of the λ's, and
+    whether W_Q⁻ is shared by the heads, has a bias, and how it is initialised.
 
     Two options go beyond the paper. With `--gpam-lambda-source token` λ⁻ is computed from each token, as in
     Differential V2. With `--gpam-row-sum` the row sum is fixed and the ratio λ⁻/(1+λ⁺) is trained.
 
-    Reviews of the paper report 0.1–0.84 % more parameters. On the paper's models a W_Q⁻ that the heads share adds
-    0.12–0.80 %, and one for each head adds 0.94–3.2 %. Which of the two the authors used is not known. `info --arch`
-    prints which one a model has.
+    Whether the authors' heads share W_Q⁻ is not known (docs/index.md); `info --arch` prints which one a model has.
     """
 
     name = "dagpam"

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.affine import AffineTerms, affine_attention
-from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights
-from fairseq_gpam.attention.masks import AttentionMask
+from fairseq_gpam.attention.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights, softmax
+from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -75,6 +75,12 @@ def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = 
         # q is divided by √D first, because the unscaled product can overflow in fp16.
         scores = scores * (scale * root)
     return scores if mask.bias is None else scores + mask.bias.to(scores.dtype)
+
+
+def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M), B × H × T × S, 0 in fully masked rows; in fp32 for half precision."""
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
+    return zero_rows(softmax(scores), fully_masked)
 
 
 def join_heads(heads: Tensor) -> Tensor:

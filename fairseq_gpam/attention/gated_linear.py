@@ -16,6 +16,7 @@ from fairseq_gpam.attention.base import (
 )
 from fairseq_gpam.attention.causal import new_positions_hidden, require_causal
 from fairseq_gpam.attention.families import refuse_fused, rms_norm, split_heads, upcast
+from fairseq_gpam.attention.kernel_sums import without_autocast
 
 CHUNK = 16
 RANK = 16
@@ -33,6 +34,7 @@ def decayed_products(q: Tensor, k: Tensor, q_sums: Tensor, k_sums: Tensor, offse
     return torch.einsum("bhid,bhjd,bhijd->bhij", q, k, exponents.exp())
 
 
+@without_autocast
 def gated_linear_weights(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
     """Returns the P with which `gated_linear_sums` gives P·V: B × H × T × T, computed a few rows at a time."""
     sums = log_decay.cumsum(dim=-2)
@@ -43,6 +45,7 @@ def gated_linear_weights(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
     return torch.cat(rows, dim=-2)
 
 
+@without_autocast
 def gated_linear_sums(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.dnas import dnas_weights
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores, format_values
+from fairseq_gpam.attention.families import MatrixMechanism, format_values, softmax_weights
 from fairseq_gpam.attention.lambdas import no_decay_parameter
-from fairseq_gpam.attention.masks import AttentionMask, hide, zero_rows
+from fairseq_gpam.attention.masks import AttentionMask
 
 
 def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Tensor:
@@ -19,8 +19,7 @@ def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Te
 
     Ding et al. 2020, arXiv 2009.14308. One u for each head, u = sigmoid(θ), is our reading.
     """
-    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
-    return share * dnas_weights(q, k, mask) + (1 - share) * zero_rows(softmax(scores), fully_masked)
+    return share * dnas_weights(q, k, mask) + (1 - share) * softmax_weights(q, k, mask)
 
 
 @register_mechanism

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -10,8 +12,21 @@ from torch import Tensor
 CHUNK = 64
 Features = Callable[[Tensor], Tensor]
 Kernel = Callable[[Tensor, Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def without_autocast(function: Function) -> Function:
+    """Decorates a function of tensors that sums over many keys: autocast to fp16 could make the sums overflow."""
+
+    @functools.wraps(function)
+    def wrapped(q: Tensor, *args: Any) -> Any:
+        with torch.autocast(q.device.type, enabled=False):
+            return function(q, *args)
+
+    return cast(Function, wrapped)
+
+
+@without_autocast
 def kernel_sums(
     q: Tensor,
     k: Tensor,

@@ -7,8 +7,9 @@ import torch
 from masks import make_masks
 from reference import row_softmax
 
-from fairseq_gpam.attention import AttentionInput
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 from fairseq_gpam.attention.affine import BACKENDS, AffineTerms, affine_attention
+from fairseq_gpam.attention.affine.naive import affine_weights
 
 BATCH, HEADS, WIDTH = 2, 3, 8
 
@@ -151,3 +152,12 @@ def test_dropout_keeps_the_expectation_and_zero_dropout_is_none(backend, kind):
     error = draws.std(0) / math.sqrt(len(draws))
     assert ((draws.mean(0) - whole).abs() <= 5 * error + 1e-6).all()
     assert draws.std(0).max() > 0.1
+
+
+def test_signed_sums_are_in_fp32_for_half_precision():
+    """Of 200 nearly equal weights the mean is subtracted, which in bf16 would leave little but rounding errors."""
+    q, k = (torch.randn(1, 1, 200, WIDTH).mul(0.3).bfloat16() for _ in range(2))
+    exact = (q.double() @ k.double().transpose(-1, -2) / WIDTH**0.5).softmax(-1) - 1 / 200
+    inputs = AttentionInput(q, k, k, AttentionMask(), q)
+    found = affine_weights(inputs, AffineTerms(uniform=1.0)).double()
+    assert (found - exact).norm() <= 0.02 * exact.norm()

@@ -96,3 +96,15 @@ def test_weights_are_refused_where_no_key_is_kept(name):
     x = torch.randn(1, 2, 16)
     with pytest.raises(ValueError, match=f"--gpam-mechanism {name} decodes.*allowed: a full forward pass"):
         attention(x, x, x, incremental_state={}, need_weights=True)
+
+
+@pytest.mark.parametrize("name", ["linear", "gated_linear"])
+def test_sums_over_many_keys_do_not_overflow_in_fp16(name):
+    site = Site("decoder", 0, 1, 8, 1, 8)
+    mechanism = build_mechanism(name, site, settings()).eval()
+    q = torch.full((1, 1, 2000, 8), 3.0)
+    inputs = AttentionInput(q, q, torch.randn(1, 1, 2000, 8), AttentionMask(causal=True), torch.randn(1, 2000, 8))
+    expected, _ = mechanism(inputs)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found, _ = mechanism(inputs)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.affine.terms import AffineTerms
-from fairseq_gpam.attention.base import AttentionInput, apply_weights, softmax
+from fairseq_gpam.attention.base import AttentionInput, apply_weights
 from fairseq_gpam.attention.masks import zero_rows
 
 
 def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | None = None) -> Tensor:
-    """Returns softmax(q kᵀ/√D + bias) over the keys (and the sink, which is then removed): B × H × T × S."""
+    """Returns softmax(q kᵀ/√D + bias) over the keys (and the sink, which is then removed), in fp32 for half precision.
+
+    Shape: B × H × T × S.
+    """
     scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.size(-1))
     if bias is not None:
         scores = scores + bias
+    wide = torch.promote_types(scores.dtype, torch.float32)
     if sink is None:
-        return softmax(scores)
+        return torch.softmax(scores, dim=-1, dtype=wide)
     sink_scores = sink.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
-    return softmax(torch.cat([scores, sink_scores], dim=-1))[..., :-1]
+    return torch.softmax(torch.cat([scores, sink_scores], dim=-1), dim=-1, dtype=wide)[..., :-1]
 
 
 def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
-    """Returns P, B × H × T × S; in fully masked rows only its identity part is not zero."""
+    """Returns P, B × H × T × S; in fully masked rows only its identity part is not zero.
+
+    For half precision the parts are summed in fp32.
+    """
     q, k, mask = inputs.q, inputs.k, inputs.mask
     num_queries, num_keys = q.size(-2), k.size(-2)
     bias, fully_masked = mask.for_scores(num_queries, num_keys, q)
@@ -33,7 +40,7 @@ def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
     for branch in others:
         weights = weights + branch.weight * branch_weights(branch.q, branch.k, bias)
     if terms.uniform is not None:
-        weights = weights - terms.uniform * mask.uniform_weights(num_queries, num_keys, q)
+        weights = weights - terms.uniform * mask.uniform_weights(num_queries, num_keys, weights)
     weights = zero_rows(weights, fully_masked)
     if terms.identity is not None:
         eye = torch.zeros(num_queries, num_keys, dtype=q.dtype, device=q.device)
