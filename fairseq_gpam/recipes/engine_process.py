@@ -23,6 +23,12 @@ stopping = threading.Event()
 """When set, all commands started by this process are terminated."""
 
 
+def name_holder(lock: int, process: int, log: Path | str = "") -> None:
+    """Writes into a lock's file which process holds it, and its log."""
+    os.truncate(lock, 0)
+    os.pwrite(lock, f"{process} {log}\n".encode(), 0)
+
+
 def stop_on_sigterm() -> None:
     """Makes SIGTERM end this process and its commands cleanly."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -64,8 +70,7 @@ def execute(
             pass_fds=() if lock is None else (lock,),
         )
         if lock is not None:
-            os.truncate(lock, 0)
-            os.pwrite(lock, f"{process.pid} {log}\n".encode(), 0)
+            name_holder(lock, process.pid, log)
         try:
             partial = ""
             running = True

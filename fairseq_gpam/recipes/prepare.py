@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from fairseq_gpam.recipes import corpora, downloads, ngrams, standard_corpora, subwords, tasks
 from fairseq_gpam.recipes.archives import ArchiveError
 from fairseq_gpam.recipes.multi30k import prepare_multi30k
+from fairseq_gpam.recipes.run_folder import RunError, exclusive
 from fairseq_gpam.recipes.tasks import Task
 
 LEARNED = ("sentencepiece", "subword-nmt")
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             task = with_vocabulary(task, arguments.vocabulary)
         out = arguments.out.resolve()
         prepare(task, fetch(task, out, arguments.archive, arguments.wmt16), out)
-    except (tasks.TaskError, downloads.DownloadError, ArchiveError, PrepareError, OSError) as error:
+    except (tasks.TaskError, downloads.DownloadError, ArchiveError, PrepareError, RunError, OSError) as error:
         sys.exit(str(error))
     return 0
 
@@ -122,25 +122,27 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
 def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
     """Yields a new folder that is renamed to `folder` when complete, or None if that already exists.
 
-    Raises PrepareError if it was made with another stamp.
+    Raises PrepareError if it was made with another stamp, RunError if its parent cannot be used.
     """
-    if folder.is_dir():
-        there = (folder / "stamp").read_text(encoding="utf-8").strip()
-        if there != stamp:
-            raise PrepareError(
-                f"{folder} was made with other settings.\n  there: {there}\n  now:   {stamp}\n"
-                "Remove it, or choose another folder with --out."
-            )
-        yield None
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.parent.glob(f"{folder.name}.part.*"):
-        shutil.rmtree(left_over)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}.part."))
-    part.chmod(0o755)
-    yield part
-    (part / "stamp").write_text(stamp + "\n", encoding="utf-8")
-    part.rename(folder)
+    if not folder.is_dir():
+        with exclusive(folder.parent, f"{folder.name}.lock"):
+            # Another process may have completed it in the meantime.
+            if not folder.is_dir():
+                part = folder.with_name(f"{folder.name}.part")
+                if part.exists():
+                    shutil.rmtree(part)
+                part.mkdir()
+                yield part
+                (part / "stamp").write_text(stamp + "\n", encoding="utf-8")
+                part.rename(folder)
+                return
+    there = (folder / "stamp").read_text(encoding="utf-8").strip()
+    if there != stamp:
+        raise PrepareError(
+            f"{folder} was made with other settings.\n  there: {there}\n  now:   {stamp}\n"
+            "Remove it, or choose another folder with --out."
+        )
+    yield None
 
 
 def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) -> None:

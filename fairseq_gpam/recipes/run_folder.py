@@ -23,7 +23,7 @@ from typing import Any
 
 from fairseq_gpam.recipes import checkpoints as checkpoint_files
 from fairseq_gpam.recipes import logs, recorded
-from fairseq_gpam.recipes.engine_process import GenerationProgress, Progress, execute, training_line
+from fairseq_gpam.recipes.engine_process import GenerationProgress, Progress, execute, name_holder, training_line
 from fairseq_gpam.recipes.environment import environment
 
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
@@ -52,14 +52,14 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[int]:
-    """Acquires the folder's lock, waiting if necessary, and yields the lock's file descriptor.
+def exclusive(folder: Path, name: str = "lock") -> Iterator[int]:
+    """Acquires the folder's lock of this name, waiting if necessary, and yields the lock's file descriptor.
 
     fairseq's process inherits the descriptor, so after its script is killed a run keeps the folder locked until fairseq
     itself has ended. While waiting, that process's id and progress are printed. Raises RunError if the folder cannot be
     used.
     """
-    with writing(folder), _open(folder / "lock") as descriptor:
+    with writing(folder), _open(folder / name) as descriptor:
         said = -REPORT_EVERY
         while True:
             try:
@@ -70,6 +70,7 @@ def exclusive(folder: Path) -> Iterator[int]:
                     print(f"{folder}: waiting for {_holder(descriptor)}", flush=True)
                     said = time.monotonic()
                 time.sleep(0.2)
+        name_holder(descriptor, os.getpid())
         yield descriptor
 
 
@@ -89,8 +90,8 @@ def _holder(descriptor: int) -> str:
         return "another process that uses this folder"
     path = Path(log)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    progress = next((text for line in reversed(lines) if (text := training_line(line))), "no progress logged yet")
-    return f"process {process}, which still uses this folder ({progress}); to stop it: kill {process}"
+    progress = next((f" ({text})" for line in reversed(lines) if (text := training_line(line))), "")
+    return f"process {process}, which still uses this folder{progress}; to stop it: kill {process}"
 
 
 def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from fairseq_gpam.recipes import recorded, stages
 from fairseq_gpam.recipes.logs import CountMismatchError
-from fairseq_gpam.recipes.run_folder import HYPOTHESES, RunError
+from fairseq_gpam.recipes.run_folder import HYPOTHESES, RunError, exclusive
 from fairseq_gpam.recipes.subwords import MosesDetokenize, split_compounds, write_lines
 from fairseq_gpam.recipes.subwords import read_lines as iterate_lines
 
@@ -134,14 +134,16 @@ class References:
 
 def score(folder: Path, test: References) -> dict[str, Any]:
     """Scores the run's `hypotheses.txt` and records the scores; keeps the detokenised text."""
-    plain = test.plain(folder)
-    scores = corpus_scores(plain, read_lines(test.raw), test.lowercase)
-    if test.detokenize:
-        write_lines(folder / "hypotheses.detok.txt", plain)
-    if test.tokenized:
-        hypotheses, references = read_lines(folder / HYPOTHESES), read_lines(test.tokenized)
-        scores |= tokenized_scores(hypotheses, references, test.compounds)
-    recorded.update(folder, {"score": scores})
+    raw = read_lines(test.raw)
+    tokenized = read_lines(test.tokenized) if test.tokenized else []
+    with exclusive(folder):
+        plain = test.plain(folder)
+        scores = corpus_scores(plain, raw, test.lowercase)
+        if test.detokenize:
+            write_lines(folder / "hypotheses.detok.txt", plain)
+        if test.tokenized:
+            scores |= tokenized_scores(read_lines(folder / HYPOTHESES), tokenized, test.compounds)
+        recorded.update(folder, {"score": scores})
     return scores
 
 

@@ -97,9 +97,10 @@ with run_folder.exclusive(folder) as lock:
     script = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
     assert script.returncode == -signal.SIGKILL
     begun = time.monotonic()
+    engine = (tmp_path / "lock").read_text().split()[0]
     with run_folder.exclusive(tmp_path):
         assert time.monotonic() - begun > 0.5
-    engine = (tmp_path / "lock").read_text().split()[0]
+        assert (tmp_path / "lock").read_text().split() == [str(os.getpid())]
     waiting = capsys.readouterr().out
     assert (
         f"waiting for process {engine}, which still uses this folder (update 25: loss 9.5, 1,234 tokens/s)" in waiting

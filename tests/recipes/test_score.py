@@ -1,14 +1,15 @@
 """Translations are scored with signatures, counted, and compared in pairs."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fairseq_gpam.recipes import logs, recorded, score
+from fairseq_gpam.recipes import logs, recorded, run_folder, score
 
 
 def translated(folder, hypotheses=("the cat sat", "on the mat")):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     recorded.write_atomically(folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
 
 
@@ -25,6 +26,20 @@ def test_score_keeps_signatures_and_stops_at_a_count_mismatch(tmp_path):
     recorded.write_atomically(references, "the cat sat\non the mat\nand slept\n")
     with pytest.raises(logs.CountMismatchError, match="2 hypotheses but 3 references"):
         score.score(tmp_path / "run", score.References(references))
+
+
+def test_a_score_waits_for_what_uses_the_folder(tmp_path):
+    translated(tmp_path / "run")
+    recorded.write_atomically(tmp_path / "references", "a new translation\nof the test set\n")
+    with ThreadPoolExecutor(1) as pool:
+        with run_folder.exclusive(tmp_path / "run"):
+            waiting = pool.submit(score.score, tmp_path / "run", score.References(tmp_path / "references"))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+            translated(tmp_path / "run", hypotheses=["a new translation", "of the test set"])
+            recorded.update(tmp_path / "run", {"generate": {"sentences": 2}})
+        assert waiting.result()["chrf"] == 100.0
+    assert recorded.read(tmp_path / "run").keys() == {"generate", "score"}
 
 
 def test_line_separators_inside_a_sentence_do_not_count_as_lines(tmp_path):
