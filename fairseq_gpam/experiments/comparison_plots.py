@@ -61,7 +61,7 @@ def curves(entries: Sequence[dict[str, Any]], baseline: str) -> str:
             if None not in low:
                 shown.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
         shown.set_xlabel("updates")
-    axes[0].set_ylabel("validation loss (nats)")
+    axes[0].set_ylabel("validation loss, with label smoothing if any (nats)")
     axes[1].set_ylabel(f"validation loss − that of {baseline} (nats)")
     axes[1].axhline(0, color="0.3", linewidth=0.8)
     ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]

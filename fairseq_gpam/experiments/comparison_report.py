@@ -51,7 +51,7 @@ def caption(table: dict[str, Any]) -> str:
 def head(table: dict[str, Any]) -> tuple[str, ...]:
     """Returns the headings of a table's columns."""
     measured = (f"mean ± 95 % ({table['unit']})", f"difference ± 95 % ({table['unit']})", "verdict")
-    tests = ("p (Holm)", "p (t)", "p (sign flips, exact)", f"seeds for δ = {table['delta']:g}")
+    tests = ("p (Holm)", "p (t)", "p (sign flips)", f"seeds for δ = {table['delta']:g}")
     return ("arm", "seeds", *measured, *tests, "parameters")
 
 
@@ -239,7 +239,8 @@ def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
         own = [entry for entry in found["curves"] if entry["group"] == group and entry["points"]]
         if own:
             ends = "; ".join(f"{entry['arm']} ends at {entry['points'][-1][1]:.3f}" for entry in own)
-            alt = f"Mean validation loss in nats over updates, and its difference to {found['baseline']}. {ends}."
+            what = "Mean validation loss in nats, with label smoothing if any,"
+            alt = f"{what} over updates, and its difference to {found['baseline']}. {ends}."
             plot = comparison_plots.curves(own, found["baseline"])
             shown.append({"title": f"{group}: learning curves", **picture(plot, alt)})
         own = [entry for entry in found["lambdas"] if entry["group"] == group]

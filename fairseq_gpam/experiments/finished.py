@@ -17,7 +17,8 @@ COLLAPSE = (
 )
 BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
 """The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states."""
-ATTEMPT = re.compile(r"^\[[^]]*\] train(?:ing; all|ing had ended|ed already)", re.MULTILINE)
+ATTEMPT = re.compile(r"^\[[^]]*\] (training; all|training had ended|trained already)", re.MULTILINE)
+RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
 LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
@@ -47,11 +48,12 @@ def read(folder: Path) -> dict[str, Any]:
 def training_cost(folder: Path) -> dict[str, float]:
     """Returns `seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
-    Empty if they were not measured or the training was interrupted, because Snakemake measures only the last attempt.
+    Empty if they were not measured, or if the measured job did not train from update 0 to the end: Snakemake measures
+    only the last attempt, which may find a training that began or ended before.
     """
-    benchmark, said = folder / "train.benchmark.tsv", folder / "train.job.log"
-    attempts = ATTEMPT.findall(said.read_text(encoding="utf-8")) if said.exists() else []
-    if not benchmark.exists() or len(attempts) > 1:
+    benchmark, said, log = (folder / name for name in ("train.benchmark.tsv", "train.job.log", run_folder.TRAIN_LOG))
+    attempts, logged = (path.read_text(encoding="utf-8") if path.exists() else "" for path in (said, log))
+    if not benchmark.exists() or ATTEMPT.findall(attempts) != ["training; all"] or RESUMED.search(logged):
         return {}
     with benchmark.open(encoding="utf-8") as rows:
         row = next(csv.DictReader(rows, delimiter="\t"))

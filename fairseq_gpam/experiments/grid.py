@@ -12,6 +12,7 @@ analyze = false                        # measure collapse in the best checkpoint
 archive = "FILE"                       # in place of a download, from the grid file's folder
 prepare = "COMMAND"                    # in place of `python -m fairseq_gpam prepare TASK`; gets --out OUT
 train_flags = ""
+average = 10                           # decode with the mean of the last 10 checkpoints, which the training must keep
 
 [arms]
 stock = {mechanism = "stock"}
@@ -35,7 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.recipes import stages, tasks
+from fairseq_gpam.recipes import averaging, stages, tasks
 
 STOCK = "stock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -61,10 +62,10 @@ KEYS: dict[str, type] = {
     "environment": dict,
     "slurm": dict,
 }
-TASK_KEYS: dict[str, type] = {"archive": str, "prepare": str, "train_flags": str}
+TASK_KEYS: dict[str, type] = {"archive": str, "prepare": str, "train_flags": str, "average": int}
 ARM_KEYS: dict[str, type] = {"mechanism": str, "flags": str, "tasks": list}
 SLURM_KEYS: dict[str, type] = {"flags": str}
-KINDS = {str: "text", list: "a list", bool: "true or false", dict: "a table"}
+KINDS = {str: "text", int: "a whole number", list: "a list", bool: "true or false", dict: "a table"}
 
 
 class GridError(ValueError):
@@ -128,7 +129,7 @@ class Grid:
     baseline: str
     seeds: tuple[int, ...]
     learning_rates: tuple[str, ...]
-    tasks: Mapping[str, Mapping[str, str]]
+    tasks: Mapping[str, Mapping[str, Any]]
     arms: tuple[Arm, ...]
     train_flags: str = ""
     plugin_flags: str = ""
@@ -186,7 +187,11 @@ class Grid:
         common = [this.task.name, this.mechanism, str(this.seed), "--name", this.name, "--out", "."]
         common += ["--full"] * this.full
         steps = [("train", [*common, "--", *this.extra] if this.extra else common)]
-        steps += [("generate", common), ("score", [folder])] if this.task.is_translation else [("eval-lm", common)]
+        decode, average = common, self.tasks[this.task.name].get("average")
+        if average:
+            steps.append(("average", [folder, "--last", str(average)]))
+            decode = [*common, "--checkpoint", averaging.AVERAGED]
+        steps += [("generate", decode), ("score", [folder])] if this.task.is_translation else [("eval-lm", decode)]
         if self.analyze:
             best, data_bin = str(this.checkpoints / this.checkpoint), str(this.task.data_bin(this.out))
             steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", this.name])]
@@ -219,6 +224,8 @@ def load(path: Path) -> Grid:
     for name, settings in values["tasks"].items():
         _table(path, f"tasks.{name}", settings)
         _check(path, settings, TASK_KEYS, prefix=f"tasks.{name}.")
+        if settings.get("average", 1) < 1:
+            raise GridError(f"{path}: tasks.{name}.average is {settings['average']}; allowed: a number above 0")
         try:
             tasks.load(name)
         except tasks.TaskError as error:

@@ -28,7 +28,7 @@ def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
         if curve["train"]:
             losses.plot(*zip(*curve["train"], strict=True), color=colour, alpha=0.4, linewidth=0.8)
         losses.plot(*zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=_label(run))
-    losses.set_ylabel("loss (bits per subword)")
+    losses.set_ylabel("loss, with label smoothing if any (bits per subword)")
     losses.set_title(f"{runs[0]['task']}: validation loss (thin: training loss)")
     for axes in differences:
         axes.axhline(0, color="black", linewidth=0.8)

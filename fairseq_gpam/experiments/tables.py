@@ -18,7 +18,7 @@ COMMON: list[Column] = [
     ("seed", lambda run: run["seed"], ""),
     ("parameters", lambda run: run["train"]["parameters"], ","),
     ("updates", lambda run: run["train"]["updates"], ","),
-    ("valid loss", lambda run: run["train"]["valid_loss"], ".3f"),
+    ("valid loss (bits)", lambda run: run["train"]["valid_loss"], ".3f"),
 ]
 TRAINING_SPEED: Column = (
     "training tokens/s",
@@ -26,7 +26,8 @@ TRAINING_SPEED: Column = (
     ",.0f",
 )
 TRANSLATION: list[Column] = [
-    *COMMON,
+    *COMMON[:-1],
+    ("valid loss (bits, label-smoothed)", *COMMON[-1][1:]),
     ("BLEU", lambda run: run["score"]["bleu"], ".1f"),
     ("chrF", lambda run: run["score"]["chrf"], ".1f"),
     ("tokenised BLEU", lambda run: run["score"]["tokenized_bleu"], ".1f"),

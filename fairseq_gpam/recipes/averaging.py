@@ -15,6 +15,7 @@ import torch
 from fairseq_gpam.recipes.checkpoints import CheckpointError, load
 from fairseq_gpam.recipes.run_folder import CHECKPOINTS
 
+AVERAGED = "checkpoint_average.pt"
 BY_UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 BY_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
 
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last", type=int, default=5, metavar="N", help="without CHECKPOINT: the last N (default: 5)")
     parser.add_argument(
         "--output",
-        default="checkpoint_average.pt",
+        default=AVERAGED,
         metavar="NAME",
         help="file to write in the run's checkpoints/ (default: %(default)s)",
     )

@@ -60,13 +60,12 @@ class MosesTokenize:
     `dashes` splits words at hyphens (`a @-@ b`), as Moses's `-a` does.
     """
 
-    def __init__(self, language: str, dashes: bool = False, normalize: bool = False, lowercase: bool = False) -> None:
+    def __init__(self, language: str, dashes: bool = False, normalize: bool = False) -> None:
         from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
         self.tokenizer = MosesTokenizer(lang=language)
         self.normalizer = MosesPunctNormalizer(lang=language) if normalize else None
         self.dashes = dashes
-        self.lowercase = lowercase
 
     def __call__(self, line: str) -> str:
         """Returns the line's tokens, separated by single spaces."""
@@ -74,8 +73,7 @@ class MosesTokenize:
             line = self.normalizer.normalize(line)
             if not line.isprintable():
                 line = "".join(character if character.isprintable() else " " for character in line)
-        text = self.tokenizer.tokenize(line, aggressive_dash_splits=self.dashes, return_str=True)
-        return text.lower() if self.lowercase else text
+        return self.tokenizer.tokenize(line, aggressive_dash_splits=self.dashes, return_str=True)
 
 
 class MosesDetokenize:

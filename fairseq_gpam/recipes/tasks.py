@@ -201,8 +201,9 @@ def _path(name: str) -> Path:
 
 def _read(name: str) -> dict[str, Any]:
     path = _path(name)
-    if name not in names():
-        raise TaskError(f"no recipe for task '{name}'; there are: {' '.join(names())}")
+    if name not in (known := names()):
+        where = "none: recipes are only in a checkout of the repository, installed by pip install -e"
+        raise TaskError(f"no recipe for task '{name}'; there are: {' '.join(known) or where}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -227,6 +227,7 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tm
     assert "| mean cosine, decoder | good | 5 | 0.8 |" in text
     assert any(row[:4] == ["mean cosine, decoder", "good", "5", "0.8"] for row in page.cells)
     assert sum("first to last layer: good 0.8 to" in image["alt"] for image in page.images) == 1
+    assert sum("validation loss in nats, with label smoothing if any" in image["alt"] for image in page.images) == 1
 
 
 def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):
@@ -247,6 +248,7 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
             run = made_run(name, seed)
             recorded.update(folder, {key: run[key] for key in ("name", "seed", "train")})
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
+            (folder / "train.job.log").write_text(TRAINING)
             record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
             later = {**record, "num_updates": "4", "gpam_decoder1_lambda_plus": "0.5"}
             log = "".join(f"x | INFO | train_inner | {json.dumps(one)}\n" for one in (record, later))
@@ -317,16 +319,28 @@ def test_wrong_input_is_refused_with_what_is_allowed(found, tmp_path, capsys):
     assert json.loads((tmp_path / "out/comparison.json").read_text())["deltas"] == {**compare.DELTAS, "nats": 0.5}
 
 
+TRAINING = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
+
+
 @pytest.mark.parametrize(
-    ("second_attempt", "measured"),
-    [("", True), ("[lm a 1] training; all messages go to x\n", False), ("[lm a 1] trained already: x\n", False)],
+    ("said", "loaded", "measured"),
+    [
+        (TRAINING, "No existing checkpoint found x/checkpoint_last.pt", True),
+        (TRAINING, "Loaded checkpoint x/pretrained.pt (epoch 1 @ 0 updates)", True),
+        (TRAINING, "Loaded checkpoint x/checkpoint_last.pt (epoch 4 @ 183 updates)", False),
+        (TRAINING + TRAINING, "", False),
+        (TRAINING + "[lm a 1] trained already: x\n", "", False),
+        ("[lm a 1] trained already: x\n", "", False),
+        ("[lm a 1] training had ended before its results were recorded; recording them\n", "", False),
+        ("", "", False),
+    ],
 )
-def test_what_the_last_attempt_of_an_interrupted_training_took_is_not_what_the_training_took(
-    tmp_path, second_attempt, measured
+def test_the_cost_of_a_training_is_that_of_a_job_that_trained_from_its_first_update_to_its_last(
+    tmp_path, said, loaded, measured
 ):
     (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
-    said = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
-    (tmp_path / "train.job.log").write_text(said + second_attempt)
+    (tmp_path / "train.job.log").write_text(said)
+    (tmp_path / "train.log").write_text(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {loaded}\n")
     assert finished.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
 
 

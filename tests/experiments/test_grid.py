@@ -53,6 +53,16 @@ def test_jobs_are_the_commands_of_every_run_in_the_order_of_the_seeds(tmp_path):
     assert {place for job in jobs for place in job.inputs} <= set(markers)
 
 
+def test_a_task_may_be_decoded_with_the_mean_of_its_last_checkpoints(tmp_path):
+    jobs = list(read(tmp_path, SMALL.replace("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = 3")).jobs())
+    commands = {job.stage: " ".join(job.command) for job in jobs if job.label == "bible-de-en stock 3"}
+    assert list(commands) == ["train", "average", "generate", "score"]
+    assert commands["average"] == "python -m fairseq_gpam average runs/bible-de-en/stock/3 --last 3"
+    assert commands["generate"].endswith(" --out . --checkpoint checkpoint_average.pt")
+    assert all("average" not in job.command for job in jobs if "shakespeare-lm" in job.label)
+    assert {place for job in jobs for place in job.inputs} <= {job.marker for job in jobs}
+
+
 def test_a_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path, capsys):
     jobs = list(read(tmp_path, SMALL).jobs())
     out = tmp_path / "out"
@@ -120,6 +130,12 @@ def test_learning_rates_make_arms_of_their_own(tmp_path):
         ('tasks = ["bible-de-en"]', 'tasks = ["ptb-lm"]', "arms.wider.tasks has 'ptb-lm'; allowed: bible-de-en"),
         ("shared =", "a_lr1 =", "arms.a_lr1: a name has"),
         ("--clip-norm 1", "'", 'train_flags is "\'": No closing quotation'),
+        (
+            "[tasks.bible-de-en]",
+            "[tasks.bible-de-en]\naverage = 0",
+            "bible-de-en.average is 0; allowed: a number above",
+        ),
+        ("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = '5'", "average is '5'; allowed: a whole number"),
         ("[arms]", "arms", "not TOML"),
     ],
 )

@@ -37,7 +37,7 @@ def test_table_and_report(tmp_path):
     text = tables.table([run])
     header, _, row = text.splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
-        *("mechanism", "seed", "parameters", "updates", "valid loss"),
+        *("mechanism", "seed", "parameters", "updates", "valid loss (bits, label-smoothed)"),
         *("BLEU", "chrF", "training tokens/s", "decoding tokens/s"),
     ]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
@@ -50,6 +50,7 @@ def test_table_and_report(tmp_path):
     assert (tmp_path / "report/learning-curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="either"):
         tables.table([run, {**run, "task": "shakespeare-lm"}])
+    assert "| valid loss (bits) |" in " ".join(tables.table([], "words").split())
     shown = tables.table([{**run, "score": {"tokenized_bleu": 34.44}}])
     assert "tokenised BLEU" in shown
     assert "34.4" in shown

@@ -27,10 +27,10 @@ def test_subwords_are_reversible_and_deterministic(tmp_path, kind):
 
 
 def test_moses_tokenisation_and_back():
-    tokenize = subwords.MosesTokenize("en", lowercase=True)
+    tokenize = subwords.MosesTokenize("en")
     tokenised = tokenize('The cat\'s well-known mat, "at last".')
-    assert tokenised == "the cat &apos;s well-known mat , &quot; at last &quot; ."
-    assert subwords.MosesDetokenize("en")(tokenised) == 'the cat\'s well-known mat, "at last".'
+    assert tokenised == "The cat &apos;s well-known mat , &quot; at last &quot; ."
+    assert subwords.MosesDetokenize("en")(tokenised) == 'The cat\'s well-known mat, "at last".'
     assert subwords.MosesTokenize("de", dashes=True)("Café-Liebhaber.") == "Café @-@ Liebhaber ."
     assert subwords.MosesDetokenize("de")("Café @-@ Liebhaber .") == "Café-Liebhaber."
 

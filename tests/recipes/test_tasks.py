@@ -41,6 +41,12 @@ def test_every_recipe_is_valid(name):
     assert not {"--task", "--update-epoch-batch-itr", "--required-batch-size-multiple", "--seed"} & set(task.train)
 
 
+def test_without_a_checkout_the_error_says_where_recipes_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "EXAMPLES", tmp_path / "examples")
+    with pytest.raises(TaskError, match="'ptb-lm'; there are: none: recipes are only in a checkout of the repository"):
+        tasks.load("ptb-lm")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
