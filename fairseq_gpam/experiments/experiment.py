@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -19,9 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fairseq_gpam.experiments import grid
+from fairseq_gpam.recipes.engine_process import name_holder, stop_on_sigterm
+from fairseq_gpam.recipes.run_folder import RunError, exclusive
 from fairseq_gpam.recipes.tasks import REPOSITORY
 
 HERE = Path(__file__).parent
+SNAKEMAKE_LOG = "snakemake.log"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,29 +59,25 @@ def run(arguments: argparse.Namespace) -> int:
             print("done " if (out / job.marker).exists() else "to do", shlex.join(job.command))
         print(progress(jobs, out, arguments.jobs))
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    # Snakemake inherits the descriptor and holds the lock while it lives, even if this process is killed. So a lock
-    # that can be acquired has no living owner, and Snakemake's own lock files, which outlive it, are not needed.
-    lock = os.open(out / "experiment.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    stop_on_sigterm()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit(
-            f"{out}: another experiment is still using this folder; wait for it, or choose another folder with --out"
-        )
-    command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.retries)
-    with (out / "snakemake.log").open("ab") as log:
-        engine = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), start_new_session=False
-        )
-        try:
-            follow(engine, jobs, out, arguments.jobs)
-        except KeyboardInterrupt:
-            engine.terminate()
-            engine.wait()
-            print("stopped; the same line goes on from here", file=sys.stderr)
-            return 130
-    return finish(chosen, jobs, out, engine.returncode)
+        # Snakemake inherits the descriptor and holds the lock while it lives, even if this process is killed. So a lock
+        # that can be acquired has no living owner, and Snakemake's own lock files, which outlive it, are not needed.
+        with exclusive(out, "experiment.lock") as lock, (out / SNAKEMAKE_LOG).open("ab") as log:
+            command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.retries)
+            engine = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), process_group=0
+            )
+            name_holder(lock, engine.pid)
+            try:
+                follow(engine, jobs, out, arguments.jobs)
+            finally:
+                stop(engine)
+            return finish(chosen, jobs, out, engine.returncode)
+    except RunError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def environment(chosen: grid.Grid) -> dict[str, str]:
@@ -126,6 +125,16 @@ def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path,
         time.sleep(1)
 
 
+def stop(engine: subprocess.Popen[bytes]) -> None:
+    """Ends Snakemake, the leader of a process group, and its jobs, if it is still running."""
+    if engine.poll() is None:
+        # On SIGINT Snakemake cancels the jobs of a cluster; for those on this machine it would wait.
+        engine.send_signal(signal.SIGINT)
+        os.killpg(engine.pid, signal.SIGTERM)
+        engine.wait()
+        print("stopped; the same line goes on from here", file=sys.stderr)
+
+
 def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
     """Returns how many runs and stages have ended and an estimate, from their times, of the time that remains."""
     seconds: dict[str, list[float]] = {}
@@ -161,11 +170,12 @@ def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) 
     """Prints the failed jobs and compares the finished runs; returns the exit status."""
     from fairseq_gpam.experiments import compare
 
-    failed = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
+    ready = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
+    failed = [job for job in ready if (out / job.log).exists()]
     for job in failed:
         print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
-    if status and not failed:
-        print(f"Snakemake ended with status {status}; see {out / 'snakemake.log'}", file=sys.stderr)
+    if status:
+        print(f"Snakemake ended with status {status}; see {out / SNAKEMAKE_LOG}", file=sys.stderr)
     done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
     if done:
         # Every study's file is grid.toml in a folder of its own.

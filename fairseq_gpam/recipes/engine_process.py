@@ -30,8 +30,10 @@ def name_holder(lock: int, process: int, log: Path | str = "") -> None:
 
 
 def stop_on_sigterm() -> None:
-    """Makes SIGTERM end this process and its commands cleanly."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Makes SIGTERM, and a closed terminal unless nohup is used, end this process and its commands cleanly."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 class EngineFailure(RuntimeError):

@@ -3,13 +3,19 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
+import psutil
 import pytest
 
 from fairseq_gpam.__main__ import main
+from fairseq_gpam.experiments import experiment, grid
 
 REPOSITORY = Path(__file__).parents[2]
 SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
@@ -184,6 +190,55 @@ def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
     assert trained.with_suffix(".job.log").read_text() == "tried\n" * 3
     said = capsys.readouterr().err
     assert said.count("failed: ") == said.count("failed: train of bible-de-en stock 1") == 1
+
+
+HANGING_GRID = """
+baseline = "stock"
+seeds = [1]
+[tasks.bible-de-en]
+prepare = "sh -c 'test -e once || { touch once; exec sleep 600; }'"
+[arms]
+stock = { mechanism = "stock" }
+[environment]
+PATH = "%s"
+"""
+
+
+def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_same_command(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    file, out = tmp_path / "hanging.toml", tmp_path / "out"
+    file.write_text(HANGING_GRID % f"{tmp_path}:{os.environ['PATH']}")
+    command = [sys.executable, "-m", "fairseq_gpam", "experiment", file, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
+    wait_for(lambda out: (out / "once").exists(), process, out)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert int((out / "experiment.lock").read_text()) in [one.pid for one in started]
+    assert "sleep" in [one.name() for one in started]
+    process.terminate()
+    assert "stopped; the same line goes on from here" in process.communicate(timeout=300)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert not (out / "prepared/bible-de-en.done").exists()
+
+    done = subprocess.run(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
+    assert done.returncode == 1, done.stdout
+    assert (out / "prepared/bible-de-en.done").exists()
+    assert "failed: train of bible-de-en stock 1" in done.stdout
+
+
+def test_only_jobs_that_began_are_said_to_have_failed_and_snakemakes_log_is_always_named(tmp_path, capsys):
+    chosen = grid.load(SMOKE)
+    jobs = list(chosen.jobs())
+    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    ended = f"Snakemake ended with status 1; see {tmp_path / 'snakemake.log'}\n"
+    assert capsys.readouterr().err == ended
+    log = tmp_path / jobs[0].log
+    log.parent.mkdir()
+    log.touch()
+    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    assert capsys.readouterr().err == f"failed: {jobs[0].stage} of {jobs[0].label}; see {log}\n{ended}"
 
 
 def test_a_wrong_number_of_retries_is_refused(tmp_path):
