@@ -31,6 +31,8 @@ CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt
 """Names in a run's folder."""
 TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 """The environment variables by which fairseq recognises torchrun."""
+WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
+"""Flags that change no loss: where the package lies, and how often attention is logged."""
 REPORT_EVERY = 30.0
 """Seconds between two messages about the process that holds a lock."""
 
@@ -95,12 +97,15 @@ def _holder(descriptor: int) -> str:
 
 
 def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Describes each flag whose value differs between two command lines; of a repeated flag the last one counts."""
+    """Describes each flag whose value differs between two command lines; of a repeated flag the last one counts.
+
+    Flags without effect on a loss may differ.
+    """
     values = [flags_of(command) for command in (there, now)]
     phrases = []
     for flag in dict.fromkeys((*values[0], *values[1])):
         found = [value.get(flag) for value in values]
-        if found[0] != found[1]:
+        if found[0] != found[1] and flag not in WITHOUT_EFFECT:
             shown = ["not given" if words is None else shlex.join(words) or "given" for words in found]
             phrases.append(f"{flag or 'arguments'} (there: {shown[0]}; now: {shown[1]})")
     return phrases
