@@ -18,9 +18,8 @@ from fairseq_gpam.analysis.loading import LoadedModel, Samples, token_labels
 from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
-from fairseq_gpam.attention.measures import lambdas
-from fairseq_gpam.modules import GPAMMultiheadAttention
-from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, find_attentions
+from fairseq_gpam.attention.measures import first_head, lambdas
+from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, distinct_heads, find_attentions
 
 Key = tuple[str, str, int, int | None]
 
@@ -247,9 +246,9 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
     for name, values in {**by_head, **event.token_lambdas}.items():
         measurement.add(name, event.site, event.layer, values.nanmean(dim=1))
         for head in range(values.size(1)):
-            number = _first_head(event.place.module, name) + head + 1
+            number = first_head(event.place.module, name) + head + 1
             measurement.add(name, event.site, event.layer, values[:, head], number)
-    distinct = _distinct_heads(event.place.module)
+    distinct = distinct_heads(event.place.module)
     redundancy = metrics.head_redundancy(weights[:, distinct], visible.expand(weights.shape)[:, distinct])
     measurement.add("head_redundancy", event.site, event.layer, redundancy)
     _measure_tokens(measurement, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
@@ -270,20 +269,7 @@ def measure_parameters(measurement: Measurement) -> None:
         for name, values in lambdas(module).items():
             measurement.add(name, place.site, place.layer, values.mean())
             for head, value in enumerate(values if values.numel() > 1 else ()):
-                measurement.add(name, place.site, place.layer, value, _first_head(module, name) + head + 1)
-
-
-def _distinct_heads(attention: Any) -> list[int]:
-    """Returns the first head of every map: all heads, or one of each pair if the mechanism pairs them."""
-    if isinstance(attention, GPAMMultiheadAttention):
-        return attention.mechanism.distinct_heads()
-    return list(range(attention.num_heads))
-
-
-def _first_head(attention: Any, name: str) -> int:
-    """Returns the first head to which the values `name` belong: not 0 for the λ's of a later group of mixed heads."""
-    groups = getattr(getattr(attention, "mechanism", None), "first_heads", {})
-    return next((first for group, first in groups.items() if name.startswith(f"{group}_lambda_")), 0)
+                measurement.add(name, place.site, place.layer, value, first_head(module, name) + head + 1)
 
 
 def measure_copying(measurement: Measurement) -> None:
@@ -309,7 +295,7 @@ def measure_copying(measurement: Measurement) -> None:
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
             continue
-        heads = len(_distinct_heads(place.module))
+        heads = len(distinct_heads(place.module))
         if place.module.num_heads % heads:
             # In a mixture of single and paired heads the heads differ in width.
             continue

@@ -83,6 +83,12 @@ def _named_lambdas(attention: nn.Module, kind: type[Module]) -> Iterator[tuple[s
             yield path.removeprefix("mechanism.").removeprefix("groups.").replace(".", "_"), module
 
 
+def first_head(attention: nn.Module, name: str) -> int:
+    """Returns the first head to which the values `name` belong: not 0 for the λ's of a later group of mixed heads."""
+    groups = getattr(getattr(attention, "mechanism", None), "first_heads", {})
+    return next((first for group, first in groups.items() if name.startswith(f"{group}_lambda_")), 0)
+
+
 def mean_over_rows(values: Tensor, weights: Tensor, visible: Tensor | None, least_keys: int = 1) -> Tensor:
     """Returns the mean of values (… × T) over rows with at least `least_keys` visible keys; NaN if there is none."""
     counted = _visible_counts(weights, visible) >= least_keys

@@ -78,13 +78,6 @@ QUANTITIES = (
         resolution=0.0001 * NATS,
     ),
 )
-COSTS = (
-    ("parameters", "parameters", ("train", "parameters")),
-    ("training_seconds", "training (s)", ("benchmark", "seconds")),
-    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "peak_memory_mib")),
-    ("training_tokens_per_second", "training tokens/s", ("train", "tokens_per_second")),
-    ("decoding_tokens_per_second", "decoding tokens/s", ("generate", "tokens_per_second")),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -316,7 +309,7 @@ def decoded_otherwise(by_arm: dict[str, list[dict[str, Any]]], stage: str) -> li
 def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Returns the medians of an arm's costs, None for what was not measured."""
     found: dict[str, float | None] = {}
-    for key, _, (stage, entry) in COSTS:
+    for key, _, (stage, entry) in finished.COSTS:
         values = [one[stage][entry] for one in own if one.get(stage, {}).get(entry) is not None]
         found[key] = float(np.median(values)) if values else None
     return found

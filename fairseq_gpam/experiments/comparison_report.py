@@ -9,11 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import collapse_report, compare, comparison_plots, forest, templates
-from fairseq_gpam.experiments.finished import place_of
+from fairseq_gpam.experiments import collapse_report, comparison_plots, finished, forest, templates
 from fairseq_gpam.recipes import recorded
 
-COST_HEAD = ("task", "arm", *(label for _, label, _ in compare.COSTS))
+COST_HEAD = ("task", "arm", *(label for _, label, _ in finished.COSTS))
 
 
 def write(found: dict[str, Any], out: Path) -> Path:
@@ -173,7 +172,7 @@ def by_group(found: dict[str, Any], key: str, what: str) -> list[tuple[str, list
 
 def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Returns header and rows of the table of each arm's last λ: mean over seeds and layers, and range over layers."""
-    places = {entry["name"]: place_of(entry["name"]) for entry in entries}
+    places = {entry["name"]: finished.place_of(entry["name"]) for entry in entries}
     columns = list(dict.fromkeys((site, sign) for site, _, sign in places.values()))
     rows = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):

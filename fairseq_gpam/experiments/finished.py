@@ -17,6 +17,14 @@ COLLAPSE = (
 )
 BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
 """The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states."""
+COSTS = (
+    ("parameters", "parameters", ("train", "parameters")),
+    ("training_seconds", "training (s)", ("benchmark", "seconds")),
+    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "peak_memory_mib")),
+    ("training_tokens_per_second", "training tokens/s", ("train", "tokens_per_second")),
+    ("decoding_tokens_per_second", "decoding tokens/s", ("generate", "tokens_per_second")),
+)
+"""The costs of a run: key, label, and where a run has it: stage and entry."""
 ATTEMPT = re.compile(r"^\[[^]]*\] (training; all|training had ended|trained already)", re.MULTILINE)
 RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
 LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.experiments import collapse_report, compare, comparison_report, grid, kept, series, tables
+from fairseq_gpam.experiments import collapse_report, compare, comparison_report, finished, grid, kept, series, tables
 from fairseq_gpam.recipes import run_folder, stages
 from fairseq_gpam.recipes import tasks as recipes
 
@@ -173,7 +173,7 @@ def _table(table: dict[str, Any], group: Group) -> list[str]:
 def _costs(group: Group) -> list[str]:
     found = {arm: compare.costs(own) for arm, own in group.by_arm.items() if own}
     # The number of parameters stands in every table already.
-    measured = [cost for cost in compare.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
+    measured = [cost for cost in finished.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
     if not measured:
         return []
     rows = [[arm, *(comparison_report.cost(own[key]) for key, *_ in measured)] for arm, own in found.items()]

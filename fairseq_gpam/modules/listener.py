@@ -130,6 +130,13 @@ def find_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
     return found
 
 
+def distinct_heads(attention: Any) -> list[int]:
+    """Returns the first head of every map: all heads, or one of each pair if the mechanism pairs them."""
+    if isinstance(attention, GPAMMultiheadAttention):
+        return attention.mechanism.distinct_heads()
+    return list(range(attention.num_heads))
+
+
 def find_attentions(model: nn.Module) -> list[AttentionPlace]:
     """Returns the attention modules with their places in the order of computation."""
     places = []
