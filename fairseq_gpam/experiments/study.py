@@ -28,8 +28,6 @@ PICTURES = FOREST, LAYERS, SCATTER = (".forest.svg", ".layers.svg", ".collapse.s
 PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
 """What a section shows unless it chooses, in this order; the measures of collapse by layer must be chosen."""
 ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
-# Where the package lies and how often attention is logged changes no loss.
-WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
 
 
 def command(run: grid.Run) -> list[str]:
@@ -39,8 +37,7 @@ def command(run: grid.Run) -> list[str]:
 
 def differences(there: dict[str, Any], run: grid.Run) -> list[str]:
     """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
-    phrases = run_folder.differing_flags(shlex.split(there["train"]["command"]), command(run))
-    return [phrase for phrase in phrases if phrase.split(" ")[0] not in WITHOUT_EFFECT]
+    return run_folder.differing_flags(shlex.split(there["train"]["command"]), command(run))
 
 
 @dataclass(frozen=True)
