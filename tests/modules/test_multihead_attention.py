@@ -104,7 +104,7 @@ def test_every_value_of_every_option(kind, scope, tied, bound):
         ("head", "shared"), (False, True), ("xavier", "zero", "minus-identity")
     ):
         chosen = {"lambda": kind, "lambda_scope": scope, "lambda_tied": tied, "lambda_max": bound}
-        chosen |= {"lambda_plus": 0.3, "lambda_minus": 0.9}
+        chosen |= {"lambda_plus": 0.3} if tied else {"lambda_plus": 0.3, "lambda_minus": 0.9}
         chosen |= {"negative_projection": projection, "negative_bias": bias, "negative_init": init}
         check(attention("decoder", CHANNELS, HEADS, **chosen), "decoder", 7, 7, "causal, right", arguments)
 
