@@ -90,7 +90,8 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     ended = Counter(re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", (killed / "snakemake.log").read_text()))
     assert set(ended.values()) == {1}
     for log in killed.glob("runs/*/*/*/train.log"):
-        assert log.read_text().count("done training in") == 1
+        # None if the kill came after the last checkpoint and before this line; training does not go on then.
+        assert log.read_text().count("done training in") <= 1
     # What a job said before it was interrupted is kept.
     assert said
     for log, text in said.items():
