@@ -85,8 +85,8 @@ class MixedHeads(AttentionMechanism):
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         outputs, maps = [], []
-        start = 0
         for (name, group), count in zip(self.groups.items(), self.counts, strict=True):
+            start = self.first_heads[name]
             stop = start + count
             q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
             part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
@@ -96,7 +96,6 @@ class MixedHeads(AttentionMechanism):
                 output, weights = self._decode(name, group, part, inputs.past)
             outputs.append(output)
             maps.append(weights)
-            start = stop
         return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if inputs.need_weights else None
 
     def _decode(

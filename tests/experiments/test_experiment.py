@@ -166,11 +166,11 @@ def test_slurm_gets_the_grids_flags_and_failing_jobs_are_named(tmp_path, monkeyp
     assert len(list((out / "slurm").glob("*.log"))) == 3
 
 
-RETRIED_GRID = """
+PREPARED_GRID = """
 baseline = "stock"
 seeds = [1]
 [tasks.bible-de-en]
-prepare = "sh -c 'echo tried; test -e once || {{ touch once; exit 1; }}'"
+prepare = "sh -c '{prepare}'"
 [arms]
 stock = {{ mechanism = "stock" }}
 [environment]
@@ -178,12 +178,18 @@ PATH = "{path}"
 """
 
 
+def prepared_grid(folder, prepare, python):
+    """A grid with this command to prepare, whose other jobs run the commands `python` of a shell."""
+    (folder / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "python").chmod(0o755)
+    file = folder / "prepared.toml"
+    file.write_text(PREPARED_GRID.format(prepare=prepare, path=f"{folder}:{os.environ['PATH']}"))
+    return file
+
+
 def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
-    stand_in = tmp_path / "python"
-    stand_in.write_text("#!/bin/sh\necho tried\nexit 1\n")
-    stand_in.chmod(0o755)
-    file, out = tmp_path / "retried.toml", tmp_path / "out"
-    file.write_text(RETRIED_GRID.format(path=f"{tmp_path}:{os.environ['PATH']}"))
+    prepare = "echo tried; test -e once || { touch once; exit 1; }"
+    file, out = prepared_grid(tmp_path, prepare, "echo tried\nexit 1"), tmp_path / "out"
     assert main(["experiment", str(file), "--retries", "2", "--out", str(out)]) == 1
     prepared, trained = out / "prepared/bible-de-en", out / "runs/bible-de-en/stock/1/train"
     assert prepared.with_suffix(".done").exists()
@@ -193,23 +199,9 @@ def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
     assert said.count("failed: ") == said.count("failed: train of bible-de-en stock 1") == 1
 
 
-HANGING_GRID = """
-baseline = "stock"
-seeds = [1]
-[tasks.bible-de-en]
-prepare = "sh -c 'test -e once || { touch once; exec sleep 600; }'"
-[arms]
-stock = { mechanism = "stock" }
-[environment]
-PATH = "%s"
-"""
-
-
 def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_same_command(tmp_path):
-    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "python").chmod(0o755)
-    file, out = tmp_path / "hanging.toml", tmp_path / "out"
-    file.write_text(HANGING_GRID % f"{tmp_path}:{os.environ['PATH']}")
+    prepare = "test -e once || { touch once; exec sleep 600; }"
+    file, out = prepared_grid(tmp_path, prepare, "exit 1"), tmp_path / "out"
     command = [sys.executable, "-m", "fairseq_gpam", "experiment", file, "--out", out]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
