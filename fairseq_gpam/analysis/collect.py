@@ -245,9 +245,9 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
     for name, values in {**by_head, **event.token_lambdas}.items():
         measurement.add(name, event.site, event.layer, values.nanmean(dim=1))
+        first = first_head(event.place.module, name)
         for head in range(values.size(1)):
-            number = first_head(event.place.module, name) + head + 1
-            measurement.add(name, event.site, event.layer, values[:, head], number)
+            measurement.add(name, event.site, event.layer, values[:, head], first + head + 1)
     distinct = distinct_heads(event.place.module)
     redundancy = metrics.head_redundancy(weights[:, distinct], visible.expand(weights.shape)[:, distinct])
     measurement.add("head_redundancy", event.site, event.layer, redundancy)
@@ -268,8 +268,9 @@ def measure_parameters(measurement: Measurement) -> None:
                     measurement.add(name, place.site, place.layer, value, head + 1)
         for name, values in lambdas(module).items():
             measurement.add(name, place.site, place.layer, values.mean())
-            for head, value in enumerate(values if values.numel() > 1 else ()):
-                measurement.add(name, place.site, place.layer, value, first_head(module, name) + head + 1)
+            first = first_head(module, name)
+            for head, value in enumerate(values if values.numel() > 1 else (), start=first + 1):
+                measurement.add(name, place.site, place.layer, value, head)
 
 
 def measure_copying(measurement: Measurement) -> None:

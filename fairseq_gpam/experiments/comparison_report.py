@@ -94,9 +94,9 @@ def table_note(table: dict[str, Any]) -> str:
     )
 
 
-def remarks(found: dict[str, Any], group: str) -> list[str]:
+def remarks(found: dict[str, Any], group: str) -> str:
     """Returns the sentences about what was planned and is not there in a group."""
-    return [entry["text"] for entry in found["remarks"] if entry["group"] == group]
+    return " ".join(entry["text"] for entry in found["remarks"] if entry["group"] == group)
 
 
 def without_table(found: dict[str, Any]) -> list[str]:
@@ -123,9 +123,9 @@ def as_markdown(found: dict[str, Any]) -> str:
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
         parts += [f"## {caption(table)}\n", grid(head(table), cells(table))]
-        parts.append(" ".join([table_note(table), *remarks(found, table["group"])]) + "\n")
+        parts.append(f"{table_note(table)} {remarks(found, table['group'])}".rstrip() + "\n")
     for group in without_table(found):
-        parts += [f"## {group}\n", " ".join(remarks(found, group)) + "\n"]
+        parts += [f"## {group}\n", remarks(found, group) + "\n"]
     parts += ["## Costs\n", grid(COST_HEAD, cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     for title, own in by_group(found, "lambdas", "λ at the end"):
@@ -272,10 +272,10 @@ def as_html(found: dict[str, Any]) -> str:
             baseline = found["baseline"]
             plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
         title = caption(table)
-        text = " ".join([table_note(table), *remarks(found, table["group"])])
+        text = f"{table_note(table)} {remarks(found, table['group'])}".rstrip()
         tables.append({"title": title, "head": head(table), "rows": rows, "note": text, "forest": plot})
     for group in without_table(found):
-        tables.append({"title": group, "head": (), "rows": [], "note": " ".join(remarks(found, group))})
+        tables.append({"title": group, "head": (), "rows": [], "note": remarks(found, group)})
     note = "Medians over the runs. Times and speeds count only if nothing else ran on the machine."
     tables.append({"title": "Costs", "head": COST_HEAD, "rows": cost_cells(found), "note": note})
     for title, own in by_group(found, "lambdas", "λ at the end"):

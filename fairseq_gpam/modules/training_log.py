@@ -56,7 +56,7 @@ class AttentionLog(nn.Module):
 
     def _is_completed(self) -> bool:
         completed = metrics.get_meter("default", "num_updates")
-        return completed is not None and self._last_update is not None and completed.val == self._last_update + 1
+        return completed is not None and completed.val - 1 == self._last_update
 
     def _stop(self) -> None:
         if self._listener is not None:

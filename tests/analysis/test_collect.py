@@ -190,6 +190,13 @@ def test_names_are_the_parts_that_differ():
     assert loading.short_names(["/a/c1.pt", "/a/c1.pt"]) == ["c1 (1)", "c1 (2)"]
 
 
+def measured(trained, mechanism, heads, *flags):
+    """All measurements of a fresh language model with this mechanism and number of heads."""
+    flags = ("--gpam-mechanism", mechanism, "--decoder-attention-heads", str(heads), *flags)
+    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
+    return collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+
+
 def by_place(found, metric, layer=1):
     return {
         (record["site"], record["head"]): record["mean"]
@@ -200,24 +207,18 @@ def by_place(found, metric, layer=1):
 
 def test_paired_heads_are_counted_once(trained):
     """The two heads of a pair share one map: two heads have no distance, and one value matrix of full width."""
-    flags = ("--gpam-mechanism", "differential", "--decoder-attention-heads", "2")
-    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
-    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    found = measured(trained, "differential", 2)
     assert math.isnan(by_place(found, "head_redundancy")["decoder", None])
     assert set(by_place(found, "copying_score")) == {("decoder", None), ("decoder", 1)}
 
 
 def test_in_a_mixture_each_lambda_is_that_of_its_own_heads(trained):
-    flags = ("--gpam-mechanism", "softmax:1,dagpam:1", "--gpam-lambda-plus", "0.25", "--decoder-attention-heads", "2")
-    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
-    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    found = measured(trained, "softmax:1,dagpam:1", 2, "--gpam-lambda-plus", "0.25")
     for name, value in (("lambda_plus", 0.25), ("lambda_minus", 0.5)):
         assert by_place(found, f"dagpam_{name}") == {("decoder", None): value}
     assert by_place(found, "row_sum")["decoder", 2] == pytest.approx(0.75, abs=1e-5)
 
 
 def test_in_a_mixture_each_lambda_names_its_own_heads(trained):
-    flags = ("--gpam-mechanism", "softmax:2,dagpam:2", "--decoder-attention-heads", "4")
-    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
-    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    found = measured(trained, "softmax:2,dagpam:2", 4)
     assert set(by_place(found, "dagpam_lambda_plus")) == {("decoder", None), ("decoder", 3), ("decoder", 4)}

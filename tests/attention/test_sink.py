@@ -25,19 +25,15 @@ class TestSink(Contract):
         return weights @ v, weights
 
 
-def test_what_the_model_prints_names_the_sink():
-    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    shown = {
-        kind: repr(build_mechanism("sink", site, settings(sink_kind=kind)))
-        for kind in ("learned", "weight", "off-by-one")
-    }
-    assert ", s 0.000 0.000" in shown["learned"] and ", off by one" in shown["off-by-one"]
-    assert ", weight 0.0" in shown["weight"]
-
-
 def sink(kind, **chosen):
     site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     return build_mechanism("sink", site, settings(sink_kind=kind, **chosen))
+
+
+def test_what_the_model_prints_names_the_sink():
+    shown = {kind: repr(sink(kind)) for kind in ("learned", "weight", "off-by-one")}
+    assert ", s 0.000 0.000" in shown["learned"] and ", off by one" in shown["off-by-one"]
+    assert ", weight 0.0" in shown["weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,10 +63,7 @@ def test_what_has_no_meaning_or_no_gradient_is_refused():
 
 def test_off_by_one_is_stock_attention_with_a_zero_key():
     stock = MultiheadAttention(HEADS * WIDTH, HEADS, self_attention=True, add_zero_attn=True).double()
-    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    ours = GPAMMultiheadAttention(
-        HEADS * WIDTH, HEADS, build_mechanism("sink", site, settings(sink_kind="off-by-one")), self_attention=True
-    ).double()
+    ours = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, sink("off-by-one"), self_attention=True).double()
     ours.load_state_dict(stock.state_dict())
     x = torch.randn(LENGTH, 2, HEADS * WIDTH, dtype=torch.float64)
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])

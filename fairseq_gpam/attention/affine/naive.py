@@ -20,11 +20,11 @@ def branch_weights(q: Tensor, k: Tensor, bias: Tensor | None, sink: Tensor | Non
     scores = torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(q.size(-1))
     if bias is not None:
         scores = scores + bias
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    if sink is None:
-        return torch.softmax(scores, dim=-1, dtype=wide)
-    sink_scores = sink.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.softmax(torch.cat([scores, sink_scores], dim=-1), dim=-1, dtype=wide)[..., :-1]
+    if sink is not None:
+        sink_scores = sink.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink_scores], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return weights if sink is None else weights[..., :-1]
 
 
 def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
