@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 import fairseq_gpam
 from fairseq_gpam.attention import AttentionMechanism
-from fairseq_gpam.attention.dagpam import DualGPAMAttention
-from fairseq_gpam.attention.lambda_sources import TokenLambda
-from fairseq_gpam.attention.mixed import MixedHeads
-from fairseq_gpam.attention.scaled_softmax import ScaledSoftmaxAttention
-from fairseq_gpam.attention.softmax import SoftmaxAttention
+from fairseq_gpam.attention.core.heads import MixedHeads
+from fairseq_gpam.attention.core.lambda_sources import TokenLambda
+from fairseq_gpam.attention.mechanisms.dagpam import DualGPAMAttention
+from fairseq_gpam.attention.mechanisms.scaled_softmax import ScaledSoftmaxAttention
+from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.modules.skip_weight import SkipWeight

@@ -17,7 +17,7 @@ from fairseq.hub_utils import GeneratorHubInterface
 from torch import Tensor
 
 import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
-from fairseq_gpam.attention.base import SiteName
+from fairseq_gpam.attention.core.base import SiteName
 from fairseq_gpam.modules import register_attention_hook
 from fairseq_gpam.modules.stacks import is_translation
 

@@ -10,7 +10,7 @@ from fairseq.models import ARCH_MODEL_INV_REGISTRY
 import fairseq_gpam
 from fairseq_gpam import engine, parameters
 from fairseq_gpam.attention import REGISTRY
-from fairseq_gpam.attention.affine import describe_choices
+from fairseq_gpam.attention.core.affine import describe_choices
 
 MODELS = ("transformer_gpam", "transformer_lm_gpam")
 VOCABULARY = 10_000

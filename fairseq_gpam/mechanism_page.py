@@ -19,7 +19,7 @@ from fairseq_gpam.attention import (
     Site,
     build_mechanism,
 )
-from fairseq_gpam.attention.base import describe_neutral
+from fairseq_gpam.attention.core.base import describe_neutral
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
 # The attention of the base transformer, for which the page counts parameters.

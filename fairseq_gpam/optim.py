@@ -9,7 +9,7 @@ from fairseq.optim import register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from torch import nn
 
-from fairseq_gpam.attention.lambdas import NO_DECAY_GROUP
+from fairseq_gpam.attention.core.lambdas import NO_DECAY_GROUP
 
 
 @dataclass

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Optional
 
 from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism, Option, Settings
-from fairseq_gpam.attention.affine import BACKENDS
-from fairseq_gpam.attention.layers import is_layered
-from fairseq_gpam.attention.mixed import is_mixture
+from fairseq_gpam.attention.core.affine import BACKENDS
+from fairseq_gpam.attention.core.heads import is_mixture
+from fairseq_gpam.attention.core.layers import is_layered
 from fairseq_gpam.plugins import import_file, import_named_file
 
 

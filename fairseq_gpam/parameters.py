@@ -18,7 +18,7 @@ from fairseq.models import (
 )
 from torch import nn
 
-from fairseq_gpam.attention.mixed import MixedHeads
+from fairseq_gpam.attention.core.heads import MixedHeads
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.plugins import import_named_file

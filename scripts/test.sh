@@ -3,7 +3,7 @@
 #
 # Makes a virtual environment in .venv with everything that the tests need, once, and runs them on
 # all cores, one thread each. Without arguments it runs all but the recipes' READMEs, which are
-# "test.sh tests/recipes". Arguments go to pytest: "test.sh tests/attention -k dagpam".
+# "test.sh tests/lab/recipes". Arguments go to pytest: "test.sh tests/attention -k dagpam".
 # Environment: PYTHON, the interpreter that the virtual environment is made with (default:
 # python3.11 or python3.12). GPAM_TORCH, what pip is to install as torch, options included.
 

@@ -26,7 +26,7 @@ import torch
 SCRIPTS = Path(sys.executable).parent
 COMMANDS = [path.name for path in SCRIPTS.glob("fairseq-*")]
 FAIRSEQ = ("fairseq.options", "fairseq.sequence_generator", "fairseq.tasks", "fairseq.trainer")
-RECIPES = (*FAIRSEQ, "tabulate", "fairseq_gpam.experiments.quickstart")
+RECIPES = (*FAIRSEQ, "tabulate", "fairseq_gpam.lab.experiments.quickstart")
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 server = socket.socket(socket.AF_UNIX)

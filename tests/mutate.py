@@ -30,22 +30,26 @@ NEED_ARGUMENTS = ("core/VariableInserter", "core/VariableReplacer", "core/NoOp")
 TIMEOUT = 300
 MODULE_TESTS = "tests/modules tests/models/test_decoding.py tests/models/test_features.py"
 # The tests of a file that no test file is named after, and what else tests a file.
+MECHANISM_TESTS = "tests/attention/mechanisms"
 TESTS = {
-    "attention/affine": "tests/attention/test_affine.py tests/attention/test_blocks.py tests/attention/test_choice.py",
-    "attention/base": "tests/attention/test_softmax.py tests/attention/test_families.py tests/test_options.py "
-    "tests/attention/test_forgetting.py tests/models/test_warm_start.py",
-    "attention/causal": "tests/attention/test_forgetting.py tests/attention/test_selective.py "
-    "tests/attention/test_stick_breaking.py",
-    "attention/kernel_sums": "tests/attention/test_fastmax.py tests/attention/test_linear.py",
-    "attention/masks": "tests/attention/test_centered.py tests/attention/test_softmax.py",
-    "attention/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
-    "attention/negative_projection": "tests/attention/test_dagpam.py tests/modules/test_projections.py",
+    "attention/core/affine": "tests/attention/core/test_affine.py tests/attention/core/test_blocks.py "
+    "tests/attention/core/test_choice.py",
+    "attention/core/base": f"{MECHANISM_TESTS}/test_softmax.py tests/attention/core/test_families.py "
+    f"tests/test_options.py {MECHANISM_TESTS}/test_forgetting.py tests/models/test_warm_start.py",
+    "attention/core/build": "tests/attention/core/test_heads.py tests/attention/core/test_layers.py "
+    "tests/models/test_warm_start.py",
+    "attention/core/causal": f"{MECHANISM_TESTS}/test_forgetting.py {MECHANISM_TESTS}/test_selective.py "
+    f"{MECHANISM_TESTS}/test_stick_breaking.py",
+    "attention/core/kernel_sums": f"{MECHANISM_TESTS}/test_fastmax.py {MECHANISM_TESTS}/test_linear.py",
+    "attention/core/masks": f"{MECHANISM_TESTS}/test_centered.py {MECHANISM_TESTS}/test_softmax.py",
+    "attention/core/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
+    "attention/core/negative_projection": f"{MECHANISM_TESTS}/test_dagpam.py tests/modules/test_projections.py",
     "analysis/metrics": "tests/analysis/test_metrics.py",
     "modules": MODULE_TESTS,
     "modules/layer_fusion": "tests/models/test_layer_fusion.py",
     "modules/listener": "tests/analysis/test_training_log.py tests/analysis/test_collect.py "
     "tests/analysis/test_probe.py",
-    "modules/multihead_attention": f"{MODULE_TESTS} tests/attention/test_query_rank.py",
+    "modules/multihead_attention": f"{MODULE_TESTS} tests/attention/core/test_query_rank.py",
     "modules/projections": f"tests/modules/test_projections.py {MODULE_TESTS}",
     "modules/skip_weight": "tests/models/test_skip_weight.py",
     "modules/spectrum_penalty": "tests/modules/test_spectrum_penalty.py",

@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "your-own-mechanism" / "tempe
 FLAGS = ("--gpam-mechanism", "tempered", "--gpam-tempered-tau", "4")
 SOURCE = """
 from fairseq_gpam.attention import Option, register_mechanism
-from fairseq_gpam.attention.softmax import SoftmaxAttention
+from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
 
 
 @register_mechanism

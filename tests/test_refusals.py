@@ -7,8 +7,8 @@ import pytest
 from tiny import BASE, OURS, build, build_from, model_config, unlist
 
 from fairseq_gpam.attention import Option, register_mechanism
-from fairseq_gpam.attention.lambdas import LAMBDA_PLUS_OPTIONS
-from fairseq_gpam.attention.softmax import SoftmaxAttention
+from fairseq_gpam.attention.core.lambdas import LAMBDA_PLUS_OPTIONS
+from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
 
 TRANSLATION, LANGUAGE_MODEL = "translation", "language_modeling"
 MECHANISM, ROW_SUM, TOKEN = "--gpam-mechanism", "--gpam-row-sum 0.5", "--gpam-lambda-source token"

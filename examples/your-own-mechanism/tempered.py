@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from fairseq_gpam.attention import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.base import softmax
-from fairseq_gpam.attention.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.masks import hide, zero_rows
+from fairseq_gpam.attention.core.base import softmax
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.core.masks import hide, zero_rows
 
 
 @register_mechanism

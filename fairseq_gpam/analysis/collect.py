@@ -18,7 +18,7 @@ from fairseq_gpam.analysis.loading import LoadedModel, Samples, token_labels
 from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
-from fairseq_gpam.attention.measures import first_head, lambdas
+from fairseq_gpam.attention.core.measures import first_head, lambdas
 from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, distinct_heads, find_attentions
 
 Key = tuple[str, str, int, int | None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.measures import metric
+from fairseq_gpam.attention.core.measures import metric
 
 OLSSON = "Olsson et al. 2022, arXiv 2209.11895"
 ELHAGE = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.measures import (
+from fairseq_gpam.attention.core.measures import (
     DONG,
     GPAM,
     composite_norm,

@@ -10,7 +10,7 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
-from fairseq_gpam.attention.base import SiteName
+from fairseq_gpam.attention.core.base import SiteName
 from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.skip_weight import install_skip_weight

@@ -8,7 +8,7 @@ import torch
 from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.base import softmax
+from fairseq_gpam.attention.core.base import softmax
 from fairseq_gpam.modules.stacks import is_translation, refuse_layerdrop, transformer_layers
 
 

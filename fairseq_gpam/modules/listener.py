@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fairseq_gpam.attention import AttentionMask
-from fairseq_gpam.attention.affine import branch_weights
-from fairseq_gpam.attention.base import SiteName
-from fairseq_gpam.attention.measures import mean_lambda, token_lambdas
+from fairseq_gpam.attention.core.affine import branch_weights
+from fairseq_gpam.attention.core.base import SiteName
+from fairseq_gpam.attention.core.measures import mean_lambda, token_lambdas
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.stacks import transformer_layers
 

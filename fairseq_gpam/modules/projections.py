@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fairseq_gpam.attention.base import may_be_bypassed
-from fairseq_gpam.attention.matmul import linear, product
+from fairseq_gpam.attention.core.base import may_be_bypassed
+from fairseq_gpam.attention.core.matmul import linear, product
 
 
 class _JointLinear(torch.autograd.Function):

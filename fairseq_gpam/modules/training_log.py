@@ -10,7 +10,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.measures import entropy, lambdas, negative_mass, residual_ratio, row_sum
+from fairseq_gpam.attention.core.measures import entropy, lambdas, negative_mass, residual_ratio, row_sum
 from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, Listener, find_attentions
 
 PRIORITY = 10_000

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, scramble
 
 from fairseq_gpam.attention import REGISTRY
-from fairseq_gpam.attention.base import AttentionMechanism, describe_neutral
+from fairseq_gpam.attention.core.base import AttentionMechanism, describe_neutral
 from fairseq_gpam.modules import attention_modules
 
 NEUTRAL = sorted(name for name, mechanism in REGISTRY.items() if mechanism.neutral is not None)

@@ -121,7 +121,7 @@ def test_the_untouched_initial_projection_is_what_the_formula_uses(init, project
         block = -torch.eye(width)
     else:
         block = None
-    from fairseq_gpam.attention.negative_projection import build_negative_projection
+    from fairseq_gpam.attention.core.negative_projection import build_negative_projection
 
     fresh = build_negative_projection(module.mechanism.site, settings(**chosen))
     if block is not None:

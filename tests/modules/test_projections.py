@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_gpam.attention import matmul
+from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.modules.projections import project
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import attention
 
 from fairseq_gpam.attention import FUTURE, REGISTRY
-from fairseq_gpam.attention.base import AttentionMechanism
+from fairseq_gpam.attention.core.base import AttentionMechanism
 
 examples = settings(
     max_examples=int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "500")),

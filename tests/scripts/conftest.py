@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_gpam.recipes import corpora
+from fairseq_gpam.lab.recipes import corpora
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -14,7 +14,7 @@ from fairseq.modules.multihead_attention import MultiheadAttention
 import fairseq_gpam  # noqa: F401
 from fairseq_gpam import options
 from fairseq_gpam.attention import Site
-from fairseq_gpam.attention.softmax import SoftmaxAttention
+from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
 from fairseq_gpam.modules import GPAMMultiheadAttention
 from fairseq_gpam.parameters import STOCK
 

@@ -1,0 +1,1 @@
+"""What the mechanisms are made of: the interface and the registry, masks, λ, mixtures, the affine family."""

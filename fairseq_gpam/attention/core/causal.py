@@ -1,0 +1,45 @@
+"""Helpers for mechanisms whose weights depend on the order of the positions, in decoder self-attention only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput
+
+
+def require_causal(mechanism: str, inputs: AttentionInput) -> None:
+    """Raises ValueError unless the future is hidden and the queries are the newest positions."""
+    if inputs.mask.hidden is not None or (inputs.q.size(-2) > 1 and not inputs.mask.causal):
+        raise ValueError(
+            f"--gpam-mechanism {mechanism} is causal: a mask that shows the future, or is a matrix, is not "
+            "allowed; allowed: decoder self-attention with fairseq's causal mask"
+        )
+
+
+def new_positions_hidden(inputs: AttentionInput) -> Tensor | None:
+    """Returns which of the queries' own positions are padding: bool, B × T; None if there is no padding mask."""
+    padding = inputs.mask.padding
+    return None if padding is None else padding[:, inputs.k.size(-2) - inputs.q.size(-2) :]
+
+
+def remembered(inputs: AttentionInput, name: str, mechanism: str) -> Tensor | None:
+    """Returns what the mechanism cached under `name` for the positions before the queries; None if there are none.
+
+    Raises ValueError if there are earlier keys but nothing was cached for them.
+    """
+    kept = None if inputs.past is None else inputs.past.get(name)
+    earlier = inputs.k.size(-2) - inputs.q.size(-2)
+    if (0 if kept is None else kept.size(-1)) != earlier:
+        raise ValueError(
+            f"--gpam-mechanism {mechanism} has no cached state for {earlier} earlier keys; allowed: decoding "
+            "from the first position, without --add-bias-kv or --add-zero-attn"
+        )
+    return kept
+
+
+def earlier_keys(scores: Tensor) -> Tensor:
+    """Returns which keys lie strictly before the query's own position, S−T+i, for scores … × T × S: bool, T × S."""
+    num_queries, num_keys = scores.shape[-2:]
+    every = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device)
+    return every.tril(num_keys - num_queries - 1)

@@ -1,0 +1,98 @@
+"""The two kinds of mechanisms: members of the affine family, and those that compute their own matrix of weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention
+from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights, softmax
+from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+class AffineMechanism(AttentionMechanism):
+    """A member of the affine family: it declares its terms, and `affine_attention` computes the result."""
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        """Returns this mechanism's coefficients and second branch, if it has one."""
+        raise NotImplementedError
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        output, weights = affine_attention(inputs, self.terms(inputs), self.backend)
+        return self.finish(output, inputs), weights
+
+
+def refuse_fused(mechanism: str, settings: Settings) -> None:
+    """Raises ValueError if the fused backend is requested, for a mechanism that has none."""
+    if settings.backend == "fused":
+        raise ValueError(
+            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has no fused "
+            "implementation; allowed: auto, reference"
+        )
+
+
+class MatrixMechanism(AttentionMechanism):
+    """A mechanism that computes its full matrix of weights, B × H × T × S."""
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        refuse_fused(self.name, settings)
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        """Returns the weights, exactly 0 on hidden keys; in fp32 for half precision."""
+        raise NotImplementedError
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        weights = self.weights(inputs).type_as(inputs.v)
+        output = self.finish(apply_weights(weights, inputs.v, inputs.dropout_p), inputs)
+        return output, weights if inputs.need_weights else None
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Returns half-precision tensors as fp32 and others unchanged."""
+    return tensor.float() if tensor.dtype in HALF_TYPES else tensor
+
+
+def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Returns RMSNorm over the last dimension, in fp32 for half precision (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    wide = upcast(values)
+    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).type_as(values)
+
+
+def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
+    """Returns scale·qkᵀ plus the mask's finite bias, B × H × T × S, in fp32 for half precision; no key is masked here.
+
+    `scale` is 1/√D by default.
+    """
+    root = math.sqrt(q.size(-1))
+    scores = upcast(torch.matmul(q / root, k.transpose(-2, -1)))
+    if scale is not None:
+        # q is divided by √D first, because the unscaled product can overflow in fp16.
+        scores = scores * (scale * root)
+    return scores if mask.bias is None else scores + mask.bias.to(scores.dtype)
+
+
+def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M), B × H × T × S, 0 in fully masked rows; in fp32 for half precision."""
+    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
+    return zero_rows(softmax(scores), fully_masked)
+
+
+def join_heads(heads: Tensor) -> Tensor:
+    """Maps B × H × T × D to B × T × (H·D)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def split_heads(joined: Tensor, num_heads: int) -> Tensor:
+    """Maps B × T × (H·D) to B × H × T × D."""
+    return joined.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def format_values(values: Tensor) -> str:
+    """Returns the values as text for `extra_repr`."""
+    return " ".join(f"{value:.3f}" for value in values.detach().flatten().tolist())

@@ -1,0 +1,130 @@
+"""Mixed heads: each group of heads has its own mechanism (Multiformer, arXiv 2205.07100)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, SiteName, check_known
+from fairseq_gpam.attention.core.layers import NUMBER
+
+
+def is_mixture(spec: str) -> bool:
+    """Returns whether `spec` is of the form `dagpam:4,softmax:4`."""
+    return ":" in spec or "," in spec
+
+
+def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[str, int]]:
+    """Returns the mechanisms of `spec` and how many heads each gets, in the order of the heads.
+
+    Raises ValueError if the form is wrong, a mechanism is unknown or named twice, or the numbers do not add up to the
+    heads.
+    """
+    flag = f"--gpam-mechanism (or --gpam-{site_name}-mechanism) {spec!r}"
+    groups = []
+    for part in spec.split(","):
+        name, colon, count = (word.strip() for word in part.partition(":"))
+        if not (name and colon and NUMBER.fullmatch(count) and int(count) > 0):
+            raise ValueError(f"{flag} is not allowed: {part!r} is not of the form mechanism:heads, as in dagpam:4")
+        groups.append((name, int(count)))
+    names = [name for name, _ in groups]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{flag} is not allowed: a mechanism is named twice; name each once, with all its heads")
+    for name in names:
+        check_known(name, spec)
+    total = sum(count for _, count in groups)
+    if total != num_heads:
+        counts = "+".join(str(count) for _, count in groups)
+        raise ValueError(
+            f"{flag} is not allowed: {counts} = {total} heads, but {site_name} attention has {num_heads}; "
+            f"the numbers must add up to {num_heads}"
+        )
+    return groups
+
+
+class MixedHeads(AttentionMechanism):
+    """Groups of neighbouring heads, each attending by its own mechanism; the projections around them are shared."""
+
+    name = "mixed heads"
+    formula = "the heads of each group by its own mechanism"
+    source = "Multiformer, arXiv 2205.07100"
+    row_sum = "that of each group"
+    cost = "the mean of its groups"
+
+    def __init__(
+        self,
+        site: Site,
+        settings: Settings,
+        groups: list[tuple[str, int]],
+        build: Callable[[str, Site], AttentionMechanism],
+    ) -> None:
+        super().__init__(site, settings)
+        self.spec = ",".join(f"{name}:{count}" for name, count in groups)
+        self.counts: list[int] = []
+        self.first_heads: dict[str, int] = {}
+        self.groups = torch.nn.ModuleDict()
+        for name, count in groups:
+            self.first_heads[name] = sum(self.counts)
+            self.groups[name] = build(name, site.with_heads(count))
+            self.counts.append(count)
+        self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
+        self.caches_keys = any(group.caches_keys for group in self.groups.values())
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        outputs, maps = [], []
+        for (name, group), count in zip(self.groups.items(), self.counts, strict=True):
+            start = self.first_heads[name]
+            stop = start + count
+            q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
+            part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
+            if inputs.past is None:
+                output, weights = group(part)
+            else:
+                output, weights = self._decode(name, group, part, inputs.past)
+            outputs.append(output)
+            maps.append(weights)
+        return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if inputs.need_weights else None
+
+    def _decode(
+        self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends with one group, whose decoding state is stored under the group's name."""
+        with _own_past(name, past) as own:
+            part = replace(part, past=own)
+            if self.caches_keys and not group.caches_keys:
+                part = part.with_new_keys()
+            output, weights = group(part)
+        return output, weights
+
+    def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        for name, group in self.groups.items():
+            assert isinstance(group, AttentionMechanism)
+            if inputs.past is None:
+                output = group.after_projection(output, inputs)
+            else:
+                with _own_past(name, inputs.past) as own:
+                    output = group.after_projection(output, replace(inputs, past=own))
+        return output
+
+    def distinct_heads(self) -> list[int]:
+        found: list[int] = []
+        for name, group in self.groups.items():
+            assert isinstance(group, AttentionMechanism)
+            found += [self.first_heads[name] + head for head in group.distinct_heads()]
+        return found
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.spec.replace(',', ', ')}"
+
+
+@contextmanager
+def _own_past(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Gives a group its part of the decoding state, under unprefixed names, and stores what the group leaves there."""
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
+    yield own
+    past.update({prefix + key: tensor for key, tensor in own.items()})

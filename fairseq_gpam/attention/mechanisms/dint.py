@@ -1,0 +1,84 @@
+"""DINT: differential attention plus the mean weight that each key gets (Cang et al. 2025)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, apply_weights, register_mechanism, softmax
+from fairseq_gpam.attention.core.causal import new_positions_hidden, remembered
+from fairseq_gpam.attention.core.families import dot_scores, refuse_fused, rms_norm
+from fairseq_gpam.attention.core.masks import hide, zero_rows
+from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
+
+
+def mean_weights(weights: Tensor, own_hidden: Tensor | None) -> Tensor:
+    """Returns G_j, the mean over the queries of the weight on key j: B × H × 1 × S; padded queries do not count.
+
+    Shapes: weights B × H × T × S; own_hidden B × T, which queries are padding. Cang et al. 2025, arXiv 2501.17486.
+    """
+    if own_hidden is None:
+        return weights.mean(dim=-2, keepdim=True)
+    shown = (~own_hidden).to(weights.dtype)[:, None, :, None]
+    return (weights * shown).sum(dim=-2, keepdim=True) / shown.sum(dim=-2, keepdim=True).clamp(min=1.0)
+
+
+@register_mechanism
+class DintAttention(DifferentialAttention):
+    """Differential attention with λ·G added to every row, where G is the mean row of the first softmax.
+
+    λ, the pairs of heads, the norm and the factor 1−λ_init are those of Differential. Rows sum to 1 because both terms
+    have the same λ. The paper's mean over all rows would leak the future into a decoder; there, G is the mean over the
+    rows up to the query's own, and their sum is cached. This and the norm are our reading, because the paper's full
+    text and code were not available. Padded queries do not count. In cross-attention G would mix target positions, so
+    the mechanism is for self-attention only.
+    """
+
+    name = "dint"
+    formula = "O = (1−λ_init)·RMSNorm((A₁ − λ·A₂ + λ·G)·V), A = softmax(QKᵀ/√D + M), G the mean row of A₁"
+    source = "Cang et al. 2025, arXiv 2501.17486"
+    row_sum = "1, before the norm"
+    cost = "1×: twice the maps, half the heads"
+    sites = ("encoder", "decoder")
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        refuse_fused(self.name, settings)
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        self.check_mask(inputs.mask)
+        weights = self.pair_weights(inputs).type_as(inputs.v)
+        output = apply_weights(weights, join_pairs(inputs.v), inputs.dropout_p)
+        output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
+        return output, weights.repeat_interleave(2, dim=1) if inputs.need_weights else None
+
+    def pair_weights(self, inputs: AttentionInput) -> Tensor:
+        """Returns A₁ − λ·A₂ + λ·G, B × H/2 × T × S."""
+        first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength())
+        assert isinstance(terms.negative_q, Tensor) and terms.negative_k is not None
+        scores, fully_masked = hide(dot_scores(first_q, first_k, inputs.mask), inputs.mask)
+        first = zero_rows(softmax(scores), fully_masked)
+        second = softmax(hide(dot_scores(terms.negative_q, terms.negative_k, inputs.mask), inputs.mask)[0])
+        strength = self.strength().to(first.dtype)
+        return zero_rows(first - strength * second + strength * self._mean_rows(first, inputs), fully_masked)
+
+    def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
+        """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""
+        own_hidden = new_positions_hidden(inputs)
+        if self.site.name == "encoder":
+            return mean_weights(weights, own_hidden)
+        shown = torch.ones_like(weights[..., :1])
+        if own_hidden is not None:
+            shown = shown * ~own_hidden[:, None, :, None]
+        # The last column counts the rows.
+        rows = torch.cat([weights * shown, shown], dim=-1)
+        kept = remembered(inputs, "rows", self.name)
+        sums = rows.cumsum(dim=-2)
+        if kept is not None:
+            count = inputs.past["count"] if inputs.past is not None else kept
+            before = torch.cat([F.pad(kept, (0, weights.size(-2))), count], dim=-1)
+            sums = sums + before.unsqueeze(-2)
+        if inputs.past is not None:
+            inputs.past["rows"], inputs.past["count"] = sums[..., -1, :-1], sums[..., -1, -1:]
+        return sums[..., :-1] / sums[..., -1:].clamp(min=1.0)

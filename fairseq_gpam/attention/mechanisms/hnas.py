@@ -1,0 +1,56 @@
+"""HNAS: a learned mixture of doubly normalised and softmax attention (Ding et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, format_values, softmax_weights
+from fairseq_gpam.attention.core.lambdas import no_decay_parameter
+from fairseq_gpam.attention.core.masks import AttentionMask
+from fairseq_gpam.attention.mechanisms.dnas import dnas_weights
+
+
+def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Tensor:
+    """Returns P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M), B × H × T × T; u, `share`, in [0, 1], broadcastable to P.
+
+    Ding et al. 2020, arXiv 2009.14308. One u for each head, u = sigmoid(θ), is our reading.
+    """
+    return share * dnas_weights(q, k, mask) + (1 - share) * softmax_weights(q, k, mask)
+
+
+@register_mechanism
+class HnasAttention(MatrixMechanism):
+    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. For encoders only, like DNAS."""
+
+    name = "hnas"
+    formula = "P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M)"
+    source = "Ding et al. 2020, arXiv 2009.14308"
+    row_sum = "1"
+    cost = "1×, and a second softmax"
+    why_never_neutral = "the share u of doubly normalised attention is never 0"
+    sites = ("encoder",)
+    options = (
+        Option(
+            "hnas_share",
+            float,
+            0.5,
+            "the initial value of u, the learned share of doubly normalised attention",
+            check=lambda share: 0 < share < 1,
+            allowed="a number between 0 and 1, both excluded",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        start = math.log(settings.hnas_share / (1 - settings.hnas_share))
+        self.theta = no_decay_parameter(torch.full((site.num_heads,), start))
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return hnas_weights(inputs.q, inputs.k, inputs.mask, torch.sigmoid(self.theta).view(-1, 1, 1))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, u {format_values(torch.sigmoid(self.theta))}"

@@ -1,0 +1,66 @@
+"""Local attention: softmax over the keys of a window around the query's own position."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.core.affine import AffineTerms
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import AffineMechanism
+from fairseq_gpam.attention.core.masks import AttentionMask
+
+
+def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, device: torch.device) -> AttentionMask:
+    """Returns a mask that also hides keys further than `reach` from the query's own position, S−T+i.
+
+    Multiformer's local attention: Sant et al. 2022, arXiv 2205.07100.
+    """
+    own = torch.arange(num_keys - num_queries, num_keys, device=device)
+    far = (own[:, None] - torch.arange(num_keys, device=device)).abs() > reach
+    return replace(mask, hidden=far if mask.hidden is None else mask.hidden | far)
+
+
+@register_mechanism
+class LocalAttention(AffineMechanism):
+    """Softmax self-attention to the positions within a window around the query's own.
+
+    It is meant for some of a layer's heads (`local:2,softmax:6`), as in Multiformer. All local heads share one window.
+    In the authors' code (mt-upc/fairseq) blocks of 32 positions attend to themselves and the preceding block; w = 32 is
+    the closest centred window. The default size is ours. The full T × S matrix is computed, so the window saves no
+    time.
+    """
+
+    name = "local"
+    formula = "P = softmax(QKᵀ/√D + M) over the keys j with |i − j| ≤ w"
+    source = "Multiformer, Sant et al. 2022, arXiv 2205.07100"
+    row_sum = "1"
+    cost = "1×"
+    sites = ("encoder", "decoder")
+    why_never_neutral = "it hides keys outside its window at every setting"
+    options = (
+        Option(
+            "local_window",
+            int,
+            16,
+            "the number w of positions on either side of the query's own that it attends to",
+            check=lambda reach: reach >= 0,
+            allowed="0 or a whole number of positions",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.reach: int = settings.local_window
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        sizes = inputs.q.size(-2), inputs.k.size(-2)
+        return super().forward(replace(inputs, mask=windowed(inputs.mask, *sizes, self.reach, inputs.q.device)))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, w {self.reach}"

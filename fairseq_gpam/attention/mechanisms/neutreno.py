@@ -1,0 +1,64 @@
+"""NeuTRENO: softmax attention pulled back towards the first layer's values (Nguyen, Nguyen & Baraniuk 2023)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.core.affine import AffineTerms
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import AffineMechanism
+from fairseq_gpam.attention.core.first_layer import first_layer_values
+from fairseq_gpam.attention.core.masks import zero_rows
+
+
+def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
+    """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V), all B × H × T × D; `heads` is the softmax part, `strength` is λ.
+
+    V⁰ are the first layer's values at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; in
+    tamnguyen9520/NeuTRENO_NeurIPS2024 λ is 0.6 for vision and 0.4 for language, and gradients flow through V⁰ too.
+    """
+    return heads + strength * (first_values - values)
+
+
+@register_mechanism
+class NeutrenoAttention(AffineMechanism):
+    """Softmax self-attention plus λ(V⁰ − V); the first layer is softmax attention, and so are all for λ = 0.
+
+    The first layer stores its values in `site.shared` and the last layer removes them. In decoding they are the values
+    of the newest positions only, so nothing needs to be cached. Every layer must run exactly once, in order.
+    """
+
+    name = "neutreno"
+    formula = "O = softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V), V⁰ of the first layer"
+    source = "Nguyen et al. 2023, arXiv 2312.00751; tamnguyen9520/NeuTRENO_NeurIPS2024"
+    row_sum = "1, before V⁰ − V"
+    cost = "1×"
+    why_never_neutral = "its λ is not trained, so λ = 0 would stay softmax attention"
+    sites = ("encoder", "decoder")
+    needs_every_layer = True
+    options = (
+        Option(
+            "neutreno_lambda",
+            float,
+            0.4,
+            "the strength λ of the pull towards the first layer's values; 0.6 for vision in the source",
+            former_defaults=(0.6,),
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.strength: float = settings.neutreno_lambda
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
+
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        num_queries, num_keys = output.size(-2), inputs.v.size(-2)
+        current = inputs.v[..., num_keys - num_queries :, :]
+        first = first_layer_values(self.name, self.site, current)
+        fully_masked = inputs.mask.fully_masked(num_queries, num_keys, inputs.v.device)
+        return zero_rows(pull_back(output, first, current, self.strength), fully_masked)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, λ {self.strength:g}"

@@ -1,0 +1,45 @@
+"""NON: attention with unnormalised scores as weights, divided by the square root of the number of keys."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+
+
+def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns P_ij = s_ij/√n_i on the n_i keys visible to row i, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
+
+    Richter & Wattenhofer 2020, arXiv 2005.09561; in OliverRichter/normalized-attention n is the length of the padded
+    sequence, which depends on the batch. Counting the visible keys is our reading.
+    """
+    scores = dot_scores(q, k, mask)
+    return zero_hidden(scores / mask.visible_counts(scores.size(-2), scores.size(-1), scores).sqrt(), mask)
+
+
+@register_mechanism
+class NonAttention(MatrixMechanism):
+    """Scores as weights, followed by GELU as in the source; unlike NAP, without LayerNorm."""
+
+    name = "non"
+    formula = "P = s/√n, s = QKᵀ/√D; O = GELU(P·V)"
+    source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
+    row_sum = "any"
+    cost = "1×"
+    why_never_neutral = "its weights are scores, not probabilities"
+    options = (
+        Option("non_output", str, "gelu", "what follows the weighted sum: GELU or nothing", choices=("gelu", "none")),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.output = settings.non_output
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return non_weights(inputs.q, inputs.k, inputs.mask)
+
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        return F.gelu(output, approximate="tanh") if self.output == "gelu" else output

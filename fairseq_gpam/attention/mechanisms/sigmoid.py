@@ -1,0 +1,61 @@
+"""Sigmoid attention: each weight depends on its own score only, not on the other keys (Ramapuram et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
+from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+
+
+def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | None = None) -> Tensor:
+    """Returns P_ij = sigmoid(s_ij − log n) on the keys visible to row i, 0 elsewhere: B × H × T × S.
+
+    s = QKᵀ/√D + the mask's finite bias; n is `length`, or the number of keys visible to the row. Ramapuram et al.
+    2024, arXiv 2409.04431; apple/ml-sigmoid-attention, where n is the length of the training sequences.
+    """
+    scores = dot_scores(q, k, mask)
+    offset = math.log(length) if length else mask.visible_counts(scores.size(-2), scores.size(-1), scores).log()
+    return zero_hidden(torch.sigmoid(scores - offset), mask)
+
+
+@register_mechanism
+class SigmoidAttention(MatrixMechanism):
+    """Independent weights in (0, 1), whose sum is near 1 at the start because of the offset −log n.
+
+    In the authors' code n is a constant of the model. Here it is by default the number of keys visible to a row, so
+    that padding and step-by-step decoding change nothing; `--gpam-sigmoid-length` sets a constant. The LayerScale and
+    the norm of queries and keys that the authors add for large models are not provided.
+    """
+
+    name = "sigmoid"
+    formula = "P = sigmoid(QKᵀ/√D + M − log n)"
+    source = "Ramapuram et al. 2024, arXiv 2409.04431; apple/ml-sigmoid-attention"
+    row_sum = "between 0 and n"
+    cost = "1×"
+    why_never_neutral = "its weights are independent of one another"
+    options = (
+        Option(
+            "sigmoid_length",
+            int,
+            0,
+            "the n of the offset −log n: a constant (in the source, the length of the training sequences), or 0 for "
+            "the number of keys visible to a row",
+            check=lambda length: length >= 0,
+            allowed="0 or a whole number of keys",
+        ),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.length: int | None = settings.sigmoid_length or None
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return sigmoid_weights(inputs.q, inputs.k, inputs.mask, self.length)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n {self.length or 'the visible keys'}"

@@ -1,0 +1,24 @@
+"""Sparsemax: the Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import register_mechanism
+from fairseq_gpam.attention.core.sparse import SparseMechanism, entmax_package
+
+
+@register_mechanism
+class SparsemaxAttention(SparseMechanism):
+    """Weights that are exactly 0 on many keys, computed exactly by sorting, with the `entmax` package (algorithm 1)."""
+
+    name = "sparsemax"
+    formula = "P = sparsemax(QKᵀ/√D + M)"
+    source = "Martins & Astudillo 2016, arXiv 1602.02068; the package entmax"
+    row_sum = "1"
+    cost = "1×, and a sort of P"
+    why_never_neutral = "it is sparsemax at every setting"
+
+    def normalise(self, scores: Tensor) -> Tensor:
+        weights: Tensor = entmax_package().sparsemax(scores)
+        return weights

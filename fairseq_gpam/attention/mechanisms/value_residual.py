@@ -1,0 +1,69 @@
+"""Value residual learning: every layer adds the first layer's values to its own (Zhou et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.core.affine import AffineTerms
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import AffineMechanism
+from fairseq_gpam.attention.core.first_layer import first_layer_values
+from fairseq_gpam.attention.core.lambdas import no_decay_parameter
+
+
+def mix_values(values: Tensor, first_values: Tensor, own: Tensor | float, first: Tensor | float) -> Tensor:
+    """Returns own·V + first·V⁰, B × H × S × D, before any weight is applied.
+
+    Zhou et al. 2024, arXiv 2410.17897; Zcchill/Value-Residual-Learning, where both factors are 0.5 in every layer but
+    the first, and gradients flow through V⁰.
+    """
+    return own * values + first * first_values
+
+
+@register_mechanism
+class ValueResidualAttention(AffineMechanism):
+    """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the first layer's values; the first layer uses V⁰ alone.
+
+    The factors are fixed at 0.5, as in the authors' code, or learned for each layer with 0.5 as initial value. The
+    factors 1 and 0 give softmax attention. In decoding the first layer's cached values serve all layers.
+    """
+
+    name = "value_residual"
+    formula = "O = softmax(QKᵀ/√D + M)·(a·V + b·V⁰), V⁰ of the first layer"
+    source = "Zhou et al. 2024, arXiv 2410.17897; Zcchill/Value-Residual-Learning"
+    row_sum = "1"
+    cost = "1×"
+    neutral = (("value_residual_own", 1.0), ("value_residual_first", 0.0), ("value_residual_learned", True))
+    sites = ("encoder", "decoder")
+    needs_every_layer = True
+    options = (
+        Option(
+            "value_residual_own", float, 0.5, "the factor a of a layer's own values, or its initial value if learned"
+        ),
+        Option("value_residual_first", float, 0.5, "the factor b of the first layer's values, or its initial value"),
+        Option("value_residual_learned", bool, False, "learn a and b for each layer"),
+    )
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.fixed: tuple[float, float] = (settings.value_residual_own, settings.value_residual_first)
+        self.factors: nn.Parameter | None = None
+        if settings.value_residual_learned and site.layer > 0:
+            self.factors = no_decay_parameter(torch.tensor(self.fixed))
+
+    def terms(self, inputs: AttentionInput) -> AffineTerms:
+        return AffineTerms()
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        first_values = first_layer_values(self.name, self.site, inputs.v)
+        if self.site.layer == 0:
+            return super().forward(inputs)
+        own, first = self.fixed if self.factors is None else self.factors.unbind()
+        return super().forward(replace(inputs, v=mix_values(inputs.v, first_values, own, first)))
+
+    def extra_repr(self) -> str:
+        own, first = self.fixed if self.factors is None else self.factors.tolist()
+        return f"{super().extra_repr()}, a {own:.3f}, b {first:.3f}"

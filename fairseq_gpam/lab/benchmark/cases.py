@@ -1,0 +1,342 @@
+"""The timed cases: the same work done by stock fairseq and by this package."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.transformer import TransformerConfig
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor, nn
+
+from fairseq_gpam import options
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.lab.benchmark.timing import Step
+from fairseq_gpam.modules import install_attention
+
+VOCABULARY = 10_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Length and number of a batch's sequences, and the dimensions of the layer."""
+
+    length: int
+    batch: int
+    width: int
+    feed_forward: int
+    heads: int
+    kinds: tuple[str, ...]
+
+
+SHAPES = {
+    "iwslt": Shape(30, 64, 512, 1024, 4, ("encoder", "decoder")),
+    "wmt": Shape(64, 32, 512, 2048, 8, ("encoder", "decoder")),
+    "lm512": Shape(512, 4, 512, 2048, 8, ("lm",)),
+    "lm2048": Shape(2048, 1, 512, 2048, 8, ("lm",)),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mechanism and backend to compare with stock fairseq."""
+
+    mechanism: str
+    backend: str
+
+    def settings(self, **others: Any) -> argparse.Namespace:
+        return argparse.Namespace(gpam_mechanism=self.mechanism, gpam_backend=self.backend, **others)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: `build(candidate)` returns the steps to time, stock fairseq's and this package's."""
+
+    level: str
+    shape: str
+    kind: str
+    mode: str
+    dropout: float
+    build: Callable[[Candidate], tuple[Step, Step]]
+
+    @property
+    def name(self) -> str:
+        dropout = f", attention dropout {self.dropout:g}" if self.dropout else ""
+        return f"{self.level} {self.shape} {self.kind}, {self.mode}{dropout}"
+
+
+@contextmanager
+def creating(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context, new tensors and modules are created on `device` in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _backward(output: Tensor) -> None:
+    output.backward(torch.ones_like(output))
+
+
+def _clear(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        tensor.grad = None
+
+
+def future_matrix(length: int) -> Tensor:
+    """Returns the additive T × T mask that the stock decoder builds."""
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
+def core_pair(
+    candidate: Candidate,
+    length: int,
+    batch: int,
+    heads: int,
+    width: int,
+    dropout: float,
+    training: bool = True,
+    with_stock: bool = True,
+) -> tuple[Step, Step]:
+    """Returns causal self-attention without projections: stock's call (SDPA with a T × T mask) and our mechanism.
+
+    Stock builds its mask once and keeps it, so this is not timed. With `with_stock=False` it is not built.
+    """
+
+    def leaf() -> Tensor:
+        return torch.randn(length, batch, heads, width).permute(1, 2, 0, 3).requires_grad_(training)
+
+    q, k, v = leaf(), leaf(), leaf()
+    x = torch.randn(batch, length, heads * width)
+    mechanism = _mechanism(candidate, heads, width)
+    matrix = future_matrix(length) if with_stock else None
+
+    def stock() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout)
+
+    def ours() -> Tensor:
+        return mechanism(AttentionInput(q, k, v, AttentionMask(causal=True), x, dropout))[0]
+
+    return _once(stock, training, q, k, v), _once(ours, training, q, k, v, *mechanism.parameters())
+
+
+def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Step:
+    """Returns a step that runs `forward` and, in training, the backward pass."""
+
+    def run() -> None:
+        _clear(*leaves)
+        with torch.set_grad_enabled(training):
+            output = forward()
+            if training:
+                _backward(output)
+
+    return run
+
+
+def _mechanism(candidate: Candidate, heads: int, width: int) -> nn.Module:
+    site = Site("decoder", 0, 1, heads * width, heads, width)
+    return build_mechanism(candidate.mechanism, site, options.resolve(candidate.settings()))
+
+
+def _layer(kind: str, shape: Shape, attention_dropout: float, candidate: Candidate | None) -> nn.Module:
+    sizes = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("embed_dim", shape.width),
+            ("ffn_embed_dim", shape.feed_forward),
+            ("attention_heads", shape.heads),
+        )
+    }
+    config = TransformerConfig.from_namespace(
+        argparse.Namespace(attention_dropout=attention_dropout, dropout=0.1, **sizes)
+    )
+    torch.manual_seed(1)
+    if kind == "encoder":
+        layer = TransformerEncoderLayerBase(config)
+    else:
+        layer = TransformerDecoderLayerBase(config, no_encoder_attn=kind == "lm")
+    if candidate is not None:
+        stack = nn.Module()
+        stack.layers = nn.ModuleList([layer])
+        stack.cross_self_attention = False  # type: ignore[assignment]
+        model = nn.Module()
+        setattr(model, "encoder" if kind == "encoder" else "decoder", stack)
+        install_attention(model, options.resolve(candidate.settings()))
+    return layer
+
+
+def layer_pair(candidate: Candidate, shape: Shape, kind: str, dropout: float, training: bool) -> tuple[Step, Step]:
+    """Returns one whole transformer layer, with dropout, feed-forward network and norms."""
+    stock_layer, our_layer = (_layer(kind, shape, dropout, each).train(training) for each in (None, candidate))
+    x, encoded = (torch.randn(shape.length, shape.batch, shape.width, requires_grad=training) for _ in range(2))
+    padding = torch.zeros(shape.batch, shape.length, dtype=torch.bool)
+    padding[::2, -3:] = True
+
+    def step(layer: nn.Module, mask: Any) -> Step:
+        def forward() -> Tensor:
+            if kind == "encoder":
+                return layer(x, padding)
+            if kind == "decoder":
+                return layer(x, encoded, padding, self_attn_mask=mask)[0]
+            return layer(x, self_attn_mask=mask)[0]
+
+        return _once(forward, training, x, encoded, *layer.parameters())
+
+    return step(stock_layer, future_matrix(shape.length)), step(our_layer, FUTURE)
+
+
+def decoding_pair(
+    candidate: Candidate, shape: Shape, kind: str, rows: int = 160, steps: int = 100
+) -> tuple[Step, Step]:
+    """Returns `steps` decoding steps of one layer for `rows` hypotheses; the cache is reordered before each step."""
+    x = torch.randn(1, rows, shape.width)
+    encoded = torch.randn(shape.length, rows, shape.width)
+    orders = [torch.randint(rows, (rows,)) for _ in range(steps)]
+
+    def step(layer: Any) -> Step:
+        layer.eval()
+
+        @torch.no_grad()
+        def run() -> None:
+            state: dict[str, Any] = {}
+            for order in orders:
+                if state:
+                    layer.self_attn.reorder_incremental_state(state, order)
+                layer(x, encoded if kind == "decoder" else None, None, incremental_state=state)
+
+        return run
+
+    return step(_layer(kind, shape, 0.0, None)), step(_layer(kind, shape, 0.0, candidate))
+
+
+def _dictionary() -> Dictionary:
+    dictionary = Dictionary()
+    for index in range(VOCABULARY - len(dictionary)):
+        dictionary.add_symbol(f"w{index}")
+    return dictionary
+
+
+def _model(architecture: str, candidate: Candidate | None, **flags: Any) -> Any:
+    dictionary = _dictionary()
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    prefix = "transformer_lm" if architecture.startswith("transformer_lm") else "transformer"
+    args = argparse.Namespace(**flags)
+    if candidate is not None:
+        architecture = prefix + "_gpam" + architecture.removeprefix(prefix)
+        args = candidate.settings(**flags)
+    ARCH_CONFIG_REGISTRY[architecture](args)
+    torch.manual_seed(1)
+    # Sinusoidal position embeddings are made in fp32 whatever the default is; fairseq's --fp16 casts the model, too.
+    return ARCH_MODEL_REGISTRY[architecture].build_model(args, task).to(torch.get_default_dtype())
+
+
+def _language_model(candidate: Candidate | None) -> Any:
+    # The plain `transformer_lm` takes its settings from a parsed command line; this preset fills in the missing ones.
+    return _model(
+        "transformer_lm_gpt2_tiny", candidate, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_layers=6,
+        decoder_attention_heads=8, activation_fn="relu", attention_dropout=0.0, max_target_positions=1024,
+        share_decoder_input_output_embed=True,
+    )  # fmt: skip
+
+
+def model_pair(candidate: Candidate, shape: Shape, kind: str, training: bool) -> tuple[Step, Step]:
+    """Returns training without the optimiser, or scoring, of `transformer_iwslt_de_en` or a 6-layer language model."""
+    tokens = torch.randint(10, VOCABULARY, (shape.batch, shape.length))
+
+    def step(model: Any) -> Step:
+        model.train(training)
+
+        def forward() -> Tensor:
+            if kind == "lm":
+                logits = model(tokens)[0]
+            else:
+                logits = model(tokens, torch.full((shape.batch,), shape.length), tokens)[0]
+            return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+        return _once(forward, training, *model.parameters())
+
+    if kind == "lm":
+        return step(_language_model(None)), step(_language_model(candidate))
+    flags = {"share_all_embeddings": True}
+    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
+        _model("transformer_iwslt_de_en", candidate, **flags)
+    )
+
+
+def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
+    """Returns beam search by a whole `transformer_iwslt_de_en`, every hypothesis as long as the source."""
+    tokens = torch.randint(10, VOCABULARY, (sentences, shape.length))
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.full((sentences,), shape.length)}}
+
+    def step(model: Any) -> Step:
+        model.eval()
+        model.make_generation_fast_(beamable_mm_beam_size=beam)
+        generator = SequenceGenerator(
+            [model], _dictionary(), beam_size=beam, max_len_a=0, max_len_b=shape.length, min_len=shape.length
+        )
+
+        @torch.no_grad()
+        def run() -> None:
+            generator.generate([model], sample)
+
+        return run
+
+    flags = {"share_all_embeddings": True}
+    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
+        _model("transformer_iwslt_de_en", candidate, **flags)
+    )
+
+
+def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
+    """Returns every comparison at these shapes and levels."""
+    cases: list[Case] = []
+
+    def add(level: str, shape: str, kind: str, mode: str, dropout: float, build: Any) -> None:
+        if level in levels:
+            cases.append(Case(level, shape, kind, mode, dropout, build))
+
+    for name in shape_names:
+        shape = SHAPES[name]
+        for kind in shape.kinds:
+            if kind != "encoder":
+                add("core", name, kind, "inference", 0.0, _core(shape, 0.0, False))
+            for dropout in (0.0, 0.1):
+                if kind != "encoder":
+                    add("core", name, kind, "training", dropout, _core(shape, dropout, True))
+                add("layer", name, kind, "training", dropout, _bind(layer_pair, shape, kind, dropout, True))
+            add("layer", name, kind, "inference", 0.0, _bind(layer_pair, shape, kind, 0.0, False))
+            if kind != "encoder" and name in ("iwslt", "lm512"):
+                add("decoding", name, kind, "100 steps", 0.0, _bind(decoding_pair, shape, kind))
+                add("model", name, kind, "training", 0.0, _bind(model_pair, shape, kind, True))
+                add("model", name, kind, "inference", 0.0, _bind(model_pair, shape, kind, False))
+            if kind == "decoder" and name == "iwslt":
+                add("generation", name, kind, "beam 5", 0.0, _bind(generation_pair, shape))
+    return cases
+
+
+LEVELS = ("core", "layer", "decoding", "model", "generation")
+
+
+def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Candidate], tuple[Step, Step]]:
+    return lambda candidate: pair(candidate, *arguments)
+
+
+def _core(shape: Shape, dropout: float, training: bool) -> Callable[[Candidate], tuple[Step, Step]]:
+    def build(candidate: Candidate) -> tuple[Step, Step]:
+        width = shape.width // shape.heads
+        return core_pair(candidate, shape.length, shape.batch, shape.heads, width, dropout, training)
+
+    return build

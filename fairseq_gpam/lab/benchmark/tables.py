@@ -1,0 +1,115 @@
+"""Renders the benchmark's JSON files as Markdown tables, between markers in the page on speed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.lab.benchmark.cases import SHAPES
+
+Row = dict[str, Any]
+
+_MARKED = re.compile(r"(<!-- benchmark: (\w+) ([\w./-]+\.json) -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
+
+
+def rebuilt(page: str, repository: Path) -> str:
+    """Returns the page with every table between `<!-- benchmark: TABLE FILE -->` markers rebuilt from FILE."""
+
+    def fresh(match: re.Match[str]) -> str:
+        measured = json.loads((repository / match[3]).read_text(encoding="utf-8"))
+        return f"{match[1]}\n{TABLES[match[2]](measured)}\n\n{match[4]}"
+
+    return _MARKED.sub(fresh, page)
+
+
+def _place(name: str, kind: str) -> str:
+    shape = SHAPES[name]
+    tokens = f"{shape.batch} × {shape.length} tokens" if shape.batch > 1 else f"{shape.length:,} tokens"
+    if shape.kinds == ("lm",):
+        return f"language model ({tokens})"
+    return f"{name.upper()} {kind} ({tokens}, width {shape.width}, {shape.heads} heads)"
+
+
+def _label(row: Row) -> str:
+    place = _place(row["shape"], row["kind"] if row["level"] in ("layer", "decoding") else "model")
+    dropout = f", attention dropout {row['dropout']:g}" if row["dropout"] else ""
+    return f"{row['level']}, {place}, {row['mode']}{dropout}"
+
+
+def _grouped(measured: Row) -> dict[str, dict[tuple[str, str], Row]]:
+    """Returns the rows of each case, in order, by mechanism and backend."""
+    cases: dict[str, dict[tuple[str, str], Row]] = {}
+    for row in measured["ratios"]:
+        cases.setdefault(_label(row), {})[row["mechanism"], row["backend"]] = row
+    return cases
+
+
+def _quartiles(row: Row | None) -> str:
+    return "not run" if row is None else f"{row['median']:.3f} ({row['lower']:.3f}–{row['upper']:.3f})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def ratios(measured: Row) -> str:
+    """Returns a table of daGPAM's times relative to this package's softmax attention, and of both relative to stock."""
+    rows = []
+    for label, found in _grouped(measured).items():
+        softmax, dagpam = found.get(("softmax", "auto")), found.get(("dagpam", "auto"))
+        quotient = "not run" if softmax is None or dagpam is None else f"{dagpam['median'] / softmax['median']:.2f}"
+        rows.append([label, quotient, _quartiles(softmax), _quartiles(dagpam)])
+    return _table(["case", "daGPAM / softmax", "softmax / stock", "daGPAM / stock"], rows)
+
+
+def backends(measured: Row) -> str:
+    """Returns a table of the times of `auto` and `reference`, for daGPAM and for softmax attention."""
+    rows = []
+    for label, found in _grouped(measured).items():
+        cells = [label]
+        for mechanism in ("dagpam", "softmax"):
+            cells += [_quartiles(found.get((mechanism, backend))) for backend in ("auto", "reference")]
+        rows.append(cells)
+    return _table(["case", "daGPAM, auto", "daGPAM, reference", "softmax, auto", "softmax, reference"], rows)
+
+
+def memory(measured: Row) -> str:
+    """Returns a table of peak memory in MiB by length, and the exponent with which it grows."""
+    lengths = measured["memory"][0]["lengths"]
+    rows = []
+    for row in measured["memory"]:
+        name = row["what"] + (f", attention dropout {row['dropout']:g}" if row["dropout"] else "")
+        cells = [f"{value:,.0f}" for value in row["mebibytes"]]
+        rows.append([name, *cells, *["not run"] * (len(lengths) - len(cells)), f"T^{row['exponent']:.2f}"])
+    return _table(["tokens", *(f"{length:,}" for length in lengths), "grows as"], rows)
+
+
+def scaling(measured: Row) -> str:
+    """Returns a table of the attention core's training time relative to stock, by length."""
+    (row,) = (row for row in measured["scaling"] if row["mechanism"] == "dagpam")
+    pairs = zip(row["our_seconds"], row["stock_seconds"], strict=True)
+    return _table(
+        ["tokens", *(f"{length:,}" for length in row["lengths"])],
+        [["daGPAM / stock", *(f"{ours / stock:.2f}" for ours, stock in pairs)]],
+    )
+
+
+def growth(measured: Row) -> str:
+    """Returns a table of a decoding step's time, relative to the first length, and of the cache's size in KiB."""
+    first, *lengths = measured["growth"][0]["lengths"]
+    rows = [
+        [
+            f"`{row['spec']}`",
+            *(_quartiles(ratio) for ratio in row["ratios"]),
+            " → ".join(f"{size / 1024:,.0f}" for size in row["bytes"]),
+        ]
+        for row in measured["growth"]
+    ]
+    head = [f"time after {length:,} / after {first:,}" for length in lengths]
+    return _table(["mechanism", *head, "KiB kept"], rows)
+
+
+TABLES = {"ratios": ratios, "backends": backends, "memory": memory, "scaling": scaling, "growth": growth}

@@ -1,0 +1,174 @@
+"""Tables in Markdown pages, rebuilt from `examples/results` by `python -m fairseq_gpam results tables`.
+
+A table is between two marker lines of README.md or of a page under examples/:
+
+    <!-- results: TASK names=ARM,ARM seeds=N,N -->
+    <!-- /results -->
+
+Its rows are the published numbers of the task, then its kept runs. `names` and `seeds` are optional and select runs;
+those that are selected but not kept are marked as not run.
+
+    <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
+    <!-- /comparison -->
+
+compares a study's arms according to its grid file: a table and a forest plot for each task and measure, and other parts
+that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
+tables of studies on synthetic data are between markers `study` (`made_studies`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.lab.experiments import grid, kept, made_studies, study, tables
+from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.recipes import tasks as recipes
+
+MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
+
+
+class MarkerError(ValueError):
+    """A marker in a page is wrong; the message names the page, the marker and what is allowed."""
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Returns the names in a list such as `stock,dagpam`; raises `ValueError` with what is allowed."""
+    found = tuple(text.split(","))
+    if len(set(found)) != len(found) or not all(map(grid.NAME.fullmatch, found)):
+        raise ValueError("different names of arms, separated by commas without spaces")
+    return found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Returns the words in a list such as `valid-loss,bleu`; the caller checks which are allowed."""
+    return tuple(text.split(","))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Returns the seeds in a list such as `1,2`; raises `ValueError` with what is allowed."""
+    found = text.split(",")
+    if len(set(found)) != len(found) or not all(re.fullmatch("[0-9]+", seed) for seed in found):
+        raise ValueError("different whole numbers, separated by commas without spaces")
+    return tuple(map(int, found))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of marker: its options, each with its parser, and the function that makes the text between the markers.
+
+    `make` takes the marker's NAME, the page and the repository, and returns the text and its pictures by file.
+    """
+
+    options: dict[str, Callable[[str], Any]]
+    make: Callable[..., tuple[str, dict[Path, str]]]
+
+
+def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
+    runs = kept.runs_of(task, repository)
+    shown = kept.published(task, repository)
+    for name in names or sorted({*kept.EXPECTED, *(run["name"] for run in runs)}, key=kept.order):
+        own = [run for run in runs if run["name"] == name and (not seeds or run["seed"] in seeds)]
+        if names or name in kept.EXPECTED:
+            there = {run["seed"] for run in own}
+            missing = [seed for seed in seeds if seed not in there] if seeds else ["–"] * (not own)
+            own += [{"name": name, "seed": seed} for seed in missing]
+        shown += sorted(own, key=lambda run: str(run["seed"]).zfill(9))
+    return shown
+
+
+def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
+    """Returns the table of a marker `results`, which has no pictures."""
+    return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind), {}
+
+
+def made_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
+    """Returns the table of a marker `study`, which has no pictures."""
+    return made_studies.study_table(name, repository, **chosen), {}
+
+
+KINDS = {
+    "results": Kind({"names": names, "seeds": seeds}, results_table),
+    "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
+    "study": Kind({"rows": str, "columns": str, "value": str}, made_study_table),
+}
+ALLOWED = "; ".join(
+    f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
+    for name, kind in KINDS.items()
+)
+_KINDS = "|".join(KINDS)
+LIKE_A_MARKER = re.compile(rf"^<!--\s*/?(?:{_KINDS})\b.*$", re.MULTILINE)
+BLOCK = re.compile(
+    rf"^(?P<marker><!-- (?P<kind>{_KINDS}): [^\n]*-->)\n(?P<inside>.*?)^(?P<end><!-- /(?P=kind) -->)$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
+    """Returns the text that belongs below a marker, and the pictures that it shows, by file.
+
+    Raises `MarkerError` if it is not a marker, or if an option or the task is not known.
+    """
+    found = MARKER.fullmatch(marker)
+    if not found:
+        raise MarkerError(f"{page}: {marker}: not a marker; allowed: {ALLOWED}")
+    kind = KINDS[found[1]]
+    chosen: dict[str, Any] = {}
+    for word in found[3].split():
+        key, _, value = word.partition("=")
+        if key not in kind.options or key in chosen:
+            allowed = ", ".join(f"{name}=…" for name in kind.options)
+            raise MarkerError(f"{page}: {marker}: {word!r} is unknown or given twice; allowed: {allowed}")
+        try:
+            chosen[key] = kind.options[key](value)
+        except ValueError as error:
+            raise MarkerError(f"{page}: {marker}: {key} is {value!r}; allowed: {error}") from error
+    try:
+        return kind.make(found[2], page, repository, **chosen)
+    except (recipes.TaskError, grid.GridError, study.ChoiceError) as error:
+        raise MarkerError(f"{page}: {marker}: {error}") from error
+
+
+def rebuilt(text: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
+    """Returns a page's text with everything between markers rebuilt, and the pictures that it shows, by file.
+
+    Raises `MarkerError` as `made` does, and for a marker without its end.
+    """
+    pictures: dict[Path, str] = {}
+
+    def fresh(block: re.Match[str]) -> str:
+        inner = LIKE_A_MARKER.search(block["inside"])
+        if inner:
+            raise MarkerError(f"{page}: {block['marker']}: allowed: <!-- /{block['kind']} --> before {inner[0]}")
+        inside, shown = made(block["marker"], page, repository)
+        pictures.update(shown)
+        return f"{block['marker']}\n\n{inside}\n\n{block['end']}"
+
+    alone = LIKE_A_MARKER.search(BLOCK.sub("", text))
+    if alone:
+        raise MarkerError(f"{page}: {alone[0]}: not a marker with its end; allowed: {ALLOWED}")
+    return BLOCK.sub(fresh, text), pictures
+
+
+def rebuild(repository: Path, write: bool = True) -> list[Path]:
+    """Rebuilds the tables of README.md and of all pages under examples/, and the pictures of studies.
+
+    A study's picture that no page shows is removed. Returns the files that changed.
+    """
+    files: dict[Path, str] = {}
+    for path in (repository / "README.md", *sorted((repository / "examples").rglob("*.md"))):
+        files[path], pictures = rebuilt(path.read_text(encoding="utf-8"), path.relative_to(repository), repository)
+        files |= pictures
+    changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    pictures_there = {path for suffix in study.PICTURES for path in (repository / study.FOLDER).glob(f"*/*{suffix}")}
+    unused = sorted(pictures_there - files.keys())
+    if write:
+        for path in changed:
+            recorded.write_atomically(path, files[path])
+        for path in unused:
+            path.unlink()
+    return [*changed, *unused]

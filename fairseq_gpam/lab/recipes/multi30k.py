@@ -1,0 +1,58 @@
+"""Multi30k task 1 (captions of photographs), English and German, tokenised and lower-cased or raw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq_gpam.lab.recipes import archives
+from fairseq_gpam.lab.recipes.archives import ArchiveError
+from fairseq_gpam.lab.recipes.subwords import SPLITS, MosesDetokenize, MosesTokenize, map_lines, write_lines
+
+LANGUAGES = ("de", "en")
+PUBLISHED_SPLITS = dict(zip(SPLITS, ("train", "val", "test_2016_flickr"), strict=True))
+
+
+def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None:
+    """Writes the tokenised, lower-cased text to `out/input` and the raw references to `out`.
+
+    The published tokenised files are used if all six are present; otherwise the raw ones are lower-cased, normalised
+    and tokenised as in Multi30k's own script, by sacremoses. Without the raw test set, the references are the
+    detokenised text. Raises ArchiveError if neither set of six is complete or the sides differ in length.
+    """
+    by_name = {path.name.removesuffix(".gz"): path for path in files}
+    names = [(split, language) for split in SPLITS for language in LANGUAGES]
+    tokenised = {name: by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.lc.norm.tok.{name[1]}") for name in names}
+    raw = {name: by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.{name[1]}") for name in names}
+    if not (all(tokenised.values()) or all(raw.values())):
+        raise ArchiveError(
+            "Multi30k needs train, val and test_2016_flickr as .lc.norm.tok.de and .en, or as .de and .en; "
+            f"found: {', '.join(sorted(by_name)) or 'none'}"
+        )
+    (out / "input").mkdir()
+    counts: dict[tuple[str, str], int] = {}
+    for (split, language), path in tokenised.items():
+        source = raw[split, language]
+        if all(tokenised.values()):
+            assert path is not None
+            lines = _lines(path)
+        else:
+            assert source is not None
+            tokenize = MosesTokenize(language, normalize=True)
+            lines = list(map_lines(tokenize, (line.lower() for line in _lines(source)), workers))
+        write_lines(out / f"input/{split}.{language}", lines)
+        counts[split, language] = len(lines)
+        if split == "test" and source is None:
+            print(f"test.{language}: the raw text is missing; detokenising the tokenised text", flush=True)
+            write_lines(out / f"test.{language}", map(MosesDetokenize(language), lines))
+        elif split == "test" and source is not None:
+            write_lines(out / f"test.{language}", _lines(source))
+    for split in SPLITS:
+        de, en = (counts[split, language] for language in LANGUAGES)
+        if de != en:
+            raise ArchiveError(f"Multi30k {split}: {de} German lines, but {en} English ones")
+        print(f"{split}: {de:,} sentence pairs", flush=True)
+
+
+def _lines(path: Path) -> list[str]:
+    return archives.read_text(path).removesuffix("\n").split("\n")

@@ -1,0 +1,362 @@
+"""Run folders: the stages of one experiment, which can be killed at any moment and started again.
+
+A run folder contains, for each stage, the exact command line (`STAGE.command`), the log (`STAGE.log`) and, once the
+stage has succeeded, an entry in `results.json` with versions, machine and commit; after training also fairseq's full
+configuration (`config.json`). A training's command line is there from its start, because only the same one may resume
+it; an evaluation's once it has succeeded. This module is independent of recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
+from fairseq_gpam.lab.recipes import logs, recorded
+from fairseq_gpam.lab.recipes.engine_process import GenerationProgress, Progress, execute, name_holder, training_line
+from fairseq_gpam.lab.recipes.environment import environment
+
+DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
+CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt"
+"""Names in a run's folder."""
+TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
+"""The environment variables by which fairseq recognises torchrun."""
+WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
+"""Flags that change no loss: where the package lies, and how often attention is logged."""
+REPORT_EVERY = 30.0
+"""Seconds between two messages about the process that holds a lock."""
+
+
+class RunError(RuntimeError):
+    """A run cannot start or has failed; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Creates the folder if necessary; raises RunError if it, or later a file in it, cannot be written or read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be used: {error}; fix that or choose another folder with --out, and run this again"
+        ) from error
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, name: str = "lock") -> Iterator[int]:
+    """Acquires the folder's lock of this name, waiting if necessary, and yields the lock's file descriptor.
+
+    fairseq's process inherits the descriptor, so after its script is killed a run keeps the folder locked until fairseq
+    itself has ended. While waiting, that process's id and progress are printed. Raises RunError if the folder cannot be
+    used.
+    """
+    with writing(folder), _open(folder / name) as descriptor:
+        said = -REPORT_EVERY
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - said >= REPORT_EVERY:
+                    print(f"{folder}: waiting for {_holder(descriptor)}", flush=True)
+                    said = time.monotonic()
+                time.sleep(0.2)
+        name_holder(descriptor, os.getpid())
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    """Returns which process holds the folder's lock, and its progress."""
+    process, _, log = os.pread(descriptor, 1 << 16, 0).decode().strip().partition(" ")
+    if not process:
+        return "another process that uses this folder"
+    path = Path(log)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    progress = next((f" ({text})" for line in reversed(lines) if (text := training_line(line))), "")
+    return f"process {process}, which still uses this folder{progress}; to stop it: kill {process}"
+
+
+def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Describes each flag whose value differs between two command lines; of a repeated flag the last one counts.
+
+    Flags without effect on a loss may differ.
+    """
+    values = [flags_of(command) for command in (there, now)]
+    phrases = []
+    for flag in dict.fromkeys((*values[0], *values[1])):
+        found = [value.get(flag) for value in values]
+        if found[0] != found[1] and flag not in WITHOUT_EFFECT:
+            shown = ["not given" if words is None else shlex.join(words) or "given" for words in found]
+            phrases.append(f"{flag or 'arguments'} (there: {shown[0]}; now: {shown[1]})")
+    return phrases
+
+
+def flags_of(command: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the words after each flag, the last occurrence if repeated; words before the first flag are under ""."""
+    flags: dict[str, list[str]] = {"": []}
+    flag = ""
+    for word in command:
+        if word.startswith("--"):
+            flag, separator, value = word.partition("=")
+            flags[flag] = [value] if separator else []
+        else:
+            flags[flag].append(word)
+    return flags
+
+
+def claim(folder: Path, command: Sequence[str]) -> bool:
+    """Writes the training's command line into the folder, or checks it against the one already there.
+
+    Returns whether it was written. Raises RunError with the flags that differ, if any.
+    """
+    path = folder / "train.command"
+    if not path.exists():
+        _write_command(path, command)
+        return True
+    differences = differing_flags(shlex.split(path.read_text(encoding="utf-8")), command)
+    if differences:
+        raise RunError(
+            f"{folder} was made by another train command line, which differs in {'; '.join(differences)}.\n"
+            f"Repeat that one ({path}), choose another folder with --name or --out, "
+            f"or start afresh: rm -r {shlex.quote(str(folder))}"
+        )
+    return False
+
+
+def _write_command(path: Path, command: Sequence[str]) -> None:
+    recorded.write_atomically(path, shlex.join(command) + "\n")
+
+
+def write_config(checkpoint: Path, path: Path) -> None:
+    """Writes fairseq's full configuration from the checkpoint, as JSON."""
+    config = checkpoint_files.load(checkpoint)["cfg"]
+    recorded.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if isinstance(value, argparse.Namespace) else str(value)
+
+
+def last_flag(command: Sequence[str], flag: str) -> str | None:
+    """Returns the value that argparse would take for `flag`: the last one given."""
+    words = flags_of(command).get(flag)
+    return words[0] if words else None
+
+
+def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
+    """Returns whether training is complete, in which case running fairseq again would train further.
+
+    It is if the last checkpoint has reached the number of updates, or if the log's last training run reports its end
+    (early stopping, `--max-epoch`).
+    """
+    last = checkpoints / checkpoint_files.LAST
+    updates = checkpoint_files.saved_updates(checkpoint_files.load(last)) if last.exists() else 0
+    if max_update is not None and updates >= max_update:
+        return True
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return updates > 0 and text.rfind(DONE) > text.rfind(STARTED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, its name in tables, and the repository whose commit is recorded."""
+
+    folder: Path
+    task: str
+    name: str
+    seed: int
+    repository: Path = Path()
+
+    @property
+    def label(self) -> str:
+        """Returns the prefix of the run's progress lines."""
+        return f"{self.task} {self.name} {self.seed}"
+
+    def say(self, text: str) -> None:
+        """Prints one progress line."""
+        print(f"[{self.label}] {text}", flush=True)
+
+    def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
+        """Records the end of a stage, with its command line, measurements and environment."""
+        entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
+        recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+
+
+def launcher_rank(command: Sequence[str]) -> int:
+    """Returns this process's rank in a distributed training, 0 in any other.
+
+    As in fairseq (`infer_init_method`), `--distributed-rank` decides if given, else torchrun's variables, else SLURM's
+    if `--distributed-port` is given. Without it, SLURM's tasks are trainings of their own.
+    """
+    given, port = (last_flag(command, f"--distributed-{name}") for name in ("rank", "port"))
+    if given:
+        return int(given)
+    if all(name in os.environ for name in TORCHRUN):
+        return int(os.environ["RANK"])
+    return int(os.environ.get("SLURM_PROCID", 0)) if int(port or 0) > 0 else 0
+
+
+def train(run: Run, command: Sequence[str]) -> None:
+    """Trains, or resumes training, and records the measurements.
+
+    Of a distributed training only process 0 writes to the folder; the others just run the command. If a command fails
+    or is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
+    """
+    rank = launcher_rank(command)
+    given = last_flag(command, "--max-update")
+    max_update = int(given) if given else None
+    checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG
+    if rank > 0:
+        with writing(run.folder):
+            if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
+                execute(command, run.folder / f"train.rank-{rank}.log")
+        return
+    with exclusive(run.folder) as lock:
+        claimed = claim(run.folder, command)
+        if "train" in recorded.read(run.folder):
+            run.say(f"trained already: {run.folder}")
+            return
+        repaired = checkpoint_files.repair_last(checkpoints)
+        if repaired:
+            run.say(repaired)
+        if has_ended(checkpoints, log, max_update):
+            run.say("training had ended before its results were recorded; recording them")
+        else:
+            run.say(f"training; all messages go to {log}")
+            try:
+                execute(command, log, lock, report=Progress(run.label, max_update))
+            except BaseException:
+                if claimed and not (checkpoints / checkpoint_files.LAST).exists():
+                    (run.folder / "train.command").unlink()
+                    log.replace(run.folder / "train.failed.log")
+                raise
+        measured = logs.parse_training_log(log.read_text(encoding="utf-8"))
+        write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
+        run.record("train", command, measured)
+
+
+def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
+    """Returns the sha256 of each checkpoint that the command evaluates, separated as in `--path`.
+
+    Raises RunError if the run's training has not ended, CheckpointError if a checkpoint is broken.
+    """
+    if "train" not in recorded.read(run.folder):
+        raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
+    sums = []
+    for path in filter(None, (last_flag(command, "--path") or "").split(":")):
+        checkpoint_files.load(Path(path))
+        with open(path, "rb") as file:
+            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return ":".join(sums)
+
+
+def _evaluation(
+    run: Run, stage: str, command: Sequence[str], overwrite: bool, measure: Callable[[int], dict[str, Any]]
+) -> bool:
+    """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
+
+    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
+    if the result there is of another command line, and not to be overwritten.
+    """
+    with exclusive(run.folder) as lock:
+        sums = _checkpoint_sums(run, command)
+        there = recorded.read(run.folder).get(stage)
+        if there and not overwrite:
+            differences = differing_flags(shlex.split(there["command"]), command)
+            if differences:
+                raise RunError(
+                    f"{run.folder} has the result of another {stage} command line, which differs in "
+                    f"{'; '.join(differences)}.\nTo replace that result, add --overwrite before any --; "
+                    "the trained model stays as it is."
+                )
+            if there.get("checkpoint_sha256") == sums:
+                return False
+            run.say("the result there is not known to be of this checkpoint")
+        (run.folder / f"{stage}.log").unlink(missing_ok=True)
+        measured = measure(lock)
+        _write_command(run.folder / f"{stage}.command", command)
+        run.record(stage, command, {"checkpoint_sha256": sums, **measured})
+    return True
+
+
+def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
+    """Translates a test set into `hypotheses.txt`, one line per sentence, in the test set's order.
+
+    Raises RunError if the run's training has not ended or the result there is of another command line and `overwrite`
+    is not set, CountMismatchError if hypotheses are missing, EngineFailure if the command fails.
+    """
+
+    def translate(lock: int) -> dict[str, Any]:
+        run.say("translating")
+        output, log = run.folder / "generate.out", run.folder / "generate.log"
+        execute(command, log, lock, output=output, report=GenerationProgress(run.label))
+        text = output.read_text(encoding="utf-8")
+        hypotheses = logs.parse_hypotheses(text)
+        measured = logs.parse_generation_log(log.read_text(encoding="utf-8") + text)
+        if len(hypotheses) != measured["sentences"]:
+            raise logs.CountMismatchError(
+                f"{output} has {len(hypotheses)} hypotheses, but {measured['sentences']} sentences were translated; "
+                "leave out flags that change what is printed, such as --quiet"
+            )
+        # The score of the old hypotheses must not be taken for that of the new ones.
+        recorded.update(run.folder, {}, without=("generate", "score"))
+        recorded.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
+        run.say(f"{measured['sentences']:,} sentences translated")
+        return measured
+
+    if not _evaluation(run, "generate", command, overwrite, translate):
+        run.say(f"translated already: {run.folder}")
+
+
+def evaluate(
+    run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False, overwrite: bool = False
+) -> None:
+    """Evaluates a language model on `text`, encoded in `subword`, and records perplexities.
+
+    With `by_bytes`, tokens are bytes, and bits per character are recorded instead. Raises RunError if the run's
+    training has not ended, nothing was evaluated, or the result there is of another command line and `overwrite` is not
+    set; CountMismatchError if not all of the text was evaluated; EngineFailure if the command fails.
+    """
+
+    def measure(lock: int) -> dict[str, Any]:
+        run.say("evaluating")
+        log = run.folder / "eval-lm.log"
+        execute(command, log, lock)
+        evaluation = logs.parse_evaluation_log(log.read_text(encoding="utf-8"))
+        subwords = logs.count_tokens(subword)
+        if evaluation["tokens"] == 0:
+            raise RunError(
+                f"fairseq-eval-lm evaluated 0 of {subwords:,} tokens: its blocks are longer than the model's; "
+                "pass the --tokens-per-sample of the training"
+            )
+        if by_bytes:
+            return logs.bits_per_character(evaluation, text.stat().st_size, subwords)
+        return logs.perplexities(evaluation, logs.count_tokens(text), subwords)
+
+    if not _evaluation(run, "eval-lm", command, overwrite, measure):
+        run.say(f"evaluated already: {run.folder}")
+    entry = recorded.read(run.folder)["eval-lm"]
+    if by_bytes:
+        run.say(f"{entry['bits_per_character']:.4f} bits per character")
+    else:
+        run.say(f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word")

@@ -1,0 +1,195 @@
+"""Scores the translations of a run with sacreBLEU, or tests two runs for a significant difference.
+
+BLEU and chrF on detokenised text, each with its signature, are added to the run's results.json. For a task with
+tokenised text the hypotheses are detokenised first (hypotheses.detok.txt), and the tokenised BLEU of older papers is
+printed too, labelled as such. With two runs, prints sacreBLEU's paired bootstrap test of the second against the first.
+Stops if hypotheses and references differ in number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairseq_gpam.lab.recipes import recorded, stages
+from fairseq_gpam.lab.recipes.logs import CountMismatchError
+from fairseq_gpam.lab.recipes.run_folder import HYPOTHESES, RunError, exclusive
+from fairseq_gpam.lab.recipes.subwords import MosesDetokenize, split_compounds, write_lines
+from fairseq_gpam.lab.recipes.subwords import read_lines as iterate_lines
+
+SACREBLEU = (("bleu", "BLEU"), ("chrf", "chrF"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder; at most two")
+    parser.add_argument("--references", type=Path, metavar="FILE", help="raw text (default: the task's test set)")
+    parser.add_argument("--split-compounds", action="store_true", help="tokenised BLEU: split words at hyphens first")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        if len(arguments.runs) > 2:
+            raise RunError("expected one or two run folders; see --help")
+        for folder in arguments.runs:
+            if not (folder / HYPOTHESES).is_file():
+                raise RunError(f"no {folder / HYPOTHESES}; first run scripts/generate.sh")
+        test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
+        if len(arguments.runs) == 1:
+            print(*score_lines(score(arguments.runs[0], test)), sep="\n")
+        else:
+            print(compare(arguments.runs[0], arguments.runs[1], test))
+    except stages.ERRORS as error:
+        sys.exit(str(error))
+    return 0
+
+
+def references(folder: Path, raw: Path | None = None, compounds: bool = False) -> References:
+    """Returns the references of a run's test set."""
+    out, task = stages.run_of(folder)
+    text, moses = task.text(out), task.data.tokenizer == "moses"
+    return References(
+        raw=raw or text / f"test.{task.target}",
+        lowercase=task.data.lowercase,
+        detokenize=task.target if moses else None,
+        tokenized=text / f"input/test.{task.target}" if moses else None,
+        compounds=compounds,
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text, split at line feeds only."""
+    return list(iterate_lines(path))
+
+
+def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
+    """Raises `CountMismatchError` with both counts if they differ."""
+    if len(hypotheses) != len(references):
+        suffix = f" ({where})" if where else ""
+        raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
+
+
+def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False) -> dict[str, Any]:
+    """Returns sacreBLEU's BLEU and chrF of detokenised text, each with its signature.
+
+    With `lowercase`, they are those of lower-cased text.
+
+    Raises `CountMismatchError` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    check_counts(hypotheses, references)
+    scores: dict[str, Any] = {"sentences": len(hypotheses)}
+    for name, metric in (("bleu", BLEU(lowercase=lowercase)), ("chrf", CHRF(lowercase=lowercase))):
+        scores[name] = metric.corpus_score(hypotheses, [references]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    return scores
+
+
+def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
+    """Returns BLEU of the tokenised text, without smoothing, as older papers report it.
+
+    It is comparable only for the same tokenisation. `compounds` splits words at hyphens first. Raises
+    `CountMismatchError` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_counts(hypotheses, references)
+    if compounds:
+        hypotheses, references = list(map(split_compounds, hypotheses)), list(map(split_compounds, references))
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    return {
+        "tokenized_bleu": metric.corpus_score(hypotheses, [references]).score,
+        "tokenized_bleu_signature": str(metric.get_signature()),
+        "tokenized_bleu_compounds_split": compounds,
+    }
+
+
+@dataclass(frozen=True)
+class References:
+    """A test set's raw references and, if the task's text is tokenised, what is needed to detokenise hypotheses.
+
+    `detokenize` is the language of the Moses detokeniser, `tokenized` the tokenised references.
+    """
+
+    raw: Path
+    lowercase: bool = False
+    detokenize: str | None = None
+    tokenized: Path | None = None
+    compounds: bool = False
+
+    def plain(self, folder: Path) -> list[str]:
+        """Returns the run's hypotheses, detokenised if they are tokenised.
+
+        Raises `CountMismatchError` if their number differs from that of the references.
+        """
+        hypotheses = read_lines(folder / HYPOTHESES)
+        check_counts(hypotheses, read_lines(self.raw), folder)
+        return list(map(MosesDetokenize(self.detokenize), hypotheses)) if self.detokenize else hypotheses
+
+
+def score(folder: Path, test: References) -> dict[str, Any]:
+    """Scores the run's `hypotheses.txt` and records the scores; keeps the detokenised text."""
+    raw = read_lines(test.raw)
+    tokenized = read_lines(test.tokenized) if test.tokenized else []
+    with exclusive(folder):
+        plain = test.plain(folder)
+        scores = corpus_scores(plain, raw, test.lowercase)
+        if test.detokenize:
+            write_lines(folder / "hypotheses.detok.txt", plain)
+        if test.tokenized:
+            scores |= tokenized_scores(read_lines(folder / HYPOTHESES), tokenized, test.compounds)
+        recorded.update(folder, {"score": scores})
+    return scores
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """Returns the scores as they are printed, each with its signature."""
+    lines = [f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}" for name, title in SACREBLEU]
+    if "tokenized_bleu" in scores:
+        split = ", compounds split" if scores["tokenized_bleu_compounds_split"] else ""
+        lines.append(
+            f"tokenised BLEU (not comparable with the above{split}) = {scores['tokenized_bleu']:.2f}  "
+            f"{scores['tokenized_bleu_signature']}"
+        )
+    return lines
+
+
+def paired_bootstrap(
+    first: Path, second: Path, test: References, samples: int = 1000
+) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
+    """Returns sacreBLEU's paired bootstrap of two runs' BLEU and chrF2 by metric, and the signatures.
+
+    The first run is the baseline, whose p is None.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.base import Metric
+    from sacrebleu.significance import PairedTest
+
+    systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
+    metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
+    references = [read_lines(test.raw)]
+    # sacreBLEU logs each step to standard error.
+    logging.getLogger("sacrebleu").setLevel(logging.WARNING)
+    signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
+    return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {
+        name: str(one) for name, one in signatures.items()
+    }
+
+
+def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
+    """Returns sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
+    measured, signatures = paired_bootstrap(first, second, test, samples)
+    lines = []
+    for metric, values in measured.items():
+        for folder, value in zip((first, second), values, strict=True):
+            p_value = "baseline" if value.p_value is None else f"p = {value.p_value:.4f}"
+            lines.append(
+                f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, {p_value})  {folder}"
+            )
+    lines.extend(f"{metric}: {signature}" for metric, signature in signatures.items())
+    return "\n".join(lines)

@@ -1,0 +1,251 @@
+"""The stages of a run, train, generate and eval-lm, as commands that build fairseq's command line from the recipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fairseq_gpam
+from fairseq_gpam.lab.recipes import run_folder, tasks
+from fairseq_gpam.lab.recipes.checkpoints import CheckpointError
+from fairseq_gpam.lab.recipes.engine_process import EngineFailure, stop_on_sigterm
+from fairseq_gpam.lab.recipes.logs import CountMismatchError
+from fairseq_gpam.lab.recipes.run_folder import Run, RunError
+from fairseq_gpam.lab.recipes.tasks import Task, TaskError
+
+USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
+ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError, OSError)
+EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
+# Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
+TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's task, mechanism, seed and output folder; `extra` holds the user's fairseq flags."""
+
+    task: Task
+    mechanism: str
+    seed: int
+    out: Path
+    name: str
+    full: bool = False
+    checkpoint: str = "checkpoint_best.pt"
+    overwrite: bool = False
+    extra: tuple[str, ...] = ()
+
+    @property
+    def runs_of(self) -> str:
+        """Returns the task's name in the run's folder and results, which has a suffix for the full budget."""
+        return f"{self.task.name}{'-full' if self.full else ''}"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "runs" / self.runs_of / self.name / str(self.seed)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / run_folder.CHECKPOINTS
+
+    @property
+    def run(self) -> Run:
+        return Run(self.folder, self.task.name, self.name, self.seed, tasks.REPOSITORY)
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Returns the settings from the command line.
+
+    Raises TaskError or RunError if they contradict each other.
+    """
+    task = tasks.load(arguments.task)
+    if arguments.full and not task.full_budget:
+        raise RunError(f"{task.name} has one budget; leave out --full")
+    stock = arguments.stock or arguments.mechanism == "stock"
+    if stock and arguments.mechanism not in ("softmax", "stock"):
+        raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
+    if not arguments.seed.isdecimal():
+        raise RunError(f"SEED must be a whole number, not '{arguments.seed}'")
+    mechanism = "stock" if stock else arguments.mechanism
+    return Settings(
+        task=task,
+        mechanism=mechanism,
+        seed=int(arguments.seed),
+        out=arguments.out.resolve(),
+        name=arguments.name or mechanism,
+        full=arguments.full,
+        checkpoint=getattr(arguments, "checkpoint", Settings.checkpoint),
+        overwrite=getattr(arguments, "overwrite", False),
+        extra=tuple(arguments.further_flags),
+    )
+
+
+def need_data(this: Settings) -> None:
+    """Raises RunError, with the command that prepares the data, if the data does not exist."""
+    data_bin = this.task.data_bin(this.out)
+    if not data_bin.is_dir():
+        raise RunError(f"no data in {data_bin}; first run: bash scripts/{this.task.data.script} --out {this.out}")
+
+
+def languages(task: Task) -> list[str]:
+    """Returns the flags that name a translation's languages."""
+    return ["--source-lang", task.source, "--target-lang", task.target] if task.is_translation else []
+
+
+def train_command(this: Settings) -> list[str]:
+    """Returns fairseq-train's command line."""
+    task = this.task
+    family = "transformer" if task.is_translation else "transformer_lm"
+    model = ["--arch", task.arch]
+    if this.mechanism != "stock":
+        model = ["--arch", task.arch.replace(family, f"{family}_gpam", 1), "--gpam-mechanism", this.mechanism]
+    saving: list[str] = []
+    if task.keep_checkpoints:
+        saving = ["--no-epoch-checkpoints", "--keep-interval-updates", str(task.keep_checkpoints)]
+    return [
+        *("fairseq-train", str(task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
+        *("--task", "translation" if task.is_translation else "language_modeling", *languages(task)),
+        *("--save-dir", str(this.checkpoints), "--seed", str(this.seed), *model, *task.train),
+        *(task.full_budget if this.full else task.budget),
+        *(*TRAINING_FLAGS, *saving, *this.extra),
+    ]
+
+
+def evaluation_command(this: Settings) -> list[str]:
+    """Returns the command line of fairseq-generate or fairseq-eval-lm."""
+    program, flags = "fairseq-generate", languages(this.task)
+    if not this.task.is_translation:
+        program, flags = "fairseq-eval-lm", []
+    flags += this.task.evaluate
+    trained = this.folder / "train.command"
+    if not this.task.is_translation and trained.exists():
+        # fairseq silently skips blocks that are longer than the model allows.
+        length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
+        if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
+            flags += ["--tokens-per-sample", length]
+    return [
+        *(program, str(this.task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
+        *("--path", str(this.checkpoints / this.checkpoint), "--gen-subset", "test"),
+        *(*flags, *EVALUATION_FLAGS, *this.extra),
+    ]
+
+
+def train(this: Settings) -> None:
+    """Trains the model, or resumes training."""
+    need_data(this)
+    run_folder.train(this.run, train_command(this))
+
+
+def generate(this: Settings) -> None:
+    """Translates the test set."""
+    if not this.task.is_translation:
+        raise RunError(f"{this.task.name} is a language model; use scripts/eval-lm.sh")
+    need_data(this)
+    run_folder.generate(this.run, evaluation_command(this), this.overwrite)
+
+
+def evaluate(this: Settings) -> None:
+    """Evaluates a language model on the test set."""
+    task = this.task
+    if task.is_translation:
+        raise RunError(f"{task.name} is a translation task; use scripts/generate.sh and score.sh")
+    need_data(this)
+    test = f"test.{task.suffixes[0]}"
+    text, subword = task.text(this.out) / test, task.binarised_text(this.out) / test
+    by_bytes = task.data.subwords == "bytes"
+    run_folder.evaluate(this.run, evaluation_command(this), text, subword, by_bytes, this.overwrite)
+
+
+class StageCommand:
+    """One stage as a command of `python -m fairseq_gpam`."""
+
+    TAKES_FLAGS_AFTER_DASHES = True
+
+    def __init__(self, doc: str, stage: Callable[[Settings], None], program: str, checkpoint: bool = True) -> None:
+        self.__doc__ = doc
+        self.stage = stage
+        self.program = program
+        self.checkpoint = checkpoint
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the arguments that all stages share."""
+        parser.usage = f"%(prog)s TASK MECHANISM [SEED] [options] [-- {self.program} flags]"
+        parser.epilog = f"Everything after -- goes to {self.program} and beats the recipe's flags."
+        parser.add_argument("task", metavar="TASK", help="a folder of examples/, or FOLDER.VARIANT")
+        parser.add_argument("mechanism", metavar="MECHANISM", help="what --gpam-mechanism takes, or stock")
+        parser.add_argument("seed", metavar="SEED", nargs="?", default="1", help="default 1")
+        parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")
+        parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
+        parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
+        parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+        if self.checkpoint:
+            parser.add_argument(
+                "--checkpoint",
+                default=Settings.checkpoint,
+                metavar="NAME",
+                help="file in the run's checkpoints/ (default: %(default)s)",
+            )
+            parser.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="evaluate again and replace the result there, whatever its command line",
+            )
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Runs the stage; an error prints its message and gives status 1."""
+        one_thread()
+        stop_on_sigterm()
+        try:
+            self.stage(settings(arguments))
+        except ERRORS as error:
+            sys.exit(str(error))
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        return 0
+
+
+def one_thread() -> None:
+    """Sets the number of threads to 1 unless the user has set it, so that a seed always gives the same losses."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+TRAIN = StageCommand(
+    """Trains one model on a task's prepared data.
+
+    Writes the command line, log, checkpoints and results.json to DIR/runs/TASK[-full]/NAME/SEED. After an
+    interruption, the same command resumes training; a finished training is not repeated; a changed flag is refused.
+    OMP_NUM_THREADS is 1 unless set.
+    """,
+    train,
+    "fairseq-train",
+    checkpoint=False,
+)
+GENERATE = StageCommand(
+    """Translates a task's test set with the best checkpoint of a trained run.
+
+    Writes hypotheses.txt (in the test set's order, and tokenised if the task's text is), generate.out and
+    generate.log to the run's folder.
+    """,
+    generate,
+    "fairseq-generate",
+)
+EVAL_LM = StageCommand(
+    """Evaluates the best checkpoint of a trained language model on the task's test set.
+
+    Prints its perplexity per subword and per word, both counting one end-of-line symbol per line, or, if the tokens
+    are bytes, its bits per character. Writes eval-lm.log to the run's folder.
+    """,
+    evaluate,
+    "fairseq-eval-lm",
+)
+
+
+def run_of(folder: Path) -> tuple[Path, Task]:
+    """Returns the output folder and the task of a run in `OUT/runs/TASK[-full]/NAME/SEED`."""
+    folder = folder.resolve()
+    return folder.parents[3], tasks.of_runs(folder.parents[1].name)

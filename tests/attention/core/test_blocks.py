@@ -1,0 +1,415 @@
+"""Blocks of rows agree with the plain formula, gradients included, and never allocate a T × S matrix."""
+
+import math
+
+import pytest
+import torch
+from masks import make_masks
+from reference import row_softmax
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairseq_gpam.attention import AttentionInput, AttentionMask
+from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention, block_plan
+from fairseq_gpam.attention.core.affine.blocks import block_attention
+from fairseq_gpam.attention.core.affine.naive import naive_attention
+
+HEADS = 2
+WIDTH = 8
+LONG = 1000
+
+
+def heads(length, dtype=torch.float32, batch=1):
+    return torch.randn(length, batch, HEADS, WIDTH, dtype=dtype).permute(1, 2, 0, 3).requires_grad_()
+
+
+def inputs(length, dtype=torch.float32, batch=1):
+    q, k, v, negative_q = (heads(length, dtype, batch) for _ in range(4))
+    a = torch.rand(HEADS, 1, 1, dtype=dtype).add_(1).requires_grad_()
+    b = torch.rand(HEADS, 1, 1, dtype=dtype).requires_grad_()
+    return q, k, v, negative_q, a, b
+
+
+def blocks(q, k, v, mask, a=1.0, b=0.0, negative_q=None, dropout_p=0.0):
+    return block_attention(AttentionInput(q, k, v, mask, q, dropout_p), AffineTerms(a, b, negative_q))
+
+
+def naive(q, k, v, mask, terms):
+    return naive_attention(AttentionInput(q, k, v, mask, q), terms)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            # An expanded tensor stores one number for many elements.
+            if isinstance(tensor, torch.Tensor) and 0 not in tensor.stride():
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("mask", [AttentionMask(causal=True), AttentionMask()], ids=["causal", "none"])
+def test_a_long_sequence_never_holds_a_square_matrix(mask, dropout_p):
+    length = 4000
+    q, k, v, negative_q, a, b = inputs(length)
+    with LargestTensor() as seen:
+        output = blocks(q, k, v, mask, a, b, negative_q, dropout_p=dropout_p)
+        output.backward(torch.ones_like(output))
+    assert seen.largest <= length * 128 * HEADS < length**2 / 10
+
+
+def test_the_recorder_detects_the_matrix_that_the_reference_allocates():
+    q, k, v, negative_q, a, b = inputs(300)
+    with LargestTensor() as seen:
+        naive(q, k, v, AttentionMask(causal=True), AffineTerms(a, b, negative_q))
+    assert seen.largest >= 300 * 300
+
+
+@pytest.mark.parametrize("length", [20, 193, 385])
+def test_dropout_acts_on_the_combined_weights_and_equally_in_the_backward(length):
+    """With the identity as values the output is the dropped matrix, which shows what was kept; the gradient follows."""
+    q, k, _, negative_q, a, b = inputs(length, torch.float64)
+    v = torch.eye(length, dtype=torch.float64).expand(1, HEADS, length, length).contiguous().requires_grad_()
+    mask = AttentionMask(causal=True)
+    leaves = [q, k, negative_q, a, b]
+    dropped = blocks(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+    plain, weights = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    kept = dropped != 0
+    visible = weights != 0
+    assert 0.65 < kept[visible].double().mean() < 0.75
+    torch.testing.assert_close(dropped, torch.where(kept, plain / 0.7, 0.0))
+    upstream = torch.randn_like(dropped)
+    found = torch.autograd.grad(dropped, leaves, upstream)
+    expected = torch.autograd.grad(torch.where(kept, plain / 0.7, 0.0), leaves, upstream)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_dropout_differs_from_call_to_call_and_follows_the_seed():
+    q, k, v, negative_q, a, b = inputs(250)
+    mask = AttentionMask(causal=True)
+
+    def call():
+        return blocks(q, k, v, mask, a, b, negative_q, dropout_p=0.3)
+
+    torch.manual_seed(1)
+    first, second = call(), call()
+    torch.manual_seed(1)
+    again = call()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("a", [0.0, 1e-30, -0.5])
+@pytest.mark.parametrize("length", [5, 250])
+def test_a_positive_branch_of_any_factor_also_zero(a, length):
+    q, k, v, negative_q, _, b = inputs(length, torch.float64)
+    factor = torch.tensor(a, dtype=torch.float64, requires_grad=True)
+    mask = AttentionMask(causal=True)
+    found = blocks(q, k, v, mask, factor, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(factor, b, negative_q))
+    torch.testing.assert_close(found, expected)
+    leaves = [q, k, v, negative_q, factor, b]
+    upstream = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_bfloat16_is_within_two_hundredths_of_float32(length):
+    exact = inputs(length)
+    half = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    mask = AttentionMask(causal=True)
+    results = []
+    for q, k, v, negative_q, a, b in (exact, half):
+        output = blocks(q, k, v, mask, a, b, negative_q)
+        gradients = torch.autograd.grad(output, (q, k, v, negative_q, a, b), torch.ones_like(output))
+        results.append([output, *gradients])
+    for one, other in zip(*results, strict=True):
+        assert (one - other.float()).norm() <= 2e-2 * one.norm()
+
+
+def test_scores_that_would_overflow_an_exponential_stay_finite():
+    q, k, v, negative_q, a, b = inputs(LONG // 2)
+    with torch.no_grad():
+        q.mul_(300)
+    mask = AttentionMask(causal=True)
+    output = blocks(q, k, v, mask, a, b, negative_q)
+    output.backward(torch.ones_like(output))
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+    assert torch.isfinite(q.grad).all()
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_autocast_with_trained_lambdas(length):
+    q, k, v, negative_q, a, b = inputs(length)
+    mask = AttentionMask(causal=True)
+    expected = blocks(q, k, v, mask, a, b, negative_q)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = [tensor.bfloat16() for tensor in (q, k, v, negative_q)]
+        output = blocks(*half[:3], mask, a, b, half[3])
+    assert (output.float() - expected).norm() <= 2e-2 * expected.norm()
+    output.float().sum().backward()
+    assert a.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("length", [30, 300])
+@pytest.mark.parametrize("a", [0.0, 1e-3])
+def test_a_small_positive_factor_does_not_overflow_half_precision(length, a):
+    exact = inputs(length)
+    q, k, v, negative_q = (tensor.detach().half().requires_grad_() for tensor in exact[:4])
+    factor, b = torch.tensor([a]).half(), torch.tensor([0.5]).half()
+    output = blocks(q, k, v, AttentionMask(causal=True), factor, b, negative_q)
+    output.backward(torch.ones_like(output))
+    assert all(torch.isfinite(tensor).all() for tensor in (output, q.grad, k.grad, v.grad, negative_q.grad))
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_everything_dropped_is_nothing(length):
+    q, k, v, negative_q, a, b = inputs(length)
+    output = blocks(q, k, v, AttentionMask(causal=True), a, b, negative_q, dropout_p=1.0)
+    output.backward(torch.ones_like(output))
+    assert not output.any()
+    assert not q.grad.any()
+
+
+@pytest.mark.parametrize("length", [30, 300])
+def test_a_coefficient_of_one_element_and_four_dimensions(length):
+    q, k, v, negative_q, _, _ = inputs(length)
+    a, b = torch.rand(1, 1, 1, 1, requires_grad=True), torch.rand(1, 1, 1, 1, requires_grad=True)
+    mask = AttentionMask(causal=True)
+    found = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*(torch.autograd.grad(y.sum(), (a, b)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+KINDS = ("nothing", "causal", "right", "causal, left", "right, fairseq's future, bias")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1.0, 40.0], ids=["small scores", "large scores"])
+@pytest.mark.parametrize("heads_at_once", [1, 2, 4, 8, 12])
+def test_blocks_of_any_size_give_what_the_reference_gives(kind, factor, heads_at_once, monkeypatch):
+    """200 queries are four blocks of 50 rows; 3 sentences of 4 heads are cut into groups of heads or of sentences."""
+    monkeypatch.setattr(block_plan, "BLOCK_WEIGHTS", heads_at_once * 50 * 200)
+    check_blocks(200, factor, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_beyond_the_last_query_are_ignored(kind):
+    """With 197 queries the last of four blocks of 50 rows has three unused rows."""
+    check_blocks(197, 1.0, kind)
+
+
+def check_blocks(length, factor, kind):
+    batch, num_heads = 3, 4
+
+    def tensor():
+        return torch.randn(length, batch, num_heads, WIDTH, dtype=torch.float64).permute(1, 2, 0, 3)
+
+    q, k, v, negative_q = (tensor().requires_grad_() for _ in range(4))
+    with torch.no_grad():
+        q.mul_(factor)
+    a, b = (torch.rand(num_heads, 1, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    leaves = [q, k, v, negative_q, a, b]
+    mask = make_masks(kind, batch, length, length).mask
+    found = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def terms_of(kind, batch, length):
+    """Members of the family that the core computes itself, and all the tensors in them that have gradients."""
+    if kind == "one branch":
+        return AffineTerms(), []
+    negative_q, negative_k = heads(length, torch.float64, batch), heads(length, torch.float64, batch)
+    a = torch.rand(HEADS, 1, 1, dtype=torch.float64, requires_grad=True)
+    if kind == "own keys":
+        return AffineTerms(a, 0.5, negative_q, negative_k), [a, negative_q, negative_k]
+    # As differential_v2's gate: one for each sentence, head and query.
+    b = torch.rand(batch, HEADS, length, 1, dtype=torch.float64, requires_grad=True)
+    return AffineTerms(a, b, negative_q), [a, b, negative_q]
+
+
+@pytest.mark.parametrize("mask_kind", ["causal", "right", "causal, a sentence of padding", "bias for each head"])
+@pytest.mark.parametrize("kind", ["one branch", "own keys", "a gate"])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_every_member_under_every_mask(kind, mask_kind, need_weights):
+    batch, length = 5, 9
+    q, k, v = (heads(length, torch.float64, batch) for _ in range(3))
+    terms, own = terms_of(kind, batch, length)
+    mask = make_masks(mask_kind, batch, length, length, HEADS, dtype=torch.float64).mask
+    leaves = [q, k, v, *own]
+    upstream = torch.randn(batch, HEADS, length, WIDTH, dtype=torch.float64)
+    upstream_of_weights = torch.randn(batch, HEADS, length, length, dtype=torch.float64)
+
+    def results(backend):
+        output, weights = affine_attention(AttentionInput(q, k, v, mask, q, need_weights=need_weights), terms, backend)
+        loss = (output * upstream).sum()
+        if need_weights:
+            loss = loss + (weights * upstream_of_weights).sum()
+        return [output, *((weights,) if need_weights else ()), *torch.autograd.grad(loss, leaves)]
+
+    found, expected = results("fused"), results("reference")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        output, weights = affine_attention(AttentionInput(q, k, v, mask, q, need_weights=need_weights), terms)
+    torch.testing.assert_close(output, expected[0])
+    assert (weights is None) == (not need_weights)
+    if weights is not None:
+        torch.testing.assert_close(weights, expected[1])
+
+
+def test_requested_weights_are_those_applied_to_the_values():
+    q, k, v, negative_q, a, b = inputs(12, torch.float64)
+    output, weights = affine_attention(
+        AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms(a, b, negative_q)
+    )
+    upstream = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, weights, upstream)
+    torch.testing.assert_close(gradient, upstream @ v.transpose(-2, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [-1, 0, 1])
+@pytest.mark.parametrize("factor", [10.0, 30.0, 1e4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_large_scores_of_short_sequences_stay_finite(factor, sign, padded, dtype):
+    q, k, v, negative_q, a, b = inputs(20, dtype)
+    with torch.no_grad():
+        for each in (q, negative_q):
+            each.copy_(factor * (sign * each.abs() if sign else each))
+        if sign:
+            k.abs_()
+    padding = torch.zeros(1, 20, dtype=torch.bool)
+    padding[:, -4:] = padded
+    mask = AttentionMask(padding)
+    found = blocks(q, k, v, mask, a, b, negative_q)
+    exact = [each.detach().double().requires_grad_() for each in (q, k, v, negative_q, a, b)]
+    expected, _ = naive(*exact[:3], mask, AffineTerms(exact[4], exact[5], exact[3]))
+    # Scores of a size of 1e4 have at most three decimals in fp32.
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-6 * factor
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    found.sum().backward()
+    assert all(torch.isfinite(each.grad).all() for each in (q, k, v, negative_q, a, b))
+
+
+@pytest.mark.parametrize("exponent", [-200, -125, -44, 44, 125, 200])
+def test_equal_scores_of_any_size_give_the_mean(exponent):
+    """2^exponent, or the sum of 20 of them, lies beyond fp32."""
+    v = torch.randn(1, HEADS, 20, WIDTH)
+    k = torch.ones_like(v)
+    q = k * (exponent * math.log(2) / math.sqrt(WIDTH))
+    found = blocks(q, k, v, AttentionMask(), 1.5, 0.25, -q)
+    torch.testing.assert_close(found, 1.25 * v.mean(dim=2, keepdim=True).expand_as(v))
+
+
+def test_an_empty_batch():
+    q, k, v, negative_q, a, b = inputs(5, batch=1)
+    none = [each[:0] for each in (q, k, v, negative_q)]
+    for need_weights in (False, True):
+        terms = AffineTerms(a, b, none[3])
+        output, _ = affine_attention(
+            AttentionInput(*none[:3], AttentionMask(), none[0], need_weights=need_weights), terms
+        )
+        assert output.shape == (0, HEADS, 5, WIDTH)
+
+
+def test_weights_asked_for_may_be_written_to():
+    q, k, v, *_ = inputs(6)
+    output, weights = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())
+    _, expected = naive(q, k, v, AttentionMask(), AffineTerms())
+    torch.testing.assert_close(weights, expected)
+    with torch.no_grad():
+        weights_again = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())[
+            1
+        ]
+        weights_again.mul_(100)
+    doubled = affine_attention(AttentionInput(q, k, v, AttentionMask(), q, need_weights=True), AffineTerms())[1].mul_(2)
+    (gradient,) = torch.autograd.grad(doubled[..., 0].sum(), q)
+    (wanted,) = torch.autograd.grad(2 * expected[..., 0].sum(), q)
+    torch.testing.assert_close(gradient, wanted)
+    assert torch.isfinite(output).all()
+
+
+def test_keys_of_another_dtype_where_weights_are_asked_for():
+    q, k, v, *_ = inputs(6)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, weights = affine_attention(
+            AttentionInput(q.bfloat16(), k, v, AttentionMask(), q, need_weights=True), AffineTerms()
+        )
+        (output.float().sum() + weights.float().square().sum()).backward()
+    assert all(torch.isfinite(each.grad).all() for each in (q, k, v))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 300), (7, 4, 200), (40, 8, 64), (3, 12, 1000), (2, 6, 5000), (300, 2, 33)])
+def test_a_group_of_heads_has_whole_sentences_or_a_part_of_one_and_fits_the_memory(shape):
+    bsz, heads_of_model, length = shape
+    factors = torch.ones(1, heads_of_model, 2, 1, 1)
+    plan = block_plan.BlockPlan(
+        torch.Size((bsz, heads_of_model, 2 * length, WIDTH)), length, factors, AttentionMask(), 0.0, 1
+    )
+    group = plan.heads_at_once
+    assert group % heads_of_model == 0 if group > heads_of_model else heads_of_model % group == 0
+    assert group <= bsz * heads_of_model
+    weights = plan.rows * length
+    assert group == 1 or group * weights <= block_plan.BLOCK_WEIGHTS
+    larger = min(
+        n for n in range(group + 1, 2 * bsz * heads_of_model + 2) if n % heads_of_model == 0 or heads_of_model % n == 0
+    )
+    assert group == bsz * heads_of_model or larger * weights > block_plan.BLOCK_WEIGHTS
+
+
+@pytest.mark.parametrize("kind", ["causal", "causal, left", "none", "right, bias"])
+@pytest.mark.parametrize("prefix", [1, 50, 77])
+@pytest.mark.parametrize("length", [20, 197])
+def test_queries_after_a_prefix_attend_to_it_and_to_their_own_past(length, prefix, kind):
+    """197 queries are blocks of 50 rows; the keys of the prefix come before those of the queries."""
+    batch, keys = 3, prefix + length
+    masks = make_masks(kind, batch, length, keys, dtype=torch.float64)
+    leaves = q, k, v, negative_q = [
+        torch.randn(batch, HEADS, size, WIDTH, dtype=torch.float64, requires_grad=True)
+        for size in (length, keys, keys, length)
+    ]
+    visible = masks.visible.expand(batch, HEADS, length, keys)
+    positive, negative = (
+        row_softmax(each @ k.transpose(-2, -1) / math.sqrt(WIDTH) + masks.added, visible) for each in (q, negative_q)
+    )
+    expected = (1.25 * positive - 0.5 * negative) @ v
+    found = blocks(q, k, v, masks.mask, 1.25, 0.5, negative_q)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(output, leaves, upstream) for output in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("length", [20, 385])
+def test_factors_for_each_row_are_those_of_the_plain_formula_in_every_block(length):
+    """One a and one b for each query, as a λ for each token gives them."""
+    q, k, v, negative_q, _, _ = inputs(length, torch.float64, batch=2)
+    a, b = (torch.rand(2, HEADS, length, 1, dtype=torch.float64).add_(one).requires_grad_() for one in (1, 0))
+    leaves = [q, k, v, negative_q, a, b]
+    mask = AttentionMask(causal=True)
+    ours = blocks(q, k, v, mask, a, b, negative_q)
+    expected, _ = naive(q, k, v, mask, AffineTerms(a, b, negative_q))
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    pull = torch.randn_like(expected)
+    for mine, plain in zip(
+        torch.autograd.grad(ours, leaves, pull), torch.autograd.grad(expected, leaves, pull), strict=True
+    ):
+        torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,268 @@
+"""Which implementation computes a member of the family, on a CPU and, with `is_cuda` replaced, on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from masks import make_masks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairseq_gpam.attention import AttentionInput, AttentionMask
+from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention, choose, describe_choices
+from fairseq_gpam.attention.core.affine.choice import CHOICES
+from fairseq_gpam.attention.core.affine.naive import naive_attention
+from fairseq_gpam.attention.core.affine.sdpa import sdpa_attention
+from fairseq_gpam.attention.core.affine.short import short_attention
+
+BATCH, HEADS, WIDTH = 3, 2, 8
+
+
+def draw(length, dtype=torch.float64, device="cpu"):
+    return torch.randn(BATCH, HEADS, length, WIDTH, dtype=dtype, device=device, requires_grad=True)
+
+
+def choice(terms=None, backend="auto", length=10, mask=None, grad=True, dtype=torch.float32, **call):
+    q = torch.zeros(1, HEADS, length, WIDTH, dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        return choose(
+            AttentionInput(q, q, q, mask or AttentionMask(), q, **call), terms or AffineTerms(1.5, 0.5, q), backend
+        )
+
+
+def test_the_choice():
+    padding = torch.zeros(1, 10, dtype=torch.bool)
+    one = AffineTerms()
+    assert choice() == "naive"
+    assert choice(grad=False) == "short"
+    assert choice(grad=False, dtype=torch.bfloat16) == "naive"
+    assert choice(grad=False, dropout_p=0.1) == "naive"
+    assert choice(grad=False, need_weights=True) == "short"
+    assert choice(need_weights=True) == "naive"
+    assert choice(length=1000) == "blocks"
+    assert choice(length=1000, dropout_p=0.1) == "blocks"
+    assert choice(length=1000, need_weights=True) == "naive"
+    assert choice(one) == "sdpa"
+    assert choice(one, grad=False) == "sdpa"
+    assert choice(one, grad=False, length=1) == "short"
+    assert choice(one, dropout_p=0.1) == "naive"
+    assert choice(one, dropout_p=0.1, length=1000) == "blocks"
+    assert choice(one, mask=AttentionMask(padding)) == "sdpa"
+    assert choice(one, mask=AttentionMask(padding, causal=True)) == "naive"
+    assert choice(one, mask=AttentionMask(torch.zeros(1, 1000).bool(), causal=True), length=1000) == "blocks"
+    assert choice(backend="fused") == choice(one, "fused") == choice(backend="fused", grad=False) == "blocks"
+    assert choice(backend="reference", grad=False) == "naive"
+    for terms in (AffineTerms(uniform=1.0), AffineTerms(identity=1.0)):
+        assert choice(terms, length=1000) == "sdpa"
+        assert choice(terms, dropout_p=0.1, length=1000) == choice(terms, need_weights=True, grad=False) == "naive"
+    assert choice(AffineTerms(sink=torch.zeros(HEADS)), length=1000) == "naive"
+
+
+def test_the_table_names_every_way():
+    assert {row.way for row in CHOICES} == {"naive", "short", "sdpa", "blocks"}
+    assert all(row.when in describe_choices() for row in CHOICES)
+
+
+def make_mask(kind, length):
+    return make_masks(kind, BATCH, length, length, HEADS, dtype=torch.float64).mask
+
+
+GPU_MASKS = ("causal", "right", "causal, left", "a sentence of padding", "causal, a sentence of padding")
+MASKS = ("nothing", *GPU_MASKS, "bias for each head", "right, bias for each head")
+
+
+def members(length, like=draw):
+    """Members of the family, with the tensors in them that have gradients."""
+    a = torch.rand(HEADS, 1, 1, dtype=torch.float64, requires_grad=True)
+    gate = torch.rand(BATCH, HEADS, length, 1, dtype=torch.float64, requires_grad=True)
+    negative_q, negative_k = like(length), like(length)
+    return {
+        "one branch": (AffineTerms(), []),
+        "two branches": (AffineTerms(a, gate, negative_q), [a, gate, negative_q]),
+        "two branches with keys of their own": (
+            AffineTerms(a, 0.5, negative_q, negative_k),
+            [a, negative_q, negative_k],
+        ),
+    }
+
+
+def assert_same(found, expected, leaves):
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    gradients = [torch.autograd.grad(output, leaves, upstream) for output in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("member", list(members(1)))
+def test_pytorchs_kernels_give_the_plain_formula(kind, member):
+    q, k, v = (draw(9) for _ in range(3))
+    terms, own = members(9)[member]
+    inputs = AttentionInput(q, k, v, make_mask(kind, 9), q)
+    assert_same(sdpa_attention(inputs, terms), naive_attention(inputs, terms)[0], [q, k, v, *own])
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("member", list(members(1)))
+def test_pytorchs_kernels_drop_exactly_p(kind, member):
+    """With the identity as values the output is the dropped matrix itself."""
+    length = 12
+    q, k = draw(length), draw(length)
+    v = torch.eye(length, dtype=torch.float64).expand(BATCH, HEADS, length, length).contiguous()
+    terms, own = members(length)[member]
+    inputs = AttentionInput(q, k, v, make_mask(kind, length), q, dropout_p=0.3)
+    torch.manual_seed(3)
+    dropped = sdpa_attention(inputs, terms)
+    plain, weights = naive_attention(AttentionInput(q, k, v, inputs.mask, q), terms)
+    kept = dropped != 0
+    assert 0.55 < kept[weights != 0].double().mean() < 0.85
+    assert_same(dropped, torch.where(kept, plain / 0.7, 0.0), [q, k, *own])
+    assert not torch.equal(dropped, sdpa_attention(inputs, terms))
+    torch.manual_seed(3)
+    assert torch.equal(dropped, sdpa_attention(inputs, terms))
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("queries", [1, 9])
+@pytest.mark.parametrize("member", ["one branch", "two branches"])
+def test_the_stacked_branches_give_the_plain_formula(kind, queries, member):
+    q, k, v = draw(queries), draw(9), draw(9)
+    mask = make_mask(kind, 9)
+    if queries == 1:
+        mask = mask.rows(8, 9, 9, 9)
+    inputs = AttentionInput(q, k, v, mask, q)
+    with torch.no_grad():
+        found = short_attention(inputs, members(queries)[member][0])
+    torch.manual_seed(0)
+    terms = members(queries)[member][0]
+    with torch.no_grad():
+        for one, other in zip(short_attention(inputs, terms), naive_attention(inputs, terms), strict=True):
+            torch.testing.assert_close(one, other)
+    assert found[0].shape == q.shape
+
+
+class Operations(TorchDispatchMode):
+    """Lists the operations that are carried out, without views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.names.append(func.name().removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", GPU_MASKS)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_on_a_gpu_any_length_takes_the_same_number_of_kernels_and_none_synchronises(kind, dropout_p, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    calls = []
+
+    def kernel(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
+        calls.append(q.shape)
+        return q * k.mean() * v.mean()
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.enable_grad())
+    counts = []
+    for length in (100, 1000):
+        q, k, v, negative_q = (draw(length, torch.float32) for _ in range(4))
+        mask = make_mask(kind, length)
+        calls.clear()
+        with Operations() as seen:
+            output, _ = affine_attention(AttentionInput(q, k, v, mask, q, dropout_p), AffineTerms(1.5, 0.5, negative_q))
+            output.sum().backward()
+        assert calls == [q.shape, q.shape]
+        assert not {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"} & set(seen.names)
+        counts.append(len(seen.names))
+    assert counts[0] == counts[1] < 60
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["nothing", "causal", "right"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
+@pytest.mark.parametrize("member", ["one branch", "two branches"])
+def test_a_query_that_is_not_finite_gives_nan(bad, kind, backend, member):
+    q, k, v = (draw(9) for _ in range(3))
+    with torch.no_grad():
+        q[0, 0, 4] = bad
+        k[0, 0].abs_()
+    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
+    assert output[0, 0, 4].isnan().all()
+    assert output[0, 0, :4].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", ["nothing", "causal", "right", "causal, left"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
+@pytest.mark.parametrize("member", ["one branch", "two branches"])
+@pytest.mark.parametrize("place", ["keys", "values"])
+def test_a_key_or_value_that_is_not_finite_gives_nan_in_its_head(bad, kind, backend, member, place):
+    q, k, v = (draw(9) for _ in range(3))
+    with torch.no_grad():
+        (k if place == "keys" else v)[0, 0, 4, 0] = bad
+    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
+    assert output[0, 0].isnan().all()
+    assert output[0, 1:].isfinite().all() and output[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["nothing", "causal"])
+def test_a_nan_key_makes_the_output_nan_without_gradients_too(kind):
+    q, k, v = (draw(9) for _ in range(3))
+    with torch.no_grad():
+        k[0, 0, 4, 0] = float("nan")
+        for member in ("one branch", "two branches"):
+            terms = members(9)[member][0]
+            output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), terms)
+            assert output[0, 0].isnan().all()
+            assert output[1:].isfinite().all()
+
+
+def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():
+    q, k, v = (torch.full((1, 1, 400, 4), 100.0, dtype=torch.float16) for _ in range(3))
+    for backend in ("auto", "reference", "fused"):
+        output, _ = affine_attention(
+            AttentionInput(q / 1000, k, v, make_mask("causal", 400), q), AffineTerms(), backend
+        )
+        assert output.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", GPU_MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [30, 300])
+def test_on_a_gpu_as_by_the_plain_formula(kind, dtype, length):
+    tensors = [draw(length, torch.float32) for _ in range(4)]
+    mask = make_mask(kind, length)
+    gpu_mask = AttentionMask(None if mask.padding is None else mask.padding.cuda(), mask.causal)
+    results = []
+    for place, own_mask in (
+        (lambda each: each.detach().double(), mask),
+        (lambda each: each.detach().cuda().to(dtype), gpu_mask),
+    ):
+        q, k, v, negative_q = (place(each).requires_grad_() for each in tensors)
+        inputs, terms = AttentionInput(q, k, v, own_mask, q), AffineTerms(1.5, 0.5, negative_q)
+        output = affine_attention(inputs, terms)[0] if q.is_cuda else naive_attention(inputs, terms)[0]
+        results.append([output, *torch.autograd.grad(output.sum(), (q, k, v, negative_q))])
+    for one, other in zip(*results, strict=True):
+        assert other.isfinite().all()
+        assert (one - other.cpu().double()).norm() <= (1e-4 if dtype == torch.float32 else 2e-2) * one.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", GPU_MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_exactly_p_is_dropped(kind, dtype):
+    length = 64
+    q, k, negative_q = (torch.randn(BATCH, HEADS, length, length, device="cuda", dtype=dtype) for _ in range(3))
+    v = torch.eye(length, device="cuda", dtype=dtype).expand(BATCH, HEADS, length, length).contiguous()
+    mask = make_mask(kind, length)
+    mask = AttentionMask(None if mask.padding is None else mask.padding.cuda(), mask.causal)
+    terms = AffineTerms(1.5, 0.5, negative_q)
+    dropped, _ = affine_attention(AttentionInput(q, k, v, mask, q, 0.3), terms)
+    plain, weights = naive_attention(AttentionInput(q, k, v, mask, q), terms)
+    kept = dropped != 0
+    assert 0.65 < kept[weights != 0].float().mean() < 0.75
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(dropped, torch.where(kept, plain / 0.7, 0), rtol=tolerance, atol=tolerance)

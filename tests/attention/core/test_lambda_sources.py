@@ -1,0 +1,173 @@
+"""The sources of daGPAM's λ's: numbers, the token, or a ratio with a fixed row sum."""
+
+import re
+
+import pytest
+import torch
+from contract import HEADS, LENGTH, WIDTH, build_model, check_stepwise, masks, settings, train
+from tiny import OURS, build, logits, model_input, model_of
+
+from fairseq_gpam import export
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention.core.measures import mean_lambda
+
+
+def mechanism(**chosen):
+    return build_mechanism("dagpam", Site("decoder", 0, 2, HEADS * WIDTH, HEADS, WIDTH), settings(**chosen))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "given", "allowed"),
+    [
+        ("lambda", "fixed", "--gpam-lambda 'fixed'", "trainable; --gpam-lambda-plus-training 'fixed' fixes λ⁺ alone"),
+        ("lambda_minus_training", "fixed", "--gpam-lambda-minus-training 'fixed'", "no --gpam-lambda-minus-training"),
+        ("lambda_minus_training", "trainable", "--gpam-lambda-minus-training 'trainable'", "no --gpam-lambda-minus-"),
+        ("lambda_minus", 0.0, "--gpam-lambda-minus 0.0", "no --gpam-lambda-minus"),
+        ("lambda_max", 2.0, "--gpam-lambda-max 2.0", "no --gpam-lambda-max"),
+        ("lambda_scope", "model", "--gpam-lambda-scope 'model'", "head"),
+        ("lambda_scope", "layer", "--gpam-lambda-scope 'layer'", "head"),
+        ("lambda_tied", True, "--gpam-lambda-tied", "no --gpam-lambda-tied"),
+        ("warm_start", True, "--gpam-warm-start", "no --gpam-warm-start"),
+    ],
+)
+def test_a_lambda_per_token_is_refused_what_only_a_number_can_have(name, value, given, allowed):
+    refusal = f"{given} is not allowed with --gpam-lambda-source 'token'; allowed: {allowed}"
+    with pytest.raises(ValueError, match=re.escape(refusal)):
+        mechanism(lambda_source="token", **{name: value})
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ValueError, match="--gpam-lambda-source 'head' is not allowed; allowed: number, token"):
+        settings(lambda_source="head")
+
+
+def test_a_lambda_per_token_adds_one_vector_for_each_head_in_place_of_a_number():
+    sizes = {
+        source: {name: tuple(each.shape) for name, each in mechanism(lambda_source=source).named_parameters()}
+        for source in ("number", "token")
+    }
+    assert sizes["number"].pop("lambda_minus.theta") == (HEADS,)
+    assert sizes["token"].pop("lambda_minus.projection.weight") == (HEADS, HEADS * WIDTH)
+    assert sizes["number"] == sizes["token"]
+
+
+def test_a_lambda_per_token_is_near_one_half_at_the_start_and_reads_the_token_alone():
+    module = mechanism(lambda_source="token").lambda_minus
+    x = torch.randn(4, 9, HEADS * WIDTH)
+    found = module(x)
+    assert found.shape == (4, HEADS, 9, 1)
+    torch.testing.assert_close(found[1:2, :, 3:4], module(x[1:2, 3:4]))
+    assert 0.3 < found.mean() < 0.7
+
+
+def test_the_mean_of_a_lambda_leaves_padding_out():
+    values = torch.tensor([[[1.0, 2.0, 30.0]], [[4.0, 50.0, 60.0]], [[7.0, 8.0, 9.0]]]).unsqueeze(-1)
+    tokens = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    found = mean_lambda(values, tokens)
+    assert found[:2].flatten().tolist() == [1.5, 4.0] and found[2].isnan().all()
+
+
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_a_model_with_a_lambda_per_token_is_not_exported(task):
+    ours = build(task, OURS[task], "--gpam-lambda-source", "token")
+    with pytest.raises(export.ExportError, match=r"layer 0: mechanism 'dagpam' .*--gpam-lambda-source 'token'.*λ⁻ = 0"):
+        export.fold(ours, ours.state_dict())
+
+
+def test_a_group_of_heads_may_have_lambdas_per_token():
+    flags = ("--gpam-mechanism", "dagpam:1,scaled_softmax:1", "--gpam-lambda-source", "token")
+    model = model_of("translation", *flags)
+    assert logits(model, model_input("translation")).isfinite().all()
+    assert model.decoder.layers[0].encoder_attn.mechanism.groups["dagpam"].lambda_minus.projection.weight.size(0) == 1
+
+
+@pytest.mark.parametrize("scope", ["model", "layer", "head"])
+@pytest.mark.parametrize(("row_sum", "start"), [(1.0, None), (0.4, 0.1), (2.5, 0.9)])
+def test_the_row_sum_is_held_wherever_the_ratio_goes(row_sum, start, scope):
+    module = mechanism(row_sum=row_sum, lambda_ratio=start, lambda_scope=scope)
+    (theta,) = (parameter for name, parameter in module.named_parameters() if "lambda" in name)
+    assert theta.numel() == (HEADS if scope == "head" else 1) and theta.param_group == "gpam_lambda"
+    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH)
+    mask, _, visible = masks("causal, left", LENGTH)
+    seen = visible.any(-1)
+    for ratio in (1 / 3 if start is None else start, 0.01, 0.5, 0.95):
+        plus, minus = module.lambda_plus(), module.lambda_minus()
+        torch.testing.assert_close(1 + plus - minus, torch.full_like(plus, row_sum), rtol=1e-5, atol=0)
+        torch.testing.assert_close(minus / (1 + plus), torch.full_like(plus, ratio), rtol=1e-5, atol=0)
+        inputs = AttentionInput(q, k, v, mask, torch.zeros(3, LENGTH, HEADS * WIDTH), need_weights=True)
+        sums = module(inputs)[1].sum(-1)[seen]
+        torch.testing.assert_close(sums, torch.full_like(sums, row_sum), rtol=1e-4, atol=0)
+        following = {0.01: 0.5, 0.5: 0.95}.get(ratio, 0.01)
+        with torch.no_grad():
+            theta.fill_(following).logit_()
+
+
+def test_the_gradient_of_the_ratio_moves_both_lambdas():
+    """dλ⁺/dθ = dλ⁻/dθ = λ⁻, since both differ by a constant and λ⁻ = s·exp(θ)."""
+    module = mechanism(row_sum=0.7, lambda_ratio=0.6)
+    assert module.lambda_plus.theta is module.lambda_minus.theta
+    for one in (module.lambda_plus, module.lambda_minus):
+        (gradient,) = torch.autograd.grad(one().sum(), one.theta)
+        torch.testing.assert_close(gradient, torch.full((HEADS,), 0.7 * 0.6 / 0.4))
+
+
+def test_layers_of_one_scope_share_the_ratio():
+    model = build("translation", OURS["translation"], "--gpam-row-sum", "0.8", "--gpam-lambda-scope", "model")
+    thetas = {id(each) for name, each in model.named_parameters(remove_duplicate=False) if name.endswith("theta")}
+    assert len(thetas) == 1
+    assert "row sum 0.8" in repr(model)
+
+
+def test_without_a_row_sum_the_default_ratio_is_that_of_the_default_lambdas():
+    free, held = mechanism(), mechanism(row_sum=1)
+    for name in ("lambda_plus", "lambda_minus"):
+        torch.testing.assert_close(getattr(held, name)(), getattr(free, name)())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "given", "allowed"),
+    [
+        ("lambda", "fixed", "--gpam-lambda 'fixed'", "trainable"),
+        ("lambda_plus_training", "fixed", "--gpam-lambda-plus-training 'fixed'", "no --gpam-lambda-plus-training"),
+        ("lambda_minus_training", "fixed", "--gpam-lambda-minus-training 'fixed'", "no --gpam-lambda-minus-training"),
+        ("lambda_plus", 0.0, "--gpam-lambda-plus 0.0", "no --gpam-lambda-plus; --gpam-lambda-ratio"),
+        ("lambda_minus", 1.0, "--gpam-lambda-minus 1.0", "no --gpam-lambda-minus; --gpam-lambda-ratio"),
+        ("lambda_max", 2.0, "--gpam-lambda-max 2.0", "no --gpam-lambda-max"),
+        ("lambda_tied", True, "--gpam-lambda-tied", "no --gpam-lambda-tied; --gpam-row-sum 1"),
+        ("lambda_source", "token", "--gpam-lambda-source 'token'", "number"),
+        ("warm_start", True, "--gpam-warm-start", "no --gpam-warm-start"),
+    ],
+)
+def test_a_held_row_sum_is_refused_what_has_no_meaning_with_it(name, value, given, allowed):
+    refusal = f"{given} is not allowed with --gpam-row-sum 0.7; allowed: {allowed}"
+    with pytest.raises(ValueError, match=re.escape(refusal)):
+        mechanism(row_sum=0.7, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("row_sum", 0.0), ("row_sum", -1.0), ("lambda_ratio", 0.0), ("lambda_ratio", 1.0), ("lambda_ratio", -0.5)],
+)
+def test_row_sums_and_ratios_that_cannot_be_reached_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"--gpam-{name.replace('_', '-')} {value} is not allowed; allowed: a number"):
+        settings(**{name: value})
+
+
+def test_a_ratio_without_a_row_sum_is_refused():
+    with pytest.raises(ValueError, match=r"--gpam-lambda-ratio 0.2 is not allowed without --gpam-row-sum, .*; allowed"):
+        mechanism(lambda_ratio=0.2)
+
+
+def test_a_model_with_a_held_row_sum_is_not_exported():
+    ours = build("language_modeling", OURS["language_modeling"], "--gpam-row-sum", "0.5")
+    with pytest.raises(export.ExportError, match=r"λ⁻ = 0\.25, 0\.25; only λ⁻ = 0 folds"):
+        export.fold(ours, ours.state_dict())
+
+
+@pytest.mark.parametrize("chosen", [{"lambda_source": "token", "negative_source": "input"}, {"row_sum": 0.8}], ids=str)
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_models_learn_and_decode(task, chosen):
+    model = build_model(task, "dagpam", **chosen)
+    first, last = train(model, task)
+    assert last < 0.8 * first
+    check_stepwise(model, task)

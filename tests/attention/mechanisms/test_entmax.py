@@ -1,0 +1,83 @@
+"""α-entmax with a learned α."""
+
+import math
+
+import pytest
+import torch
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, row_by_row, settings
+
+from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention.mechanisms.entmax import ALPHA_FLOOR
+
+
+def solve(row, alpha):
+    """p_j = ((α−1)s_j − τ)₊^(1/(α−1)) with Σp = 1: τ by Newton's method, differentiable in its last step."""
+    scaled = (alpha - 1) * row
+    power = 1 / (alpha - 1)
+    low, high = scaled.max().item() - 1, scaled.max().item()
+    for _ in range(100):
+        middle = (low + high) / 2
+        total = torch.clamp(scaled.detach() - middle, min=0).pow(power.detach()).sum().item()
+        low, high = (middle, high) if total >= 1 else (low, middle)
+    support = scaled.detach() > low
+    # One Newton step from the solution carries the gradient of the implicit function.
+    reach = torch.where(support, scaled - low, 1.0)
+    slope = torch.where(support, power * reach.pow(power - 1), 0.0).sum().detach()
+    threshold = low + (torch.where(support, reach.pow(power), 0.0).sum() - 1) / slope
+    reach = torch.where(support, scaled - threshold, 1.0)
+    return torch.where(support, reach.pow(power), 0.0)
+
+
+class TestEntmax(Contract):
+    name = "entmax"
+    variants = ({}, {"entmax_alpha": 1.6}, {"entmax_alpha": 2.5, "entmax_form": "softplus"})
+
+    def reference(self, mechanism, q, k, v, x, bias, visible):
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+        alpha = 1 + 1 / (1 + torch.exp(-mechanism.theta))
+        if mechanism.form == "softplus":
+            alpha = ALPHA_FLOOR + torch.log(1 + torch.exp(mechanism.theta))
+        weights = row_by_row(
+            q.size(2), k.size(2), visible, lambda b, h, i, seen: solve(scores[b, h, i, seen], alpha[h])
+        )
+        return weights @ v, weights
+
+
+def mechanism(name, **options):
+    return build_mechanism(name, Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH), settings(**options)).double()
+
+
+@pytest.mark.parametrize(("alpha", "name"), [(2.0, "sparsemax"), (1.5, "entmax15")])
+def test_an_alpha_equals_the_known_method(alpha, name):
+    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    for kind in ("nothing", "left", "a sentence of padding", "causal", "bias, hiding, right"):
+        mask = masks(kind, LENGTH)[0]
+        one = mechanism("entmax", entmax_alpha=alpha, entmax_form="softplus")(AttentionInput(q, k, v, mask, q))[0]
+        torch.testing.assert_close(one, mechanism(name)(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "softplus"])
+def test_alpha_stays_above_one(form):
+    entmax = mechanism("entmax", entmax_form=form)
+    with torch.no_grad():
+        entmax.theta.fill_(-1000.0)
+    assert (entmax.alpha() > 1).all()
+    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    output = entmax(AttentionInput(q, k, v, masks("causal, left", LENGTH)[0], q))[0]
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert math.isfinite(entmax.theta.grad.sum().item())
+
+
+def test_an_alpha_of_one_is_refused():
+    with pytest.raises(ValueError, match=r"--gpam-entmax-alpha 1.0 is not allowed; allowed: a number > 1.01"):
+        settings(entmax_alpha=1.0)
+
+
+def test_the_start_of_alpha():
+    site = Site("encoder", 0, 1, 1000, 1000, 1)
+    drawn = build_mechanism("entmax", site, settings()).alpha()
+    assert 1.45 < drawn.mean() < 1.55 and 0.15 < drawn.std() < 0.25 and drawn.max() <= 2
+    assert build_mechanism("entmax", site, settings(entmax_alpha=1.3)).alpha().mean().item() == pytest.approx(1.3)
+    with pytest.raises(ValueError, match=r"--gpam-entmax-alpha 2.5 .*--gpam-entmax-form sigmoid; allowed: .* and 2"):
+        build_mechanism("entmax", site, settings(entmax_alpha=2.5))

@@ -1,0 +1,354 @@
+"""The comparison of synthetic runs states their true differences in four files; the JSON alone rebuilds the others."""
+
+import base64
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import compare, comparison_report, finished, grid, kept, series
+from fairseq_gpam.lab.recipes import recorded
+
+SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
+NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
+
+
+def made_run(name, seed, shift=None):
+    nll = 4 + 0.1 * seed + (SHIFTS[name] if shift is None else shift) + (0 if name == "stock" else NOISE[seed - 1])
+    curve = {"valid": [[update, nll + 1 / update] for update in (1, 2, 4)]}
+    train = {"parameters": 10, "updates": 4, "valid_loss": nll, "valid_nll_loss": nll, "tokens_per_second": 5.0}
+    run = {"task": "made-lm", "name": name, "seed": seed, "train": {**train, "curve": curve}}
+    run["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, 0.1 * seed]]} if name == "good" else {}
+    run["collapse"] = {"mean_cosine, decoder": nll}
+    run["by_layer"] = {"mean_cosine, decoder": [[1, 0.5 + 0.1 * seed], [2, nll]]} if name == "good" else {}
+    return run
+
+
+@pytest.fixture(scope="module")
+def found():
+    return compare.comparison([made_run(name, seed) for name in SHIFTS for seed in range(1, 6)], "stock")
+
+
+def test_verdicts_on_synthetic_runs_with_known_differences(found):
+    [table] = found["tables"]
+    verdicts = {row["arm"]: (row.get("difference") or {}).get("verdict") for row in table["rows"]}
+    assert verdicts == {"stock": None, "good": "better", "bad": "worse", "same": "bounded null"}
+    good = next(row for row in table["rows"] if row["arm"] == "good")
+    expected = (-0.10 + sum(NOISE) / 5) * math.log(2)
+    assert good["difference"]["interval"]["mean"] == pytest.approx(expected)
+    assert table["noise"]["range"] == pytest.approx(0.4 * math.log(2))
+    [correlation] = found["collapse"]
+    assert correlation["rho"] == pytest.approx(1.0)
+    assert correlation["n"] == 20
+
+
+def test_a_run_that_diverged_is_named_and_not_counted(tmp_path):
+    runs = [made_run(name, seed) for name in ("stock", "bad") for seed in range(1, 6)]
+    runs[-1]["train"] |= {"valid_loss": math.nan, "valid_nll_loss": math.nan}
+    runs[-1]["train"]["curve"] = {"valid": [[1, 5.0], [2, math.inf], [4, math.nan]]}
+    runs[-1]["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, math.nan]]}
+    [table] = compare.comparison(runs, "stock")["tables"]
+    assert [row["n"] for row in table["rows"]] == [5, 4]
+    assert table["rows"][1]["difference"]["verdict"] == "worse"
+    page = comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
+    for file in (page, tmp_path / "comparison.md"):
+        assert "Diverged and not counted: bad seed 5." in file.read_text(encoding="utf-8")
+
+
+def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(found):
+    curves = {entry["arm"]: entry for entry in found["curves"]}
+    updates, mean, low, high = curves["good"]["points"][0]
+    assert updates == 1
+    assert mean == pytest.approx((5.3 - 0.1 + sum(NOISE) / 5) * math.log(2))
+    assert low < mean < high
+    assert curves["stock"]["differences"] == []
+    for update, difference, low, high in curves["good"]["differences"]:
+        assert update in (1, 2, 4)
+        assert difference == pytest.approx((-0.1 + sum(NOISE) / 5) * math.log(2))
+        assert high - low < 0.01
+    [layers] = found["layers"]
+    assert (layers["arm"], layers["name"], layers["seeds"]) == ("good", "mean_cosine, decoder", 5)
+    assert layers["points"][0] == [1, pytest.approx(0.8), pytest.approx(0.6), 1.0]
+    [shown] = found["lambdas"]
+    assert (shown["arm"], shown["name"]) == ("good", "decoder1_lambda_plus")
+    assert shown["points"] == [[0, 0.0], [4, pytest.approx(0.3)]]
+
+
+def test_learning_rates_are_compared_among_themselves():
+    runs = []
+    for rate, shift in (("0.001", 0.0), ("0.01", 0.5)):
+        for name in ("stock", "good"):
+            runs += [{**made_run(name, n, SHIFTS[name] + shift), "name": f"{name}_lr{rate}"} for n in (1, 2, 3)]
+    tables = compare.comparison(runs, "stock")["tables"]
+    assert [table["group"] for table in tables] == ["made-lm, learning rate 0.001", "made-lm, learning rate 0.01"]
+    means = [table["rows"][1]["difference"]["interval"]["mean"] for table in tables]
+    assert means[0] == pytest.approx(means[1])
+
+
+def test_arms_with_fewer_pairs_than_seeds_show_both_numbers(found):
+    runs = [made_run(name, seed) for name in ("stock", "good") for seed in range(1, 6)]
+    [table] = compare.comparison(runs[1:], "stock")["tables"]
+    assert [row[1] for row in comparison_report.cells(table)] == ["4", "5, 4 pairs"]
+    assert [row[1] for row in comparison_report.cells(found["tables"][0])] == ["5"] * 4
+
+
+def test_the_last_lambda_is_the_mean_of_each_seeds_own_last_one_wherever_its_training_ended():
+    runs = [made_run("good", seed) for seed in (1, 2, 3)]
+    for one, last in zip(runs, ([[4, 0.1]], [[4, 0.2], [6, 0.3]], [[4, 0.2], [8, 0.5], [9, math.nan]]), strict=True):
+        one["lambdas"] = {"decoder1_lambda_plus": last}
+    [shown] = series.mean_lambdas(runs)
+    assert shown["points"][-1] == [8, 0.5]
+    assert shown["last"] == pytest.approx((0.1 + 0.3 + 0.5) / 3)
+    _, [row] = comparison_report.lambda_table([{"arm": "good", **shown}])
+    assert row == ["good", "0.30 (0.30 to 0.30)"]
+
+
+def translated(run, checkpoint, flags=""):
+    """The run with a score, and the command line of its translation in a folder of its own."""
+    place = f"out-{run['seed']}/runs/made-lm/{run['name']}/checkpoints/{checkpoint}"
+    command = f"fairseq-generate out-{run['seed']}/data-bin/made --path {place} --beam 4 {flags}"
+    scores = {"bleu": 20.0 + run["seed"], "chrf": 40.0}
+    return {**run, "score": scores, "generate": {"command": command, "tokens_per_second": 1.0}}
+
+
+def test_runs_that_were_decoded_otherwise_are_named_below_the_tables_of_their_scores(tmp_path):
+    runs = [translated(made_run(name, seed), "best.pt") for name in ("stock", "good") for seed in (1, 2, 3)]
+    tables = compare.comparison(runs, "stock")["tables"]
+    assert [table["decoded_otherwise"] for table in tables] == [[]] * 3
+    runs[4:] = [translated(run, "average.pt") for run in runs[4:]]
+    runs[3] = translated(runs[3], "best.pt", "--beam 5")
+    comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    note = (
+        "Decoded otherwise than the first run of the table: good seed 1: --beam (there: 4; now: 5). "
+        "good seed 2, good seed 3: --path (there: best.pt; now: average.pt)."
+    )
+    assert text.count(note) == 2
+    assert "Decoded" not in text.partition("test BLEU")[0]
+
+
+GRID = """
+baseline = "stock"
+seeds = [1, 2, 3]
+[tasks.bible-de-en]
+[tasks.shakespeare-lm]
+[tasks.ptb-lm]
+[arms]
+stock = {mechanism = "stock", tasks = ["bible-de-en", "shakespeare-lm"]}
+good = ""
+bad = ""
+"""
+
+
+def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_table(tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID)
+    folders = []
+    for task, name, seed in (
+        *(("bible-de-en", name, seed) for name, seeds in (("stock", (1, 2, 3)), ("good", (1, 3))) for seed in seeds),
+        ("ptb-lm", "good", 1),
+    ):
+        folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
+        folders[-1].mkdir(parents=True)
+        recorded.update(folders[-1], {key: made_run(name, seed)[key] for key in ("name", "seed", "train")})
+    compare.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
+    remarks = {
+        "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
+        "shakespeare-lm": "Not run with any seed of 1, 2, 3: stock, good, bad.",
+        "ptb-lm": "Not compared, because no run is of the baseline stock: good. "
+        "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2, 3.",
+    }
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out/comparison.html").read_text(encoding="utf-8")
+    assert f"Holm's correction is over 2 arms. {remarks['bible-de-en']}\n" in text
+    for task, words in remarks.items():
+        assert text.count(words) == page.count(words) == 1
+        if task != "bible-de-en":
+            assert f"## {task}\n\n{words}\n" in text
+
+
+def test_a_name_that_only_looks_like_a_learning_rate_stays_an_arm():
+    assert compare.arm_and_rate("dagpam_lr_tied") == ("dagpam_lr_tied", "")
+    assert compare.arm_and_rate("dagpam_lr1e-05") == ("dagpam", "1e-05")
+    runs = [{**made_run(name, seed)} for name in ("stock", "good") for seed in (1, 2, 3)]
+    for one in runs[3:]:
+        one["name"] = "good_lr_tied"
+    [table] = compare.comparison(runs, "stock")["tables"]
+    assert [row["arm"] for row in table["rows"]] == ["stock", "good_lr_tied"]
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.images, self.addresses = [[]], [], []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.addresses += [given[name] for name in ("src", "href") if name in given]
+        if tag == "img":
+            self.images.append(given)
+        if tag == "tr":
+            self.cells.append([])
+        self.inside = tag == "td"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells[-1].append(data)
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+
+def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tmp_path):
+    page = Page(comparison_report.write(found, tmp_path).read_text(encoding="utf-8"))
+    assert page.images
+    assert all(image["alt"] for image in page.images)
+    assert all(address.startswith("data:") for address in page.addresses)
+    written = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    [table] = written["tables"]
+    for row in comparison_report.cells(table):
+        assert row in page.cells
+    rows = {row["arm"]: row for row in table["rows"]}
+    shown = next(row for row in page.cells if row[:1] == ["good"])
+    assert float(shown[2].split(" ± ")[0]) == pytest.approx(rows["good"]["mean"], abs=5e-5)
+    assert float(shown[3].split(" ± ")[0]) == pytest.approx(rows["good"]["difference"]["interval"]["mean"], abs=5e-5)
+    forest = base64.b64decode(page.images[0]["src"].split(",")[1]).decode()
+    assert "<svg" in forest
+
+    lines = list(csv.DictReader((tmp_path / "comparison.csv").open(encoding="utf-8")))
+    assert float(lines[1]["mean"]) == rows[lines[1]["arm"]]["mean"]
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "| good | 5 |" in text
+    assert "| mean cosine, decoder | good | 5 | 0.8 |" in text
+    assert any(row[:4] == ["mean cosine, decoder", "good", "5", "0.8"] for row in page.cells)
+    assert sum("first to last layer: good 0.8 to" in image["alt"] for image in page.images) == 1
+    assert sum("validation loss in nats, with label smoothing if any" in image["alt"] for image in page.images) == 1
+
+
+def test_every_file_is_made_again_from_the_json_alone_byte_for_byte(found, tmp_path):
+    comparison_report.write(found, tmp_path / "a")
+    main(["compare", "--json", str(tmp_path / "a/comparison.json"), "--out", str(tmp_path / "b")])
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["comparison.csv", "comparison.html", "comparison.json", "comparison.md"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
+    folders = []
+    for name in ("stock", "good"):
+        for seed in (1, 2):
+            folder = tmp_path / f"runs/made-lm/{name}/{seed}"
+            folder.mkdir(parents=True)
+            run = made_run(name, seed)
+            recorded.update(folder, {key: run[key] for key in ("name", "seed", "train")})
+            (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
+            (folder / "train.job.log").write_text(TRAINING)
+            record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
+            later = {**record, "num_updates": "4", "gpam_decoder1_lambda_plus": "0.5"}
+            log = "".join(f"x | INFO | train_inner | {json.dumps(one)}\n" for one in (record, later))
+            (folder / "train.log").write_text(log)
+            folders.append(folder)
+    analysis = folders[0] / "analysis/results.json"
+    analysis.parent.mkdir()
+    record = {"metric": "mean_cosine", "site": "decoder", "variant": "full", "head": None}
+    records = [{**record, "layer": layer, "mean": mean} for layer, mean in ((1, 0.9), (3, 1 / 3), (2, 0.5), (4, None))]
+    records += [{**records[1], "layer": 5, **other} for other in ({"head": 1}, {"variant": "without-mlps"})]
+    records += [{**record, "metric": "query_gradient", "layer": 1, "mean": 2 / 3}]
+    analysis.write_text(json.dumps({"runs": [{"variant": "full"}], "records": records}))
+    runs = compare.read_runs(folders)
+    assert runs[0]["collapse"] == {"mean_cosine, decoder": 1 / 3}
+    layers = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 1 / 3]], "query_gradient, decoder": [[1, 2 / 3]]}
+    assert runs[0]["by_layer"] == layers
+    assert not {"collapse", "by_layer"} & runs[1].keys()
+    line = kept.kept_line(folders[0])
+    assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
+    assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
+    rounded = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 0.3333]], "query_gradient, decoder": [[1, 0.6667]]}
+    assert line["by_layer"] == rounded
+    assert line["benchmark"] == runs[0]["benchmark"]
+    assert kept.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
+    assert runs[0]["benchmark"] == {"seconds": 12.5, "peak_memory_mib": 345.6}
+    assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
+    main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
+    assert "95 % (nats)" in text
+    assert re.search(r"\| good \| 10 \| 12 \| 346 \| 5 \| not measured \|", text)
+    assert "powerless" in text
+    with pytest.raises(SystemExit, match="--baseline is 'other'; allowed: an arm of the runs: stock, good"):
+        main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="either RUNS or --json"):
+        main(["compare", "--out", str(tmp_path / "out")])
+
+
+def test_wrong_input_is_refused_with_what_is_allowed(found, tmp_path, capsys):
+    lines = tmp_path / "runs.jsonl"
+    lines.write_text("".join(json.dumps(made_run(name, seed)) + "\n" for name in ("stock", "good") for seed in (1, 2)))
+    again = tmp_path / "again.jsonl"
+    again.write_text(json.dumps(made_run("good", 2)) + "\n")
+    comparison_report.write(found, tmp_path / "a")
+    written, broken, other = (tmp_path / name for name in ("a/comparison.json", "broken.json", "other.json"))
+    broken.write_text("{")
+    other.write_text("[]")
+    common = ["--baseline", "stock", "--out", str(tmp_path / "out")]
+    from_json = ["--out", str(tmp_path / "out"), "--json"]
+    for arguments, message in (
+        ([str(tmp_path / "none.jsonl"), *common], "none.jsonl: no such file"),
+        ([str(lines), *common, "--arms", "good", "god"], "--arms has 'god'; allowed: an arm of the runs: stock, good"),
+        ([str(lines), str(again), *common], rf"made-lm, good, seed 2 is in {lines} and in {again}; allowed: one"),
+        ([*from_json, str(written), "--baseline", "good"], "--baseline is not allowed beside --json"),
+        ([*from_json, str(written), "--arms", "good"], "--arms is not allowed beside --json"),
+        ([*from_json, str(written), "--delta-bleu", "1"], "--delta-bleu is not allowed beside --json"),
+        ([*from_json, str(tmp_path / "none.json")], "--json is .*none.json; allowed: a comparison.json"),
+        ([*from_json, str(broken)], "--json is .*broken.json; allowed: a comparison.json"),
+        ([*from_json, str(other)], "--json is .*other.json; allowed: a comparison.json that this version"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["compare", *arguments])
+    for delta in ("-0.1", "0", "nan"):
+        with pytest.raises(SystemExit):
+            main(["compare", str(lines), *common, "--delta-nats", delta])
+        assert f"--delta-nats: {delta} is not allowed; allowed: a number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    main(["compare", str(lines), *common, "--delta-nats", "0.5"])
+    assert json.loads((tmp_path / "out/comparison.json").read_text())["deltas"] == {**compare.DELTAS, "nats": 0.5}
+
+
+TRAINING = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "loaded", "measured"),
+    [
+        (TRAINING, "No existing checkpoint found x/checkpoint_last.pt", True),
+        (TRAINING, "Loaded checkpoint x/pretrained.pt (epoch 1 @ 0 updates)", True),
+        (TRAINING, "Loaded checkpoint x/checkpoint_last.pt (epoch 4 @ 183 updates)", False),
+        (TRAINING + TRAINING, "", False),
+        (TRAINING + "[lm a 1] trained already: x\n", "", False),
+        ("[lm a 1] trained already: x\n", "", False),
+        ("[lm a 1] training had ended before its results were recorded; recording them\n", "", False),
+        ("", "", False),
+    ],
+)
+def test_the_cost_of_a_training_is_that_of_a_job_that_trained_from_its_first_update_to_its_last(
+    tmp_path, said, loaded, measured
+):
+    (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
+    (tmp_path / "train.job.log").write_text(said)
+    (tmp_path / "train.log").write_text(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {loaded}\n")
+    assert finished.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
+
+
+def test_an_interval_without_a_lambda_is_left_out_of_its_history():
+    head = "2026-01-01 00:00:00 | INFO | train_inner | "
+    records = [
+        {"num_updates": update, "gpam_encoder1_lambda_plus": value}
+        for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
+    ]
+    history = finished.lambda_history("\n".join(head + json.dumps(record) for record in records))
+    assert list(history.values()) == [[[100, 0.5], [300, 0.25]]]

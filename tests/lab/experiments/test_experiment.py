@@ -1,0 +1,239 @@
+"""The smoke grid, its whole process tree killed twice, ends as an undisturbed one; a cluster gets the grid's flags."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+
+import psutil
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import experiment, grid
+
+REPOSITORY = Path(__file__).parents[3]
+SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
+RUNS = 4
+
+
+def start(machine, out):
+    """Starts the smoke grid, two jobs at a time."""
+    command = [machine.python, "-m", "fairseq_gpam", "experiment", SMOKE, "--jobs", "2", "--out", out]
+    return machine.start(command, PYTHONPATH=str(REPOSITORY))
+
+
+def in_training(out):
+    """One training has ended, and another is running."""
+    running = [p for p in out.glob("runs/*/*/*/train.log") if not p.with_name("train.done").exists()]
+    return list(out.glob("runs/*/*/*/train.done")) and any("train_inner" in p.read_text() for p in running)
+
+
+def in_translation(out):
+    """One run is scored, and another is being translated."""
+    running = [p for p in out.glob("runs/*/*/*/generate.log") if not p.with_name("generate.done").exists()]
+    return running and list(out.glob("runs/*/*/*/score.done"))
+
+
+def wait_for(condition, process, out):
+    deadline = time.monotonic() + 600
+    while not condition(out):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finished_jobs(out):
+    """What each job that has ended left behind: its marker, time and log, and what the run's folder records of it."""
+    found = {}
+    for marker in [*out.glob("prepared/*.done"), *out.glob("runs/*/*/*/*.done")]:
+        stage = marker.with_suffix("")
+        files = [marker, Path(f"{stage}.benchmark.tsv"), Path(f"{stage}.job.log")]
+        files += [path for path in [Path(f"{stage}.log")] if path.exists()]
+        found[str(stage)] = [(path.name, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+        results = marker.parent / "results.json"
+        if results.exists():
+            found[str(stage)].append(json.loads(results.read_text())[stage.name])
+    return found
+
+
+def compared(out):
+    """The comparison without its costs."""
+    found = json.loads((out / "comparison/smoke/comparison.json").read_text())
+    del found["costs"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machines, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    said = {}
+    for condition in (in_training, in_translation):
+        wait_for(condition, start(machines.current, killed), killed)
+        assert machines.kill() > 5
+        said |= {log: log.read_text() for log in killed.glob("runs/*/*/*/*.job.log") if log.stat().st_size}
+        before = finished_jobs(killed)
+        assert before
+        assert not (killed / "comparison").exists()
+
+    process = start(machines.current, killed)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    after = finished_jobs(killed)
+    assert len(after) == 1 + 3 * RUNS
+    assert {name: after[name] for name in before} == before
+    ended = Counter(re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", (killed / "snakemake.log").read_text()))
+    assert set(ended.values()) == {1}
+    for log in killed.glob("runs/*/*/*/train.log"):
+        # None if the kill came after the last checkpoint and before this line; training does not go on then.
+        assert log.read_text().count("done training in") <= 1
+    # What a job said before it was interrupted is kept.
+    assert said
+    for log, text in said.items():
+        assert log.read_text().startswith(text)
+
+    process = start(machines.current, whole)
+    text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert f"{RUNS} of {RUNS} runs done" in text
+    assert compared(killed) == compared(whole)
+
+
+SBATCH = r"""#!/bin/sh
+# Records its arguments and runs the job script in the background, as SLURM would somewhere else.
+printf '%s\n' "$@" >"$STAND_IN/$$.arguments"
+for word; do
+    case $word in --output=*) log=$(printf '%s' "${word#--output=}" | sed "s/%j/$$/") ;; esac
+    script=$word
+done
+echo RUNNING >"$STAND_IN/$$.state"
+{ sh "$script" >"$log" 2>&1 && echo COMPLETED >"$STAND_IN/$$.state" || echo FAILED >"$STAND_IN/$$.state"; } \
+    </dev/null >/dev/null 2>&1 &
+echo "$$"
+"""
+SACCT = r"""#!/bin/sh
+while [ "$1" != --jobs ]; do shift; done
+cat "$STAND_IN/$2.state"
+"""
+CLUSTER_GRID = """
+baseline = "stock"
+seeds = [1]
+[tasks.bible-de-en]
+prepare = "false"
+[tasks.shakespeare-lm]
+prepare = "true"
+[arms]
+stock = { mechanism = "stock" }
+[slurm]
+flags = "--partition cpu --time 8:00:00 --comment 'two words'"
+"""
+
+
+def test_slurm_gets_the_grids_flags_and_failing_jobs_are_named(tmp_path, monkeypatch, capsys):
+    for name, text in {"sbatch": SBATCH, "sacct": SACCT, "scancel": "#!/bin/sh\n"}.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN", str(tmp_path))
+    file, out = tmp_path / "cluster.toml", tmp_path / "out"
+    file.write_text(CLUSTER_GRID)
+    status = main(["experiment", str(file), "--executor", "slurm", "--jobs", "2", "--out", str(out)])
+    log = (out / "snakemake.log").read_text()
+    assert status == 1, log
+    said = capsys.readouterr().err
+    assert f"failed: prepare of bible-de-en; see {out / 'prepared/bible-de-en.job.log'}" in said
+    failed_log = out / "runs/shakespeare-lm/stock/1/train.job.log"
+    assert f"failed: train of shakespeare-lm stock 1; see {failed_log}" in said
+    assert said.count("failed: ") == 2
+    assert failed_log.read_text().count("no data in") == 1
+    assert (out / "prepared/shakespeare-lm.done").exists()
+
+    submitted = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*.arguments"))]
+    names = sorted(word for words in submitted for word in words if word.startswith("--job-name="))
+    assert names == [
+        f"--job-name={rule}"
+        for rule in ("prepare_bible_de_en", "prepare_shakespeare_lm", "train_shakespeare_lm_stock_1")
+    ]
+    for words in submitted:
+        assert words[0] == "--parsable"
+        assert {"--ntasks=1", "--cpus-per-task=1", f"--output={out}/slurm/%j.log"} <= set(words)
+        assert words[-7:-1] == ["--partition", "cpu", "--time", "8:00:00", "--comment", "two words"]
+    assert len(list((out / "slurm").glob("*.log"))) == 3
+
+
+PREPARED_GRID = """
+baseline = "stock"
+seeds = [1]
+[tasks.bible-de-en]
+prepare = "sh -c '{prepare}'"
+[arms]
+stock = {{ mechanism = "stock" }}
+[environment]
+PATH = "{path}"
+"""
+
+
+def prepared_grid(folder, prepare, python):
+    """A grid with this command to prepare, whose other jobs run the commands `python` of a shell."""
+    (folder / "python").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "python").chmod(0o755)
+    file = folder / "prepared.toml"
+    file.write_text(PREPARED_GRID.format(prepare=prepare, path=f"{folder}:{os.environ['PATH']}"))
+    return file
+
+
+def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
+    prepare = "echo tried; test -e once || { touch once; exit 1; }"
+    file, out = prepared_grid(tmp_path, prepare, "echo tried\nexit 1"), tmp_path / "out"
+    assert main(["experiment", str(file), "--retries", "2", "--out", str(out)]) == 1
+    prepared, trained = out / "prepared/bible-de-en", out / "runs/bible-de-en/stock/1/train"
+    assert prepared.with_suffix(".done").exists()
+    assert prepared.with_suffix(".job.log").read_text() == "tried\n" * 2
+    assert trained.with_suffix(".job.log").read_text() == "tried\n" * 3
+    said = capsys.readouterr().err
+    assert said.count("failed: ") == said.count("failed: train of bible-de-en stock 1") == 1
+
+
+def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_same_command(tmp_path):
+    prepare = "test -e once || { touch once; exec sleep 600; }"
+    file, out = prepared_grid(tmp_path, prepare, "exit 1"), tmp_path / "out"
+    command = [sys.executable, "-m", "fairseq_gpam", "experiment", file, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
+    wait_for(lambda out: (out / "once").exists(), process, out)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert int((out / "experiment.lock").read_text()) in [one.pid for one in started]
+    assert "sleep" in [one.name() for one in started]
+    process.terminate()
+    assert "stopped; the same line goes on from here" in process.communicate(timeout=300)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert not (out / "prepared/bible-de-en.done").exists()
+
+    done = subprocess.run(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
+    assert done.returncode == 1, done.stdout
+    assert (out / "prepared/bible-de-en.done").exists()
+    assert "failed: train of bible-de-en stock 1" in done.stdout
+
+
+def test_only_jobs_that_began_are_said_to_have_failed_and_snakemakes_log_is_always_named(tmp_path, capsys):
+    chosen = grid.load(SMOKE)
+    jobs = list(chosen.jobs())
+    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    ended = f"Snakemake ended with status 1; see {tmp_path / 'snakemake.log'}\n"
+    assert capsys.readouterr().err == ended
+    log = tmp_path / jobs[0].log
+    log.parent.mkdir()
+    log.touch()
+    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    assert capsys.readouterr().err == f"failed: {jobs[0].stage} of {jobs[0].label}; see {log}\n{ended}"
+
+
+def test_a_wrong_number_of_retries_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--retries is -1; allowed: a whole number, 0 or above"):
+        main(["experiment", str(SMOKE), "--retries", "-1", "--out", str(tmp_path)])

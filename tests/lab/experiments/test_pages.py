@@ -1,0 +1,202 @@
+"""The results tables of README.md and examples/ are what the committed results say."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import kept, pages
+from fairseq_gpam.lab.recipes import recorded
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_committed_tables_agree_with_the_committed_results():
+    changed = pages.rebuild(REPOSITORY, write=False)
+    assert not changed, "run: python -m fairseq_gpam results tables"
+
+
+def test_every_result_has_a_table_and_every_published_anchor_is_shown():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").rglob("*.md"))
+    folder = REPOSITORY / "examples/results"
+    shown = json.loads((folder / kept.PUBLISHED).read_text(encoding="utf-8"))
+    for path in folder.glob("*.jsonl"):
+        runs = kept.read_lines(path)
+        assert {run["task"] for run in runs} == {path.stem}
+        shown += runs
+    for entry in shown:
+        assert re.search(rf"<!-- results: {re.escape(entry['task'])}( \S+)* -->", text)
+    for anchor in ("108.26", "106.38", "25.96", "25.33", "28.54", "29.25"):
+        assert re.search(rf"\|\s+{re.escape(anchor)}\b", text)
+
+
+def test_committed_results_are_small_and_hold_no_paths():
+    paths = list((REPOSITORY / "examples/results").iterdir())
+    assert {path.suffix for path in paths} <= {".json", ".jsonl"}
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert len(line) < 20_000
+            without_addresses = re.sub(r"https?://\S+", "", line)
+            assert not re.search(r"(?<![\w.:/])/(?:[\w.-]+/)+", without_addresses)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    (tmp_path / "examples/results").mkdir(parents=True)
+    published = [
+        {"task": "shakespeare-lm", "name": "softmax", "source": "paper", "eval-lm": {"perplexity_word": "12.30"}}
+    ]
+    (tmp_path / "examples/results" / kept.PUBLISHED).write_text(json.dumps(published))
+    (tmp_path / "README.md").write_text("before\n<!-- results: shakespeare-lm -->\nold\n<!-- /results -->\nafter\n")
+    return tmp_path
+
+
+def made_run(out, name, seed=1, **entries):
+    run = out / "runs/shakespeare-lm" / name / str(seed)
+    run.mkdir(parents=True)
+    train = {"parameters": 10, "updates": 2, "valid_loss": 3.0, "tokens_per_second": 5.0}
+    train["curve"] = {"train": [[1, 2]], "valid": [[2, 3.0]]}
+    train["command"] = f"fairseq-train {out}/data-bin/shakespeare-lm --user-dir /somewhere/fairseq_gpam"
+    recorded.update(run, {"task": "shakespeare-lm", "name": name, "seed": seed, "train": train, **entries})
+    return run
+
+
+def test_kept_runs_fill_the_table(repository):
+    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    main(["results", "keep", str(run), "--repository", str(repository)])
+    [line] = kept.read_lines(repository / "examples/results/shakespeare-lm.jsonl")
+    assert line["train"]["command"] == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
+    assert line["train"]["curve"] == {"valid": [[2, 3.0]]}
+
+    with pytest.raises(SystemExit, match="run: python"):
+        main(["results", "tables", "--check", "--repository", str(repository)])
+    assert "old" in (repository / "README.md").read_text()
+    main(["results", "tables", "--repository", str(repository)])
+    main(["results", "tables", "--check", "--repository", str(repository)])
+    text = (repository / "README.md").read_text()
+    assert text.startswith("before\n<!-- results: shakespeare-lm -->\n")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    assert rows[0][0] == "mechanism"
+    assert rows[1][0] == "softmax, published: paper"
+    assert rows[1][6] == "12.30"
+    assert rows[2][0] == "stock"
+    assert set(rows[2][2:]) == {"not run"}
+    assert rows[3] == ["dagpam", "1", "10", "2", "3.000", "4.00", "8.00", "5", "1"]
+
+
+def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
+    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    main(["results", "keep", str(run), "--repository", str(repository), "--without-speeds", "other work"])
+    [line] = kept.runs_of("shakespeare-lm", repository)
+    assert line["train"]["tokens_per_second"] is None
+    assert line["eval-lm"] == {**evaluated, "tokens_per_second": None, "seconds": None}
+    assert line["note"] == "speeds are left out: other work"
+    pages.rebuild(repository)
+    shown = (repository / "README.md").read_text()
+    assert re.search(r"\| dagpam .*\| +8\.00 +\| +not measured +\| +not measured +\|", shown)
+
+
+def test_other_paths_are_refused(repository):
+    run = made_run(
+        repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
+    )
+    with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
+        kept.keep([run], repository)
+    shutil.rmtree(run)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        kept.keep([run], repository)
+
+
+def test_keeping_again_changes_nothing_and_a_new_result_takes_the_place_of_the_old_one(repository):
+    runs = [made_run(repository / "out", name, seed) for name in ("wider", "dagpam", "stock") for seed in (10, 2)]
+    [path] = kept.keep(runs, repository)
+    assert path == repository / "examples/results/shakespeare-lm.jsonl"
+    first = path.read_bytes()
+    kept.keep(runs[::-1], repository)
+    kept.keep(runs[2:4], repository)
+    assert path.read_bytes() == first
+    order = [(run["name"], run["seed"]) for run in kept.read_lines(path)]
+    assert order == [(name, seed) for name in ("stock", "dagpam", "wider") for seed in (2, 10)]
+
+    recorded.update(runs[2], {"train": {**recorded.read(runs[2])["train"], "valid_loss": 2.5}})
+    kept.keep([runs[2]], repository)
+    lines, old = path.read_bytes().splitlines(), first.splitlines()
+    assert [number for number in range(6) if lines[number] != old[number]] == [3]
+    assert kept.read_lines(path)[3]["train"]["valid_loss"] == 2.5
+
+
+def test_a_line_reads_the_same_whatever_machine_and_commit_it_came_from(repository):
+    path = repository / "examples/results/shakespeare-lm.jsonl"
+    line = {
+        "task": "shakespeare-lm",
+        "name": "dagpam",
+        "seed": 1,
+        "train": {"parameters": 1, "updates": 1},
+        "unknown": [1],
+    }
+    line["train"] |= {"valid_loss": 1.0, "tokens_per_second": None}
+    path.write_text(json.dumps(line) + "\n")
+    pages.rebuild(repository)
+    assert "not measured" in (repository / "README.md").read_text()
+    path.write_text(json.dumps(line) + "\n{}\n")
+    with pytest.raises(ValueError, match=r"shakespeare-lm\.jsonl, line 2: not a run"):
+        pages.rebuild(repository)
+
+
+def shown_rows(repository, marker):
+    page = f"{marker}\n<!-- /results -->\n"
+    text, pictures = pages.rebuilt(page, Path("README.md"), repository)
+    assert pages.rebuilt(text, Path("README.md"), repository) == (text, {})
+    assert pictures == {}
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")[:3]) for line in table[1:]]
+
+
+def test_a_marker_chooses_names_and_seeds_and_what_was_not_run_says_so(repository):
+    runs = [made_run(repository / "out", name, seed) for name in ("stock", "wider", "other") for seed in (1, 2)]
+    kept.keep(runs, repository)
+    published = ("softmax, published: paper", "–", "–")
+    marker = "<!-- results: shakespeare-lm{} -->"
+    everything = [(name, seed, "10") for name in ("stock", "other", "wider") for seed in "12"]
+    everything.insert(2, ("dagpam", "–", "not run"))
+    assert shown_rows(repository, marker.format("")) == [published, *everything]
+    assert shown_rows(repository, marker.format(" names=wider,stock seeds=2")) == [
+        *(published, ("wider", "2", "10"), ("stock", "2", "10"))
+    ]
+    assert shown_rows(repository, marker.format(" names=dagpam,wider seeds=1,3")) == [
+        *(published, ("dagpam", "1", "not run"), ("dagpam", "3", "not run")),
+        *(("wider", "1", "10"), ("wider", "3", "not run")),
+    ]
+    assert shown_rows(repository, marker.format(" seeds=1")) == [
+        *(published, ("stock", "1", "10"), ("dagpam", "1", "not run"), ("other", "1", "10"), ("wider", "1", "10"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("<!-- results: shakespeare-lm name=stock -->", r"'name=stock' is unknown .*; allowed: names=…, seeds=…"),
+        ("<!-- results: shakespeare-lm names=a names=b -->", r"'names=b' is unknown or given twice"),
+        ("<!-- results: shakespeare-lm names=a,,b -->", r"names is 'a,,b'; allowed: different names of arms"),
+        ("<!-- results: shakespeare-lm names=a,a -->", r"names is 'a,a'; allowed: different names of arms"),
+        ("<!-- results: shakespeare-lm seeds=1-5 -->", r"seeds is '1-5'; allowed: different whole numbers"),
+        ("<!-- results: no-such-task -->", r"no recipe for task 'no-such-task'"),
+        ("<!-- results:shakespeare-lm -->", r"not a marker with its end; allowed: <!-- results: NAME names=…"),
+        ("<!-- results: a -->\n<!-- results: b -->", r"results: a -->: allowed: <!-- /results --> before"),
+        ("<!-- /results -->", r"not a marker with its end"),
+    ],
+)
+def test_a_wrong_marker_is_named_with_its_page_and_what_is_allowed(repository, marker, message):
+    with pytest.raises(pages.MarkerError, match=r"docs/page\.md: <!-- .*" + message):
+        pages.rebuilt(f"before\n\n{marker}\n<!-- /results -->\n", Path("docs/page.md"), repository)
+    (repository / "README.md").write_text(f"{marker}\n<!-- /results -->\n")
+    with pytest.raises(SystemExit, match=r"README\.md: <!--"):
+        main(["results", "tables", "--repository", str(repository)])

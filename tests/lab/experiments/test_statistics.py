@@ -1,0 +1,198 @@
+"""Verdicts on synthetic data with known differences, and every number against an independent reference."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fairseq_gpam.lab.experiments import statistics
+
+SEEDS = range(1, 6)
+
+
+def made_table(generator, arms=5, seeds=5, effect=0.0, noise=1.0):
+    """A baseline and arms with values by seed; the first arm is shifted by `effect` standard deviations of the noise.
+
+    Every seed shifts all arms alike by ten times the noise, which pairing has to remove.
+    """
+    shift = generator.normal(0, 10 * noise, seeds)
+    table = {"baseline": shift + generator.normal(0, noise / math.sqrt(2), seeds)}
+    for number in range(arms):
+        table[f"arm {number}"] = shift + generator.normal(0, noise / math.sqrt(2), seeds)
+    table["arm 0"] = table["arm 0"] + effect * noise
+    return {name: dict(enumerate(values, start=1)) for name, values in table.items()}
+
+
+def test_null_data_gives_a_better_arm_in_at_most_one_table_of_twenty():
+    generator = np.random.default_rng(1)
+    verdicts = [
+        {one.verdict for one in statistics.compare(made_table(generator), "baseline", 0.01, True).values()}
+        for _ in range(1000)
+    ]
+    assert sum("better" in found for found in verdicts) <= 50
+    # Better or worse: the rate that Holm's method promises over the whole table.
+    assert 5 <= sum(bool(found & {"better", "worse"}) for found in verdicts) <= 65
+
+
+@pytest.mark.parametrize("lower_is_better", [True, False])
+def test_a_planted_effect_of_two_standard_deviations_is_found(lower_is_better):
+    generator = np.random.default_rng(2)
+    found = []
+    for _ in range(200):
+        table = made_table(generator, seeds=8, effect=-2.0 if lower_is_better else 2.0)
+        found.append(statistics.compare(table, "baseline", 0.01, lower_is_better)["arm 0"].verdict)
+    assert found.count("better") >= 180
+    assert "worse" not in found
+    table = made_table(generator, seeds=8, effect=2.0 if lower_is_better else -2.0)
+    assert statistics.compare(table, "baseline", 0.01, lower_is_better)["arm 0"].verdict == "worse"
+
+
+def paired(differences):
+    return {
+        "baseline": dict.fromkeys(range(len(differences)), 3.0),
+        "arm": {n: 3 + d for n, d in enumerate(differences)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ([-0.05, -0.04, -0.06, -0.05, -0.055], "better"),
+        ([0.05, 0.04, 0.06, 0.05, 0.055], "worse"),
+        ([0.001, -0.001, 0.002, -0.002, 0.0005], "bounded null"),
+        ([-0.006, -0.0055, -0.0065, -0.006, -0.0058], "better"),
+        ([0.05, -0.04, 0.03, -0.06, 0.02], "uninformative"),
+        ([-0.05, -0.05001], "powerless"),
+        ([-5.0], "powerless"),
+        ([0.0, 0.0, 0.0], "bounded null"),
+        ([-1.0, -1.0, -1.0], "better"),
+    ],
+)
+def test_verdicts(differences, expected):
+    assert statistics.compare(paired(differences), "baseline", 0.01, True)["arm"].verdict == expected
+
+
+def test_rounded_differences_without_spread_prove_nothing():
+    def verdict(differences, resolution):
+        found = statistics.compare(paired(differences), "baseline", 0.01, True, resolution)["arm"]
+        return found.verdict, found.interval.sd
+
+    assert verdict([-0.001] * 3, 0.001) == ("bounded null", pytest.approx(0.001 / math.sqrt(6)))
+    assert verdict([-0.02] * 3, 0.001)[0] == "better"
+    differences = [-0.05, -0.04, -0.06, -0.05, -0.055]
+    assert verdict(differences, 0.001) == verdict(differences, 0.0)
+    # The resolution's spread is that of the difference of two rounded numbers that are exactly equal.
+    rounded = np.random.default_rng(6).uniform(0, 100, (2, 100_000)).round(1)
+    exact = np.random.default_rng(6).uniform(0, 100, (2, 100_000))
+    errors = (rounded - exact)[0] - (rounded - exact)[1]
+    assert errors.std() == pytest.approx(0.1 / math.sqrt(6), rel=0.01)
+
+
+def test_only_common_seeds_are_paired_and_an_arm_without_any_is_left_out():
+    arms = {"baseline": {1: 1.0, 2: 2.0, 3: 3.0}, "some": {2: 2.5, 3: 3.5, 9: 0.0}, "none": {7: 1.0}}
+    found = statistics.compare(arms, "baseline", 0.01, True)
+    assert list(found) == ["some"]
+    assert found["some"].seeds == (2, 3)
+    assert found["some"].interval.mean == 0.5
+    with pytest.raises(KeyError, match="stock"):
+        statistics.compare(arms, "stock", 0.01, True)
+
+
+def test_intervals_and_p_are_those_of_the_textbook():
+    values = [2.1, 1.9, 2.6, 2.4]
+    shown = statistics.interval(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (shown.low, shown.high) == pytest.approx((low, high))
+    assert statistics.interval([1.0]) == statistics.Interval(1, 1.0, None, None, None)
+    baseline = [1.0, 1.2, 1.1, 0.9]
+    differences = np.subtract(values, baseline)
+    assert statistics.paired_t(statistics.interval(differences)) == pytest.approx(
+        stats.ttest_rel(values, baseline).pvalue
+    )
+    exact = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
+    )
+    assert statistics.sign_flip(differences) == pytest.approx(exact.pvalue)
+
+
+def test_five_seeds_cannot_decide_by_sign_flips():
+    assert statistics.sign_flip([-1, -2, -3, -4, -5]) == 2 / 32
+    generator = np.random.default_rng(1)
+    many = generator.normal(0.3, 1, 20)
+    assert statistics.sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+
+
+def test_arms_that_have_not_run_count_as_tests_with_larger_p():
+    """Holm's correction takes p = 1 for missing arms, so that no verdict is lost when the rest of a study runs."""
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = {"a": 0.03, "b": 0.001, "c": 0.004}
+    whole = multipletests([*p_values.values(), 1.0, 1.0], method="holm")[1]
+    assert list(map(statistics.holm(p_values, 5).get, p_values)) == pytest.approx(list(whole[:3]))
+    assert statistics.holm(p_values, 2) == statistics.holm(p_values)
+
+
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.9, "e": 0.011}
+    corrected = statistics.holm(p_values)
+    assert [corrected[name] for name in p_values] == pytest.approx(
+        multipletests(list(p_values.values()), method="holm")[1]
+    )
+    generator = np.random.default_rng(5)
+    found = statistics.compare(made_table(generator, arms=3, effect=-3), "baseline", 0.01, True)
+    assert {name: one.p_holm for name, one in found.items()} == statistics.holm(
+        {name: one.p_t for name, one in found.items()}
+    )
+
+
+def test_the_seeds_that_are_needed_have_the_power_that_is_promised():
+    needed = statistics.seeds_needed(0.01, 0.01, 1)
+    generator = np.random.default_rng(3)
+    for seeds, enough in ((needed, True), (needed - 3, False)):
+        p = stats.ttest_1samp(generator.normal(0.01, 0.01, (4000, seeds)), 0, axis=1).pvalue
+        assert bool(np.mean(p < 0.05) >= 0.78) is enough
+    for no_spread in (0.0, None):
+        assert statistics.seeds_needed(0.01, no_spread, 1) is None
+    assert statistics.seeds_needed(100.0, 0.001, 1) == statistics.MIN_PAIRS
+    assert statistics.seeds_needed(1e-9, 1.0, 1) is None
+    assert statistics.seeds_needed(0.0, 1.0, 1) is None
+
+
+def test_spearman_and_its_interval():
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=40)
+    y = x + generator.normal(size=40)
+    found = statistics.spearman(x, y)
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.low < found.rho < found.high
+    assert found.low > 0
+    unrelated = statistics.spearman(x, generator.normal(size=40))
+    assert unrelated.low < 0 < unrelated.high
+    assert statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4]).rho is None
+    assert statistics.spearman([1, 2, 3], [1, 2, 3]).low is None
+
+
+def test_correlation_between_arms_is_distinguished_from_correlation_within_arms():
+    """Between the arms both rise, within each arm one falls as the other rises; an arm of one run tells nothing."""
+    x = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30]
+    y = [2, 1, 0, 12, 11, 10, 22, 21, 20, 30]
+    found = statistics.spearman(x, y, list("aaabbbcccd"))
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.between == pytest.approx(1)
+    assert found.within == pytest.approx(-1)
+    alone = statistics.spearman(x, y)
+    assert alone.within is None
+    assert alone.between == pytest.approx(alone.rho)
+
+
+def test_runs_of_one_arm_count_as_one_observation():
+    """Copies of four arms' runs do not make the interval narrower."""
+    x, y, arms = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0], list("abcde")
+    once = statistics.spearman(x, y, arms)
+    copied = statistics.spearman(x * 10, y * 10, arms * 10)
+    single = statistics.spearman(x * 10, y * 10)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, abs=0.05)
+    assert single.high - single.low < (once.high - once.low) / 2

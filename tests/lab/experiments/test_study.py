@@ -1,0 +1,265 @@
+"""A study's tables and pictures follow from its grid file and the kept runs, and name what is missing."""
+
+import math
+import re
+import shlex
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import compare, forest, grid, kept, pages, study
+
+GRID = """
+baseline = "stock"
+seeds = [1, 2, 3]
+plugin_flags = "--gpam-log-attention 100"
+
+[tasks.bible-de-en]
+[tasks.shakespeare-lm]
+
+[arms]
+dagpam = ""
+stock = { mechanism = "stock" }
+wider = { mechanism = "stock", flags = "--encoder-ffn-embed-dim 280", tasks = ["bible-de-en"] }
+"""
+MARKER = "<!-- comparison: made -->"
+SVG = "{http://www.w3.org/2000/svg}"
+BITS = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1)}
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / study.FOLDER / "made"
+    folder.mkdir(parents=True)
+    (folder / "grid.toml").write_text(GRID)
+    (folder / "README.md").write_text(f"before\n{MARKER}\n<!-- /comparison -->\nafter\n")
+    (tmp_path / "README.md").write_text(
+        "<!-- comparison: made tasks=bible-de-en measures=valid-loss show=table,picture -->\n<!-- /comparison -->\n"
+    )
+    (tmp_path / "examples/results").mkdir()
+    return tmp_path
+
+
+def keep(repository, leave_out=(), more_flags="", analysed=False):
+    """Keeps a run for each planned one of the translation, except those left out."""
+    kept_runs = []
+    for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
+        plan = planned.settings
+        if plan.runs_of == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
+            nll = BITS[plan.name][plan.seed - 1]
+            command = f"{shlex.join(study.command(planned))} {more_flags}"
+            train = {"command": command, "valid_nll_loss": nll, "parameters": 10}
+            run = {"task": plan.runs_of, "name": plan.name, "seed": plan.seed, "train": train}
+            train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
+            train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
+            scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
+            kept_runs.append({**run, "score": scores, "collapse": {"mean_cosine, decoder": nll}})
+            if analysed:
+                ratios = [[layer, nll / 2**layer] for layer in range(3)]
+                kept_runs[-1]["by_layer"] = {"residual_ratio, encoder": ratios, "query_gradient, cross": ratios[1:]}
+                kept_runs[-1]["benchmark"] = {"seconds": None, "peak_memory_mib": 1000 * plan.seed}
+            if plan.name == "dagpam":
+                layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
+                kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
+    kept.write("bible-de-en", kept_runs, repository)
+
+
+def cells(text, arm):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {arm} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def shown(repository, page="examples/studies/made/README.md"):
+    main(["results", "tables", "--repository", str(repository)])
+    return (repository / page).read_text(encoding="utf-8")
+
+
+def test_the_table_is_what_the_kept_runs_say(repository):
+    keep(repository)
+    text = shown(repository)
+    bits = {arm: np.array(values) * math.log(2) for arm, values in BITS.items()}
+    difference = bits["dagpam"] - bits["stock"]
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    p = {arm: stats.ttest_rel(bits[arm], bits["stock"]).pvalue for arm in ("dagpam", "wider")}
+    row = cells(text, "dagpam")
+    assert (row[1], row[9]) == ("3", "10")
+    assert row[3] == f"{difference.mean():+.4f} ± {(high - low) / 2:.4f}"
+    assert row[4:8] == ["better", f"{2 * p['dagpam']:.4f}", f"{p['dagpam']:.4f}", "0.2500"]
+    assert cells(text, "wider")[4] == "uninformative"
+    assert cells(text, "stock")[4] == "baseline"
+    assert "difference ± 95 % (nats)" in text
+    assert f"standard deviation is {bits['stock'].std(ddof=1):.4f}" in text
+    assert text.index("| stock |") < text.index("| dagpam |") < text.index("| wider |")
+    assert "**bible-de-en: test BLEU (higher is better)**" in text
+    assert "test loss" not in text.partition("shakespeare-lm")[0]
+    assert "shakespeare-lm: test loss per subword (nats)**: no run of the baseline `stock`" in text
+    assert "Not run with any seed of 1, 2, 3: stock, dagpam." in text
+    assert "| arm | λ⁺ encoder | λ⁻ cross |" in text
+    assert "| dagpam | 3.50 (3.00 to 4.00) | 0.25 (0.25 to 0.25) |" in text
+    assert "| bible-de-en | mean cosine, decoder | 9 | 1.00 | – | – |" in text
+    for note in ("bleu: tok:13a", "chrf: nc:6", "machine: a CPU, 2 cores, 1 thread(s)", "commit: abc"):
+        assert text.count(f"- {note}\n") == 1
+
+
+def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
+    keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
+    text = shown(repository)
+    assert cells(text, "dagpam")[1] == "2"
+    assert cells(text, "dagpam")[4] == "powerless (too few seeds)"
+    assert "| wider |" not in text
+    assert "Not run with any seed of 1, 2, 3: wider." in text
+    assert "Not run yet: dagpam seeds 1." in text
+    assert "Holm's correction is over 2 arms." in text
+    keep(repository, leave_out=[("wider", seed) for seed in (1, 2, 3)])
+    row = dict(zip(("p (Holm)", "p (t)"), map(float, cells(shown(repository), "dagpam")[5:7]), strict=True))
+    assert row["p (Holm)"] == pytest.approx(2 * row["p (t)"], abs=1e-3)
+
+    keep(repository, more_flags="--gpam-log-attention 7")
+    assert cells(shown(repository), "dagpam")[1] == "3"
+    keep(repository, more_flags="--dropout 0.5")
+    text = shown(repository)
+    assert "dagpam seed 1: --dropout (there: 0.5; now: 0.1)" in text
+    assert "no run of the baseline `stock`, powerless (too few seeds)" in text
+    assert not list(repository.rglob("*.svg"))
+
+
+def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=layers,costs -->\n<!-- /comparison -->\n")
+    keep(repository)
+    assert "by layer" not in shown(repository)
+    assert "memory" not in shown(repository)
+    keep(repository, analysed=True, leave_out=[("wider", 1), ("wider", 3)])
+    text = shown(repository)
+    assert "| measure | arm | seeds | layer 0 | layer 1 | layer 2 |" in text
+    means = [f"{np.mean(BITS['dagpam']) / 2**layer:.3g}" for layer in range(3)]
+    assert f"| residual ratio, encoder | dagpam | 3 | {' | '.join(means)} |" in text
+    assert f"| query gradient, cross | dagpam | 3 | – | {' | '.join(means[1:])} |" in text
+    assert "| residual ratio, encoder | wider | 1 | 4.2 | 2.1 | 1.05 |" in text
+    assert "query gradient: ‖dL/dW_Q‖_F" in text
+    assert f"residual ratio, encoder, first to last layer: stock 4.1 to 1.03, dagpam {means[0]} to {means[2]}" in text
+    assert "| arm | peak memory (MiB) |" in text
+    assert "| stock | 2,000 |" in text
+    assert "validation" not in text and "Spearman" not in text
+    picture = (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes()
+    assert f"](bible-de-en{study.LAYERS})" in text
+    main(["results", "tables", "--check", "--repository", str(repository)])
+    keep(repository, analysed=True)
+    shown(repository)
+    assert (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes() != picture
+    page.write_text("<!-- comparison: made show=costs -->\n<!-- /comparison -->\n")
+    shown(repository)
+    assert not list(repository.rglob(f"*{study.LAYERS}"))
+
+
+def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse -->\n<!-- /comparison -->\n")
+    keep(repository, leave_out=[("wider", 2)])
+    text = shown(repository)
+    assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
+    assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
+    root = ElementTree.fromstring((page.parent / f"bible-de-en{study.SCATTER}").read_text(encoding="utf-8"))
+    arms = {group[0].text: len(group) - 1 for group in root.iter(f"{SVG}g") if group[0].tag == f"{SVG}title"}
+    assert arms == {"stock": 3, "dagpam": 3, "wider": 2}
+
+
+def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")
+    keep(repository, analysed=True)
+    text = shown(repository)
+    for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
+        assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
+    points = {one["measure"]: one["points"] for one in compare.collapse(kept.runs_of("bible-de-en", repository))}
+    cosine, ratio, gradient = (
+        [x for x, *_ in points[name]]
+        for name in ("mean_cosine, decoder", "residual_ratio, encoder", "query_gradient, cross")
+    )
+    assert ratio == gradient == pytest.approx([value / 4 for value in cosine])
+    assert "- W_Q⁻: one for each head: dagpam\n" in text
+
+
+def test_another_page_shows_the_same_table_and_the_same_picture(repository):
+    keep(repository)
+    study_page, readme = shown(repository), shown(repository, "README.md")
+    assert cells(readme, "dagpam") == cells(study_page, "dagpam")
+    assert "BLEU" not in readme
+    assert "shakespeare" not in readme
+    [address] = re.findall(r"!\[[^]]+\]\((.+)\)", readme)
+    assert address == "examples/studies/made/bible-de-en.valid-loss.forest.svg"
+    assert "](bible-de-en.valid-loss.forest.svg)" in study_page
+    assert (repository / address).exists()
+
+
+def test_pictures_are_made_again_byte_for_byte_and_removed_when_no_page_shows_them(repository):
+    keep(repository)
+    shown(repository)
+    pictures = {path: path.read_bytes() for path in repository.rglob("*.svg")}
+    forests = {f"bible-de-en.{key}{study.FOREST}" for key in ("valid-loss", "bleu", "chrf")}
+    assert {path.name for path in pictures} == forests | {f"bible-de-en{study.SCATTER}"}
+    changed, *others = pictures
+    changed.write_text("<svg/>")
+    with pytest.raises(SystemExit, match="run: python"):
+        main(["results", "tables", "--check", "--repository", str(repository)])
+    for path in others:
+        path.unlink()
+    shown(repository)
+    assert {path: path.read_bytes() for path in repository.rglob("*.svg")} == pictures
+    (repository / study.FOLDER / "made/README.md").unlink()
+    shown(repository, "README.md")
+    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{study.FOREST}"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "message"),
+    [
+        ("<!-- comparison: none -->", r"none/grid.toml: no such file"),
+        ("<!-- comparison: made tasks=ptb-lm -->", r"tasks has 'ptb-lm'; allowed: bible-de-en, shakespeare-lm"),
+        ("<!-- comparison: made measures=loss -->", r"measures has 'loss'; allowed: valid-loss, bleu, chrf, test-loss"),
+        (
+            "<!-- comparison: made show=plot -->",
+            r"show has 'plot'; allowed: table, picture, costs, lambdas, layers, collapse, notes",
+        ),
+        ("<!-- comparison: made seeds=1 -->", r"'seeds=1' is unknown .*; allowed: tasks=…, measures=…, show=…"),
+    ],
+)
+def test_a_wrong_choice_is_named(repository, marker, message):
+    with pytest.raises(pages.MarkerError, match=r"page\.md: <!-- comparison: .*" + message):
+        pages.rebuilt(f"{marker}\n<!-- /comparison -->\n", Path("page.md"), repository)
+
+
+def test_the_picture_places_the_numbers_in_proportion():
+    runs = [
+        {"task": "made", "name": name, "seed": seed, "train": {"valid_nll_loss": values[seed - 1]}}
+        for name, values in BITS.items()
+        for seed in (1, 2, 3)
+    ]
+    table = compare.comparison(runs, "stock")["tables"][0]
+    texts = {row["arm"]: "text <b>" for row in table["rows"]}
+    root = ElementTree.fromstring(forest.draw(table, "stock", texts))
+    dots = [float(circle.get("cx")) for circle in root.iter(f"{SVG}circle")]
+    labels = [
+        (float(text.get("x")), text.text) for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "middle"
+    ]
+    (x1, first), (x2, last) = labels[0], labels[-1]
+    scale = (x2 - x1) / (float(last.replace("−", "-")) - float(first.replace("−", "-")))
+    means = [row["difference"]["interval"]["mean"] for row in table["rows"][1:]]
+    assert dots[1] - dots[0] == pytest.approx(scale * (means[1] - means[0]), abs=0.2)
+    widths = [float(line.get("x2")) - float(line.get("x1")) for line in root.findall(f"{SVG}g/{SVG}line")]
+    intervals = [row["difference"]["interval"] for row in table["rows"][1:]]
+    assert widths == pytest.approx([scale * (one["high"] - one["low"]) for one in intervals], abs=0.2)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.031, 0.012), (-1.0, 3.0), (0.0, 1e-4), (-250.0, 7.0)])
+def test_ticks_are_round_and_inside(low, high):
+    found = forest.ticks(low, high)
+    assert 3 <= len(found) <= 7
+    assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    steps = np.diff(found)
+    assert np.allclose(steps, steps[0])
+    assert f"{steps[0]:.0e}"[0] in "125"

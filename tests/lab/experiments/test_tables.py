@@ -1,0 +1,126 @@
+"""Tables show the runs and mark those that are missing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import tables
+from fairseq_gpam.lab.recipes import recorded, tasks
+
+
+def made_run(folder, name="dagpam"):
+    folder.mkdir(parents=True)
+    return recorded.update(
+        folder,
+        {
+            "task": "bible-de-en",
+            "name": name,
+            "seed": 1,
+            "train": {
+                **{"parameters": 1234, "updates": 30, "valid_loss": 6.0, "tokens_per_second": 1600.0},
+                "curve": {"train": [[10, 9.0], [20, 7.0]], "valid": [[10, 8.0], [20, 6.0], [30, 6.5]]},
+                "environment": {
+                    "versions": {"torch": "2"},
+                    "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
+                    "commit": "abc",
+                },
+            },
+        },
+    )
+
+
+def test_table_and_report(tmp_path):
+    run = made_run(tmp_path / "run")
+    text = tables.table([run])
+    header, _, row = text.splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        *("mechanism", "seed", "parameters", "updates", "valid loss (bits, label-smoothed)"),
+        *("BLEU", "chrF", "training tokens/s", "decoding tokens/s"),
+    ]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        *("dagpam", "1", "1,234", "30", "6.000"),
+        *("not run", "not run", "1,600", "not run"),
+    ]
+    assert tables.report([run], tmp_path / "report") == text
+    assert (tmp_path / "report/table.md").read_text(encoding="utf-8").startswith(text)
+    assert json.loads((tmp_path / "report/results.json").read_text(encoding="utf-8")) == [run]
+    assert (tmp_path / "report/learning-curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="either"):
+        tables.table([run, {**run, "task": "shakespeare-lm"}])
+    assert "| valid loss (bits) |" in " ".join(tables.table([], "words").split())
+    shown = tables.table([{**run, "score": {"tokenized_bleu": 34.44}}])
+    assert "tokenised BLEU" in shown
+    assert "34.4" in shown
+
+
+WITHOUT_THE_EXTRAS = """
+import sys
+for name in ("statsmodels", "snakemake", "sacremoses", "subword_nmt"):
+    sys.modules[name] = None
+from fairseq_gpam.__main__ import main
+repository, *runs = sys.argv[1:]
+main(["results", "table", *runs])
+main(["results", "report", *runs, "--out", f"{repository}/report"])
+main(["results", "keep", *runs, "--repository", repository])
+main(["compare", *runs, "--baseline", "stock", "--out", repository])
+"""
+
+
+def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_names_it(tmp_path):
+    runs = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
+    for run in runs:
+        train = made_run(run, run.parent.name)["train"]
+        recorded.update(run, {"train": {**train, "valid_nll_loss": 5.0}})
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, runs)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.endswith("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'\n")
+    assert "Traceback" not in ended.stderr
+    assert "| stock" in ended.stdout
+    assert (tmp_path / "report/table.md").exists()
+    assert len((tmp_path / "examples/results/bible-de-en.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_no_run_or_holds_a_path_ends_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="out/typo holds no results of a finished training"):
+        main(["results", "table", "out/typo"])
+    run = tmp_path / "out/runs/bible-de-en/stock/1"
+    made_run(run, "stock")
+    recorded.update(run, {"generate": {"command": "fairseq-generate --path /home/somebody/model.pt"}})
+    with pytest.raises(SystemExit, match=r"holds a path of this machine: /home/somebody/model\.pt"):
+        main(["results", "keep", str(run), "--repository", str(tmp_path)])
+
+
+def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection():
+    flags = {
+        "stock": "--arch transformer",
+        "own": "--gpam-mechanism dagpam",
+        "tied": "--gpam-mechanism dagpam --gpam-lambda-tied",
+        "shared": "--gpam-mechanism dagpam --gpam-negative-projection=shared",
+        "own after all": "--gpam-mechanism dagpam:2,softmax:2 --gpam-negative-projection shared "
+        "--gpam-negative-projection head",
+        "in one stack": "--gpam-mechanism softmax --gpam-decoder-mechanism softmax@0;dagpam@1 "
+        "--gpam-negative-projection shared",
+        "V2": "--gpam-mechanism dagpam --gpam-negative-source input",
+        "another": "--gpam-mechanism differential_v2",
+    }
+    runs = [
+        {"name": name, "train": {"command": f"fairseq-train data {words}"}}
+        for name, words in flags.items()
+        for _ in (1, 2)
+    ]
+    assert tables.negative_projections(runs) == [
+        "W_Q⁻: one for each head: own, tied, own after all; shared by the heads of a layer: shared, in one stack; "
+        "from the layer's input to all heads: V2"
+    ]
+    assert tables.negative_projections([runs[0], runs[-1]]) == []
+
+
+def test_the_recipe_says_how_a_task_is_measured():
+    kinds = {"bible-de-en-full": "translation", "ptb-lm": "words", "wikitext-103-lm.softmax": "words"}
+    for task, kind in {**kinds, "enwik8-lm": "characters"}.items():
+        assert tables.kind_of([{"task": task}, {"task": task}]) == kind
+    with pytest.raises(tasks.TaskError, match="full_budget"):
+        tables.kind_of([{"task": "ptb-lm-full"}])

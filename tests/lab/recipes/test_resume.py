@@ -1,0 +1,179 @@
+"""A training that was killed and started again ends with the weights of an undisturbed one, bit for bit."""
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fairseq_gpam
+from fairseq_gpam.lab.recipes import run_folder
+
+pytestmark = pytest.mark.slow
+
+BIN = Path(sys.executable).parent
+UPDATES = 40
+TRAIN = f"""--task translation --arch transformer_gpam --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16
+--decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16 --encoder-attention-heads 2
+--decoder-attention-heads 2 --dropout 0.1 --optimizer adam --lr 0.01 --max-tokens 150 --num-workers 0 --cpu --seed 1
+--max-update {UPDATES} --log-interval 1 --save-interval-updates 3 --keep-interval-updates 3 --no-epoch-checkpoints
+--update-epoch-batch-itr True --required-batch-size-multiple 1 --no-progress-bar --log-format json""".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Made sentence pairs, binarised; an epoch has about ten updates."""
+    folder = tmp_path_factory.mktemp("resume")
+    made = random.Random(1)
+    for split, count in (("train", 200), ("valid", 10)):
+        lines = [[f"w{made.randrange(20)}" for _ in range(made.randint(2, 9))] for _ in range(count)]
+        (folder / f"{split}.a").write_text("".join(" ".join(line) + "\n" for line in lines))
+        (folder / f"{split}.b").write_text("".join(" ".join(line).upper() + "\n" for line in lines))
+    command = [BIN / "fairseq-preprocess", "-s", "a", "-t", "b", "--trainpref", "train", "--validpref", "valid"]
+    subprocess.run([*command, "--destdir", "data-bin"], cwd=folder, check=True, capture_output=True)
+    return folder / "data-bin"
+
+
+def start(data, folder):
+    """Start the runner in a process group of its own, so that it can be killed with its engine."""
+    # The folder's name is no part of the command: all runs have the same one.
+    command = ["fairseq-train", str(data), "--user-dir", fairseq_gpam.__path__[0], "--save-dir", "checkpoints", *TRAIN]
+    code = "import sys; from pathlib import Path; from fairseq_gpam.lab.recipes.run_folder import Run, train\n"
+    runner = [sys.executable, "-c", f"{code}train(Run(Path(sys.argv[1]), 'made', 'dagpam', 1), sys.argv[2:])"]
+    runner += [str(folder), *command]
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        runner, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def finish(data, folder):
+    process = start(data, folder)
+    text = process.communicate()[0].decode()
+    assert process.returncode == 0, text
+    return text
+
+
+def kill_when_logged(process, log, text):
+    """Kill the runner and its engine as soon as the log holds the text."""
+    deadline = time.monotonic() + 120
+    while not (log.exists() and text in log.read_text()):
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(data, folder)
+    return folder
+
+
+def check_same(folder, undisturbed):
+    for name in ("checkpoint_last.pt", "checkpoint_best.pt"):
+        states = [torch.load(path / "checkpoints" / name, weights_only=True) for path in (folder, undisturbed)]
+        assert states[0]["optimizer_history"][-1]["num_updates"] == states[1]["optimizer_history"][-1]["num_updates"]
+        assert states[0]["model"].keys() == states[1]["model"].keys()
+        for parameter, tensor in states[0]["model"].items():
+            assert torch.equal(tensor, states[1]["model"][parameter]), parameter
+    recorded = [json.loads((path / "results.json").read_text())["train"] for path in (folder, undisturbed)]
+    for key in ("updates", "valid_loss", "best_update", "curve"):
+        assert recorded[0][key] == recorded[1][key], key
+
+
+def test_killed_in_the_third_epoch(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    kill_when_logged(start(data, folder), folder / "train.log", '"epoch": 3, "update": 2.')
+    killed = (folder / "train.log").read_text()
+    assert "done training" not in killed
+    assert (folder / "checkpoints/checkpoint_last.pt").exists()
+    finish(data, folder)
+    assert "Loaded checkpoint" in (folder / "train.log").read_text()
+    check_same(folder, undisturbed)
+
+
+def test_killed_after_the_last_checkpoint(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    log = folder / "train.log"
+    kill_when_logged(start(data, folder), log, f"@ {UPDATES} updates, score")
+    # If the engine was quick enough to end, this run is in the state of the next test; these lines undo that.
+    lines = [line for line in log.read_text().splitlines(keepends=True) if "done training" not in line]
+    log.write_text("".join(lines))
+    for name in ("results.json", "config.json"):
+        (folder / name).unlink(missing_ok=True)
+    before = log.read_text()
+    assert "had ended before its results were recorded" in finish(data, folder)
+    assert log.read_text() == before
+    check_same(folder, undisturbed)
+
+
+def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    full = folder / "checkpoints/checkpoint_1_6.pt.tmp"
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    process = start(data, folder)
+    text = process.communicate()[0].decode()
+    assert process.returncode == 1
+    assert "No space left on device" in text
+    assert not (folder / "results.json").exists()
+    full.unlink()
+    finish(data, folder)
+    log = (folder / "train.log").read_text()
+    assert "checkpoint_last.pt (epoch 1 @ 3 updates)" in log
+    check_same(folder, undisturbed)
+
+
+def test_a_disk_too_full_to_record_the_results_costs_nothing(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "results.json").unlink()
+    full = folder / "results.json.part"
+    full.symlink_to("/dev/full")
+    command = shlex.split((folder / "train.command").read_text())
+    run = run_folder.Run(folder, "made", "dagpam", 1)
+    with pytest.raises(run_folder.RunError, match=f"{folder}.*No space left on device"):
+        run_folder.train(run, command)
+    assert not (folder / "results.json").exists()
+    full.unlink()
+    before = (folder / "train.log").read_text()
+    run_folder.train(run, command)
+    assert (folder / "train.log").read_text() == before
+    check_same(folder, undisturbed)
+
+
+@pytest.mark.parametrize("record", [[], ["config.json"]])
+def test_killed_between_the_end_and_the_record(data, undisturbed, tmp_path, record):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for name in {"results.json", "config.json"} - set(record):
+        (folder / name).unlink()
+    before = (folder / "train.log").read_text()
+    assert "had ended before its results were recorded" in finish(data, folder)
+    assert (folder / "train.log").read_text() == before
+    check_same(folder, undisturbed)
+    assert (folder / "config.json").read_text() == (undisturbed / "config.json").read_text()
+
+
+def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
+    log = tmp_path / "train.log"
+    assert not run_folder.has_ended(tmp_path, log, 10)
+    torch.save({"model": {}, "optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")
+    step = '2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "6"}\n'
+    done = "2026-01-01 00:00:00 | INFO | fairseq_cli.train | done training in 1.0 seconds\n"
+    for text, ended in ((step, False), (step + done, True), (step + done + step, False)):
+        log.write_text(text)
+        assert run_folder.has_ended(tmp_path, log, 10) is ended
+    assert run_folder.has_ended(tmp_path, log, 6)

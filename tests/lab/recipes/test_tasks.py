@@ -1,0 +1,113 @@
+"""Recipes are read and checked; an error names the file and the key."""
+
+import pytest
+
+from fairseq_gpam.lab.recipes import stages, tasks
+from fairseq_gpam.lab.recipes.run_folder import last_flag
+from fairseq_gpam.lab.recipes.tasks import TaskError
+
+RECIPE = """
+kind = "language_model"
+arch = "transformer_lm"
+train = "--lr 0.1"
+budget = "--max-update 5"
+evaluate = "--tokens-per-sample 128"
+[data]
+corpus = "ptb"
+script = "prepare-made.sh"
+subwords = "words"
+[data.variables]
+MADE_URL = "https://example.org"
+[[data.files]]
+url = "${MADE_URL}/made.txt"
+"""
+
+
+@pytest.fixture
+def examples(tmp_path, monkeypatch):
+    """A folder of recipes with one task, `made`."""
+    monkeypatch.setattr(tasks, "EXAMPLES", tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_recipe_is_valid(name):
+    task = tasks.load(name)
+    assert (tasks.REPOSITORY / "scripts" / task.data.script.split()[0]).is_file()
+    assert task.data.files or task.data.corpus == "ngrams"
+    # What every script passes is not repeated in a recipe.
+    assert not {"--task", "--update-epoch-batch-itr", "--required-batch-size-multiple", "--seed"} & set(task.train)
+
+
+def test_without_a_checkout_the_error_says_where_recipes_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "EXAMPLES", tmp_path / "examples")
+    with pytest.raises(TaskError, match="'ptb-lm'; there are: none: recipes are only in a checkout of the repository"):
+        tasks.load("ptb-lm")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('arch = "transformer_lm"', "", "key 'arch' is missing"),
+        ('corpus = "ptb"', "", r"key 'data\.corpus' is missing"),
+        ('arch = "transformer_lm"', "arch = 1", "key 'arch' must be text, not 1"),
+        ('arch = "transformer_lm"', 'arhc = "a"', "unknown key 'arhc'; allowed: kind, source, "),
+        ('corpus = "ptb"', 'corpse = "ptb"', r"unknown key 'data\.corpse'; allowed: corpus, "),
+        ('url = "', 'urn = "', r"unknown key 'data\.files\.urn'"),
+        ('"language_model"', '"lm"', "key 'kind' must be one of translation, language_model, not 'lm'"),
+        ('"language_model"', '"translation"', "needs the keys 'source' and 'target'"),
+        ('"words"', '"sentencepiece"', r"key 'data\.vocabulary' must be a whole number above 0"),
+        ('"--lr 0.1"', '"--lr \'0.1"', "key 'train' cannot be split into words: No closing quotation"),
+        ("${MADE_URL}", "${MAID_URL}", r"'MAID_URL' in '.*made\.txt' is not a key of data\.variables"),
+        ('kind = "', "kind = ", "Invalid"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_file(examples, old, new, message):
+    assert old in RECIPE
+    (examples / "made/recipe.toml").write_text(RECIPE.replace(old, new))
+    with pytest.raises(TaskError, match=rf"(?s)made/recipe\.toml: .*{message}"):
+        tasks.load("made")
+
+
+def test_a_variant_replaces_keys_and_adds_flags(examples, monkeypatch):
+    (examples / "made/more.toml").write_text('base = "made"\ntrain_more = "--lr 0.2"\n[data]\nname = "other"\n')
+    task = tasks.load("made.more")
+    assert task.train == ("--lr", "0.1", "--lr", "0.2")
+    assert (task.data.name, task.data.corpus) == ("other", "ptb")
+    assert task.data.files[0] == tasks.File(file="made.txt", url="https://example.org/made.txt")
+    monkeypatch.setenv("MADE_URL", "file:///elsewhere")
+    assert tasks.load("made").data.files[0].url == "file:///elsewhere/made.txt"
+
+
+def settings(task, tmp_path, mechanism="dagpam", extra=()):
+    return stages.Settings(task, mechanism, 3, tmp_path, mechanism, extra=extra)
+
+
+def test_command_lines(tmp_path):
+    task = tasks.load("multi30k-en-de")
+    command = stages.train_command(settings(task, tmp_path, "stock", ("--lr", "1")))
+    assert command[0] == "fairseq-train"
+    expected = {"--arch": "transformer", "--seed": "3", "--lr": "1", "--keep-last-epochs": "10", "--source-lang": "en"}
+    expected |= {
+        "--update-epoch-batch-itr": "True",
+        "--required-batch-size-multiple": "1",
+        "--adam-betas": "(0.9, 0.98)",
+    }
+    assert {flag: last_flag(command, flag) for flag in expected} == expected
+    assert "--no-epoch-checkpoints" not in command
+    command = stages.train_command(settings(tasks.load("wmt14-en-de.big"), tmp_path))
+    assert last_flag(command, "--arch") == "transformer_gpam_vaswani_wmt_en_de_big"
+    assert last_flag(command, "--gpam-mechanism") == "dagpam"
+    assert last_flag(command, "--keep-interval-updates") == "10"
+    command = stages.train_command(settings(tasks.load("wikitext-103-lm"), tmp_path))
+    assert last_flag(command, "--arch") == "transformer_lm_gpam_wiki103"
+
+
+def test_a_language_model_is_evaluated_with_the_length_of_its_training(tmp_path):
+    this = settings(tasks.load("shakespeare-lm"), tmp_path)
+    assert last_flag(stages.evaluation_command(this), "--tokens-per-sample") == "128"
+    this.folder.mkdir(parents=True)
+    (this.folder / "train.command").write_text("fairseq-train data --tokens-per-sample 128 --tokens-per-sample 64\n")
+    assert last_flag(stages.evaluation_command(this), "--tokens-per-sample") == "64"
