@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fairseq_gpam.analysis import metrics
-from fairseq_gpam.attention import measures
+from fairseq_gpam.attention.core import measures
 
 F64 = torch.float64
 

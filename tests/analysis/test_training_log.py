@@ -9,7 +9,7 @@ from tiny import model_of
 
 from fairseq_gpam import options
 from fairseq_gpam.analysis import probe
-from fairseq_gpam.attention import measures
+from fairseq_gpam.attention.core import measures
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.listener import AttentionCall
 from fairseq_gpam.modules.training_log import AttentionLog
