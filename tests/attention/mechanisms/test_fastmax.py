@@ -6,7 +6,9 @@ import pytest
 import torch
 from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, future_gradients, masks, row_by_row, settings
 
-from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism, fastmax, kernel_sums
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention.core import kernel_sums
+from fairseq_gpam.attention.mechanisms import fastmax
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 LINEAR_KINDS = ("nothing", "right", "left", "a sentence of padding", "causal", "causal, right", "causal, left")
