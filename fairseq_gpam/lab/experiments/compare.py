@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE", help="make the files from this comparison.json alone")
     for unit, delta in DELTAS.items():
-        text = f"δ of a bounded null (default: {delta} {unit})"
+        text = f"δ of an equivalence (default: {delta} {unit})"
         parser.add_argument(f"--delta-{unit.lower()}", type=number_above_0, metavar="D", help=text)
 
 

@@ -67,9 +67,9 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             rows.append([*line, "–", verdict, *["–"] * 4, parameters])
             continue
         found = one["interval"]
-        if one["verdict"] == "powerless":
+        if one["verdict"] == "too few seeds":
             # The p value is left out if the arm gets no verdict; the CSV and the JSON have it.
-            tests = ["powerless (too few seeds)", *["–"] * 4]
+            tests = ["too few seeds", *["–"] * 4]
         else:
             needed = str(row["seeds_for_delta"] or "over 10,000") if found["sd"] else "–"
             tests = [one["verdict"], *(number(one[key]) for key in ("p_holm", "p_t", "p_sign_flip")), needed]

@@ -11,7 +11,7 @@ from typing import Any
 
 from fairseq_gpam.lab.experiments import templates
 
-COLOURS = {"better": "#0a6b2d", "worse": "#a51d1d", "bounded null": "#1f5fa8"}
+COLOURS = {"better": "#0a6b2d", "worse": "#a51d1d", "equivalent within ±δ": "#1f5fa8"}
 PLOT, CAPTION, ROW, TOP, LETTER = 380, 580, 26, 56, 7.6
 """Width of the plot and of the caption, height of a row and of what is above the rows, width of a letter; in pixels."""
 
@@ -34,7 +34,7 @@ def draw(table: dict[str, Any], baseline: str, shown: dict[str, str]) -> str:
     edges = [-delta, delta]
     for row in rows:
         found = row["difference"]["interval"]
-        edges += [found["mean"]] if row["difference"]["verdict"] == "powerless" else [found["low"], found["high"]]
+        edges += [found["mean"]] if row["difference"]["verdict"] == "too few seeds" else [found["low"], found["high"]]
     margin = 0.05 * (max(edges) - min(edges)) or 1.0
     low, high = min(edges) - margin, max(edges) + margin
     left = 20 + LETTER * max(len(f"{row['arm']} ({row['n']})") for row in rows)
@@ -46,12 +46,12 @@ def draw(table: dict[str, Any], baseline: str, shown: dict[str, str]) -> str:
     for number, row in enumerate(rows):
         one = row["difference"]
         found, verdict = one["interval"], one["verdict"]
-        powerless = verdict == "powerless"
+        too_few = verdict == "too few seeds"
         drawn.append(
             {
                 **{"arm": row["arm"], "seeds": found["n"], "y": TOP + ROW // 2 + ROW * number, "verdict": verdict},
                 "mean": place(found["mean"]),
-                "interval": None if powerless else {"low": place(found["low"]), "high": place(found["high"])},
+                "interval": None if too_few else {"low": place(found["low"]), "high": place(found["high"])},
                 "shown": shown[row["arm"]].replace("-", "−"),
                 "colour": COLOURS.get(verdict, "#666"),
             }

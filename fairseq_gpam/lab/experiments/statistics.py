@@ -10,9 +10,9 @@ The rules for verdicts, fixed before any run was examined:
 - p values are corrected by Holm's method over all arms of a table, which is valid under any dependence (the arms share
   the baseline). In a study these are all arms that its grid plans, including those that have not run yet, because a
   verdict must not become weaker when the study is completed.
-- The verdict is the first of these that applies: *powerless* with fewer than three pairs; *better* or *worse* if the
-  corrected p is below 0.05; *bounded null* if the 95 % t interval of the difference lies within ±δ; else
-  *uninformative*.
+- The verdict is the first of these that applies: *too few seeds* with fewer than three pairs; *better* or *worse* if
+  the corrected p is below 0.05; *equivalent within ±δ* if the 95 % t interval of the difference lies within ±δ; else
+  *inconclusive*.
 - Logged losses are rounded. The standard deviation of differences is therefore taken to be at least that of rounding
   errors: three differences that all happen to be 0.001, the last digit, prove nothing.
 """
@@ -57,7 +57,7 @@ class Difference:
     p_t: float | None
     p_sign_flip: float | None
     p_holm: float | None = None
-    verdict: str = "powerless"
+    verdict: str = "too few seeds"
 
 
 def interval(values: Sequence[float], least_sd: float = 0.0) -> Interval:
@@ -145,10 +145,10 @@ def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
     """Returns the verdict in words; `found` must contain the corrected p."""
     shown = found.interval
     if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or found.p_holm is None:
-        return "powerless"
+        return "too few seeds"
     if found.p_holm < ALPHA:
         return "better" if (shown.mean < 0) == lower_is_better else "worse"
-    return "bounded null" if -delta <= shown.low and shown.high <= delta else "uninformative"
+    return "equivalent within ±δ" if -delta <= shown.low and shown.high <= delta else "inconclusive"
 
 
 def holm(p_values: Mapping[str, float], tests: int = 0) -> dict[str, float]:

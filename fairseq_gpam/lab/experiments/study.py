@@ -132,7 +132,7 @@ def section(
             table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, planned)
             if table is None:
                 what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
-                parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, powerless (too few seeds).")
+                parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, too few seeds.")
                 continue
             if "table" in show:
                 parts += _table(table, group)

@@ -60,12 +60,12 @@ def paired(differences):
     [
         ([-0.05, -0.04, -0.06, -0.05, -0.055], "better"),
         ([0.05, 0.04, 0.06, 0.05, 0.055], "worse"),
-        ([0.001, -0.001, 0.002, -0.002, 0.0005], "bounded null"),
+        ([0.001, -0.001, 0.002, -0.002, 0.0005], "equivalent within ±δ"),
         ([-0.006, -0.0055, -0.0065, -0.006, -0.0058], "better"),
-        ([0.05, -0.04, 0.03, -0.06, 0.02], "uninformative"),
-        ([-0.05, -0.05001], "powerless"),
-        ([-5.0], "powerless"),
-        ([0.0, 0.0, 0.0], "bounded null"),
+        ([0.05, -0.04, 0.03, -0.06, 0.02], "inconclusive"),
+        ([-0.05, -0.05001], "too few seeds"),
+        ([-5.0], "too few seeds"),
+        ([0.0, 0.0, 0.0], "equivalent within ±δ"),
         ([-1.0, -1.0, -1.0], "better"),
     ],
 )
@@ -78,7 +78,7 @@ def test_rounded_differences_without_spread_prove_nothing():
         found = statistics.compare(paired(differences), "baseline", 0.01, True, resolution)["arm"]
         return found.verdict, found.interval.sd
 
-    assert verdict([-0.001] * 3, 0.001) == ("bounded null", pytest.approx(0.001 / math.sqrt(6)))
+    assert verdict([-0.001] * 3, 0.001) == ("equivalent within ±δ", pytest.approx(0.001 / math.sqrt(6)))
     assert verdict([-0.02] * 3, 0.001)[0] == "better"
     differences = [-0.05, -0.04, -0.06, -0.05, -0.055]
     assert verdict(differences, 0.001) == verdict(differences, 0.0)

@@ -89,7 +89,7 @@ def test_the_table_is_what_the_kept_runs_say(repository):
     assert (row[1], row[9]) == ("3", "10")
     assert row[3] == f"{difference.mean():+.4f} ± {(high - low) / 2:.4f}"
     assert row[4:8] == ["better", f"{2 * p['dagpam']:.4f}", f"{p['dagpam']:.4f}", "0.2500"]
-    assert cells(text, "wider")[4] == "uninformative"
+    assert cells(text, "wider")[4] == "inconclusive"
     assert cells(text, "stock")[4] == "baseline"
     assert "difference ± 95 % (nats)" in text
     assert f"standard deviation is {bits['stock'].std(ddof=1):.4f}" in text
@@ -109,7 +109,7 @@ def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
     keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
     text = shown(repository)
     assert cells(text, "dagpam")[1] == "2"
-    assert cells(text, "dagpam")[4] == "powerless (too few seeds)"
+    assert cells(text, "dagpam")[4] == "too few seeds"
     assert "| wider |" not in text
     assert "Not run with any seed of 1, 2, 3: wider." in text
     assert "Not run yet: dagpam seeds 1." in text
@@ -123,7 +123,7 @@ def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
     keep(repository, more_flags="--dropout 0.5")
     text = shown(repository)
     assert "dagpam seed 1: --dropout (there: 0.5; now: 0.1)" in text
-    assert "no run of the baseline `stock`, powerless (too few seeds)" in text
+    assert "no run of the baseline `stock`, too few seeds" in text
     assert not list(repository.rglob("*.svg"))
 
 
