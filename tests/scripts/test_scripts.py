@@ -60,7 +60,7 @@ def test_without_a_named_python_the_scripts_take_one_that_has_the_package(tmp_pa
         (["bible-de-en", "dagpam", "--stock"], 1, "--stock goes with softmax, not 'dagpam'"),
         (["bible-de-en", "dagpam", "--sock"], 2, "unrecognized arguments: --sock"),
         (["bible-de-en", "dagpam", "--name"], 2, "argument --name: expected one argument"),
-        (["bible-de-en", "dagpam"], 1, "first run: bash scripts/prepare-bible.sh"),
+        (["bible-de-en", "dagpam"], 1, "first run: fairseq-gpam prepare bible-de-en"),
     ],
 )
 def test_wrong_arguments_are_named(script, tmp_path, arguments, status, message):

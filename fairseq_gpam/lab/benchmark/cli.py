@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def machine(threads: int, device: str, dtype: str) -> dict[str, Any]:
     """Returns the conditions of a measurement: processor, threads, device, data type, versions, commit and time."""
-    facts = environment(Path(__file__).parent)
+    facts = environment()
     return {
         "processor": facts["machine"]["cpu"],
         "threads": threads,

@@ -1,1 +1,1 @@
-"""Grids of runs, the quickstart, statistics, comparisons and result tables of the recipes under `examples/`."""
+"""Grids of runs, the quickstart, statistics, comparisons and result tables."""

@@ -18,12 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import fairseq_gpam
 from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import RunError, exclusive
-from fairseq_gpam.lab.recipes.tasks import REPOSITORY
 
 HERE = Path(__file__).parent
+PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
 SNAKEMAKE_LOG = "snakemake.log"
 
 
@@ -84,7 +85,7 @@ def environment(chosen: grid.Grid) -> dict[str, str]:
     """Returns the environment of all jobs: this package first, then the grid's settings (empty ones are unset)."""
     inherited = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     return {name: value for name, value in {**inherited, **chosen.environment}.items() if value}

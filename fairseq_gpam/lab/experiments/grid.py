@@ -8,9 +8,9 @@ plugin_flags = "--gpam-log-attention 100"   # optional; to every training but th
 full = false                           # the recipes' full budget
 analyze = false                        # measure collapse in the best checkpoint
 
-[tasks.bible-de-en]                    # a task of examples/; all keys are optional
+[tasks.bible-de-en]                    # a task; all keys are optional
 archive = "FILE"                       # in place of a download, from the grid file's folder
-prepare = "COMMAND"                    # in place of `python -m fairseq_gpam prepare TASK`; gets --out OUT
+prepare = "COMMAND"                    # in place of `prepare TASK`; gets --out OUT; ${GRID} is the grid file's folder
 train_flags = ""
 average = 10                           # decode with the mean of the last 10 checkpoints, which the training must keep
 
@@ -146,7 +146,7 @@ class Grid:
             if data in prepared:
                 continue
             prepared.add(data)
-            own = shlex.split(settings.get("prepare", "").replace("${REPOSITORY}", str(tasks.REPOSITORY)))
+            own = shlex.split(settings.get("prepare", "").replace("${GRID}", str(self.path.resolve().parent)))
             archive = settings.get("archive")
             extra = ("--archive", str((self.path.parent / archive).resolve())) if archive else ()
             command = tuple(own) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)

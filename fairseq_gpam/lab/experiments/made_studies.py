@@ -19,7 +19,7 @@ RESULTS = "results.jsonl"
 
 def write_results(folder: Path, results: Iterable[dict[str, Any]]) -> None:
     """Writes and prints one line for each result, after a first line with versions, machine and commit."""
-    lines = [json.dumps(environment(folder), ensure_ascii=False)]
+    lines = [json.dumps(environment(), ensure_ascii=False)]
     for result in results:
         lines.append(json.dumps(result))
         print(lines[-1], flush=True)

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = folder / arguments.output
     try:
         if not folder.is_dir():
-            raise AveragingError(f"no {folder}; first run scripts/train.sh")
+            raise AveragingError(f"no {folder}; first run: fairseq-gpam train")
         if arguments.last < 1:
             raise AveragingError(f"--last must be a whole number above 0, not {arguments.last}")
         named = [folder / name for name in arguments.checkpoints]

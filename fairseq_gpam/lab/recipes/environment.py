@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import fairseq_gpam
@@ -13,8 +12,8 @@ from fairseq_gpam import engine
 from fairseq_gpam.attention.core.matmul import processor
 
 
-def environment(repository: Path) -> dict[str, Any]:
-    """Returns versions, machine, thread count and the commit of `repository`."""
+def environment() -> dict[str, Any]:
+    """Returns versions, machine, thread count and the commit of this package."""
     return {
         "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
         "machine": {
@@ -24,7 +23,7 @@ def environment(repository: Path) -> dict[str, Any]:
             "accelerators": _accelerators(),
             "system": platform.platform(),
         },
-        "commit": commit(repository),
+        "commit": commit(),
     }
 
 
@@ -34,14 +33,17 @@ def _accelerators() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def commit(repository: Path) -> str:
-    """Returns the full hash of the commit checked out in the repository, or that it is unknown."""
+def commit() -> str:
+    """Returns the full hash of the commit that this package is checked out at, or that it is unknown."""
+    package = fairseq_gpam.__path__[0]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(repository), *arguments]
+        command = ["git", "-C", package, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An installed package may lie in a repository that is not its own.
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("describe", "--always", "--abbrev=40", "--dirty")
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"

@@ -31,7 +31,7 @@ class PrepareError(RuntimeError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help="a folder of examples/, or FOLDER.VARIANT")
+    parser.add_argument("task", metavar="TASK", help=tasks.HELP)
     parser.add_argument(
         "--archive",
         type=Path,

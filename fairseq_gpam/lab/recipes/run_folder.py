@@ -179,13 +179,12 @@ def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, its name in tables, and the repository whose commit is recorded."""
+    """One run: its folder and its name in tables."""
 
     folder: Path
     task: str
     name: str
     seed: int
-    repository: Path = Path()
 
     @property
     def label(self) -> str:
@@ -198,7 +197,7 @@ class Run:
 
     def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
         """Records the end of a stage, with its command line, measurements and environment."""
-        entry = {"command": shlex.join(command), **measured, "environment": environment(self.repository)}
+        entry = {"command": shlex.join(command), **measured, "environment": environment()}
         recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
@@ -261,7 +260,7 @@ def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
     Raises RunError if the run's training has not ended, CheckpointError if a checkpoint is broken.
     """
     if "train" not in recorded.read(run.folder):
-        raise RunError(f"{run.folder}: training has not ended; run scripts/train.sh with the same arguments first")
+        raise RunError(f"{run.folder}: training has not ended; first run: fairseq-gpam train, with the same arguments")
     sums = []
     for path in filter(None, (last_flag(command, "--path") or "").split(":")):
         checkpoint_files.load(Path(path))

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise RunError("expected one or two run folders; see --help")
         for folder in arguments.runs:
             if not (folder / HYPOTHESES).is_file():
-                raise RunError(f"no {folder / HYPOTHESES}; first run scripts/generate.sh")
+                raise RunError(f"no {folder / HYPOTHESES}; first run: fairseq-gpam generate")
         test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
         if len(arguments.runs) == 1:
             print(*score_lines(score(arguments.runs[0], test)), sep="\n")

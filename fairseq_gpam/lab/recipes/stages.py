@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def run(self) -> Run:
-        return Run(self.folder, self.task.name, self.name, self.seed, tasks.REPOSITORY)
+        return Run(self.folder, self.task.name, self.name, self.seed)
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -89,7 +89,7 @@ def need_data(this: Settings) -> None:
     """Raises RunError, with the command that prepares the data, if the data does not exist."""
     data_bin = this.task.data_bin(this.out)
     if not data_bin.is_dir():
-        raise RunError(f"no data in {data_bin}; first run: bash scripts/{this.task.data.script} --out {this.out}")
+        raise RunError(f"no data in {data_bin}; first run: fairseq-gpam prepare {this.task.name} --out {this.out}")
 
 
 def languages(task: Task) -> list[str]:
@@ -144,7 +144,7 @@ def train(this: Settings) -> None:
 def generate(this: Settings) -> None:
     """Translates the test set."""
     if not this.task.is_translation:
-        raise RunError(f"{this.task.name} is a language model; use scripts/eval-lm.sh")
+        raise RunError(f"{this.task.name} is a language model; use eval-lm")
     need_data(this)
     run_folder.generate(this.run, evaluation_command(this), this.overwrite)
 
@@ -153,7 +153,7 @@ def evaluate(this: Settings) -> None:
     """Evaluates a language model on the test set."""
     task = this.task
     if task.is_translation:
-        raise RunError(f"{task.name} is a translation task; use scripts/generate.sh and score.sh")
+        raise RunError(f"{task.name} is a translation task; use generate and score")
     need_data(this)
     test = f"test.{task.suffixes[0]}"
     text, subword = task.text(this.out) / test, task.binarised_text(this.out) / test
@@ -176,7 +176,7 @@ class StageCommand:
         """Adds the arguments that all stages share."""
         parser.usage = f"%(prog)s TASK MECHANISM [SEED] [options] [-- {self.program} flags]"
         parser.epilog = f"Everything after -- goes to {self.program} and beats the recipe's flags."
-        parser.add_argument("task", metavar="TASK", help="a folder of examples/, or FOLDER.VARIANT")
+        parser.add_argument("task", metavar="TASK", help=tasks.HELP)
         parser.add_argument("mechanism", metavar="MECHANISM", help="what --gpam-mechanism takes, or stock")
         parser.add_argument("seed", metavar="SEED", nargs="?", default="1", help="default 1")
         parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")

@@ -1,13 +1,13 @@
-"""Recipes of tasks: TOML files under `examples/`, checked when they are read.
+"""Recipes of tasks: the TOML files in `standard/`, checked when they are read.
 
-A task is named by a folder of `examples/` (its `recipe.toml`), or by `FOLDER.VARIANT` for another file in it. A file
-may name another task as its `base`: its own keys replace those of the base, and `train_more` is appended to the base's
-`train`. `${NAME}` in `data.files` and `data.options` refers to a key of `data.variables`, which an environment variable
-of that name overrides.
+The name of a task is that of its file: `TASK`, or `TASK.VARIANT`. A file may name another task as its `base`: its own
+keys replace those of the base, and `train_more` is appended to the base's `train`. `${NAME}` in `data.files` and
+`data.options` refers to a key of `data.variables`, which an environment variable of that name overrides.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import string
@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-EXAMPLES = REPOSITORY / "examples"
+FOLDER = Path(__file__).parent / "standard"
+HELP = "a task, such as bible-de-en or iwslt14-de-en.prenorm"
 
 KEYS: dict[str, type] = {
     "kind": str,
@@ -38,7 +38,6 @@ KEYS: dict[str, type] = {
 DATA_KEYS: dict[str, type] = {
     "corpus": str,
     "name": str,
-    "script": str,
     "subwords": str,
     "vocabulary": int,
     "tokenizer": str,
@@ -55,7 +54,7 @@ CHOICES = {
     "data.subwords": ("sentencepiece", "subword-nmt", "bytes", "words", "prepared"),
     "data.tokenizer": ("", "moses"),
 }
-REQUIRED = ("kind", "arch", "train", "budget", "evaluate", "data", "data.corpus", "data.script", "data.files")
+REQUIRED = ("kind", "arch", "train", "budget", "evaluate", "data", "data.corpus", "data.files")
 TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "a table", list: "a list of tables"}
 
 
@@ -85,7 +84,6 @@ class Data:
 
     corpus: str
     name: str
-    script: str
     files: tuple[File, ...]
     subwords: str = "sentencepiece"
     vocabulary: int | None = None
@@ -147,8 +145,7 @@ class Task:
 
 def names() -> list[str]:
     """Returns the names of all tasks."""
-    found = (f"{path.parent.name}.{path.stem}" for path in EXAMPLES.glob("*/*.toml"))
-    return sorted(name.removesuffix(".recipe") for name in found)
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(name: str) -> Task:
@@ -195,15 +192,14 @@ def of_runs(folder_name: str) -> Task:
 
 
 def _path(name: str) -> Path:
-    folder, _, variant = name.partition(".")
-    return EXAMPLES / folder / f"{variant or 'recipe'}.toml"
+    return FOLDER / f"{name}.toml"
 
 
 def _read(name: str) -> dict[str, Any]:
     path = _path(name)
     if name not in (known := names()):
-        where = "none: recipes are only in a checkout of the repository, installed by pip install -e"
-        raise TaskError(f"no recipe for task '{name}'; there are: {' '.join(known) or where}")
+        near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, 1))
+        raise TaskError(f"no recipe for task '{name}'{near or '; there are: ' + ' '.join(known)}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -1,6 +1,7 @@
 """The arms of the studies that are said to have equal parameters have them, counted on the models of the recipes."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes import tasks
 from fairseq_gpam.parameters import STOCK, Model, build, count
 
-STUDIES = tasks.EXAMPLES / "studies"
+STUDIES = Path(__file__).parents[3] / "examples/studies"
 TASKS = {"": "bible-de-en", "-lm": "shakespeare-lm"}
 CHEAP = "cheap-differential"
 BASELINE = "dagpam"

@@ -47,7 +47,7 @@ def test_half_precision_keeps_its_type(tmp_path):
 
 def test_too_few_or_other_or_broken_checkpoints_are_refused(tmp_path):
     folder = tmp_path / "checkpoints"
-    with pytest.raises(SystemExit, match=r"no .*checkpoints; first run scripts/train\.sh"):
+    with pytest.raises(SystemExit, match=r"no .*checkpoints; first run: fairseq-gpam train"):
         main(["average", str(tmp_path)])
     save(folder / "checkpoint_1_5.pt", 1)
     with pytest.raises(SystemExit, match="has 1 numbered checkpoints, not 2"):

@@ -14,6 +14,8 @@ from pathlib import Path
 import archives
 import pytest
 
+from fairseq_gpam.lab.recipes import tasks
+
 REPOSITORY = Path(__file__).parents[3]
 FOLDERS = {
     "iwslt14-de-en": archives.iwslt14,
@@ -25,11 +27,7 @@ FOLDERS = {
     "wikitext-103-lm": archives.wikitext_103,
     "enwik8-lm": archives.enwik8,
 }
-TASKS = sorted(
-    folder if path.stem == "recipe" else f"{folder}.{path.stem}"
-    for folder in FOLDERS
-    for path in (REPOSITORY / "examples" / folder).glob("*.toml")
-)
+TASKS = sorted(task for task in tasks.names() if task.partition(".")[0] in FOLDERS)
 NAMES = ("stock", "softmax", "dagpam")
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -174,9 +172,9 @@ def test_every_folder_has_a_recipe_a_readme_and_all_three_models():
         for name in NAMES:
             assert f"bash scripts/train.sh $task {name} 1\n" in text
     named = (REPOSITORY / "examples/README.md").read_text(encoding="utf-8")
-    for recipe in (REPOSITORY / "examples").glob("*/recipe.toml"):
-        assert f"| `{recipe.parent.name}` |" in named or f"| [{recipe.parent.name}](" in named
-        assert (recipe.parent / "README.md").exists()
+    for folder in {task.partition(".")[0] for task in tasks.names()}:
+        assert f"| `{folder}` |" in named or f"| [{folder}](" in named
+        assert (REPOSITORY / "examples" / folder / "README.md").exists()
     for task in TASKS:
         folder, _, variant = task.partition(".")
         assert f"`.{variant}`" in named if variant else f"`{folder}`"

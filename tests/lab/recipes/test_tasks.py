@@ -14,7 +14,6 @@ budget = "--max-update 5"
 evaluate = "--tokens-per-sample 128"
 [data]
 corpus = "ptb"
-script = "prepare-made.sh"
 subwords = "words"
 [data.variables]
 MADE_URL = "https://example.org"
@@ -26,24 +25,23 @@ url = "${MADE_URL}/made.txt"
 @pytest.fixture
 def examples(tmp_path, monkeypatch):
     """A folder of recipes with one task, `made`."""
-    monkeypatch.setattr(tasks, "EXAMPLES", tmp_path)
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made/recipe.toml").write_text(RECIPE)
+    monkeypatch.setattr(tasks, "FOLDER", tmp_path)
+    (tmp_path / "made.toml").write_text(RECIPE)
     return tmp_path
 
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_recipe_is_valid(name):
     task = tasks.load(name)
-    assert (tasks.REPOSITORY / "scripts" / task.data.script.split()[0]).is_file()
     assert task.data.files or task.data.corpus == "ngrams"
     # What every script passes is not repeated in a recipe.
     assert not {"--task", "--update-epoch-batch-itr", "--required-batch-size-multiple", "--seed"} & set(task.train)
 
 
-def test_without_a_checkout_the_error_says_where_recipes_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "EXAMPLES", tmp_path / "examples")
-    with pytest.raises(TaskError, match="'ptb-lm'; there are: none: recipes are only in a checkout of the repository"):
+def test_an_unknown_task_is_answered_with_the_nearest_or_all(examples):
+    with pytest.raises(TaskError, match="'mad'; did you mean made\\?"):
+        tasks.load("mad")
+    with pytest.raises(TaskError, match="'ptb-lm'; there are: made"):
         tasks.load("ptb-lm")
 
 
@@ -66,13 +64,13 @@ def test_without_a_checkout_the_error_says_where_recipes_are(tmp_path, monkeypat
 )
 def test_a_wrong_key_is_named_with_its_file(examples, old, new, message):
     assert old in RECIPE
-    (examples / "made/recipe.toml").write_text(RECIPE.replace(old, new))
-    with pytest.raises(TaskError, match=rf"(?s)made/recipe\.toml: .*{message}"):
+    (examples / "made.toml").write_text(RECIPE.replace(old, new))
+    with pytest.raises(TaskError, match=rf"(?s)made\.toml: .*{message}"):
         tasks.load("made")
 
 
 def test_a_variant_replaces_keys_and_adds_flags(examples, monkeypatch):
-    (examples / "made/more.toml").write_text('base = "made"\ntrain_more = "--lr 0.2"\n[data]\nname = "other"\n')
+    (examples / "made.more.toml").write_text('base = "made"\ntrain_more = "--lr 0.2"\n[data]\nname = "other"\n')
     task = tasks.load("made.more")
     assert task.train == ("--lr", "0.1", "--lr", "0.2")
     assert (task.data.name, task.data.corpus) == ("other", "ptb")
