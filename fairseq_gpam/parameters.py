@@ -146,7 +146,7 @@ def count_layer_fusion(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Control:
     """A control model, how many parameters it has, and how many it should have."""
 
     name: str
@@ -159,7 +159,7 @@ class Arm:
         return self.parameters - self.wanted
 
 
-def match(model: Model) -> list[Arm]:
+def match(model: Model) -> list[Control]:
     """Returns the controls of a mechanism, each with about the target number of parameters.
 
     `wider FFN` and `more heads` are stock models as large as the mechanism's model, the second also with more but
@@ -169,13 +169,13 @@ def match(model: Model) -> list[Arm]:
     stock = model.stock()
     ours, theirs = count(build(model)), count(build(stock))
     wider = resize(stock, theirs, ours)
-    arms = [Arm("wider FFN", wider, count(build(wider)), ours)]
+    arms = [Control("wider FFN", wider, count(build(wider)), ours)]
     heads = more_heads(stock)
     if heads is not None:
         narrow = wider.with_flags(*heads)
-        arms.append(Arm("more heads", narrow, count(build(narrow)), ours))
+        arms.append(Control("more heads", narrow, count(build(narrow)), ours))
     smaller = resize(model, ours, theirs)
-    arms.append(Arm("same parameters", smaller, count(build(smaller)), theirs))
+    arms.append(Control("same parameters", smaller, count(build(smaller)), theirs))
     return arms
 
 

@@ -18,7 +18,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
-from fairseq_gpam.lab.experiments.made_studies import write_results
+from fairseq_gpam.lab.experiments.synthetic_studies import write_results
 from fairseq_gpam.parameters import Model, count, parse
 
 STEPS = 2

@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fairseq_gpam.lab.experiments.made_studies import write_results
+from fairseq_gpam.lab.experiments.synthetic_studies import write_results
 
 SCORES = {
     "previous token, layer 1": ("previous_token_score", 1),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam import options
 from fairseq_gpam.attention import Site, build_mechanism
-from fairseq_gpam.lab.experiments.made_studies import write_results
+from fairseq_gpam.lab.experiments.synthetic_studies import write_results
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 WIDTH, KEYS = 8, 8

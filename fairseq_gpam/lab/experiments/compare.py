@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.lab.experiments import finished, kept, series, statistics
+from fairseq_gpam.lab.experiments import committed_results, run_results, series, statistics
 from fairseq_gpam.lab.experiments.grid import LR_SUFFIX, Grid
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
@@ -145,7 +145,11 @@ def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         if path.suffix == ".jsonl" and not path.exists():
             raise FileNotFoundError(f"{path}: no such file")
-        own = kept.read_lines(path) if path.suffix == ".jsonl" else [{**finished.read(path), "folder": str(path)}]
+        own = (
+            committed_results.read_lines(path)
+            if path.suffix == ".jsonl"
+            else [{**run_results.read(path), "folder": str(path)}]
+        )
         for one in own:
             key = (one["task"], one["name"], int(one["seed"]))
             if key in places:
@@ -309,7 +313,7 @@ def decoded_otherwise(by_arm: dict[str, list[dict[str, Any]]], stage: str) -> li
 def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """Returns the medians of an arm's costs, None for what was not measured."""
     found: dict[str, float | None] = {}
-    for key, _, (stage, entry) in finished.COSTS:
+    for key, _, (stage, entry) in run_results.COSTS:
         values = [one[stage][entry] for one in own if one.get(stage, {}).get(entry) is not None]
         found[key] = float(np.median(values)) if values else None
     return found

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from fairseq_gpam.lab.experiments.finished import place_of
+from fairseq_gpam.lab.experiments.run_results import place_of
 
 WIDTH = 9.0
 STYLES = {"plus": ("-", "λ⁺"), "minus": ("--", "λ⁻"), "": (":", "λ")}

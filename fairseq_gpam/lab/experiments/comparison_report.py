@@ -9,22 +9,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.experiments import collapse_report, comparison_plots, finished, forest, templates
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.experiments import collapse_report, comparison_plots, forest, run_results, templates
+from fairseq_gpam.lab.recipes import stage_results
 
-COST_HEAD = ("task", "arm", *(label for _, label, _ in finished.COSTS))
+COST_HEAD = ("task", "arm", *(label for _, label, _ in run_results.COSTS))
 
 
 def write(found: dict[str, Any], out: Path) -> Path:
     """Writes comparison.json, .csv, .md and .html into `out`; returns the page."""
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    recorded.write_atomically(out / "comparison.json", text)
+    stage_results.write_atomically(out / "comparison.json", text)
     # Reparsed, so that tuples become lists and a page made from the file alone is identical.
     found = json.loads(text)
-    recorded.write_atomically(out / "comparison.csv", as_csv(found))
-    recorded.write_atomically(out / "comparison.md", as_markdown(found))
-    recorded.write_atomically(out / "comparison.html", as_html(found))
+    stage_results.write_atomically(out / "comparison.csv", as_csv(found))
+    stage_results.write_atomically(out / "comparison.md", as_markdown(found))
+    stage_results.write_atomically(out / "comparison.html", as_html(found))
     return out / "comparison.html"
 
 
@@ -122,21 +122,28 @@ def as_markdown(found: dict[str, Any]) -> str:
     """Returns the tables as Markdown."""
     parts = [f"# Comparison with {found['baseline']}\n"]
     for table in found["tables"]:
-        parts += [f"## {caption(table)}\n", grid(head(table), cells(table))]
+        parts += [f"## {caption(table)}\n", markdown_table(head(table), cells(table))]
         parts.append(f"{table_note(table)} {remarks(found, table['group'])}".rstrip() + "\n")
     for group in without_table(found):
         parts += [f"## {group}\n", remarks(found, group) + "\n"]
-    parts += ["## Costs\n", grid(COST_HEAD, cost_cells(found))]
+    parts += ["## Costs\n", markdown_table(COST_HEAD, cost_cells(found))]
     parts.append("Medians over the runs. Times and speeds count only if nothing else ran on the machine.\n")
     for title, own in by_group(found, "lambdas", "λ at the end"):
-        parts += [f"## {title}\n", grid(*lambda_table(own)), LAMBDA_NOTE + "\n"]
+        parts += [f"## {title}\n", markdown_table(*lambda_table(own)), LAMBDA_NOTE + "\n"]
     if found["bootstrap"]:
-        parts += ["## sacreBLEU's paired bootstrap, seed by seed\n", grid(BOOTSTRAP_HEAD, bootstrap_cells(found))]
+        parts += [
+            "## sacreBLEU's paired bootstrap, seed by seed\n",
+            markdown_table(BOOTSTRAP_HEAD, bootstrap_cells(found)),
+        ]
         parts.append(bootstrap_note(found) + "\n")
     for title, own in by_group(found, "layers", LAYERS):
-        parts += [f"## {title}\n", grid(*collapse_report.layers(own)), collapse_report.layers_note(own) + "\n"]
+        parts += [
+            f"## {title}\n",
+            markdown_table(*collapse_report.layers(own)),
+            collapse_report.layers_note(own) + "\n",
+        ]
     if found["collapse"]:
-        parts += ["## Collapse against performance\n", grid(*collapse_report.correlations(found["collapse"]))]
+        parts += ["## Collapse against performance\n", markdown_table(*collapse_report.correlations(found["collapse"]))]
         parts.append(collapse_report.NOTE + "\n")
     return "\n".join(parts)
 
@@ -172,7 +179,7 @@ def by_group(found: dict[str, Any], key: str, what: str) -> list[tuple[str, list
 
 def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
     """Returns header and rows of the table of each arm's last λ: mean over seeds and layers, and range over layers."""
-    places = {entry["name"]: finished.place_of(entry["name"]) for entry in entries}
+    places = {entry["name"]: run_results.place_of(entry["name"]) for entry in entries}
     columns = list(dict.fromkeys((site, sign) for site, _, sign in places.values()))
     rows = []
     for arm in dict.fromkeys(entry["arm"] for entry in entries):
@@ -187,7 +194,7 @@ def lambda_table(entries: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[l
     return ("arm", *(f"{SIGNS[sign]} {site}" for site, sign in columns)), rows
 
 
-def grid(head: tuple[str, ...], rows: list[list[str]]) -> str:
+def markdown_table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     """Returns a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -88,7 +88,7 @@ class Run:
 
     arm: str
     rate: str
-    settings: stages.Settings
+    settings: stages.RunSettings
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Grid:
                 *(self.train_flags, self.tasks[task].get("train_flags", "")),
                 *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags, f"--lr {rate}" if rate else ""),
             ]
-            settings = stages.Settings(
+            settings = stages.RunSettings(
                 task=tasks.load(task),
                 mechanism=arm.mechanism,
                 seed=seed,
@@ -179,7 +179,7 @@ class Grid:
         """Returns the runs that are compared with each other, by the task of the runs and the learning rate, by arm."""
         found: dict[tuple[str, str], dict[str, list[Run]]] = {}
         for run in self.runs():
-            found.setdefault((run.settings.runs_of, run.rate), {}).setdefault(run.arm, []).append(run)
+            found.setdefault((run.settings.run_group, run.rate), {}).setdefault(run.arm, []).append(run)
         return found
 
     def _jobs_of(self, run: Run) -> Iterator[Job]:

@@ -13,7 +13,7 @@ those that are selected but not kept are marked as not run.
 
 compares a study's arms according to its grid file: a table and a forest plot for each task and measure, and other parts
 that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
-tables of studies on synthetic data are between markers `study` (`made_studies`).
+tables of studies on synthetic data are between markers `study` (`synthetic_studies`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.experiments import grid, kept, made_studies, study, tables
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.experiments import committed_results, grid, study, synthetic_studies, tables
+from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes import tasks as recipes
 
 MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
@@ -69,11 +69,13 @@ class Kind:
 
 def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
-    runs = kept.runs_of(task, repository)
-    shown = kept.published(task, repository)
-    for name in names or sorted({*kept.EXPECTED, *(run["name"] for run in runs)}, key=kept.order):
+    runs = committed_results.read_task(task, repository)
+    shown = committed_results.published(task, repository)
+    for name in names or sorted(
+        {*committed_results.EXPECTED, *(run["name"] for run in runs)}, key=committed_results.order
+    ):
         own = [run for run in runs if run["name"] == name and (not seeds or run["seed"] in seeds)]
-        if names or name in kept.EXPECTED:
+        if names or name in committed_results.EXPECTED:
             there = {run["seed"] for run in own}
             missing = [seed for seed in seeds if seed not in there] if seeds else ["–"] * (not own)
             own += [{"name": name, "seed": seed} for seed in missing]
@@ -86,15 +88,15 @@ def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tup
     return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind), {}
 
 
-def made_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
+def synthetic_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
     """Returns the table of a marker `study`, which has no pictures."""
-    return made_studies.study_table(name, repository, **chosen), {}
+    return synthetic_studies.study_table(name, repository, **chosen), {}
 
 
 KINDS = {
     "results": Kind({"names": names, "seeds": seeds}, results_table),
     "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
-    "study": Kind({"rows": str, "columns": str, "value": str}, made_study_table),
+    "study": Kind({"rows": str, "columns": str, "value": str}, synthetic_study_table),
 }
 ALLOWED = "; ".join(
     f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
@@ -168,7 +170,7 @@ def rebuild(repository: Path, write: bool = True) -> list[Path]:
     unused = sorted(pictures_there - files.keys())
     if write:
         for path in changed:
-            recorded.write_atomically(path, files[path])
+            stage_results.write_atomically(path, files[path])
         for path in unused:
             path.unlink()
     return [*changed, *unused]

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fairseq_gpam.lab.experiments import tables
-from fairseq_gpam.lab.recipes import prepare, recorded, score, stages, tasks
+from fairseq_gpam.lab.recipes import prepare, score, stage_results, stages, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.downloads import DownloadError
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
-from fairseq_gpam.lab.recipes.stages import Settings
+from fairseq_gpam.lab.recipes.stages import RunSettings
 
 TAKES_FLAGS_AFTER_DASHES = True
 
@@ -75,7 +75,7 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
         print(f"\n== {name} ({minutes} min {seconds} s)", flush=True)
 
     names = arguments.runs.split()
-    runs = [Settings(task, name, arguments.seed, out, name, arguments.full) for name in names]
+    runs = [RunSettings(task, name, arguments.seed, out, name, arguments.full) for name in names]
     folders = [this.folder for this in runs]
     step(f"prepare {task.name}")
     prepare.prepare(task, prepare.fetch(task, out), out)
@@ -93,11 +93,11 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
         for_each(stages.evaluate, runs, arguments.jobs)
     step("results")
     report = out / "quickstart" / f"{task.name}{'-full' if arguments.full else ''}"
-    print(tables.report([recorded.read(folder) for folder in folders], report))
+    print(tables.report([stage_results.read(folder) for folder in folders], report))
     print(f"\nwritten to {report}: table.md, results.json, learning-curves.png")
 
 
-def for_each(stage: Callable[[Settings], None], runs: list[Settings], jobs: int) -> None:
+def for_each(stage: Callable[[RunSettings], None], runs: list[RunSettings], jobs: int) -> None:
     """Runs a stage for every run, at most `jobs` at a time; an interruption stops all of them."""
     with ThreadPoolExecutor(jobs) as pool:
         try:

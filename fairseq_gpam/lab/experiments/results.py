@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from fairseq_gpam.lab.experiments import finished, kept, pages, tables
+from fairseq_gpam.lab.experiments import committed_results, pages, run_results, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     try:
         if args.results_command == "table":
-            print(tables.table([finished.read(run) for run in args.runs]))
+            print(tables.table([run_results.read(run) for run in args.runs]))
         elif args.results_command == "report":
-            print(tables.report([finished.read(run) for run in args.runs], args.out))
+            print(tables.report([run_results.read(run) for run in args.runs], args.out))
         elif args.results_command == "keep":
-            print(*kept.keep(args.runs, args.repository, args.without_speeds), sep="\n")
+            print(*committed_results.keep(args.runs, args.repository, args.without_speeds), sep="\n")
         else:
             changed = pages.rebuild(args.repository, write=not args.check)
             for path in changed:

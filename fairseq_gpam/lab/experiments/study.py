@@ -16,11 +16,11 @@ from typing import Any
 
 from fairseq_gpam.lab.experiments import (
     collapse_report,
+    committed_results,
     compare,
     comparison_report,
-    finished,
     grid,
-    kept,
+    run_results,
     series,
     tables,
 )
@@ -67,7 +67,7 @@ class Group:
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
     for (task, rate), arms in chosen.groups().items():
-        there = {(one["name"], one["seed"]): one for one in kept.runs_of(task, repository)}
+        there = {(one["name"], one["seed"]): one for one in committed_results.read_task(task, repository)}
         by_arm: dict[str, list[dict[str, Any]]] = {}
         missing: dict[str, list[int]] = {}
         others = []
@@ -161,7 +161,7 @@ def section(
 
 
 def _titled(title: str, table: collapse_report.Table, note: str) -> list[str]:
-    return [f"**{title}**", comparison_report.grid(*table).rstrip(), note]
+    return [f"**{title}**", comparison_report.markdown_table(*table).rstrip(), note]
 
 
 def _by_arm(group: Group, of: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -172,14 +172,14 @@ def _table(table: dict[str, Any], group: Group) -> list[str]:
     head, rows = comparison_report.head(table), {row[0]: row for row in comparison_report.cells(table)}
     empty = ["0", "not run", *["–"] * (len(head) - 3)]
     lines = [rows.get(arm, [arm, *empty]) for arm, own in group.by_arm.items() if own]
-    text = comparison_report.grid(head, lines).rstrip()
+    text = comparison_report.markdown_table(head, lines).rstrip()
     return [f"**{comparison_report.caption(table)}**", text, comparison_report.table_note(table)]
 
 
 def _costs(group: Group) -> list[str]:
     found = {arm: compare.costs(own) for arm, own in group.by_arm.items() if own}
     # The number of parameters stands in every table already.
-    measured = [cost for cost in finished.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
+    measured = [cost for cost in run_results.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
     if not measured:
         return []
     rows = [[arm, *(comparison_report.cost(own[key]) for key, *_ in measured)] for arm, own in found.items()]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.recipes import recorded, run_folder, tasks
+from fairseq_gpam.lab.recipes import run_folder, stage_results, tasks
 
 Column = tuple[str, Callable[[dict[str, Any]], Any], str]
 
@@ -146,7 +146,7 @@ def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     text = table(runs)
     notes = "".join(f"- {note}\n" for note in footnotes(runs))
-    recorded.write_atomically(out / "table.md", f"{text}\n\n{notes}")
-    recorded.write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
+    stage_results.write_atomically(out / "table.md", f"{text}\n\n{notes}")
+    stage_results.write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
     learning_curves(runs, out / "learning-curves.png")
     return text

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
-from fairseq_gpam.lab.recipes import logs, recorded
+from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import GenerationProgress, Progress, execute, name_holder, training_line
 from fairseq_gpam.lab.recipes.environment import environment
 
@@ -31,7 +31,7 @@ CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt
 """Names in a run's folder."""
 TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 """The environment variables by which fairseq recognises torchrun."""
-WITHOUT_EFFECT = ("--user-dir", "--gpam-log-attention")
+FLAGS_THAT_CHANGE_NO_LOSS = ("--user-dir", "--gpam-log-attention")
 """Flags that change no loss: where the package lies, and how often attention is logged."""
 REPORT_EVERY = 30.0
 """Seconds between two messages about the process that holds a lock."""
@@ -105,7 +105,7 @@ def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
     phrases = []
     for flag in dict.fromkeys((*values[0], *values[1])):
         found = [value.get(flag) for value in values]
-        if found[0] != found[1] and flag not in WITHOUT_EFFECT:
+        if found[0] != found[1] and flag not in FLAGS_THAT_CHANGE_NO_LOSS:
             shown = ["not given" if words is None else shlex.join(words) or "given" for words in found]
             phrases.append(f"{flag or 'arguments'} (there: {shown[0]}; now: {shown[1]})")
     return phrases
@@ -144,13 +144,13 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
 
 
 def _write_command(path: Path, command: Sequence[str]) -> None:
-    recorded.write_atomically(path, shlex.join(command) + "\n")
+    stage_results.write_atomically(path, shlex.join(command) + "\n")
 
 
 def write_config(checkpoint: Path, path: Path) -> None:
     """Writes fairseq's full configuration from the checkpoint, as JSON."""
     config = checkpoint_files.load(checkpoint)["cfg"]
-    recorded.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+    stage_results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -198,7 +198,7 @@ class Run:
     def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
         """Records the end of a stage, with its command line, measurements and environment."""
         entry = {"command": shlex.join(command), **measured, "environment": environment()}
-        recorded.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+        stage_results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
 
 
 def launcher_rank(command: Sequence[str]) -> int:
@@ -227,12 +227,12 @@ def train(run: Run, command: Sequence[str]) -> None:
     checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG
     if rank > 0:
         with writing(run.folder):
-            if "train" not in recorded.read(run.folder) and not has_ended(checkpoints, log, max_update):
+            if "train" not in stage_results.read(run.folder) and not has_ended(checkpoints, log, max_update):
                 execute(command, run.folder / f"train.rank-{rank}.log")
         return
     with exclusive(run.folder) as lock:
         claimed = claim(run.folder, command)
-        if "train" in recorded.read(run.folder):
+        if "train" in stage_results.read(run.folder):
             run.say(f"trained already: {run.folder}")
             return
         repaired = checkpoint_files.repair_last(checkpoints)
@@ -259,7 +259,7 @@ def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
 
     Raises RunError if the run's training has not ended, CheckpointError if a checkpoint is broken.
     """
-    if "train" not in recorded.read(run.folder):
+    if "train" not in stage_results.read(run.folder):
         raise RunError(f"{run.folder}: training has not ended; first run: fairseq-gpam train, with the same arguments")
     sums = []
     for path in filter(None, (last_flag(command, "--path") or "").split(":")):
@@ -274,12 +274,12 @@ def _evaluation(
 ) -> bool:
     """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
 
-    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
+    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is stage_results. Raises RunError
     if the result there is of another command line, and not to be overwritten.
     """
     with exclusive(run.folder) as lock:
         sums = _checkpoint_sums(run, command)
-        there = recorded.read(run.folder).get(stage)
+        there = stage_results.read(run.folder).get(stage)
         if there and not overwrite:
             differences = differing_flags(shlex.split(there["command"]), command)
             if differences:
@@ -318,8 +318,8 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
                 "leave out flags that change what is printed, such as --quiet"
             )
         # The score of the old hypotheses must not be taken for that of the new ones.
-        recorded.update(run.folder, {}, without=("generate", "score"))
-        recorded.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
+        stage_results.update(run.folder, {}, without=("generate", "score"))
+        stage_results.write_atomically(run.folder / HYPOTHESES, "".join(f"{line}\n" for line in hypotheses))
         run.say(f"{measured['sentences']:,} sentences translated")
         return measured
 
@@ -354,7 +354,7 @@ def evaluate(
 
     if not _evaluation(run, "eval-lm", command, overwrite, measure):
         run.say(f"evaluated already: {run.folder}")
-    entry = recorded.read(run.folder)["eval-lm"]
+    entry = stage_results.read(run.folder)["eval-lm"]
     if by_bytes:
         run.say(f"{entry['bits_per_character']:.4f} bits per character")
     else:

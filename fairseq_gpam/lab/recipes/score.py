@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.recipes import recorded, stages
+from fairseq_gpam.lab.recipes import stage_results, stages
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 from fairseq_gpam.lab.recipes.run_folder import HYPOTHESES, RunError, exclusive
 from fairseq_gpam.lab.recipes.subwords import MosesDetokenize, split_compounds, write_lines
@@ -143,7 +143,7 @@ def score(folder: Path, test: References) -> dict[str, Any]:
             write_lines(folder / "hypotheses.detok.txt", plain)
         if test.tokenized:
             scores |= tokenized_scores(read_lines(folder / HYPOTHESES), tokenized, test.compounds)
-        recorded.update(folder, {"score": scores})
+        stage_results.update(folder, {"score": scores})
     return scores
 
 

@@ -27,7 +27,7 @@ TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """A run's task, mechanism, seed and output folder; `extra` holds the user's fairseq flags."""
 
     task: Task
@@ -41,13 +41,13 @@ class Settings:
     extra: tuple[str, ...] = ()
 
     @property
-    def runs_of(self) -> str:
+    def run_group(self) -> str:
         """Returns the task's name in the run's folder and results, which has a suffix for the full budget."""
         return f"{self.task.name}{'-full' if self.full else ''}"
 
     @property
     def folder(self) -> Path:
-        return self.out / "runs" / self.runs_of / self.name / str(self.seed)
+        return self.out / "runs" / self.run_group / self.name / str(self.seed)
 
     @property
     def checkpoints(self) -> Path:
@@ -58,7 +58,7 @@ class Settings:
         return Run(self.folder, self.task.name, self.name, self.seed)
 
 
-def settings(arguments: argparse.Namespace) -> Settings:
+def settings(arguments: argparse.Namespace) -> RunSettings:
     """Returns the settings from the command line.
 
     Raises TaskError or RunError if they contradict each other.
@@ -72,20 +72,20 @@ def settings(arguments: argparse.Namespace) -> Settings:
     if not arguments.seed.isdecimal():
         raise RunError(f"SEED must be a whole number, not '{arguments.seed}'")
     mechanism = "stock" if stock else arguments.mechanism
-    return Settings(
+    return RunSettings(
         task=task,
         mechanism=mechanism,
         seed=int(arguments.seed),
         out=arguments.out.resolve(),
         name=arguments.name or mechanism,
         full=arguments.full,
-        checkpoint=getattr(arguments, "checkpoint", Settings.checkpoint),
+        checkpoint=getattr(arguments, "checkpoint", RunSettings.checkpoint),
         overwrite=getattr(arguments, "overwrite", False),
         extra=tuple(arguments.further_flags),
     )
 
 
-def need_data(this: Settings) -> None:
+def need_data(this: RunSettings) -> None:
     """Raises RunError, with the command that prepares the data, if the data does not exist."""
     data_bin = this.task.data_bin(this.out)
     if not data_bin.is_dir():
@@ -97,7 +97,7 @@ def languages(task: Task) -> list[str]:
     return ["--source-lang", task.source, "--target-lang", task.target] if task.is_translation else []
 
 
-def train_command(this: Settings) -> list[str]:
+def train_command(this: RunSettings) -> list[str]:
     """Returns fairseq-train's command line."""
     task = this.task
     family = "transformer" if task.is_translation else "transformer_lm"
@@ -116,7 +116,7 @@ def train_command(this: Settings) -> list[str]:
     ]
 
 
-def evaluation_command(this: Settings) -> list[str]:
+def evaluation_command(this: RunSettings) -> list[str]:
     """Returns the command line of fairseq-generate or fairseq-eval-lm."""
     program, flags = "fairseq-generate", languages(this.task)
     if not this.task.is_translation:
@@ -135,13 +135,13 @@ def evaluation_command(this: Settings) -> list[str]:
     ]
 
 
-def train(this: Settings) -> None:
+def train(this: RunSettings) -> None:
     """Trains the model, or resumes training."""
     need_data(this)
     run_folder.train(this.run, train_command(this))
 
 
-def generate(this: Settings) -> None:
+def generate(this: RunSettings) -> None:
     """Translates the test set."""
     if not this.task.is_translation:
         raise RunError(f"{this.task.name} is a language model; use eval-lm")
@@ -149,7 +149,7 @@ def generate(this: Settings) -> None:
     run_folder.generate(this.run, evaluation_command(this), this.overwrite)
 
 
-def evaluate(this: Settings) -> None:
+def evaluate(this: RunSettings) -> None:
     """Evaluates a language model on the test set."""
     task = this.task
     if task.is_translation:
@@ -166,7 +166,7 @@ class StageCommand:
 
     TAKES_FLAGS_AFTER_DASHES = True
 
-    def __init__(self, doc: str, stage: Callable[[Settings], None], program: str, checkpoint: bool = True) -> None:
+    def __init__(self, doc: str, stage: Callable[[RunSettings], None], program: str, checkpoint: bool = True) -> None:
         self.__doc__ = doc
         self.stage = stage
         self.program = program
@@ -186,7 +186,7 @@ class StageCommand:
         if self.checkpoint:
             parser.add_argument(
                 "--checkpoint",
-                default=Settings.checkpoint,
+                default=RunSettings.checkpoint,
                 metavar="NAME",
                 help="file in the run's checkpoints/ (default: %(default)s)",
             )

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import compare, comparison_report, finished, grid, kept, series
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.experiments import committed_results, compare, comparison_report, grid, run_results, series
+from fairseq_gpam.lab.recipes import stage_results
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
 NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
@@ -153,7 +153,7 @@ def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_ta
     ):
         folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
         folders[-1].mkdir(parents=True)
-        recorded.update(folders[-1], {key: made_run(name, seed)[key] for key in ("name", "seed", "train")})
+        stage_results.update(folders[-1], {key: made_run(name, seed)[key] for key in ("name", "seed", "train")})
     compare.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
     remarks = {
         "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
@@ -246,7 +246,7 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
             folder = tmp_path / f"runs/made-lm/{name}/{seed}"
             folder.mkdir(parents=True)
             run = made_run(name, seed)
-            recorded.update(folder, {key: run[key] for key in ("name", "seed", "train")})
+            stage_results.update(folder, {key: run[key] for key in ("name", "seed", "train")})
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
             (folder / "train.job.log").write_text(TRAINING)
             record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
@@ -266,13 +266,13 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
     layers = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 1 / 3]], "query_gradient, decoder": [[1, 2 / 3]]}
     assert runs[0]["by_layer"] == layers
     assert not {"collapse", "by_layer"} & runs[1].keys()
-    line = kept.kept_line(folders[0])
+    line = committed_results.kept_line(folders[0])
     assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
     assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
     rounded = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 0.3333]], "query_gradient, decoder": [[1, 0.6667]]}
     assert line["by_layer"] == rounded
     assert line["benchmark"] == runs[0]["benchmark"]
-    assert kept.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
+    assert committed_results.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
     assert runs[0]["benchmark"] == {"seconds": 12.5, "peak_memory_mib": 345.6}
     assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
@@ -341,7 +341,7 @@ def test_the_cost_of_a_training_is_that_of_a_job_that_trained_from_its_first_upd
     (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
     (tmp_path / "train.job.log").write_text(said)
     (tmp_path / "train.log").write_text(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {loaded}\n")
-    assert finished.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
+    assert run_results.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
 
 
 def test_an_interval_without_a_lambda_is_left_out_of_its_history():
@@ -350,5 +350,5 @@ def test_an_interval_without_a_lambda_is_left_out_of_its_history():
         {"num_updates": update, "gpam_encoder1_lambda_plus": value}
         for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
     ]
-    history = finished.lambda_history("\n".join(head + json.dumps(record) for record in records))
+    history = run_results.lambda_history("\n".join(head + json.dumps(record) for record in records))
     assert list(history.values()) == [[[100, 0.5], [300, 0.25]]]

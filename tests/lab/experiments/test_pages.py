@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import kept, pages
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.experiments import committed_results, pages
+from fairseq_gpam.lab.recipes import stage_results
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -22,9 +22,9 @@ def test_committed_tables_agree_with_the_committed_results():
 def test_every_result_has_a_table_and_every_published_anchor_is_shown():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").rglob("*.md"))
     folder = REPOSITORY / "examples/results"
-    shown = json.loads((folder / kept.PUBLISHED).read_text(encoding="utf-8"))
+    shown = json.loads((folder / committed_results.PUBLISHED).read_text(encoding="utf-8"))
     for path in folder.glob("*.jsonl"):
-        runs = kept.read_lines(path)
+        runs = committed_results.read_lines(path)
         assert {run["task"] for run in runs} == {path.stem}
         shown += runs
     for entry in shown:
@@ -49,7 +49,7 @@ def repository(tmp_path):
     published = [
         {"task": "shakespeare-lm", "name": "softmax", "source": "paper", "eval-lm": {"perplexity_word": "12.30"}}
     ]
-    (tmp_path / "examples/results" / kept.PUBLISHED).write_text(json.dumps(published))
+    (tmp_path / "examples/results" / committed_results.PUBLISHED).write_text(json.dumps(published))
     (tmp_path / "README.md").write_text("before\n<!-- results: shakespeare-lm -->\nold\n<!-- /results -->\nafter\n")
     return tmp_path
 
@@ -60,7 +60,7 @@ def made_run(out, name, seed=1, **entries):
     train = {"parameters": 10, "updates": 2, "valid_loss": 3.0, "tokens_per_second": 5.0}
     train["curve"] = {"train": [[1, 2]], "valid": [[2, 3.0]]}
     train["command"] = f"fairseq-train {out}/data-bin/shakespeare-lm --user-dir /somewhere/fairseq_gpam"
-    recorded.update(run, {"task": "shakespeare-lm", "name": name, "seed": seed, "train": train, **entries})
+    stage_results.update(run, {"task": "shakespeare-lm", "name": name, "seed": seed, "train": train, **entries})
     return run
 
 
@@ -68,7 +68,7 @@ def test_kept_runs_fill_the_table(repository):
     evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
     run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
     main(["results", "keep", str(run), "--repository", str(repository)])
-    [line] = kept.read_lines(repository / "examples/results/shakespeare-lm.jsonl")
+    [line] = committed_results.read_lines(repository / "examples/results/shakespeare-lm.jsonl")
     assert line["train"]["command"] == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
     assert line["train"]["curve"] == {"valid": [[2, 3.0]]}
 
@@ -95,7 +95,7 @@ def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
     evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
     run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
     main(["results", "keep", str(run), "--repository", str(repository), "--without-speeds", "other work"])
-    [line] = kept.runs_of("shakespeare-lm", repository)
+    [line] = committed_results.read_task("shakespeare-lm", repository)
     assert line["train"]["tokens_per_second"] is None
     assert line["eval-lm"] == {**evaluated, "tokens_per_second": None, "seconds": None}
     assert line["note"] == "speeds are left out: other work"
@@ -109,28 +109,28 @@ def test_other_paths_are_refused(repository):
         repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
     )
     with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
-        kept.keep([run], repository)
+        committed_results.keep([run], repository)
     shutil.rmtree(run)
     with pytest.raises(FileNotFoundError, match="no results"):
-        kept.keep([run], repository)
+        committed_results.keep([run], repository)
 
 
 def test_keeping_again_changes_nothing_and_a_new_result_takes_the_place_of_the_old_one(repository):
     runs = [made_run(repository / "out", name, seed) for name in ("wider", "dagpam", "stock") for seed in (10, 2)]
-    [path] = kept.keep(runs, repository)
+    [path] = committed_results.keep(runs, repository)
     assert path == repository / "examples/results/shakespeare-lm.jsonl"
     first = path.read_bytes()
-    kept.keep(runs[::-1], repository)
-    kept.keep(runs[2:4], repository)
+    committed_results.keep(runs[::-1], repository)
+    committed_results.keep(runs[2:4], repository)
     assert path.read_bytes() == first
-    order = [(run["name"], run["seed"]) for run in kept.read_lines(path)]
+    order = [(run["name"], run["seed"]) for run in committed_results.read_lines(path)]
     assert order == [(name, seed) for name in ("stock", "dagpam", "wider") for seed in (2, 10)]
 
-    recorded.update(runs[2], {"train": {**recorded.read(runs[2])["train"], "valid_loss": 2.5}})
-    kept.keep([runs[2]], repository)
+    stage_results.update(runs[2], {"train": {**stage_results.read(runs[2])["train"], "valid_loss": 2.5}})
+    committed_results.keep([runs[2]], repository)
     lines, old = path.read_bytes().splitlines(), first.splitlines()
     assert [number for number in range(6) if lines[number] != old[number]] == [3]
-    assert kept.read_lines(path)[3]["train"]["valid_loss"] == 2.5
+    assert committed_results.read_lines(path)[3]["train"]["valid_loss"] == 2.5
 
 
 def test_a_line_reads_the_same_whatever_machine_and_commit_it_came_from(repository):
@@ -162,7 +162,7 @@ def shown_rows(repository, marker):
 
 def test_a_marker_chooses_names_and_seeds_and_what_was_not_run_says_so(repository):
     runs = [made_run(repository / "out", name, seed) for name in ("stock", "wider", "other") for seed in (1, 2)]
-    kept.keep(runs, repository)
+    committed_results.keep(runs, repository)
     published = ("softmax, published: paper", "–", "–")
     marker = "<!-- results: shakespeare-lm{} -->"
     everything = [(name, seed, "10") for name in ("stock", "other", "wider") for seed in "12"]

@@ -15,7 +15,7 @@ from statistics import mean
 
 import pytest
 
-from fairseq_gpam.lab.experiments import compare, grid, made_studies, pages, study
+from fairseq_gpam.lab.experiments import compare, grid, pages, study, synthetic_studies
 
 REPOSITORY = Path(__file__).parents[3]
 PAGES = [
@@ -61,7 +61,7 @@ def made_results(marker):
     """The results in the table of a study on synthetic data, and their means over seeds."""
     folder, options = REPOSITORY / study.FOLDER / marker[2], dict(word.split("=") for word in marker[3].split())
     cells = {}
-    for result in made_studies.read_results(folder):
+    for result in synthetic_studies.read_results(folder):
         cells.setdefault((result[options["rows"]], result[options["columns"]]), []).append(result[options["value"]])
     return [value for own in cells.values() for value in (*own, mean(own))]
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import compare, forest, grid, kept, pages, study
+from fairseq_gpam.lab.experiments import committed_results, compare, forest, grid, pages, study
 
 GRID = """
 baseline = "stock"
@@ -49,11 +49,11 @@ def keep(repository, leave_out=(), more_flags="", analysed=False):
     kept_runs = []
     for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
         plan = planned.settings
-        if plan.runs_of == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
+        if plan.run_group == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
             nll = BITS[plan.name][plan.seed - 1]
             command = f"{shlex.join(study.command(planned))} {more_flags}"
             train = {"command": command, "valid_nll_loss": nll, "parameters": 10}
-            run = {"task": plan.runs_of, "name": plan.name, "seed": plan.seed, "train": train}
+            run = {"task": plan.run_group, "name": plan.name, "seed": plan.seed, "train": train}
             train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
             train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
             scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
@@ -65,7 +65,7 @@ def keep(repository, leave_out=(), more_flags="", analysed=False):
             if plan.name == "dagpam":
                 layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
                 kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
-    kept.write("bible-de-en", kept_runs, repository)
+    committed_results.write("bible-de-en", kept_runs, repository)
 
 
 def cells(text, arm):
@@ -175,7 +175,10 @@ def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_l
     text = shown(repository)
     for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
         assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
-    points = {one["measure"]: one["points"] for one in compare.collapse(kept.runs_of("bible-de-en", repository))}
+    points = {
+        one["measure"]: one["points"]
+        for one in compare.collapse(committed_results.read_task("bible-de-en", repository))
+    }
     cosine, ratio, gradient = (
         [x for x, *_ in points[name]]
         for name in ("mean_cosine, decoder", "residual_ratio, encoder", "query_gradient, cross")

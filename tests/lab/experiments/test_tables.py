@@ -8,12 +8,12 @@ import pytest
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import tables
-from fairseq_gpam.lab.recipes import recorded, tasks
+from fairseq_gpam.lab.recipes import stage_results, tasks
 
 
 def made_run(folder, name="dagpam"):
     folder.mkdir(parents=True)
-    return recorded.update(
+    return stage_results.update(
         folder,
         {
             "task": "bible-de-en",
@@ -73,7 +73,7 @@ def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_n
     runs = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
     for run in runs:
         train = made_run(run, run.parent.name)["train"]
-        recorded.update(run, {"train": {**train, "valid_nll_loss": 5.0}})
+        stage_results.update(run, {"train": {**train, "valid_nll_loss": 5.0}})
     command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, runs)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stderr.endswith("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'\n")
@@ -88,7 +88,7 @@ def test_what_is_no_run_or_holds_a_path_ends_in_one_line(tmp_path):
         main(["results", "table", "out/typo"])
     run = tmp_path / "out/runs/bible-de-en/stock/1"
     made_run(run, "stock")
-    recorded.update(run, {"generate": {"command": "fairseq-generate --path /home/somebody/model.pt"}})
+    stage_results.update(run, {"generate": {"command": "fairseq-generate --path /home/somebody/model.pt"}})
     with pytest.raises(SystemExit, match=r"holds a path of this machine: /home/somebody/model\.pt"):
         main(["results", "keep", str(run), "--repository", str(tmp_path)])
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.recipes import recorded, run_folder
+from fairseq_gpam.lab.recipes import run_folder, stage_results
 from fairseq_gpam.lab.recipes.engine_process import EngineFailure, Progress, execute
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 
@@ -117,7 +117,7 @@ def test_an_unfinished_training_is_not_evaluated(tmp_path):
     with pytest.raises(run_folder.RunError, match="training has not ended"):
         run_folder.evaluate(run, ["fairseq-eval-lm"], tmp_path / "text", tmp_path / "subword")
     run.record("train", ["fairseq-train", "a b"], {"valid_loss": 1.0})
-    stages = recorded.read(tmp_path)
+    stages = stage_results.read(tmp_path)
     assert stages["train"]["command"] == "fairseq-train 'a b'"
     assert set(stages["train"]["environment"]) == {"versions", "machine", "commit"}
 
@@ -159,7 +159,7 @@ def test_a_translation_is_repeated_if_its_checkpoint_has_changed_and_its_score_i
     command = [sys.executable, "-c", "import sys; print(open(sys.argv[1]).read())", str(trained.folder / "text")]
     command += ["--path", str(trained.folder / "average.pt")]
     run_folder.generate(trained, command)
-    recorded.update(trained.folder, {"score": {"bleu": 1.0}})
+    stage_results.update(trained.folder, {"score": {"bleu": 1.0}})
     before = log.stat()
     run_folder.generate(trained, command)
     assert "translated already" in capsys.readouterr().out
@@ -170,8 +170,8 @@ def test_a_translation_is_repeated_if_its_checkpoint_has_changed_and_its_score_i
     run_folder.generate(trained, command)
     assert "not known to be of this checkpoint" in capsys.readouterr().out
     assert hypotheses(trained) == "second one\nsecond two\n"
-    assert recorded.read(trained.folder).keys() >= {"train", "generate"}
-    assert "score" not in recorded.read(trained.folder)
+    assert stage_results.read(trained.folder).keys() >= {"train", "generate"}
+    assert "score" not in stage_results.read(trained.folder)
     run_folder.generate(trained, command)
     assert "translated already" in capsys.readouterr().out
 
@@ -193,7 +193,7 @@ def test_another_evaluation_is_refused_without_advice_to_delete_the_model_and_ov
     with pytest.raises(EngineFailure):
         run_folder.generate(trained, [*wide[:1], "-c", "raise SystemExit(2)", *wide[3:]], overwrite=True)
     assert hypotheses(trained) == "wide one\nwide two\n"
-    assert recorded.read(trained.folder)["generate"]["sentences"] == 2
+    assert stage_results.read(trained.folder)["generate"]["sentences"] == 2
 
 
 @pytest.mark.parametrize("command", ["generate", "eval-lm"])
@@ -212,7 +212,7 @@ def test_a_translation_without_its_hypotheses_is_no_success(trained):
     closing = TRANSLATION.splitlines()[-1]
     with pytest.raises(CountMismatchError, match=r"0 hypotheses, but 2 sentences were translated.*--quiet"):
         run_folder.generate(trained, printing(trained, closing, "--quiet"))
-    assert "generate" not in recorded.read(trained.folder)
+    assert "generate" not in stage_results.read(trained.folder)
     assert not (trained.folder / "hypotheses.txt").exists()
     run_folder.generate(trained, printing(trained, TRANSLATION.format("right")))
     assert hypotheses(trained) == "right one\nright two\n"
@@ -239,7 +239,7 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path):
     log = "Evaluated 0 tokens in 0.0s (0.00 tokens/s)\\nLoss (base 2): 0.0000, Perplexity: 1.00"
     with pytest.raises(run_folder.RunError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
         run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], tmp_path / "text", tmp_path / "text")
-    assert "eval-lm" not in recorded.read(tmp_path)
+    assert "eval-lm" not in stage_results.read(tmp_path)
     assert not (tmp_path / "eval-lm.command").exists()
 
 

@@ -5,45 +5,45 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fairseq_gpam.lab.recipes import logs, recorded, run_folder, score
+from fairseq_gpam.lab.recipes import logs, run_folder, score, stage_results
 
 
 def translated(folder, hypotheses=("the cat sat", "on the mat")):
     folder.mkdir(parents=True, exist_ok=True)
-    recorded.write_atomically(folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
+    stage_results.write_atomically(folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
 
 
 def test_score_keeps_signatures_and_stops_at_a_count_mismatch(tmp_path):
     translated(tmp_path / "run")
     references = tmp_path / "references"
-    recorded.write_atomically(references, "the cat sat\non the mat\n")
+    stage_results.write_atomically(references, "the cat sat\non the mat\n")
     scores = score.score(tmp_path / "run", score.References(references))
     assert scores["sentences"] == 2
     assert scores["chrf"] == 100.0
     assert "tok:13a" in scores["bleu_signature"]
-    assert recorded.read(tmp_path / "run")["score"] == scores
+    assert stage_results.read(tmp_path / "run")["score"] == scores
 
-    recorded.write_atomically(references, "the cat sat\non the mat\nand slept\n")
+    stage_results.write_atomically(references, "the cat sat\non the mat\nand slept\n")
     with pytest.raises(logs.CountMismatchError, match="2 hypotheses but 3 references"):
         score.score(tmp_path / "run", score.References(references))
 
 
 def test_a_score_waits_for_what_uses_the_folder(tmp_path):
     translated(tmp_path / "run")
-    recorded.write_atomically(tmp_path / "references", "a new translation\nof the test set\n")
+    stage_results.write_atomically(tmp_path / "references", "a new translation\nof the test set\n")
     with ThreadPoolExecutor(1) as pool:
         with run_folder.exclusive(tmp_path / "run"):
             waiting = pool.submit(score.score, tmp_path / "run", score.References(tmp_path / "references"))
             with pytest.raises(TimeoutError):
                 waiting.result(0.5)
             translated(tmp_path / "run", hypotheses=["a new translation", "of the test set"])
-            recorded.update(tmp_path / "run", {"generate": {"sentences": 2}})
+            stage_results.update(tmp_path / "run", {"generate": {"sentences": 2}})
         assert waiting.result()["chrf"] == 100.0
-    assert recorded.read(tmp_path / "run").keys() == {"generate", "score"}
+    assert stage_results.read(tmp_path / "run").keys() == {"generate", "score"}
 
 
 def test_line_separators_inside_a_sentence_do_not_count_as_lines(tmp_path):
-    recorded.write_atomically(tmp_path / "text", "one\u2028still one\ntwo\x85\n\n")
+    stage_results.write_atomically(tmp_path / "text", "one\u2028still one\ntwo\x85\n\n")
     assert len(score.read_lines(tmp_path / "text")) == 3
 
 
@@ -51,8 +51,8 @@ def test_tokenised_hypotheses_are_detokenised_and_scored_both_ways(tmp_path):
     translated(
         tmp_path / "run", hypotheses=["the cat &apos;s well-known mat , at last .", "&quot; yes &quot; , it said ."]
     )
-    recorded.write_atomically(tmp_path / "raw", 'The cat\'s well-known mat, at last.\n"Yes", it said.\n')
-    recorded.write_atomically(
+    stage_results.write_atomically(tmp_path / "raw", 'The cat\'s well-known mat, at last.\n"Yes", it said.\n')
+    stage_results.write_atomically(
         tmp_path / "tok", "the cat &apos;s well-known mat , at last .\n&quot; no &quot; , it said .\n"
     )
     test = score.References(tmp_path / "raw", lowercase=True, detokenize="en", tokenized=tmp_path / "tok")
@@ -63,17 +63,17 @@ def test_tokenised_hypotheses_are_detokenised_and_scored_both_ways(tmp_path):
     assert "tok:none|smooth:none" in tokenised
     detokenised = (tmp_path / "run/hypotheses.detok.txt").read_text(encoding="utf-8")
     assert detokenised == 'the cat\'s well-known mat, at last.\n"yes", it said.\n'
-    unsplit = recorded.read(tmp_path / "run")["score"]["tokenized_bleu"]
+    unsplit = stage_results.read(tmp_path / "run")["score"]["tokenized_bleu"]
     lines = score.score_lines(score.score(tmp_path / "run", dataclasses.replace(test, compounds=True)))
     assert "tokenised BLEU (not comparable with the above, compounds split)" in lines[2]
-    assert recorded.read(tmp_path / "run")["score"]["tokenized_bleu"] > unsplit
+    assert stage_results.read(tmp_path / "run")["score"]["tokenized_bleu"] > unsplit
 
 
 def test_compare_is_a_paired_test(tmp_path):
     lines = [f"sentence number {n} of the set" for n in range(20)]
     translated(tmp_path / "a", hypotheses=[f"{line} x" for line in lines])
     translated(tmp_path / "b", hypotheses=lines)
-    recorded.write_atomically(tmp_path / "ref", "".join(f"{line}\n" for line in lines))
+    stage_results.write_atomically(tmp_path / "ref", "".join(f"{line}\n" for line in lines))
     text = score.compare(tmp_path / "a", tmp_path / "b", score.References(tmp_path / "ref"), samples=50)
     assert "BLEU: 100.00" in text
     assert "p = " in text

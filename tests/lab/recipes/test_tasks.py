@@ -80,7 +80,7 @@ def test_a_variant_replaces_keys_and_adds_flags(examples, monkeypatch):
 
 
 def settings(task, tmp_path, mechanism="dagpam", extra=()):
-    return stages.Settings(task, mechanism, 3, tmp_path, mechanism, extra=extra)
+    return stages.RunSettings(task, mechanism, 3, tmp_path, mechanism, extra=extra)
 
 
 def test_command_lines(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.recipes import logs, recorded, run_folder
+from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 
 COLLAPSE = (
     *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, Any]:
     These are λ over training, collapse measures, also by layer, and the cost of training, each only if it was
     recorded. Raises `FileNotFoundError` if the training has not ended.
     """
-    run = recorded.read(folder)
+    run = stage_results.read(folder)
     if "train" not in run:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     run["task"] = folder.resolve().parents[1].name

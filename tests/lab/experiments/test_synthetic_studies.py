@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_gpam.lab.experiments import made_studies
+from fairseq_gpam.lab.experiments import synthetic_studies
 
 STUDIES = Path(__file__).parents[3] / "examples/studies"
 
@@ -24,9 +24,9 @@ def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path):
     folder = tmp_path / "examples/studies/made"
     folder.mkdir(parents=True)
     cells = [(1, 1, 1.0), (1, 1, 3.0), (1, 2, 0.5), (2, 1, 0.25)]
-    made_studies.write_results(folder, [{"rank": r, "heads": h, "error": e} for r, h, e in cells])
+    synthetic_studies.write_results(folder, [{"rank": r, "heads": h, "error": e} for r, h, e in cells])
     assert "torch" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])["versions"]
-    table = made_studies.study_table("made", tmp_path, "rank", "heads", "error")
+    table = synthetic_studies.study_table("made", tmp_path, "rank", "heads", "error")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["rank \\ heads", "1", "2"]
     assert rows[2:] == [["1", "2 (1–3)", "0.5"], ["2", "0.25", "not run"]]
@@ -81,5 +81,5 @@ def test_the_answers_compose_the_functions_and_every_arm_trains():
 )
 def test_every_cell_is_recorded_once(name, axes):
     study = load(name)
-    cells = [tuple(result[axis] for axis in axes) for result in made_studies.read_results(STUDIES / name)]
+    cells = [tuple(result[axis] for axis in axes) for result in synthetic_studies.read_results(STUDIES / name)]
     assert cells == list(itertools.product(*(getattr(study, constant) for constant in axes.values())))

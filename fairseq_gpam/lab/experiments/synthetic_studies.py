@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes.environment import environment
 
 RESULTS = "results.jsonl"
@@ -23,7 +23,7 @@ def write_results(folder: Path, results: Iterable[dict[str, Any]]) -> None:
     for result in results:
         lines.append(json.dumps(result))
         print(lines[-1], flush=True)
-    recorded.write_atomically(folder / RESULTS, "\n".join(lines) + "\n")
+    stage_results.write_atomically(folder / RESULTS, "\n".join(lines) + "\n")
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.experiments import finished
-from fairseq_gpam.lab.recipes import recorded
+from fairseq_gpam.lab.experiments import run_results
+from fairseq_gpam.lab.recipes import stage_results
 
 EXPECTED = ("stock", "dagpam")
 """Rows that every table has, run or not."""
@@ -29,7 +29,7 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     not ended, `ValueError` if an absolute path remains.
     """
     run = run.resolve()
-    found = finished.read(run)
+    found = run_results.read(run)
     if "lambdas" in found:
         found["lambdas"] = {name: points[-1:] for name, points in found["lambdas"].items()}
     for measure, value in found.get("collapse", {}).items():
@@ -88,7 +88,7 @@ def write(task: str, lines: Sequence[dict[str, Any]], repository: Path) -> Path:
     kept = {_key(run): run for run in (*read_lines(path), *lines)}
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
-    recorded.write_atomically(path, text)
+    stage_results.write_atomically(path, text)
     return path
 
 
@@ -102,7 +102,7 @@ def published(task: str, repository: Path) -> list[dict[str, Any]]:
     ]
 
 
-def runs_of(task: str, repository: Path) -> list[dict[str, Any]]:
+def read_task(task: str, repository: Path) -> list[dict[str, Any]]:
     """Returns the kept runs of a task in the order of their file."""
     return read_lines(repository / "examples/results" / f"{task}.jsonl")
 
