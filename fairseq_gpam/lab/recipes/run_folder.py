@@ -274,7 +274,7 @@ def _evaluation(
 ) -> bool:
     """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
 
-    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is stage_results. Raises RunError
+    A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
     if the result there is of another command line, and not to be overwritten.
     """
     with exclusive(run.folder) as lock:
