@@ -14,6 +14,8 @@ from fairseq_gpam.attention.core.base import (
 )
 from fairseq_gpam.attention.core.build import build_mechanism
 from fairseq_gpam.attention.core.masks import FUTURE, AttentionMask, FutureMask
+from fairseq_gpam.attention.functional import dagpam_attention
+from fairseq_gpam.attention.multihead import MultiheadAttention
 
 __all__ = [
     "FUTURE",
@@ -23,10 +25,12 @@ __all__ = [
     "AttentionMask",
     "AttentionMechanism",
     "FutureMask",
+    "MultiheadAttention",
     "Option",
     "Settings",
     "Site",
     "build_mechanism",
+    "dagpam_attention",
     "on_registration",
     "register_mechanism",
 ]
