@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, tasks
+from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.multi30k import prepare_multi30k
 from fairseq_gpam.lab.recipes.run_folder import RunError, exclusive
@@ -171,6 +171,8 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
                 standard_corpora.prepare_enwik8(files, out, data.options["held_out"])
             case "ngrams":
                 ngrams.write(data.options, out)
+            case corpus if corpus in synthetic.GENERATORS:
+                synthetic.write(corpus, data.options, out)
             case _:
                 raise PrepareError(f"{task.name}: no reader for the corpus '{data.corpus}'")
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairseq_gpam.lab.recipes import stages, tasks
+from fairseq_gpam.lab.recipes import stages, synthetic, tasks
 from fairseq_gpam.lab.recipes.run_folder import last_flag
 from fairseq_gpam.lab.recipes.tasks import TaskError
 
@@ -33,7 +33,7 @@ def examples(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_recipe_is_valid(name):
     task = tasks.load(name)
-    assert task.data.files or task.data.corpus == "ngrams"
+    assert task.data.files or task.data.corpus in ("ngrams", *synthetic.GENERATORS)
     # What every script passes is not repeated in a recipe.
     assert not {"--task", "--update-epoch-batch-itr", "--required-batch-size-multiple", "--seed"} & set(task.train)
 
