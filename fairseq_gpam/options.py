@@ -16,7 +16,7 @@ from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism, Option, 
 from fairseq_gpam.attention.core.affine import BACKENDS
 from fairseq_gpam.attention.core.heads import is_mixture
 from fairseq_gpam.attention.core.layers import is_layered
-from fairseq_gpam.plugins import import_file, import_named_file
+from fairseq_gpam.plugins import IMPORT_FLAG, TRUSTED, import_named_file, import_setting
 
 
 def _mechanism(name: str, default: str | None, help: str) -> Option:
@@ -41,8 +41,8 @@ GENERAL_OPTIONS = (
         "import",
         str,
         None,
-        "a Python file that registers a mechanism; the checkpoint keeps its path, and the file runs again wherever the "
-        "checkpoint is loaded",
+        "a Python file that registers a mechanism; the checkpoint keeps its path, but the file runs again only where "
+        "the command line or the environment variable GPAM_IMPORT names it too",
         allowed="a Python file",
     ),
     Option(
@@ -139,9 +139,12 @@ def help_text(option: Option) -> str:
 def _argparse_type(option: Option) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
-            return option.parse(text)
+            value = option.parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+        if option.flag == IMPORT_FLAG:
+            TRUSTED.add(value)
+        return value
 
     return parse
 
@@ -173,7 +176,7 @@ def fill_defaults(args: Any) -> None:
     """
     path = getattr(args, "gpam_import", None)
     if path is not None:
-        args.gpam_import = import_file(path)
+        args.gpam_import = import_setting(path)
     for option in all_options():
         if getattr(args, option.dest, None) is None:
             setattr(args, option.dest, option.default)
@@ -197,7 +200,7 @@ def resolve(args: Any) -> Settings:
     Raises ValueError with the flag, the value and what is allowed.
     """
     if getattr(args, "gpam_import", None) is not None:
-        import_file(args.gpam_import)
+        import_setting(args.gpam_import)
     values = {}
     for option in all_options():
         values[option.name] = option.parse(getattr(args, option.dest, None))

@@ -57,7 +57,7 @@ def test_the_example_computes_what_it_says(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_configuration_that_names_the_file_brings_its_options(task, tmp_path):
+def test_a_configuration_runs_its_file_only_if_something_else_names_it_too(task, tmp_path, monkeypatch):
     """This is how a checkpoint or hydra hands over a mechanism whose file has not been run yet."""
     name = f"named_{task}"
     (tmp_path / "made.py").write_text(SOURCE.format(name=name))
@@ -66,12 +66,17 @@ def test_a_configuration_that_names_the_file_brings_its_options(task, tmp_path):
         if task == "language_modeling":
             config._set_flag("struct", False)
         setattr(config, f"gpam_{key}", value)
+    with pytest.raises(ValueError, match=r"made\.py' is not allowed: only the model's settings.*GPAM_IMPORT=/"):
+        build_from(config)
+    assert name not in REGISTRY
+    monkeypatch.setenv("GPAM_IMPORT", f"nowhere.py:{tmp_path}/made.py")
     model = build_from(config)
     assert {attention.mechanism.size for attention in attention_modules(model)} == {0.25}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_missing_file_is_refused_in_one_sentence(task):
+def test_a_missing_file_is_refused_in_one_sentence(task, monkeypatch):
+    monkeypatch.setenv("GPAM_IMPORT", "nowhere/none.py")
     config = model_config(task, OURS[task], *BASE[task])
     config.gpam_import = "nowhere/none.py"
     with pytest.raises(ValueError, match=r"--gpam-import 'nowhere/none.py' is not allowed.*--model-overrides"):
@@ -86,11 +91,39 @@ def test_a_file_runs_once_and_says_so(tmp_path, caplog):
     ]
 
 
-def test_a_file_that_fails_is_not_kept_half_imported(tmp_path):
-    (tmp_path / "broken.py").write_text("raise RuntimeError('of the test')\n")
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("raise RuntimeError('of the test')", "RuntimeError: of the test"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("def broken(:", r"SyntaxError: .*line 1"),
+    ],
+)
+def test_a_file_that_fails_is_refused_and_not_kept_half_imported(tmp_path, source, reason):
+    (tmp_path / "broken.py").write_text(source)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="of the test"):
+        with pytest.raises(ValueError, match=rf"broken\.py' is not allowed: the file ends with {reason}"):
             plugins.import_file(str(tmp_path / "broken.py"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--gpam-import", "FILE"],
+        ["--gpam-import=FILE"],
+        ["--path", "x.pt", "--model-overrides", "{'gpam_import': 'FILE'}"],
+        ["task=language_modeling", "+model.gpam_import=FILE"],
+        ["model.gpam_import=FILE"],
+    ],
+)
+def test_every_command_line_can_name_the_file(tmp_path, monkeypatch, words):
+    path = tmp_path / "made.py"
+    path.write_text("")
+    monkeypatch.setattr("sys.argv", ["fairseq", "--model-overrides", "["])
+    with pytest.raises(ValueError, match="only the model's settings name this file"):
+        plugins.import_setting(str(path))
+    monkeypatch.setattr("sys.argv", ["fairseq", *(word.replace("FILE", str(path)) for word in words)])
+    assert plugins.import_setting(str(path)) == str(path)
 
 
 def announce(folder, module, source, monkeypatch):

@@ -53,12 +53,13 @@ class Command:
     def __init__(self, folder, forking):
         self.folder = folder
         self.forking = forking
+        self.environment = dict(ENVIRONMENT)
 
     def __call__(self, name, *arguments, cwd=None, stdin="", ok=True, user_dir=True, fresh=False):
         argv = [str((BIN if fresh else self.forking) / name), *map(str, arguments)]
         if user_dir:
             argv += ["--user-dir", str(USER_DIR)]
-        surroundings = {"cwd": cwd or self.folder, "input": stdin, "env": ENVIRONMENT, "timeout": 300}
+        surroundings = {"cwd": cwd or self.folder, "input": stdin, "env": self.environment, "timeout": 300}
         done = subprocess.run(argv, capture_output=True, text=True, **surroundings)
         text = done.stdout + done.stderr
         assert (done.returncode == 0) == ok, f"{name} ended with {done.returncode}: {text[-3000:]}"

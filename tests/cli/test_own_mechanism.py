@@ -33,17 +33,21 @@ def file(tmp_path):
     return Path(shutil.copy(EXAMPLE, tmp_path / "tempered.py"))
 
 
-def test_translation_trains_and_generates_with_the_stored_file_only(command, parallel, tmp_path, file):
+def test_translation_generates_with_the_file_that_it_was_trained_with_if_it_is_named_again(
+    command, parallel, tmp_path, file
+):
     save_dir = tmp_path / "translation"
     result = train(command, parallel, save_dir, file.name, "--arch", "transformer_gpam", *SMALL, cwd=tmp_path)
     assert f"--gpam-import runs the Python file {file}" in result.text
     assert settings(save_dir)["gpam_import"] == str(file)
     assert settings(save_dir)["gpam_tempered_tau"] == 4.0
-    plain = generate(command, parallel, save_dir)
+    unnamed = generate(command, parallel, save_dir, ok=False)
+    assert f"--gpam-import '{file}' is not allowed: only the model's settings name this file" in unnamed.text
+    plain = generate(command, parallel, save_dir, "--model-overrides", f"{{'gpam_import': '{file}'}}")
     assert f"--gpam-import runs the Python file {file}" in plain.text
 
     moved = file.rename(tmp_path / "moved.py")
-    missing = generate(command, parallel, save_dir, ok=False)
+    missing = generate(command, parallel, save_dir, "--model-overrides", f"{{'gpam_import': '{file}'}}", ok=False)
     assert f"--gpam-import '{file}' is not allowed: there is no such Python file" in missing.text
     override = ["--model-overrides", f"{{'gpam_import': '{moved}'}}"]
     again = generate(command, parallel, save_dir, *override)
@@ -61,16 +65,22 @@ def test_a_language_model_evaluates_with_the_temperature_it_was_trained_with(
     train(command, monolingual, save_dir, file, *task)
     assert settings(save_dir)["gpam_tempered_tau"] == 4.0
 
-    def evaluate(*arguments):
+    def evaluate(**overrides):
         flags = ["--cpu", "--sample-break-mode", "eos", "--tokens-per-sample", "16", "--gen-subset", "valid"]
         text = command(
-            "fairseq-eval-lm", monolingual, "--path", save_dir / "checkpoint_last.pt", *flags, *arguments
+            "fairseq-eval-lm",
+            monolingual,
+            "--path",
+            save_dir / "checkpoint_last.pt",
+            *flags,
+            "--model-overrides",
+            repr({"gpam_import": str(file), **overrides}),
         ).text
         return text[text.index("Loss (base 2)") :].split(",")[0]
 
     plain = evaluate()
-    assert evaluate("--model-overrides", "{'gpam_tempered_tau': 4.0}") == plain
-    assert evaluate("--model-overrides", "{'gpam_tempered_tau': 0.01}") != plain
+    assert evaluate(gpam_tempered_tau=4.0) == plain
+    assert evaluate(gpam_tempered_tau=0.01) != plain
 
 
 def test_hydra_takes_the_file_and_its_flags(command, monolingual, tmp_path, file):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fairseq_gpam.lab.recipes.checkpoints import CheckpointError, load
+from fairseq_gpam.checkpoints import CheckpointError, load
 from fairseq_gpam.lab.recipes.run_folder import CHECKPOINTS
 
 AVERAGED = "checkpoint_average.pt"

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import fairseq_gpam  # noqa: F401  (allows what fairseq's checkpoints hold to be loaded)
+from fairseq_gpam.checkpoints import CheckpointError, load
 
 LAST = "checkpoint_last.pt"
 TRAINING_STATE = re.compile(r"checkpoint(?:_best|\d+|_\d+_\d+)\.pt")
 """Names of the checkpoints that fairseq writes; an averaged one holds no training state."""
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint is broken; the message says which and how."""
+def saved_updates(path: Path) -> int:
+    """Returns the number of updates after which a checkpoint was saved.
 
-
-def load(path: Path) -> dict[str, Any]:
-    """Returns a checkpoint's content after verifying the checksum of each part of the file (the zip's CRCs).
-
-    Raises CheckpointError if it is missing, broken, or not a checkpoint of fairseq.
+    Raises CheckpointError if it cannot be loaded or holds no training state.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not {"model", "optimizer_history"} <= state.keys():
-            raise CheckpointError(f"{path} is not a checkpoint of fairseq")
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (RuntimeError, ValueError, AttributeError, KeyError, pickle.UnpicklingError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be loaded as a checkpoint: {error}".splitlines()[0]) from error
-    return state
-
-
-def saved_updates(state: dict[str, Any]) -> int:
-    """Returns the number of updates after which a checkpoint was saved."""
-    return int(state["optimizer_history"][-1]["num_updates"])
+        return int(load(path)["optimizer_history"][-1]["num_updates"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no training state: its optimizer_history has no num_updates") from error
 
 
 def repair_last(folder: Path) -> str | None:
@@ -64,7 +38,7 @@ def repair_last(folder: Path) -> str | None:
     reason = "is missing"
     if last.exists():
         try:
-            load(last)
+            saved_updates(last)
             return None
         except CheckpointError as error:
             reason = f"is broken ({error})"
@@ -73,19 +47,19 @@ def repair_last(folder: Path) -> str | None:
     newest: tuple[int, float, Path] | None = None
     for path in candidates:
         try:
-            found = (saved_updates(load(path)), path.stat().st_mtime, path)
+            candidate = (saved_updates(path), path.stat().st_mtime, path)
         except CheckpointError:
             continue
-        newest = max(newest, found) if newest else found
+        newest = max(newest, candidate) if newest else candidate
     if newest is None:
         raise CheckpointError(
             f"{last} {reason} and there is no intact checkpoint beside it; to start afresh, remove {folder.parent}"
         )
     if last.exists():
         number = 1
-        while (kept := folder / f"{LAST}.broken-{number}").exists():
+        while (broken := folder / f"{LAST}.broken-{number}").exists():
             number += 1
-        last.rename(kept)
+        last.rename(broken)
     copy = folder / f"{LAST}.copy"
     shutil.copyfile(newest[2], copy)
     copy.replace(last)

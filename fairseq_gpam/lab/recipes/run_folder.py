@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq_gpam.checkpoints import load
 from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
 from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import GenerationProgress, Progress, execute, name_holder, training_line
@@ -149,7 +150,7 @@ def _write_command(path: Path, command: Sequence[str]) -> None:
 
 def write_config(checkpoint: Path, path: Path) -> None:
     """Writes fairseq's full configuration from the checkpoint, as JSON."""
-    config = checkpoint_files.load(checkpoint)["cfg"]
+    config = load(checkpoint)["cfg"]
     stage_results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
 
 
@@ -170,7 +171,7 @@ def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
     (early stopping, `--max-epoch`).
     """
     last = checkpoints / checkpoint_files.LAST
-    updates = checkpoint_files.saved_updates(checkpoint_files.load(last)) if last.exists() else 0
+    updates = checkpoint_files.saved_updates(last) if last.exists() else 0
     if max_update is not None and updates >= max_update:
         return True
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
@@ -263,7 +264,7 @@ def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
         raise RunError(f"{run.folder}: training has not ended; first run: fairseq-gpam train, with the same arguments")
     sums = []
     for path in filter(None, (last_flag(command, "--path") or "").split(":")):
-        checkpoint_files.load(Path(path))
+        load(Path(path))
         with open(path, "rb") as file:
             sums.append(hashlib.file_digest(file, "sha256").hexdigest())
     return ":".join(sums)

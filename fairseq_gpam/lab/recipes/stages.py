@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairseq_gpam
+from fairseq_gpam.checkpoints import CheckpointError
 from fairseq_gpam.lab.recipes import run_folder, tasks
-from fairseq_gpam.lab.recipes.checkpoints import CheckpointError
 from fairseq_gpam.lab.recipes.engine_process import EngineFailure, stop_on_sigterm
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError

@@ -56,7 +56,7 @@ def test_too_few_or_other_or_broken_checkpoints_are_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"checkpoint_1_6\.pt is not of the same model"):
         main(["average", str(tmp_path), "--last", "2"])
     (folder / "checkpoint_1_6.pt").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"checkpoint_1_6\.pt cannot be read"):
+    with pytest.raises(SystemExit, match=r"checkpoint_1_6\.pt is empty"):
         main(["average", str(tmp_path), "--last", "2"])
     assert not (folder / "checkpoint_average.pt").exists()
 

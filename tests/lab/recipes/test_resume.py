@@ -170,7 +170,7 @@ def test_killed_between_the_end_and_the_record(data, undisturbed, tmp_path, reco
 def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
     log = tmp_path / "train.log"
     assert not run_folder.has_ended(tmp_path, log, 10)
-    torch.save({"model": {}, "optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")
+    torch.save({"cfg": {}, "model": {}, "optimizer_history": [{"num_updates": 6}]}, tmp_path / "checkpoint_last.pt")
     step = '2026-01-01 00:00:00 | INFO | train_inner | {"num_updates": "6"}\n'
     done = "2026-01-01 00:00:00 | INFO | fairseq_cli.train | done training in 1.0 seconds\n"
     for text, ended in ((step, False), (step + done, True), (step + done + step, False)):

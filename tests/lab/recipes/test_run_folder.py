@@ -139,7 +139,7 @@ def trained(tmp_path):
 
 
 def average(run, value):
-    state = {"model": {"weight": torch.full((2,), float(value))}, "optimizer_history": []}
+    state = {"cfg": {}, "model": {"weight": torch.full((2,), float(value))}, "optimizer_history": []}
     torch.save(state, run.folder / "average.pt")
 
 

@@ -1,0 +1,173 @@
+"""The one loader of checkpoints: what is damaged, foreign, or would run code is refused, each in one sentence.
+
+`guard_engine` puts it before the engine's own loading, so that it also holds for fairseq-train, fairseq-generate and
+every other command that has read `--user-dir`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
+
+EVALUATED = frozenset(
+    """
+    adafactor_eps adam_betas adamax_betas adaptive_input_cutoff adaptive_softmax_cutoff character_filters
+    conv_aggregator_layers conv_feature_layers decoder_attention decoder_layers decoder_xformers_att_config
+    downsample encoder_attention encoder_layers encoder_xformers_att_config feature_encoder_spec gated_attention
+    lamb_betas left_pad_source left_pad_target override_encoder_layers pipeline_balance pipeline_decoder_balance
+    pipeline_decoder_devices pipeline_devices pipeline_encoder_balance pipeline_encoder_devices pretrained
+    project_input self_attention wer_args xformers_att_config
+    """.split()  # noqa: SIM905
+)
+"""The settings that the engine evaluates as Python when it builds a task, a model, a criterion or an optimiser."""
+
+LONGEST = 10_000
+"""The longest text, in characters, that is read as a literal."""
+REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says which and why."""
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns a checkpoint's content after verifying the checksum of each part of the file (the zip's CRCs).
+
+    Files of PyTorch before 1.6 are no zip and have no checksums. Raises CheckpointError if the file is missing,
+    damaged, no checkpoint of fairseq, or holds what torch's safe loading refuses.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: {'this is a folder, not a checkpoint' if file.is_dir() else 'no such file'}")
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    if not start:
+        raise CheckpointError(f"{file} is empty")
+    try:
+        if start == b"PK":
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise CheckpointError(f"{file} is damaged: the checksum of {damaged} is wrong")
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=start == b"PK")
+    except (CheckpointError, MemoryError):
+        raise
+    # A damaged file can make zipfile and torch raise anything.
+    except Exception as error:
+        raise CheckpointError(f"{file} {_reason(error, start == b'PK')}") from error
+    if not (isinstance(state, dict) and isinstance(state.get("model"), Mapping) and _has_settings(state)):
+        raise CheckpointError(
+            f"{file} is not a checkpoint of fairseq: it lacks the parameters or the settings of a model"
+        )
+    return state
+
+
+def _has_settings(state: Mapping[str, Any]) -> bool:
+    history = state.get("optimizer_history")
+    upgradable = "best_loss" in state or (isinstance(history, list) and all(isinstance(one, dict) for one in history))
+    return upgradable and any(state.get(name) is not None for name in ("args", "cfg"))
+
+
+def _reason(error: Exception, is_zip: bool) -> str:
+    # torch's own messages advise to switch its safe loading off.
+    refused = re.search(r"GLOBAL ([\w.]+) (?:was not|whose)", str(error))
+    if refused:
+        return f"is refused: it holds {refused[1]}, which could run code; a checkpoint holds tensors, numbers and text"
+    if isinstance(error, pickle.UnpicklingError) and is_zip:
+        return "is refused by torch's safe loading: it is damaged or holds what could run code"
+    if is_zip:
+        return f"is damaged or incomplete: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return "is not a checkpoint: torch.save did not write it, or it is damaged"
+
+
+def check_settings(path: str | os.PathLike[str], settings: Any) -> None:
+    """Raises CheckpointError, with name and value, if the engine would run a setting as code."""
+    for name, value in _evaluated(settings):
+        if not is_literal(value):
+            shown = " ".join(repr(value).split())[:200]
+            raise CheckpointError(
+                f"{path} is refused: the engine would run its setting {name} = {shown} as Python; allowed: "
+                "a literal, such as 512 or [512, 1024]"
+            )
+
+
+def _evaluated(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Yields each setting that the engine evaluates, with its name, however deep it lies."""
+    if OmegaConf.is_config(settings):
+        settings = OmegaConf.to_container(settings, resolve=False)
+    if isinstance(settings, argparse.Namespace):
+        settings = vars(settings)
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            if name in EVALUATED:
+                yield name, value
+            yield from _evaluated(value)
+    elif isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from _evaluated(value)
+
+
+def is_literal(value: Any) -> bool:
+    """Returns whether evaluating a setting gives a value and does nothing else.
+
+    Text must be Python literals, which + and * may join, or refer to a setting that is checked itself.
+    """
+    if isinstance(value, str):
+        reference = REFERENCE.fullmatch(value)
+        if reference:
+            return reference[1] in EVALUATED
+        try:
+            # Nothing runs in an empty text, which is the default of some settings.
+            return not value or (len(value) <= LONGEST and _is_value(ast.parse(value.strip(), mode="eval").body))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    if isinstance(value, (list, tuple)):
+        return all(map(is_literal, value))
+    if isinstance(value, Mapping):
+        return all(map(is_literal, value.values()))
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def _is_value(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return True
+    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
+        return all(map(_is_value, node.elts))
+    if isinstance(node, ast.Dict):
+        return all(key is not None and _is_value(key) for key in node.keys) and all(map(_is_value, node.values))
+    if isinstance(node, ast.UnaryOp):
+        return _is_value(node.operand)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
+        return _is_value(node.left) and _is_value(node.right)
+    return False
+
+
+def guard_engine() -> None:
+    """Makes the engine's own loading of a checkpoint verify the file and refuse settings that would run."""
+    original = checkpoint_utils.load_checkpoint_to_cpu
+    if original.__module__ == __name__:
+        return
+
+    def guarded(path: str, arg_overrides: Any = None, load_on_all_ranks: bool = False) -> dict[str, Any]:
+        if not PathManager.path_requires_pathmanager(path):
+            load(path)
+        state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
+        check_settings(path, [state.get("args"), state.get("cfg")])
+        return state
+
+    checkpoint_utils.load_checkpoint_to_cpu = guarded
