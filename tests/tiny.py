@@ -56,8 +56,20 @@ def _converted(task, arch, flags):
 
 
 def model_config(task, arch, *flags):
-    """The model's settings as fairseq-train hands them to the model: a Namespace or a DictConfig."""
-    return copy.deepcopy(_converted(task, arch, flags))
+    """The model's settings as fairseq-train hands them to the model: a Namespace or a DictConfig.
+
+    The --gpam flags are parsed every time and set on a copy: converting all settings takes a third of a second.
+    """
+    others, is_ours = [], False
+    for word in flags:
+        is_ours = word.startswith("--gpam-") or (is_ours and not word.startswith("--"))
+        if not is_ours:
+            others.append(word)
+    config = copy.deepcopy(_converted(task, arch, tuple(others)))
+    for name, value in vars(parse(task, arch, *flags)).items():
+        if name.startswith("gpam_"):
+            setattr(config, name, value)
+    return config
 
 
 def build_from(config, words=20, made=None):
@@ -68,7 +80,7 @@ def build_from(config, words=20, made=None):
 
 
 def build(task, arch, *flags, words=20, made=None):
-    if task == "translation":  # fairseq hands its legacy models the parsed namespace; hydra takes a third of a second
+    if task == "translation":  # fairseq hands its legacy models the parsed namespace
         return build_from(parse(task, arch, *BASE[task], *flags), words, made)
     return build_from(model_config(task, arch, *BASE[task], *flags), words, made)
 

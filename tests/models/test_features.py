@@ -3,11 +3,15 @@
 import pytest
 import torch
 from fairseq.models.transformer import TransformerConfig
+from fairseq.modules import MultiheadAttention
+from quick import first
 from tiny import (
     BASE,
     NEUTRAL,
     OURS,
+    STOCK,
     TASKS,
+    attention,
     build,
     build_from,
     logits,
@@ -26,10 +30,9 @@ from fairseq_gpam.modules import GPAMMultiheadAttention, attention_modules, regi
 BACKENDS = ("auto", "reference", "fused")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("left", [False, True])
-def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(backend, left):
-    model = model_of("translation", "--gpam-backend", backend).eval()
+def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(left):
+    model = model_of("translation").eval()
     lengths = (5, 3, 7)
     sources = [sentences((length,))[0] for length in lengths]
     previous = shifted(sentences((4, 6, 2)))
@@ -52,7 +55,7 @@ def test_output_depends_neither_on_the_amount_of_padding_nor_on_batch_mates(back
         assert torch.allclose(alone[0], whole[row, kept], atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", first(1, BACKENDS))
 @pytest.mark.parametrize("task", TASKS)
 def test_no_gradient_comes_from_the_future(task, backend):
     model = model_of(task, "--gpam-backend", backend)
@@ -98,7 +101,7 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", first(1, BACKENDS))
 @pytest.mark.parametrize("flags", COMBINATIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_trainable_parameter_gets_a_gradient(task, flags, backend):
@@ -116,12 +119,11 @@ def process_group(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("flags", [[], ["--gpam-lambda-scope", "model"], ["--gpam-lambda", "fixed", *NEUTRAL]])
-@pytest.mark.parametrize("task", TASKS)
-def test_torchs_distributed_wrapper_finishes_its_reduction(task, flags, process_group):
-    model = torch.nn.parallel.DistributedDataParallel(model_of(task, *flags))
-    for _ in range(3):
-        logits(model, model_input(task)).pow(2).mean().backward()
+def test_torchs_distributed_wrapper_finishes_its_reduction(process_group):
+    for flags in ([], ["--gpam-lambda-scope", "model"], ["--gpam-lambda", "fixed", *NEUTRAL]):
+        model = torch.nn.parallel.DistributedDataParallel(model_of("translation", *flags))
+        for _ in range(3):
+            logits(model, model_input("translation")).pow(2).mean().backward()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -201,21 +203,6 @@ def test_quant_noise_reaches_the_negative_projection_as_it_reaches_the_stock_one
             assert 0.1 < dropped(projected) < 0.9
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("task", TASKS)
-def test_half_precision_is_finite_and_near_fp32(task, backend, dtype):
-    model = model_of(task, "--gpam-backend", backend).train()
-    inputs = model_input(task)
-    exact = logits(model, inputs).detach()
-    output = logits(model.to(dtype), inputs)
-    output.float().pow(2).mean().backward()
-    assert torch.isfinite(output).all()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    scale = max(1.0, exact.abs().max().item())
-    assert (output.float() - exact).abs().max() < (0.02 if dtype == torch.float16 else 0.15) * scale
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_attention_hook_gets_signed_weights_of_every_layer_and_can_be_removed(task):
     model = model_of(task, "--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.5").eval()
@@ -263,8 +250,6 @@ def test_the_model_scope_shares_one_lambda_of_the_whole_model():
 
 
 def test_the_model_scope_is_saved_loaded_and_warm_started_as_one():
-    from tiny import STOCK
-
     model = model_of("translation", "--gpam-lambda-scope", "model")
     with torch.no_grad():
         next(attention_modules(model)).mechanism.lambda_plus.theta.fill_(0.875)
@@ -276,16 +261,13 @@ def test_the_model_scope_is_saved_loaded_and_warm_started_as_one():
 
 def test_head_pruning_is_refused_and_says_why():
     model = build("translation", OURS["translation"])
-    attention = model.encoder.layers[0].self_attn
-    for prune in (lambda: attention._get_reserve_head_index(1), lambda: attention._adaptive_prune_heads([(0, 8)])):
+    module = model.encoder.layers[0].self_attn
+    for prune in (lambda: module._get_reserve_head_index(1), lambda: module._adaptive_prune_heads([(0, 8)])):
         with pytest.raises(ValueError, match=r"pruned.*dagpam.*--gpam-mechanism"):
             prune()
 
 
 def test_xformers_attention_is_refused_and_names_the_flags():
-    from fairseq.modules import MultiheadAttention
-    from tiny import attention
-
     mechanism = attention().mechanism
     refusal = r"--encoder-xformers-att-config.*--decoder-xformers-att-config.*not allowed"
     with pytest.raises(ValueError, match=refusal):

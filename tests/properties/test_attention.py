@@ -1,12 +1,11 @@
 """Properties of every mechanism in an attention layer, on inputs that hypothesis makes up.
 
-500 examples of each property; GPAM_PROPERTY_EXAMPLES asks for another number.
+50 examples of each property; GPAM_PROPERTY_EXAMPLES asks for another number.
 """
 
 import copy
 import os
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from fairseq_gpam.attention import FUTURE, REGISTRY
 from fairseq_gpam.attention.core.base import AttentionMechanism
 
 examples = settings(
-    max_examples=int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "500")),
+    max_examples=int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "50")),
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -24,7 +23,6 @@ examples = settings(
 PLACES = [(name, site) for name in sorted(REGISTRY) for site in REGISTRY[name].sites]
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 0.1, torch.float32: 2e-3, torch.float64: 1e-6}
 EXACT = (torch.float32, torch.float64)
-pytestmark = pytest.mark.slow
 
 
 @st.composite

@@ -1,0 +1,9 @@
+"""Which cases of a test run by default; `scripts/test.sh --all` runs the others too, which are marked `slow`."""
+
+import pytest
+
+
+def first(count, cases):
+    """The cases for `parametrize`, all but the first `count` of them marked `slow`; a tuple is a case of several."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=() if number < count else pytest.mark.slow) for number, case in enumerate(cases)]
