@@ -57,8 +57,11 @@ class Attention:
         return self.source if site == "encoder" else self.target
 
     def keys(self, site: SiteName) -> list[str]:
-        """Returns the tokens of the S columns."""
-        return self.target if site == "decoder" else self.source
+        """Returns the tokens of the S columns; with --cross-self-attention the source's come before the decoder's."""
+        if site != "decoder":
+            return self.source
+        columns = next((maps.size(-1) for (name, _), maps in self.weights.items() if name == site), 0)
+        return [*self.source, *self.target] if columns > len(self.target) else self.target
 
 
 class _Hub(GeneratorHubInterface):

@@ -145,7 +145,7 @@ class FrozenModel:
             if weights.size(-1) != heads.size(2):
                 raise OperatorError(
                     f"--operator and --path-loss are not allowed with {place.site} attention with additional "
-                    "learned keys; allowed: without --add-bias-kv and --add-zero-attn"
+                    "learned keys; allowed: add_bias_kv=False and add_zero_attn=False"
                 )
             output = module.out_proj((weights @ heads).permute(2, 0, 1, 3).flatten(2))
             return output if scale is None else output * scale[:, None], None

@@ -43,6 +43,11 @@ class Probe(Listener):
             raise ValueError(f"without {', '.join(unknown)} is not allowed; allowed: {', '.join(SWITCHES)}")
         super().__init__(model, on_attention, on_states)
         for _, _, layer in find_layers(model):
+            if getattr(layer, "cross_self_attention", False):
+                raise ValueError(
+                    "analyze is not possible with --cross-self-attention, where the decoder's keys are the source's "
+                    "tokens, then its own; allowed: models without it"
+                )
             if self.without & {"skips", "mlps"}:
                 self._patch_residuals(layer)
             if "layer-norms" in self.without:

@@ -49,6 +49,8 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     rank = settings.query_rank
                     site = Site(site_name, index, len(layers), width, heads, head_dim, shared, rank)
                     attention = _exchange(stock, site, settings, noise)
+                    if site.name == "decoder" and stack.cross_self_attention:
+                        attention.mechanism.refuse_source_keys()
                     if attention.mechanism.needs_every_layer:
                         _check_every_layer_runs(stack, layer, site, settings)
                     setattr(layer, attribute, attention)

@@ -49,6 +49,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _set_mechanism(self, mechanism: AttentionMechanism, q_noise: float, qn_block_size: int) -> None:
         self.mechanism = mechanism
         self.weights_hooks: OrderedDict[int, WeightsHook] = OrderedDict()
+        if self.bias_k is not None or self.add_zero_attn:
+            mechanism.refuse_appended_keys()
         if mechanism.site.query_dim != self.head_dim:
             self._set_query_width(self.num_heads * mechanism.site.query_dim, q_noise, qn_block_size)
         for module in mechanism.modules():

@@ -203,6 +203,8 @@ class AttentionMechanism(nn.Module):
     needs_every_layer: bool = False
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
+    # Whose positions among the keys it relies on: `none`, the queries' `own` (the last T), or those of `all` keys.
+    key_positions: Literal["none", "own", "all"] = "none"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__()
@@ -232,6 +234,26 @@ class AttentionMechanism(nn.Module):
     def distinct_heads(self) -> list[int]:
         """Returns the first head of each map of weights: all heads, unless some share a map."""
         return list(range(self.site.num_heads))
+
+    def refuse_appended_keys(self) -> None:
+        """Raises ValueError if keys that belong to no token (add_bias_kv, add_zero_attn) would be taken for tokens."""
+        for part in self.modules():
+            if isinstance(part, AttentionMechanism):
+                only_sums = not part.caches_keys and self.site.name == "decoder"
+                if part.key_positions != "none" or only_sums:
+                    raise ValueError(
+                        f"add_bias_kv=True and add_zero_attn=True are not allowed with --gpam-mechanism {part.name}, "
+                        "which would take the keys that they append for tokens; allowed: both False"
+                    )
+
+    def refuse_source_keys(self) -> None:
+        """Raises ValueError if the source's tokens before the decoder's own (--cross-self-attention) disturb it."""
+        for part in self.modules():
+            if isinstance(part, AttentionMechanism) and part.key_positions == "all":
+                raise ValueError(
+                    f"--cross-self-attention is not allowed with --gpam-decoder-mechanism {part.name}, which relies "
+                    "on the positions of all keys; allowed: without it, or another --gpam-decoder-mechanism"
+                )
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.site}"

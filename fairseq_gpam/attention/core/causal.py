@@ -33,7 +33,7 @@ def remembered(inputs: AttentionInput, name: str, mechanism: str) -> Tensor | No
     if (0 if kept is None else kept.size(-1)) != earlier:
         raise ValueError(
             f"--gpam-mechanism {mechanism} has no cached state for {earlier} earlier keys; allowed: decoding "
-            "from the first position, without --add-bias-kv or --add-zero-attn"
+            "from the first position"
         )
     return kept
 

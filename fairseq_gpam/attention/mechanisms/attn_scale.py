@@ -90,6 +90,7 @@ class AttnScaleAttention(AffineMechanism):
                     "decoding step to the next; allowed: encoder, decoder, with another --gpam-cross-mechanism"
                 )
             self.features = FeatScale(site.embed_dim)
+            self.key_positions = "all"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return attn_scale_terms(self.scale.view(-1, 1, 1))
@@ -101,7 +102,7 @@ class AttnScaleAttention(AffineMechanism):
         if earlier and "features" not in (inputs.past or {}):
             raise ValueError(
                 f"--gpam-attn-scale-features has no cached sums for {earlier} earlier keys; allowed: "
-                "decoding from the first position, without --add-bias-kv, --add-zero-attn and --cross-self-attention"
+                "decoding from the first position, without --cross-self-attention"
             )
         return self.features(output, new_positions_hidden(inputs), self.site.name == "decoder", inputs.past)
 

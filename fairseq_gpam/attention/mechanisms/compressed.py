@@ -89,6 +89,7 @@ class CompressedAttention(AttentionMechanism):
     cost = "1/s×, and two convolutions"
     why_never_neutral = "its convolutions are initialised at random"
     sites = ("encoder",)
+    key_positions = "all"
     options = (
         _per_layer("compressed_kernel", "5", "the kernel size of the convolutions, in positions"),
         _per_layer("compressed_stride", "2", "the stride of the convolutions, in positions"),
@@ -119,8 +120,8 @@ class CompressedAttention(AttentionMechanism):
         mask, length = inputs.mask, inputs.k.size(-2)
         if mask.causal or mask.bias is not None or mask.hidden is not None or inputs.q.size(-2) != length:
             raise ValueError(
-                "--gpam-mechanism compressed is not allowed with an attn_mask, --add-bias-kv or --add-zero-attn: each "
-                "of its keys covers several positions; allowed: encoder self-attention with a key_padding_mask"
+                "--gpam-mechanism compressed is not allowed with an attn_mask, because each of its keys covers several "
+                "positions; allowed: encoder self-attention with a key_padding_mask"
             )
         k, v, order = inputs.k, inputs.v, aligned_tokens(mask.padding)
         lengths = torch.full((k.size(0),), length, device=k.device)

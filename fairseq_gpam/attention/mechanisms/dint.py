@@ -41,6 +41,7 @@ class DintAttention(DifferentialAttention):
     row_sum = "1, before the norm"
     cost = "1×: twice the maps, half the heads"
     sites = ("encoder", "decoder")
+    key_positions = "all"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

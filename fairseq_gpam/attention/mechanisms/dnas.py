@@ -49,6 +49,7 @@ class DnasAttention(MatrixMechanism):
     cost = "1×"
     why_never_neutral = "it normalises over the queries first at every setting"
     sites = ("encoder",)
+    key_positions = "all"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         return dnas_weights(inputs.q, inputs.k, inputs.mask)

@@ -35,6 +35,7 @@ class ExclusiveAttention(AffineMechanism):
     cost = "1×"
     why_never_neutral = "it removes the component along the token's own value at every setting"
     sites = ("encoder", "decoder")
+    key_positions = "own"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         return AffineTerms()

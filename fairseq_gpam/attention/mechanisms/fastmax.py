@@ -117,6 +117,12 @@ class FastmaxAttention(MatrixMechanism):
                 f"--gpam-fastmax-norm {self.norm:g} and --gpam-fastmax-temperature {self.temperature:g} are not "
                 "allowed with --gpam-fastmax-degree 1, whose weights would be negative; allowed: norm² ≤ temperature"
             )
+        if self.degree == 1 and self.norm**2 == self.temperature and site.query_dim == 2:
+            raise ValueError(
+                "--gpam-fastmax-degree 1 is not allowed with queries of 2 channels in a head, where half of all scores "
+                f"are −norm²/τ and their weights 0; allowed: --gpam-fastmax-temperature above {self.norm**2:g}, degree "
+                "2, or wider heads"
+            )
         self.caches_keys = self.form != "linear"
 
     def _normalized(self, inputs: AttentionInput) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ class ForgettingAttention(MatrixMechanism):
     cost = "1×, and one gate for each head and position"
     why_never_neutral = "its gate sigmoid(x·w + b) is never 1"
     sites = ("decoder",)
+    key_positions = "all"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

@@ -86,6 +86,7 @@ class GatedLinearAttention(AttentionMechanism):
     cost = "D·(T+S) instead of T·S; D× with attention dropout"
     why_never_neutral = "its weights are not normalised"
     sites = ("decoder",)
+    key_positions = "all"
     caches_keys = False
 
     def __init__(self, site: Site, settings: Settings) -> None:
@@ -104,8 +105,8 @@ class GatedLinearAttention(AttentionMechanism):
             )
         if inputs.q.size(-2) != inputs.k.size(-2):
             raise ValueError(
-                "--gpam-mechanism gated_linear needs one key and value for each query: not allowed with "
-                "--add-bias-kv or --add-zero-attn"
+                f"--gpam-mechanism gated_linear is not allowed with {inputs.k.size(-2)} keys for {inputs.q.size(-2)} "
+                "queries; allowed: one key and value for each query"
             )
         past = inputs.past
         if past is not None and (inputs.need_weights or inputs.dropout_p > 0):

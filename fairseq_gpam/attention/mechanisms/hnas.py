@@ -33,6 +33,7 @@ class HnasAttention(MatrixMechanism):
     cost = "1×, and a second softmax"
     why_never_neutral = "the share u of doubly normalised attention is never 0"
     sites = ("encoder",)
+    key_positions = "all"
     options = (
         Option(
             "hnas_share",

@@ -39,6 +39,7 @@ class LocalAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×"
     sites = ("encoder", "decoder")
+    key_positions = "all"
     why_never_neutral = "it hides keys outside its window at every setting"
     options = (
         Option(

@@ -36,6 +36,7 @@ class NeutrenoAttention(AffineMechanism):
     why_never_neutral = "its λ is not trained, so λ = 0 would stay softmax attention"
     sites = ("encoder", "decoder")
     needs_every_layer = True
+    key_positions = "own"
     options = (
         Option(
             "neutreno_lambda",

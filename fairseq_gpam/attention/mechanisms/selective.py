@@ -47,6 +47,7 @@ class SelectiveAttention(MatrixMechanism):
     cost = "1×, and a running sum of head 0's scores"
     why_never_neutral = "it has no options"
     sites = ("decoder",)
+    key_positions = "all"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)

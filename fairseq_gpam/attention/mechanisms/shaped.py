@@ -54,6 +54,7 @@ class ShapedAttention(AffineMechanism):
     default_skip_weight = 0.0
     neutral = (("shaped_alpha", 0.0), ("shaped_beta", 1.0), ("shaped_gamma", 0.0))
     sites = ("encoder", "decoder")
+    key_positions = "own"
     options = (
         Option("shaped_alpha", float, 1.0, "the initial α, the weight of the identity"),
         Option("shaped_beta", float, 1.0, "the initial β, the weight of the softmax"),

@@ -50,6 +50,7 @@ class StickBreakingAttention(MatrixMechanism):
     cost = "1×"
     why_never_neutral = "its weights come from a product of sigmoids"
     sites = ("decoder",)
+    key_positions = "all"
     options = (
         Option(
             "stick_breaking_rest",

@@ -39,6 +39,7 @@ class ValueResidualAttention(AffineMechanism):
     neutral = (("value_residual_own", 1.0), ("value_residual_first", 0.0), ("value_residual_learned", True))
     sites = ("encoder", "decoder")
     needs_every_layer = True
+    key_positions = "own"
     options = (
         Option(
             "value_residual_own", float, 0.5, "the factor a of a layer's own values, or its initial value if learned"

@@ -61,5 +61,5 @@ def test_a_bias_is_refused():
 def test_keys_without_a_query_are_refused():
     mechanism = build_mechanism("gated_linear", Site("decoder", 0, 1, 6, 2, 3), settings())
     q, k = torch.randn(1, 2, 1, 3), torch.randn(1, 2, 2, 3)
-    with pytest.raises(ValueError, match="not allowed with --add-bias-kv or --add-zero-attn"):
+    with pytest.raises(ValueError, match="2 keys for 1 queries; allowed: one key and value for each query"):
         mechanism(AttentionInput(q, k, k, AttentionMask(), torch.randn(1, 1, 6)))
