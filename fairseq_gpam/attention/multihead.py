@@ -58,6 +58,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         self.mechanism.to(of_torch.get("device"), of_torch.get("dtype"))
         parts = [part for part in self.mechanism.modules() if isinstance(part, AttentionMechanism)]
         _refuse_unread(given, parts, mechanism)
+        if self.bias_k is not None or self.add_zero_attn:
+            self.mechanism.refuse_appended_keys()
         self.attends_to_itself = any("cross" not in part.sites for part in parts)
         # PyTorch's encoder layer would otherwise replace this module by a kernel that knows only softmax.
         self._qkv_same_embed_dim = False

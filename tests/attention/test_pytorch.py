@@ -270,3 +270,10 @@ def test_the_page_trains_a_model_and_changes_none_that_is_neutral(capsys):
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["losses"][-1] < 0.2 * names["losses"][0]
     assert float(re.search(r"largest change: (\S+)", capsys.readouterr().out)[1]) < 1e-5
+
+
+def test_keys_that_belong_to_no_token_are_refused_where_they_would_be_taken_for_tokens():
+    for name, site in (("exclusive", "encoder"), ("linear", "decoder")):
+        for keys in ({"add_bias_kv": True}, {"add_zero_attn": True}):
+            with pytest.raises(ValueError, match=f"are not allowed with --gpam-mechanism {name}"):
+                MultiheadAttention(8, 2, mechanism=name, site=site, **keys)
