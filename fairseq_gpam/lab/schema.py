@@ -2,7 +2,7 @@
 
 The sentence names the file (and the line), the key, its value and what is allowed:
 
-    class Table(schema.Strict):
+    class Table(schema.Strict, frozen=True):
         rates: Annotated[list[float], Meta(min_length=1)]
         kind: Literal["words", "bytes"] = "words"
 
@@ -20,7 +20,7 @@ import json
 import re
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -52,7 +52,7 @@ class SchemaError(ValueError):
 
 
 class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A structure that refuses unknown keys and wrong types."""
+    """A structure that refuses unknown keys; what inherits from it says `frozen=True` too."""
 
 
 def read_toml(path: Path, kind: type[T]) -> T:
@@ -92,28 +92,28 @@ def check(value: Any, kind: type[T], where: str) -> T:
         raise SchemaError(f"{where}: {explain(value, kind, error)}") from error
 
 
-def explain(value: Any, kind: Any, error: Exception, key: str = "") -> str:
+def explain(value: Any, kind: Any, error: Exception, outer: str = "") -> str:
     """Returns what is wrong with a value that msgspec refused, and with which key of it."""
     for child, inner, name in _children(value, kind):
         try:
             msgspec.convert(child, inner)
         except msgspec.ValidationError as cause:
-            return explain(child, inner, cause, _join(key, name))
+            return explain(child, inner, cause, _join(outer, name))
     constrained, kind = kind, _alternative(value, kind)
     if _is_structure(kind) and isinstance(value, dict):
         fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
         for unknown in value:
             if unknown not in fields and kind.__struct_config__.forbid_unknown_fields:
-                return f"unknown key {_join(key, unknown)}; {_allowed(unknown, list(fields))}"
+                return f"unknown key {_join(outer, unknown)}; {allowed(unknown, fields)}"
         for name, field in fields.items():
             if field.required and name not in value:
-                return f"{_join(key, name)} is missing; allowed: {words(field.type)}"
-        return f"{key}: {_cause(error)}" if key else _cause(error)
+                return f"{_join(outer, name)} is missing; allowed: {words(field.type)}"
+        return f"{outer}: {_cause(error)}" if outer else _cause(error)
     wrong = next((name for name in value if not _fits(name, get_args(kind)[0])), None) if _is_map(value, kind) else None
     if wrong is not None:
-        return f"{_join(key, wrong)} is no allowed name; allowed: {words(get_args(kind)[0])}"
+        return f"{_join(outer, wrong)} is no allowed name; allowed: {words(get_args(kind)[0])}"
     known = choices(constrained)
-    return f"{key or 'it'} is {show(value)}; {_allowed(value, known) if known else f'allowed: {words(constrained)}'}"
+    return f"{outer or 'it'} is {show(value)}; {allowed(value, known) if known else f'allowed: {words(constrained)}'}"
 
 
 def words(kind: Any) -> str:
@@ -150,10 +150,16 @@ def show(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """Returns " (nearest: NAME)" with the known name that is most like one that is not, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (nearest: {close[0]})" if close else ""
+def allowed(value: Any, known: Iterable[str]) -> str:
+    """Returns "allowed: " and the known names, with the one that is most like a value that is none of them."""
+    names = list(known)
+    close = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"allowed: {', '.join(names)}" + (f" (nearest: {close[0]})" if close else "")
+
+
+def key(name: str) -> str:
+    """Returns a key as it is written in a path of keys, in quotes if it is not a bare word."""
+    return name if BARE_KEY.fullmatch(name) else show(name)
 
 
 def _text(path: Path) -> str:
@@ -227,10 +233,6 @@ def _fits(value: Any, kind: Any) -> bool:
     return True
 
 
-def _allowed(value: Any, known: list[str]) -> str:
-    return f"allowed: {', '.join(known)}" + (nearest(value, known) if isinstance(value, str) else "")
-
-
 def _constrained(kind: Any, constraints: list[msgspec.Meta]) -> str:
     described = [meta.description for meta in constraints if meta.description]
     if described:
@@ -250,8 +252,7 @@ def _constrained(kind: Any, constraints: list[msgspec.Meta]) -> str:
     return text
 
 
-def _join(key: str, name: Any) -> str:
+def _join(outer: str, name: str | int) -> str:
     if isinstance(name, int):
-        return f"{key}[{name}]"
-    text = name if BARE_KEY.fullmatch(name) else show(name)
-    return f"{key}.{text}" if key else text
+        return f"{outer}[{name}]"
+    return f"{outer}.{key(name)}" if outer else key(name)

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from fairseq_gpam.lab.experiments import committed_results, run_results, series, statistics
-from fairseq_gpam.lab.experiments.grid import LR_SUFFIX, Grid
+from fairseq_gpam.lab.experiments.grid import Grid
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
+from fairseq_gpam.lab.recipes.stages import number_above_0, rate_text
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap", "collapse")
 """What a comparison has besides its baseline and its δ's; the entries name their group."""
-NAME_WITH_RATE = re.compile(rf"(.+){LR_SUFFIX}([0-9][0-9.e+-]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for unit, delta in DELTAS.items():
         text = f"δ of an equivalence (default: {delta} {unit})"
         parser.add_argument(f"--delta-{unit.lower()}", type=number_above_0, metavar="D", help=text)
-
-
-def number_above_0(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a number above 0")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -171,15 +163,14 @@ def read_comparison(path: Path) -> dict[str, Any]:
     return found
 
 
-def arm_and_rate(name: str) -> tuple[str, str]:
-    """Returns the arm and the learning rate in a run's name, the rate empty where the grid has one."""
-    found = NAME_WITH_RATE.fullmatch(name)
-    return (found[1], found[2]) if found else (name, "")
+def arm_and_rate(run: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Returns a run's arm and, if its grid has several, its learning rate."""
+    return run.get("arm", run["name"]), run.get("learning_rate")
 
 
-def title(task: str, rate: str) -> str:
+def title(task: str, rate: float | None) -> str:
     """Returns the title of a group of runs that are compared with each other."""
-    return task + (f", learning rate {rate}" if rate else "")
+    return task if rate is None else f"{task}, learning rate {rate_text(rate)}"
 
 
 def comparison(
@@ -187,29 +178,29 @@ def comparison(
     baseline: str,
     deltas: dict[str, float] = DELTAS,
     arms: Sequence[str] | None = None,
-    planned: Mapping[tuple[str, str], Mapping[str, Sequence[int]]] = MappingProxyType({}),
+    planned: Mapping[tuple[str, float | None], Mapping[str, Sequence[int]]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns everything that the report shows, as plain JSON.
 
     `planned` has the seeds of all arms that each group, of a task and a learning rate, will have, if those at hand are
     not all. Raises `ValueError` if no run is of the baseline, or none is of one of the `arms`.
     """
-    known = dict.fromkeys(arm_and_rate(one["name"])[0] for one in runs)
+    known = dict.fromkeys(arm_and_rate(one)[0] for one in runs)
     for given, chosen in (("--baseline is", [baseline]), ("--arms has", arms or ())):
         unknown = [arm for arm in chosen if arm not in known]
         if unknown:
             raise ValueError(f"{given} {unknown[0]!r}; allowed: an arm of the runs: {', '.join(known)}")
-    runs = [one for one in runs if arms is None or arm_and_rate(one["name"])[0] in (*arms, baseline)]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {at: [] for at in planned}
+    runs = [one for one in runs if arms is None or arm_and_rate(one)[0] in (*arms, baseline)]
+    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {at: [] for at in planned}
     for one in runs:
-        groups.setdefault((one["task"], arm_and_rate(one["name"])[1]), []).append(one)
+        groups.setdefault((one["task"], arm_and_rate(one)[1]), []).append(one)
     found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, **{key: [] for key in LISTS}}
     found["collapse"] = collapse(runs)
     for at, members in groups.items():
         group, plan = title(*at), planned.get(at, {})
         by_arm: dict[str, list[dict[str, Any]]] = {}
-        for one in sorted(members, key=lambda one: (arm_and_rate(one["name"])[0] != baseline, int(one["seed"]))):
-            by_arm.setdefault(arm_and_rate(one["name"])[0], []).append(one)
+        for one in sorted(members, key=lambda one: (arm_and_rate(one)[0] != baseline, int(one["seed"]))):
+            by_arm.setdefault(arm_and_rate(one)[0], []).append(one)
         missing = {
             arm: [seed for seed in seeds if seed not in {int(one["seed"]) for one in by_arm.get(arm, ())}]
             for arm, seeds in plan.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import shlex
 import signal
@@ -19,13 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fairseq_gpam
-from fairseq_gpam.lab.experiments import grid
+from fairseq_gpam.lab.experiments import grid, options_check, slurm
+from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import RunError, exclusive
+from fairseq_gpam.lab.schema import SchemaError
 
 HERE = Path(__file__).parent
 PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
-SNAKEMAKE_LOG = "snakemake.log"
+JOBS, SNAKEMAKE_LOG = "jobs.json", "snakemake.log"
+"""Names in the output folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit(f"--jobs is {arguments.jobs}; allowed: a whole number above 0")
     if arguments.retries < 0:
         sys.exit(f"--retries is {arguments.retries}; allowed: a whole number, 0 or above")
+    out = arguments.out.resolve()
     try:
         chosen = grid.load(arguments.grid)
-    except grid.GridError as error:
+        options_check.check(chosen, arguments.grid, out)
+    except SchemaError as error:
         sys.exit(str(error))
-    out = arguments.out.resolve()
     jobs = list(chosen.jobs())
     if arguments.dry_run:
         for job in jobs:
@@ -61,24 +66,51 @@ def run(arguments: argparse.Namespace) -> int:
         print(progress(jobs, out, arguments.jobs))
         return 0
     stop_on_sigterm()
+    on_cluster = arguments.executor == "slurm"
     try:
         # Snakemake inherits the descriptor and holds the lock while it lives, even if this process is killed. So a lock
         # that can be acquired has no living owner, and Snakemake's own lock files, which outlive it, are not needed.
         with exclusive(out, "experiment.lock") as lock, (out / SNAKEMAKE_LOG).open("ab") as log:
-            command = engine_command(chosen, out, arguments.jobs, arguments.executor, arguments.retries)
-            engine = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), process_group=0
-            )
+            if on_cluster:
+                cancel_jobs(out, "jobs of a start that did not end well")
+            write_jobs(jobs, out)
+            command = engine_command(chosen, out, arguments.jobs, on_cluster, arguments.retries)
+            # A shell starts `... &` with SIGINT ignored, and Snakemake, which is stopped by it, would inherit that.
+            interruption = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                engine = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=environment(chosen), pass_fds=(lock,), process_group=0
+                )
+            finally:
+                signal.signal(signal.SIGINT, interruption)
             name_holder(lock, engine.pid)
             try:
                 follow(engine, jobs, out, arguments.jobs)
             finally:
-                stop(engine)
-            return finish(chosen, jobs, out, engine.returncode)
+                stop(engine, out if on_cluster else None)
+            name = comparison_name(arguments.grid)
+            return finish(chosen, jobs, out, engine.returncode, name)
     except RunError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def comparison_name(path: Path) -> str:
+    """Returns the name of a grid's comparison: its file's, or of a `grid.toml`, as studies have it, its folder's."""
+    return path.resolve().parent.name if path.stem == "grid" else path.stem
+
+
+def write_jobs(jobs: Sequence[grid.Job], out: Path) -> None:
+    """Writes the jobs for the Snakefile, each with a rule of its own."""
+    known: dict[str, int] = {}
+    entries = []
+    for job in jobs:
+        known[job.rule] = number = known.get(job.rule, 0) + 1
+        rule = job.rule if number == 1 else f"{job.rule}__{number}"
+        entry = {"rule": rule, "marker": job.marker, "log": job.log, "benchmark": job.benchmark}
+        entries.append({**entry, "inputs": job.inputs, "command": job.command, "priority": job.priority})
+    stage_results.write_atomically(out / JOBS, json.dumps(entries, indent=1) + "\n")
 
 
 def environment(chosen: grid.Grid) -> dict[str, str]:
@@ -88,27 +120,22 @@ def environment(chosen: grid.Grid) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    return {name: value for name, value in {**inherited, **chosen.environment}.items() if value}
+    return {name: value for name, value in {**inherited, **chosen.job_environment}.items() if value}
 
 
-def engine_command(chosen: grid.Grid, out: Path, jobs: int, executor: str, retries: int) -> list[str]:
+def engine_command(chosen: grid.Grid, out: Path, jobs: int, on_cluster: bool, retries: int) -> list[str]:
     """Returns Snakemake's command line.
 
-    SLURM uses the generic cluster plugin, because Snakemake's SLURM plugin needs numpy ≥ 2.4 and fairseq numpy < 2.
+    SLURM uses the generic cluster plugin: Snakemake's own refuses --partition, --time and --mem among the flags of
+    sbatch, loses SLURM_CONF, and starts Snakemake twice more in each job.
     """
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
-    command += ["--config", f"grid={chosen.path.resolve()}", "--keep-going", "--rerun-incomplete", "--nolock"]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
     # A changed command makes the job run again; the run's folder then refuses a different training command.
     command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
     command += ["--retries", str(retries)]
-    if executor == "slurm":
-        (out / "slurm").mkdir(exist_ok=True)
-        submit = ["sbatch", "--parsable", "--job-name={rule}", "--ntasks=1", "--cpus-per-task={threads}"]
-        submit += [f"--output={out}/slurm/%j.log", *shlex.split(chosen.slurm_flags)]
-        status = shlex.join([sys.executable, str(HERE / "slurm_status.py")])
-        command += ["--executor", "cluster-generic", "--cluster-generic-submit-cmd", shlex.join(submit)]
-        command += ["--cluster-generic-status-cmd", status, "--cluster-generic-cancel-cmd", "scancel"]
-        return [*command, "--jobs", str(jobs), "--latency-wait", "60"]
+    if on_cluster:
+        return [*command, *slurm.options(out, chosen.slurm.flags), "--jobs", str(jobs), "--latency-wait", "60"]
     return [*command, "--cores", str(jobs), "--latency-wait", "1"]
 
 
@@ -126,14 +153,37 @@ def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path,
         time.sleep(1)
 
 
-def stop(engine: subprocess.Popen[bytes]) -> None:
-    """Ends Snakemake, the leader of a process group, and its jobs, if it is still running."""
-    if engine.poll() is None:
-        # On SIGINT Snakemake cancels the jobs of a cluster; for those on this machine it would wait.
-        engine.send_signal(signal.SIGINT)
+def stop(engine: subprocess.Popen[bytes], cluster: Path | None = None) -> None:
+    """Ends Snakemake, the leader of a process group, and its jobs, if it is still running.
+
+    `cluster` is the output folder of jobs on a cluster.
+    """
+    if engine.poll() is not None:
+        return
+    # On SIGINT Snakemake cancels the jobs of a cluster; for those on this machine it would wait.
+    engine.send_signal(signal.SIGINT)
+    if cluster is None:
         os.killpg(engine.pid, signal.SIGTERM)
         engine.wait()
-        print("stopped; the same line goes on from here", file=sys.stderr)
+    else:
+        try:
+            engine.wait(slurm.PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(engine.pid, signal.SIGKILL)
+            engine.wait()
+        cancel_jobs(cluster, "jobs")
+    print("stopped; the same line goes on from here", file=sys.stderr)
+
+
+def cancel_jobs(out: Path, what: str) -> None:
+    """Cancels what is left of a grid's jobs on the cluster, and names those that it cannot end."""
+    try:
+        jobs = slurm.cancel(out)
+    except (RuntimeError, OSError) as error:
+        print(f"{what} in {out} may still be running on the cluster: {error}", file=sys.stderr)
+    else:
+        if jobs:
+            print(f"{what} that still run, although cancelled: {' '.join(jobs)}", file=sys.stderr)
 
 
 def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
@@ -167,7 +217,7 @@ def job_seconds(path: Path) -> float:
         return float(next(csv.DictReader(rows, delimiter="\t"))["s"])
 
 
-def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) -> int:
+def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int, name: str) -> int:
     """Prints the failed jobs and compares the finished runs; returns the exit status."""
     from fairseq_gpam.lab.experiments import compare
 
@@ -179,8 +229,6 @@ def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int) 
         print(f"Snakemake ended with status {status}; see {out / SNAKEMAKE_LOG}", file=sys.stderr)
     done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
     if done:
-        # Every study's file is grid.toml in a folder of its own.
-        name = chosen.path.resolve().parent.name if chosen.path.stem == "grid" else chosen.path.stem
         try:
             compare.write([marker.parent for marker in done], chosen, out / "comparison" / name)
         except ValueError as error:

@@ -27,20 +27,23 @@ flags = "--partition cpu --time 8:00:00"    # for sbatch
 from __future__ import annotations
 
 import itertools
+import math
 import platform
 import re
 import shlex
-import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
+
+from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.recipes import averaging, stages, tasks
 
 STOCK = "stock"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-LR_SUFFIX = "_lr"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 KEEP_BLOCKS = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
@@ -49,45 +52,44 @@ KEEP_BLOCKS = {
 }
 """glibc keeps freed blocks in place of returning them: fewer page faults, the same digits. Empty: left as it was."""
 
-KEYS: dict[str, type] = {
-    "baseline": str,
-    "seeds": list,
-    "learning_rates": list,
-    "train_flags": str,
-    "plugin_flags": str,
-    "full": bool,
-    "analyze": bool,
-    "tasks": dict,
-    "arms": dict,
-    "environment": dict,
-    "slurm": dict,
-}
-TASK_KEYS: dict[str, type] = {"archive": str, "prepare": str, "train_flags": str, "average": int}
-ARM_KEYS: dict[str, type] = {"mechanism": str, "flags": str, "tasks": list}
-SLURM_KEYS: dict[str, type] = {"flags": str}
-KINDS = {str: "text", int: "a whole number", list: "a list", bool: "true or false", dict: "a table"}
+ArmName = Annotated[
+    str,
+    Meta(pattern=rf"\A{NAME.pattern}\Z", description="letters, digits, '-', '.', '_', a letter or a digit first"),
+]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Rate = Annotated[float, Meta(gt=0, description="a number above 0")]
+VariableName = Annotated[str, Meta(pattern=r"\A[A-Za-z_]\w*\Z", description="letters, digits and '_', no digit first")]
+VariableValue = Annotated[str, Meta(pattern=r"\A[^\0]*\Z", description="text without a null character")]
 
 
-class GridError(ValueError):
-    """A grid file is wrong; the message names the file, the key, the value and what is allowed."""
+class GridTask(schema.Strict, frozen=True):
+    """What a grid says about a task."""
+
+    archive: str = ""
+    prepare: str = ""
+    train_flags: str = ""
+    average: Annotated[int, Meta(ge=1)] | None = None
 
 
-@dataclass(frozen=True)
-class Arm:
+class GridArm(schema.Strict, frozen=True):
     """What is trained under one name; `tasks` empty means all."""
 
-    name: str
-    mechanism: str
+    mechanism: str = "dagpam"
     flags: str = ""
     tasks: tuple[str, ...] = ()
 
 
+class GridSlurm(schema.Strict, frozen=True):
+    """What a grid says about a cluster."""
+
+    flags: str = ""
+
+
 @dataclass(frozen=True)
-class Run:
-    """A training and what follows it; `rate` is empty for the recipe's learning rate. Settings are as the jobs run."""
+class GridRun:
+    """A training and what follows it, with the settings as the jobs run."""
 
     arm: str
-    rate: str
     settings: stages.RunSettings
 
 
@@ -104,7 +106,7 @@ class Job:
 
     @property
     def rule(self) -> str:
-        """Returns the engine's name of the job."""
+        """Returns the job's name for the engine, which another job may have too."""
         return re.sub(r"\W", "_", f"{self.stage}_{self.label}")
 
     @property
@@ -121,85 +123,131 @@ class Job:
         return f"{self.place}.benchmark.tsv"
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A checked grid file."""
+class Grid(schema.Strict, frozen=True):
+    """A grid file; after `load`, without paths that depend on where it lies."""
 
-    path: Path
     baseline: str
-    seeds: tuple[int, ...]
-    learning_rates: tuple[str, ...]
-    tasks: Mapping[str, Mapping[str, Any]]
-    arms: tuple[Arm, ...]
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
+    tasks: Annotated[dict[str, GridTask], Meta(min_length=1)]
+    arms: Annotated[dict[ArmName, str | GridArm], Meta(min_length=1)]
+    learning_rates: tuple[Rate, ...] = ()
     train_flags: str = ""
     plugin_flags: str = ""
     full: bool = False
     analyze: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
-    slurm_flags: str = ""
+    environment: dict[VariableName, VariableValue] = msgspec.field(default_factory=dict)
+    slurm: GridSlurm = GridSlurm()
+
+    def __post_init__(self) -> None:
+        for key, values in (("seeds", self.seeds), ("learning_rates", self.learning_rates)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{key} is {schema.show(values)}; allowed: each number once")
+        if math.inf in self.learning_rates:
+            raise ValueError(f"learning_rates is {schema.show(self.learning_rates)}; allowed: finite numbers above 0")
+        for name in self.tasks:
+            try:
+                task = tasks.load(name)
+            except tasks.TaskError as error:
+                raise ValueError(f"tasks.{schema.key(name)}: {error}") from error
+            if self.full and not task.full_budget:
+                raise ValueError(f"full is true; allowed: false, because the task {name} has no other budget")
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
+        for name in self.arms:
+            for task_name in self.arm(name).tasks:
+                if task_name not in self.tasks:
+                    key = f"arms.{schema.key(name)}.tasks"
+                    raise ValueError(f"{key} has {schema.show(task_name)}; {schema.allowed(task_name, self.tasks)}")
+        for key, text in self._texts_of_words():
+            try:
+                shlex.split(text)
+            except ValueError as error:
+                raise ValueError(f"{key} is {schema.show(text)}; allowed: words as in a shell ({error})") from error
+
+    def _texts_of_words(self) -> Iterator[tuple[str, str]]:
+        yield from (("train_flags", self.train_flags), ("plugin_flags", self.plugin_flags))
+        yield "slurm.flags", self.slurm.flags
+        for name, task in self.tasks.items():
+            yield from ((f"tasks.{schema.key(name)}.{key}", getattr(task, key)) for key in ("train_flags", "prepare"))
+        yield from ((f"arms.{schema.key(name)}", self.arm(name).flags) for name in self.arms)
+
+    def arm(self, name: str) -> GridArm:
+        """Returns an arm; one that is written as a text has these flags."""
+        written = self.arms[name]
+        return GridArm(flags=written) if isinstance(written, str) else written
+
+    @property
+    def job_environment(self) -> dict[str, str]:
+        """Returns the variables of every job; empty ones are to be unset."""
+        return {**ONE_THREAD, **(KEEP_BLOCKS if platform.libc_ver()[0] == "glibc" else {}), **self.environment}
 
     def jobs(self) -> Iterator[Job]:
         """Yields all jobs, the data first, then the runs, all arms of a seed before the next seed."""
         prepared: set[str] = set()
-        for name, settings in self.tasks.items():
+        for name, task in self.tasks.items():
             data = tasks.load(name).data.name
             if data in prepared:
                 continue
             prepared.add(data)
-            own = shlex.split(settings.get("prepare", "").replace("${GRID}", str(self.path.resolve().parent)))
-            archive = settings.get("archive")
-            extra = ("--archive", str((self.path.parent / archive).resolve())) if archive else ()
-            command = tuple(own) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
+            extra = ("--archive", task.archive) if task.archive else ()
+            command = tuple(shlex.split(task.prepare)) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
             yield Job("prepare", data, (*command, "--out", "."), f"prepared/{data}")
         for run in self.runs():
             yield from self._jobs_of(run)
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[GridRun]:
         """Yields all runs, all arms of a seed before the next seed."""
-        rates = self.learning_rates or ("",)
-        for seed, task, arm, rate in itertools.product(self.seeds, self.tasks, self.arms, rates):
+        rates: tuple[float | None, ...] = self.learning_rates or (None,)
+        for seed, task, name, rate in itertools.product(self.seeds, self.tasks, self.arms, rates):
+            arm = self.arm(name)
             if arm.tasks and task not in arm.tasks:
                 continue
-            written = [
-                *(self.train_flags, self.tasks[task].get("train_flags", "")),
-                *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags, f"--lr {rate}" if rate else ""),
-            ]
+            flags = (
+                *(self.train_flags, self.tasks[task].train_flags),
+                *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags),
+            )
             settings = stages.RunSettings(
                 task=tasks.load(task),
                 mechanism=arm.mechanism,
                 seed=seed,
                 out=Path(),
-                name=arm.name + (f"{LR_SUFFIX}{rate}" if rate else ""),
+                name=name if rate is None else f"{name}_lr{stages.rate_text(rate)}",
                 full=self.full,
-                extra=tuple(word for text in written for word in shlex.split(text)),
+                extra=tuple(word for text in flags for word in shlex.split(text)),
+                arm=name if rate is not None else "",
+                learning_rate=rate,
             )
-            yield Run(arm.name, rate, settings)
+            yield GridRun(name, settings)
 
-    def groups(self) -> dict[tuple[str, str], dict[str, list[Run]]]:
+    def groups(self) -> dict[tuple[str, float | None], dict[str, list[GridRun]]]:
         """Returns the runs that are compared with each other, by the task of the runs and the learning rate, by arm."""
-        found: dict[tuple[str, str], dict[str, list[Run]]] = {}
+        groups: dict[tuple[str, float | None], dict[str, list[GridRun]]] = {}
         for run in self.runs():
-            found.setdefault((run.settings.run_group, run.rate), {}).setdefault(run.arm, []).append(run)
-        return found
+            group = (run.settings.run_group, run.settings.learning_rate)
+            groups.setdefault(group, {}).setdefault(run.arm, []).append(run)
+        return groups
 
-    def _jobs_of(self, run: Run) -> Iterator[Job]:
-        this, folder = run.settings, str(run.settings.folder)
-        common = [this.task.name, this.mechanism, str(this.seed), "--name", this.name, "--out", "."]
-        common += ["--full"] * this.full
-        steps = [("train", [*common, "--", *this.extra] if this.extra else common)]
-        decode, average = common, self.tasks[this.task.name].get("average")
+    def _jobs_of(self, grid_run: GridRun) -> Iterator[Job]:
+        run, folder = grid_run.settings, str(grid_run.settings.folder)
+        common = [run.task.name, run.mechanism, str(run.seed), "--name", run.name, "--out", "."]
+        common += ["--full"] * run.full
+        training = list(common)
+        if run.learning_rate is not None:
+            training += ["--arm", run.arm, "--learning-rate", stages.rate_text(run.learning_rate)]
+        steps = [("train", [*training, "--", *run.extra] if run.extra else training)]
+        decode, average = common, self.tasks[run.task.name].average
         if average:
             steps.append(("average", [folder, "--last", str(average)]))
             decode = [*common, "--checkpoint", averaging.AVERAGED]
-        steps += [("generate", decode), ("score", [folder])] if this.task.is_translation else [("eval-lm", decode)]
+        steps += [("generate", decode), ("score", [folder])] if run.task.is_translation else [("eval-lm", decode)]
         if self.analyze:
-            best, data_bin = str(this.checkpoints / this.checkpoint), str(this.task.data_bin(this.out))
-            steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", this.name])]
-        priority = len(self.seeds) - self.seeds.index(this.seed)
-        previous = f"prepared/{this.task.data.name}.done"
+            best, data_bin = str(run.checkpoints / run.checkpoint), str(run.task.data_bin(run.out))
+            steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", run.name])]
+        priority = len(self.seeds) - self.seeds.index(run.seed)
+        previous = f"prepared/{run.task.data.name}.done"
         for stage, words in steps:
             command = ("python", "-m", "fairseq_gpam", stage, *words)
-            label = f"{this.task.name} {this.name} {this.seed}"
+            label = f"{run.task.name} {run.name} {run.seed}"
             yield (job := Job(stage, label, command, f"{folder}/{stage}", (previous,), priority))
             previous = job.marker
 
@@ -207,95 +255,17 @@ class Grid:
 def load(path: Path) -> Grid:
     """Reads and checks a grid file.
 
-    Raises `GridError` with the file, the key and what is allowed.
+    Raises `SchemaError` with the file, the key and what is allowed.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise GridError(f"{path}: no such file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GridError(f"{path}: not TOML: {error}") from error
-    _check(path, values, KEYS, ("baseline", "seeds", "tasks", "arms"))
-    seeds, rates = values["seeds"], values.get("learning_rates", [])
-    if not seeds or len(set(seeds)) != len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise GridError(f"{path}: seeds is {seeds}; allowed: different whole numbers, at least one")
-    if len(set(rates)) != len(rates) or not all(type(rate) in (int, float) and rate > 0 for rate in rates):
-        raise GridError(f"{path}: learning_rates is {rates}; allowed: different numbers above 0")
-    for name, settings in values["tasks"].items():
-        _table(path, f"tasks.{name}", settings)
-        _check(path, settings, TASK_KEYS, prefix=f"tasks.{name}.")
-        if settings.get("average", 1) < 1:
-            raise GridError(f"{path}: tasks.{name}.average is {settings['average']}; allowed: a number above 0")
-        try:
-            tasks.load(name)
-        except tasks.TaskError as error:
-            raise GridError(f"{path}: tasks.{name}: {error}") from error
-    arms = tuple(_arm(path, name, entry, values["tasks"]) for name, entry in values["arms"].items())
-    if values["baseline"] not in values["arms"]:
-        known = ", ".join(values["arms"])
-        raise GridError(f"{path}: baseline is {values['baseline']!r}; allowed: an arm of {known}")
-    for name, value in values.get("environment", {}).items():
-        if not isinstance(value, str):
-            raise GridError(f"{path}: environment.{name} is {value!r}; allowed: text")
-    _check(path, values.get("slurm", {}), SLURM_KEYS, prefix="slurm.")
-    for key, text in _flag_texts(values, arms):
-        try:
-            shlex.split(text)
-        except ValueError as error:
-            raise GridError(f"{path}: {key} is {text!r}: {error}") from error
-    allocator = KEEP_BLOCKS if platform.libc_ver()[0] == "glibc" else {}
-    return Grid(
-        path=path,
-        baseline=values["baseline"],
-        seeds=tuple(seeds),
-        learning_rates=tuple(f"{rate:g}" for rate in rates),
-        tasks=values["tasks"],
-        arms=arms,
-        train_flags=values.get("train_flags", ""),
-        plugin_flags=values.get("plugin_flags", ""),
-        full=values.get("full", False),
-        analyze=values.get("analyze", False),
-        environment={**ONE_THREAD, **allocator, **values.get("environment", {})},
-        slurm_flags=values.get("slurm", {}).get("flags", ""),
-    )
-
-
-def _flag_texts(values: dict[str, Any], arms: tuple[Arm, ...]) -> Iterator[tuple[str, str]]:
-    for key in ("train_flags", "plugin_flags"):
-        yield key, values.get(key, "")
-    for name, settings in values["tasks"].items():
-        for key in ("train_flags", "prepare"):
-            yield f"tasks.{name}.{key}", settings.get(key, "")
-    for arm in arms:
-        yield f"arms.{arm.name}", arm.flags
-
-
-def _arm(path: Path, name: str, entry: Any, known: Mapping[str, Any]) -> Arm:
-    if not NAME.fullmatch(name) or LR_SUFFIX in name:
-        raise GridError(f"{path}: arms.{name}: a name has letters, digits, '-', '.', '_' and no '{LR_SUFFIX}'")
-    if isinstance(entry, str):
-        return Arm(name, "dagpam", entry)
-    _table(path, f"arms.{name}", entry, " or a text of flags")
-    _check(path, entry, ARM_KEYS, prefix=f"arms.{name}.")
-    unknown = [task for task in entry.get("tasks", []) if task not in known]
-    if unknown:
-        raise GridError(f"{path}: arms.{name}.tasks has {unknown[0]!r}; allowed: {', '.join(known)}")
-    return Arm(name, entry.get("mechanism", "dagpam"), entry.get("flags", ""), tuple(entry.get("tasks", ())))
-
-
-def _table(path: Path, key: str, value: Any, also: str = "") -> None:
-    if not isinstance(value, dict):
-        raise GridError(f"{path}: {key} is {value!r}; allowed: a table{also}")
-
-
-def _check(
-    path: Path, values: Mapping[str, Any], keys: Mapping[str, type], required: tuple[str, ...] = (), prefix: str = ""
-) -> None:
-    for key in required:
-        if key not in values or values[key] in ({}, []):
-            raise GridError(f"{path}: {prefix}{key} is missing or empty")
-    for key, value in values.items():
-        if key not in keys:
-            raise GridError(f"{path}: unknown key {prefix}{key}; allowed: {', '.join(keys)}")
-        if type(value) is not keys[key]:
-            raise GridError(f"{path}: {prefix}{key} is {value!r}; allowed: {KINDS[keys[key]]}")
+    chosen = schema.read_toml(path, Grid)
+    folder = path.resolve().parent
+    resolved = {}
+    for name, task in chosen.tasks.items():
+        archive = folder / task.archive
+        if task.archive and not archive.exists():
+            key = f"tasks.{schema.key(name)}.archive"
+            raise schema.SchemaError(f"{path}: {key} is {schema.show(task.archive)}; allowed: a file that exists")
+        prepare = shlex.join(word.replace("${GRID}", str(folder)) for word in shlex.split(task.prepare))
+        changes = {"archive": str(archive) if task.archive else "", "prepare": prepare}
+        resolved[name] = msgspec.structs.replace(task, **changes)
+    return msgspec.structs.replace(chosen, tasks=resolved)

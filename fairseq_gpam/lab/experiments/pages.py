@@ -27,6 +27,7 @@ from typing import Any
 from fairseq_gpam.lab.experiments import committed_results, grid, study, synthetic_studies, tables
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes import tasks as recipes
+from fairseq_gpam.lab.schema import SchemaError
 
 MARKER = re.compile(r"<!-- (\w+): (\S+)((?: \S+)*) -->")
 
@@ -131,7 +132,7 @@ def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str
             raise MarkerError(f"{page}: {marker}: {key} is {value!r}; allowed: {error}") from error
     try:
         return kind.make(found[2], page, repository, **chosen)
-    except (recipes.TaskError, grid.GridError, study.ChoiceError) as error:
+    except (recipes.TaskError, SchemaError, study.ChoiceError) as error:
         raise MarkerError(f"{page}: {marker}: {error}") from error
 
 

@@ -76,12 +76,12 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
 
     names = arguments.runs.split()
     runs = [RunSettings(task, name, arguments.seed, out, name, arguments.full) for name in names]
-    folders = [this.folder for this in runs]
+    folders = [run.folder for run in runs]
     step(f"prepare {task.name}")
     prepare.prepare(task, prepare.fetch(task, out), out)
     step(f"train {' '.join(names)}")
     extra = tuple(arguments.further_flags)
-    for_each(stages.train, [replace(this, extra=extra) for this in runs], arguments.jobs)
+    for_each(stages.train, [replace(run, extra=extra) for run in runs], arguments.jobs)
     if task.is_translation:
         step("translate the test set")
         for_each(stages.generate, runs, arguments.jobs)
@@ -101,7 +101,7 @@ def for_each(stage: Callable[[RunSettings], None], runs: list[RunSettings], jobs
     """Runs a stage for every run, at most `jobs` at a time; an interruption stops all of them."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = [pool.submit(stage, this) for this in runs]
+            futures = [pool.submit(stage, run) for run in runs]
             wait(futures)
         except BaseException:
             stopping.set()

@@ -39,12 +39,12 @@ PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
 ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
 
 
-def command(run: grid.Run) -> list[str]:
+def command(run: grid.GridRun) -> list[str]:
     """Returns the command line of a run's training, with paths as kept runs have them."""
     return stages.train_command(replace(run.settings, out=Path("out")))
 
 
-def differences(there: dict[str, Any], run: grid.Run) -> list[str]:
+def differences(there: dict[str, Any], run: grid.GridRun) -> list[str]:
     """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
     return run_folder.differing_flags(shlex.split(there["train"]["command"]), command(run))
 
@@ -54,6 +54,7 @@ class Group:
     """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others."""
 
     title: str
+    task: str
     file: str
     kind: str
     by_arm: dict[str, list[dict[str, Any]]]
@@ -86,8 +87,9 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
         if others:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         title = compare.title(task, rate)
-        file = task + (f"{grid.LR_SUFFIX}{rate}" if rate else "")
-        yield Group(title, file, recipes.of_runs(task).result_kind, by_arm, tuple(remarks))
+        recipe = recipes.of_runs(task)
+        file = task if rate is None else f"{task}_lr{stages.rate_text(rate)}"
+        yield Group(title, recipe.name, file, recipe.result_kind, by_arm, tuple(remarks))
 
 
 def section(
@@ -122,7 +124,7 @@ def section(
         parts.append(f"![{words}]({address})")
 
     for group in groups(chosen, repository):
-        if tasks and group.file.partition(grid.LR_SUFFIX)[0].removesuffix("-full") not in tasks:
+        if tasks and group.task not in tasks:
             continue
         for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
             if (measures and quantity.key not in measures) or not quantity.measures(group.kind):

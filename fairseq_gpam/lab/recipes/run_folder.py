@@ -180,12 +180,14 @@ def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder and its name in tables."""
+    """One run: its folder, its name in tables, and in a grid of learning rates its arm and rate."""
 
     folder: Path
     task: str
     name: str
     seed: int
+    arm: str = ""
+    learning_rate: float | None = None
 
     @property
     def label(self) -> str:
@@ -199,7 +201,10 @@ class Run:
     def record(self, stage: str, command: Sequence[str], measured: dict[str, Any]) -> None:
         """Records the end of a stage, with its command line, measurements and environment."""
         entry = {"command": shlex.join(command), **measured, "environment": environment()}
-        stage_results.update(self.folder, {"task": self.task, "name": self.name, "seed": self.seed, stage: entry})
+        place = {"arm": self.arm} if self.arm else {}
+        rate = {} if self.learning_rate is None else {"learning_rate": self.learning_rate}
+        run = {"task": self.task, "name": self.name, "seed": self.seed, **place, **rate}
+        stage_results.update(self.folder, {**run, stage: entry})
 
 
 def launcher_rank(command: Sequence[str]) -> int:

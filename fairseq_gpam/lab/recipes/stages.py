@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -22,13 +23,18 @@ from fairseq_gpam.lab.recipes.tasks import Task, TaskError
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
 ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError, OSError)
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
+MAX_SEED = 2**32 - 1
 # Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
 TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """A run's task, mechanism, seed and output folder; `extra` holds the user's fairseq flags."""
+    """A run's task, mechanism, seed and output folder; `extra` holds the user's fairseq flags.
+
+    A run of a grid with several learning rates has its `arm` and `learning_rate` in its results; only they count, its
+    name may show them.
+    """
 
     task: Task
     mechanism: str
@@ -39,6 +45,8 @@ class RunSettings:
     checkpoint: str = "checkpoint_best.pt"
     overwrite: bool = False
     extra: tuple[str, ...] = ()
+    arm: str = ""
+    learning_rate: float | None = None
 
     @property
     def run_group(self) -> str:
@@ -55,7 +63,7 @@ class RunSettings:
 
     @property
     def run(self) -> Run:
-        return Run(self.folder, self.task.name, self.name, self.seed)
+        return Run(self.folder, self.task.name, self.name, self.seed, self.arm, self.learning_rate)
 
 
 def settings(arguments: argparse.Namespace) -> RunSettings:
@@ -69,8 +77,8 @@ def settings(arguments: argparse.Namespace) -> RunSettings:
     stock = arguments.stock or arguments.mechanism == "stock"
     if stock and arguments.mechanism not in ("softmax", "stock"):
         raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
-    if not arguments.seed.isdecimal():
-        raise RunError(f"SEED must be a whole number, not '{arguments.seed}'")
+    if not arguments.seed.isdecimal() or int(arguments.seed) > MAX_SEED:
+        raise RunError(f"SEED is {arguments.seed!r}; allowed: a whole number from 0 to {MAX_SEED}")
     mechanism = "stock" if stock else arguments.mechanism
     return RunSettings(
         task=task,
@@ -82,14 +90,21 @@ def settings(arguments: argparse.Namespace) -> RunSettings:
         checkpoint=getattr(arguments, "checkpoint", RunSettings.checkpoint),
         overwrite=getattr(arguments, "overwrite", False),
         extra=tuple(arguments.further_flags),
+        arm=getattr(arguments, "arm", None) or "",
+        learning_rate=getattr(arguments, "learning_rate", None),
     )
 
 
-def need_data(this: RunSettings) -> None:
+def rate_text(rate: float) -> str:
+    """Returns a learning rate as its shortest decimal number."""
+    return repr(float(rate)).removesuffix(".0")
+
+
+def need_data(run: RunSettings) -> None:
     """Raises RunError, with the command that prepares the data, if the data does not exist."""
-    data_bin = this.task.data_bin(this.out)
+    data_bin = run.task.data_bin(run.out)
     if not data_bin.is_dir():
-        raise RunError(f"no data in {data_bin}; first run: fairseq-gpam prepare {this.task.name} --out {this.out}")
+        raise RunError(f"no data in {data_bin}; first run: fairseq-gpam prepare {run.task.name} --out {run.out}")
 
 
 def languages(task: Task) -> list[str]:
@@ -97,68 +112,77 @@ def languages(task: Task) -> list[str]:
     return ["--source-lang", task.source, "--target-lang", task.target] if task.is_translation else []
 
 
-def train_command(this: RunSettings) -> list[str]:
+def train_command(run: RunSettings) -> list[str]:
     """Returns fairseq-train's command line."""
-    task = this.task
+    task = run.task
     family = "transformer" if task.is_translation else "transformer_lm"
     model = ["--arch", task.arch]
-    if this.mechanism != "stock":
-        model = ["--arch", task.arch.replace(family, f"{family}_gpam", 1), "--gpam-mechanism", this.mechanism]
+    if run.mechanism != "stock":
+        model = ["--arch", task.arch.replace(family, f"{family}_gpam", 1), "--gpam-mechanism", run.mechanism]
+    rate = [] if run.learning_rate is None else ["--lr", rate_text(run.learning_rate)]
     saving: list[str] = []
     if task.keep_checkpoints:
         saving = ["--no-epoch-checkpoints", "--keep-interval-updates", str(task.keep_checkpoints)]
     return [
-        *("fairseq-train", str(task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
+        *("fairseq-train", str(task.data_bin(run.out)), "--user-dir", str(USER_DIR)),
         *("--task", "translation" if task.is_translation else "language_modeling", *languages(task)),
-        *("--save-dir", str(this.checkpoints), "--seed", str(this.seed), *model, *task.train),
-        *(task.full_budget if this.full else task.budget),
-        *(*TRAINING_FLAGS, *saving, *this.extra),
+        *("--save-dir", str(run.checkpoints), "--seed", str(run.seed), *model, *task.train),
+        *(task.full_budget if run.full else task.budget),
+        *(*TRAINING_FLAGS, *saving, *run.extra, *rate),
     ]
 
 
-def evaluation_command(this: RunSettings) -> list[str]:
+def evaluation_command(run: RunSettings) -> list[str]:
     """Returns the command line of fairseq-generate or fairseq-eval-lm."""
-    program, flags = "fairseq-generate", languages(this.task)
-    if not this.task.is_translation:
+    program, flags = "fairseq-generate", languages(run.task)
+    if not run.task.is_translation:
         program, flags = "fairseq-eval-lm", []
-    flags += this.task.evaluate
-    trained = this.folder / "train.command"
-    if not this.task.is_translation and trained.exists():
+    flags += run.task.evaluate
+    trained = run.folder / "train.command"
+    if not run.task.is_translation and trained.exists():
         # fairseq silently skips blocks that are longer than the model allows.
         length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
         if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
             flags += ["--tokens-per-sample", length]
     return [
-        *(program, str(this.task.data_bin(this.out)), "--user-dir", str(USER_DIR)),
-        *("--path", str(this.checkpoints / this.checkpoint), "--gen-subset", "test"),
-        *(*flags, *EVALUATION_FLAGS, *this.extra),
+        *(program, str(run.task.data_bin(run.out)), "--user-dir", str(USER_DIR)),
+        *("--path", str(run.checkpoints / run.checkpoint), "--gen-subset", "test"),
+        *(*flags, *EVALUATION_FLAGS, *run.extra),
     ]
 
 
-def train(this: RunSettings) -> None:
+def train(run: RunSettings) -> None:
     """Trains the model, or resumes training."""
-    need_data(this)
-    run_folder.train(this.run, train_command(this))
+    need_data(run)
+    run_folder.train(run.run, train_command(run))
 
 
-def generate(this: RunSettings) -> None:
+def generate(run: RunSettings) -> None:
     """Translates the test set."""
-    if not this.task.is_translation:
-        raise RunError(f"{this.task.name} is a language model; use eval-lm")
-    need_data(this)
-    run_folder.generate(this.run, evaluation_command(this), this.overwrite)
+    if not run.task.is_translation:
+        raise RunError(f"{run.task.name} is a language model; use eval-lm")
+    need_data(run)
+    run_folder.generate(run.run, evaluation_command(run), run.overwrite)
 
 
-def evaluate(this: RunSettings) -> None:
+def evaluate(run: RunSettings) -> None:
     """Evaluates a language model on the test set."""
-    task = this.task
+    task = run.task
     if task.is_translation:
         raise RunError(f"{task.name} is a translation task; use generate and score")
-    need_data(this)
+    need_data(run)
     test = f"test.{task.suffixes[0]}"
-    text, subword = task.text(this.out) / test, task.binarised_text(this.out) / test
+    text, subword = task.text(run.out) / test, task.binarised_text(run.out) / test
     by_bytes = task.data.subwords == "bytes"
-    run_folder.evaluate(this.run, evaluation_command(this), text, subword, by_bytes, this.overwrite)
+    run_folder.evaluate(run.run, evaluation_command(run), text, subword, by_bytes, run.overwrite)
+
+
+def number_above_0(text: str) -> float:
+    """Returns a finite number above 0; raises the error of an argument that is none."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a number above 0")
+    return value
 
 
 class StageCommand:
@@ -183,7 +207,15 @@ class StageCommand:
         parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
         parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
         parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
-        if self.checkpoint:
+        if not self.checkpoint:
+            parser.add_argument("--arm", help="the arm of a grid to which the run belongs, if it is not its name")
+            parser.add_argument(
+                "--learning-rate",
+                type=number_above_0,
+                metavar="RATE",
+                help="recorded with the results, and fairseq's --lr",
+            )
+        else:
             parser.add_argument(
                 "--checkpoint",
                 default=RunSettings.checkpoint,

@@ -104,68 +104,6 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     assert compared(killed) == compared(whole)
 
 
-SBATCH = r"""#!/bin/sh
-# Records its arguments and runs the job script in the background, as SLURM would somewhere else.
-printf '%s\n' "$@" >"$STAND_IN/$$.arguments"
-for word; do
-    case $word in --output=*) log=$(printf '%s' "${word#--output=}" | sed "s/%j/$$/") ;; esac
-    script=$word
-done
-echo RUNNING >"$STAND_IN/$$.state"
-{ sh "$script" >"$log" 2>&1 && echo COMPLETED >"$STAND_IN/$$.state" || echo FAILED >"$STAND_IN/$$.state"; } \
-    </dev/null >/dev/null 2>&1 &
-echo "$$"
-"""
-SACCT = r"""#!/bin/sh
-while [ "$1" != --jobs ]; do shift; done
-cat "$STAND_IN/$2.state"
-"""
-CLUSTER_GRID = """
-baseline = "stock"
-seeds = [1]
-[tasks.bible-de-en]
-prepare = "false"
-[tasks.shakespeare-lm]
-prepare = "true"
-[arms]
-stock = { mechanism = "stock" }
-[slurm]
-flags = "--partition cpu --time 8:00:00 --comment 'two words'"
-"""
-
-
-def test_slurm_gets_the_grids_flags_and_failing_jobs_are_named(tmp_path, monkeypatch, capsys):
-    for name, text in {"sbatch": SBATCH, "sacct": SACCT, "scancel": "#!/bin/sh\n"}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("STAND_IN", str(tmp_path))
-    file, out = tmp_path / "cluster.toml", tmp_path / "out"
-    file.write_text(CLUSTER_GRID)
-    status = main(["experiment", str(file), "--executor", "slurm", "--jobs", "2", "--out", str(out)])
-    log = (out / "snakemake.log").read_text()
-    assert status == 1, log
-    said = capsys.readouterr().err
-    assert f"failed: prepare of bible-de-en; see {out / 'prepared/bible-de-en.job.log'}" in said
-    failed_log = out / "runs/shakespeare-lm/stock/1/train.job.log"
-    assert f"failed: train of shakespeare-lm stock 1; see {failed_log}" in said
-    assert said.count("failed: ") == 2
-    assert failed_log.read_text().count("no data in") == 1
-    assert (out / "prepared/shakespeare-lm.done").exists()
-
-    submitted = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*.arguments"))]
-    names = sorted(word for words in submitted for word in words if word.startswith("--job-name="))
-    assert names == [
-        f"--job-name={rule}"
-        for rule in ("prepare_bible_de_en", "prepare_shakespeare_lm", "train_shakespeare_lm_stock_1")
-    ]
-    for words in submitted:
-        assert words[0] == "--parsable"
-        assert {"--ntasks=1", "--cpus-per-task=1", f"--output={out}/slurm/%j.log"} <= set(words)
-        assert words[-7:-1] == ["--partition", "cpu", "--time", "8:00:00", "--comment", "two words"]
-    assert len(list((out / "slurm").glob("*.log"))) == 3
-
-
 PREPARED_GRID = """
 baseline = "stock"
 seeds = [1]
@@ -185,6 +123,20 @@ def prepared_grid(folder, prepare, python):
     file = folder / "prepared.toml"
     file.write_text(PREPARED_GRID.format(prepare=prepare, path=f"{folder}:{os.environ['PATH']}"))
     return file
+
+
+def test_a_grid_runs_in_a_folder_of_any_name_and_arms_whose_rules_have_one_name_are_two(tmp_path, capsys):
+    folder = tmp_path / "a: b #c {d} 'e'"
+    folder.mkdir()
+    file, out = folder / "grid {1}.toml", folder / "{out} #: $HOME"
+    text = prepared_grid(tmp_path, 'printf %s \\"$1\\" >where', "exit 1").read_text()
+    text = text.replace("'\"\n[arms]", "' sh ${GRID}\"\n[arms]\na_b = ''\n'a.b' = ''")
+    file.write_text(text)
+    assert main(["experiment", str(file), "--jobs", "2", "--out", str(out)]) == 1
+    assert (out / "where").read_text() == str(folder)
+    said = capsys.readouterr().err
+    assert said.count("failed: train of bible-de-en") == 3
+    assert {path.parts[-3] for path in out.glob("runs/*/*/1/train.job.log")} == {"stock", "a_b", "a.b"}
 
 
 def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
@@ -224,13 +176,13 @@ def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_sam
 def test_only_jobs_that_began_are_said_to_have_failed_and_snakemakes_log_is_always_named(tmp_path, capsys):
     chosen = grid.load(SMOKE)
     jobs = list(chosen.jobs())
-    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    assert experiment.finish(chosen, jobs, tmp_path, 1, "smoke") == 1
     ended = f"Snakemake ended with status 1; see {tmp_path / 'snakemake.log'}\n"
     assert capsys.readouterr().err == ended
     log = tmp_path / jobs[0].log
     log.parent.mkdir()
     log.touch()
-    assert experiment.finish(chosen, jobs, tmp_path, 1) == 1
+    assert experiment.finish(chosen, jobs, tmp_path, 1, "smoke") == 1
     assert capsys.readouterr().err == f"failed: {jobs[0].stage} of {jobs[0].label}; see {log}\n{ended}"
 
 

@@ -1,12 +1,16 @@
 """A grid file is checked when it is read, becomes the right commands, and is run by the engine, killed or not."""
 
-import os
+import tomllib
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import experiment, grid, slurm_status
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments import experiment, grid
+from fairseq_gpam.lab.recipes import stages
 
 REPOSITORY = Path(__file__).parents[3]
 SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
@@ -103,47 +107,100 @@ def test_the_time_left_is_that_of_the_jobs_that_have_ended_shared_among_those_at
     assert experiment.progress(jobs, out, 1) == "4 of 4 runs done, 13 of 13 jobs"
 
 
-def test_learning_rates_make_arms_of_their_own(tmp_path):
-    jobs = list(read(tmp_path, SMALL.replace("seeds = [3, 1]", "seeds = [1]\nlearning_rates = [0.003, 0.01]")).jobs())
-    names = [job.command[job.command.index("--name") + 1] for job in jobs if job.stage == "train"]
-    assert names[:2] == ["stock_lr0.003", "stock_lr0.01"]
-    assert all(
-        job.command[-2:] == ("--lr", job.label.split("_lr")[1].split()[0]) for job in jobs if job.stage == "train"
-    )
+@given(st.lists(st.floats(min_value=1e-12, max_value=10), min_size=1, max_size=3, unique=True))
+def test_learning_rates_are_data_of_the_runs_to_the_last_digit(rates):
+    tables = {"baseline": "stock", "seeds": [1], "learning_rates": rates, "tasks": {"bible-de-en": {}}}
+    chosen = schema.check({**tables, "arms": {"stock": {"mechanism": "stock"}, "a_lr1": ""}}, grid.Grid, "FILE")
+    runs = list(chosen.runs())
+    assert [(run.settings.arm, run.settings.learning_rate) for run in runs] == [
+        (arm, rate) for arm in ("stock", "a_lr1") for rate in rates
+    ]
+    assert len({run.settings.folder for run in runs}) == len(runs)
+    assert set(chosen.groups()) == {("bible-de-en", rate) for rate in rates}
+    for run, job in zip(runs, (job for job in chosen.jobs() if job.stage == "train"), strict=True):
+        words = stages.train_command(run.settings)
+        assert float(words[words.index("--lr", words.index("--max-update")) + 1]) == run.settings.learning_rate
+        given = job.command[job.command.index("--arm") :]
+        assert (given[1], float(given[3])) == (run.arm, run.settings.learning_rate)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "said"),
     [
-        ("baseline =", "base =", "baseline is missing"),
-        ("seeds = [3, 1]", "seeds = [1, 1]", r"seeds is \[1, 1\]; allowed: different whole numbers"),
+        ("baseline =", "base =", r"unknown key base; allowed: .* \(nearest: baseline\)"),
+        ('baseline = "stock"', "", "baseline is missing"),
+        ("seeds = [3, 1]", "seeds = [1, 1]", r"seeds is \[1, 1\]; allowed: each number once"),
         ("seeds = [3, 1]", "seeds = 3", "seeds is 3; allowed: a list"),
-        ("seeds = [3, 1]", "seeds = []", "seeds is missing or empty"),
-        ("seeds = [3, 1]", "seeds = [true]", "allowed: different whole numbers"),
-        (
-            'baseline = "stock"',
-            'baseline = "softmax"',
-            "baseline is 'softmax'; allowed: an arm of stock, shared, wider",
-        ),
+        ("seeds = [3, 1]", "seeds = [[1]]", r"seeds\[0\] is \[1\]; allowed: a whole number from 0 to 4294967295"),
+        ("seeds = [3, 1]", "seeds = [4294967296]", r"seeds\[0\] is 4294967296; allowed: .* 4294967295"),
+        ("seeds = [3, 1]", "seeds = []", r"seeds is \[\]; allowed: .*at least 1"),
+        ("seeds = [3, 1]", "seeds = [true]", r"seeds\[0\] is true; allowed: a whole number"),
+        ("seeds = [3, 1]", "seeds = [1]\nlearning_rates = [inf]", "learning_rates is .*; allowed: finite"),
+        ("[tasks.bible-de-en]", "[tasks.ngram-lm]\n[tasks.bible-de-en]", "full is true; allowed: false, .* ngram-lm"),
+        ('baseline = "stock"', 'baseline = "stok"', r'baseline is "stok"; allowed: stock, .* \(nearest: stock\)'),
         ("[tasks.bible-de-en]", "[tasks.bible]", "tasks.bible: "),
-        ('train_flags = "--dropout', 'flags = "--dropout', "unknown key tasks.shakespeare-lm.flags; allowed: archive"),
-        ('tasks = ["bible-de-en"]', 'tasks = ["ptb-lm"]', "arms.wider.tasks has 'ptb-lm'; allowed: bible-de-en"),
-        ("shared =", "a_lr1 =", "arms.a_lr1: a name has"),
-        ("--clip-norm 1", "'", 'train_flags is "\'": No closing quotation'),
-        (
-            "[tasks.bible-de-en]",
-            "[tasks.bible-de-en]\naverage = 0",
-            "bible-de-en.average is 0; allowed: a number above",
-        ),
-        ("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = '5'", "average is '5'; allowed: a whole number"),
+        ('train_flags = "--dropout', 'flags = "--dropout', r"unknown key tasks\.shakespeare-lm\.flags; .*train_flags"),
+        ('tasks = ["bible-de-en"]', 'tasks = ["ptb-lm"]', 'arms.wider.tasks has "ptb-lm"; allowed: bible-de-en'),
+        ("shared =", '"../shared" =', r'arms\."../shared" is no allowed name; allowed: letters'),
+        ("--clip-norm 1", "'", 'train_flags is "\'"; allowed: words as in a shell'),
+        ("[arms]", "[slurm]\nflags = '\"'\n[arms]", r"slurm\.flags is .*; allowed: words as in a shell"),
+        ("[arms]", "[environment]\n\"A B\" = '1'\n[arms]", r'environment\."A B" is no allowed name; allowed: letters'),
+        ("[arms]", "[environment]\nA = 1\n[arms]", r"environment\.A is 1; allowed: text"),
+        ("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = 0", r"average is 0; allowed: a whole number, 1 or"),
+        ("[tasks.bible-de-en]", "[tasks.bible-de-en]\narchive = 'no'", r'archive is "no"; allowed: a file that exists'),
         ("[arms]", "arms", "not TOML"),
     ],
 )
-def test_a_wrong_grid_names_file_and_key(tmp_path, old, new, message):
+def test_a_wrong_grid_names_file_and_key(tmp_path, old, new, said):
     assert old in SMALL
-    with pytest.raises(grid.GridError, match=message) as caught:
-        read(tmp_path, SMALL.replace(old, new))
+    with pytest.raises(schema.SchemaError, match=said) as caught:
+        full = "full = true\n" if said.startswith("full") else ""
+        read(tmp_path, full + SMALL.replace(old, new, 1))
     assert str(tmp_path / "grid.toml") in str(caught.value)
+
+
+WRONG = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+)
+
+
+@given(st.data())
+def test_a_value_of_a_wrong_type_anywhere_is_one_sentence_with_its_key(data):
+    tables = tomllib.loads(SMALL + "[environment]\nA = '1'\n[slurm]\nflags = ''\n")
+    inside, place = tables, []
+    while inside and isinstance(inside, dict):
+        key = data.draw(st.sampled_from(sorted(inside)))
+        place, outer, inside = [*place, key], inside, inside[key]
+    outer[key] = data.draw(WRONG)
+    try:
+        schema.check(tables, grid.Grid, "FILE")
+    except schema.SchemaError as error:
+        assert str(error).startswith("FILE: ") and ".".join(place) in str(error) and "allowed: " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("--gpam-negative-projection shared", "--gpam-mechanism nothing", "arm shared .*--gpam-mechanism 'nothing'"),
+        ("--gpam-negative-projection shared", "--gpam-negative-projection no", "arm shared .*'no' is not allowed"),
+        (
+            "--gpam-negative-projection shared",
+            "--gpam-negative",
+            "arm shared .*unrecognized arguments: --gpam-negative",
+        ),
+        ("--encoder-ffn-embed-dim 280", "--gpam-mechanism dagpam", "arm wider .*unrecognized arguments: --gpam"),
+        ("--clip-norm 1", "--clip-norm one", "arm stock .* on bible-de-en: argument --clip-norm"),
+    ],
+)
+def test_a_dry_run_builds_the_options_of_every_arm(tmp_path, old, new, said):
+    (tmp_path / "grid.toml").write_text(SMALL.replace(old, new))
+    with pytest.raises(SystemExit, match=said):
+        main(["experiment", str(tmp_path / "grid.toml"), "--dry-run", "--out", str(tmp_path / "out")])
+
+
+def test_a_folder_in_place_of_a_grid_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=f"{tmp_path}: cannot be read: Is a directory"):
+        main(["experiment", str(tmp_path), "--dry-run"])
 
 
 def test_every_study_has_a_grid_that_loads_or_a_script_and_a_question_and_an_expectation():
@@ -164,25 +221,3 @@ def test_environment_has_one_thread_and_settings_can_be_unset(tmp_path):
     assert given["OMP_NUM_THREADS"] == "1"
     assert given["WORKERS"] == "2"
     assert "MALLOC_TOP_PAD_" not in given
-
-
-def stand_in(folder, name, text):
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        ("COMPLETED", "success"),
-        ("RUNNING", "running"),
-        ("", "running"),
-        ("TIMEOUT", "failed"),
-        ("CANCELLED+", "failed"),
-    ],
-)
-def test_slurm_states(tmp_path, monkeypatch, state, expected):
-    stand_in(tmp_path / "bin", "sacct", f"echo '{state}'")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert slurm_status.status("7") == expected

@@ -24,7 +24,7 @@ MATCHED = [
 
 def size(study, name, task, *flags):
     """The parameters of an arm's model, with further flags."""
-    (arm,) = (arm for arm in grid.load(STUDIES / study / "grid.toml").arms if arm.name == name)
+    arm = grid.load(STUDIES / study / "grid.toml").arm(name)
     assert not arm.tasks or task in arm.tasks
     recipe = tasks.load(task)
     arch, words = recipe.arch, (*recipe.train, *arm.flags.split(), *flags)
@@ -38,8 +38,8 @@ def arms_of_studies():
     """Every study's arms, with each task they are trained on."""
     for study in sorted(path.parent.name for path in STUDIES.glob("*/grid.toml")):
         chosen = grid.load(STUDIES / study / "grid.toml")
-        for arm in chosen.arms:
-            yield from ((study, arm.name, task) for task in arm.tasks or chosen.tasks)
+        for name in chosen.arms:
+            yield from ((study, name, task) for task in chosen.arm(name).tasks or chosen.tasks)
 
 
 @pytest.mark.parametrize(("study", "name", "task"), arms_of_studies())
@@ -63,7 +63,7 @@ def test_an_arm_that_is_matched_differs_by_less_than_one_channel_of_a_feed_forwa
 def test_the_readme_of_the_differential_study_has_the_parameters_of_its_arms():
     text = (STUDIES / CHEAP / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w-]+)`.*?\| ([\d,]+) \|(.*?)\| ([\d,]+) \|(.*?)\|$", text, re.MULTILINE)
-    arms = {arm.name for arm in grid.load(STUDIES / CHEAP / "grid.toml").arms if not arm.name.endswith("-lm")}
+    arms = {name for name in grid.load(STUDIES / CHEAP / "grid.toml").arms if not name.endswith("-lm")}
     assert {name for name, *_ in rows} == arms
     baseline = {suffix: size(CHEAP, BASELINE, task) for suffix, task in TASKS.items()}
     for name, translation, translation_difference, language_model, language_model_difference in rows:

@@ -1,0 +1,51 @@
+"""Tells before a grid runs whether fairseq can read the options of its trainings and build their models."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+from fairseq_gpam.lab.experiments.grid import Grid
+from fairseq_gpam.lab.recipes import stages, tasks
+from fairseq_gpam.lab.schema import SchemaError
+
+WORDS = 300_000
+"""A vocabulary above every adaptive softmax of a recipe, for tasks whose own is known only with the data."""
+
+
+def check(chosen: Grid, path: Path, out: Path) -> None:
+    """Builds the model of each arm on each task, without allocating memory, unless it is being trained in `out`.
+
+    Raises `SchemaError` with the file, the arm, the task and what is wrong with the training's options.
+    """
+    begun = {}
+    for run in chosen.runs():
+        command = out / run.settings.folder / "train.command"
+        begun[run.arm, run.settings.task.name] = (run.settings, command.exists())
+    for (arm, task), (settings, has_begun) in begun.items():
+        if not has_begun and (reason := fault(settings)):
+            raise SchemaError(f"{path}: arm {arm} cannot be trained on {task}: {reason}")
+
+
+def fault(run: stages.RunSettings) -> str:
+    """Returns why fairseq refuses the options of a run's training, or nothing."""
+    from fairseq_gpam.parameters import Model, build
+
+    words = stages.train_command(run)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            build(Model(words[words.index("--arch") + 1], tuple(words[2:]), vocabulary(run.task)))
+    except SystemExit:
+        return said.getvalue().rpartition("error: ")[2].strip()
+    except (ValueError, RuntimeError, AssertionError, TypeError, KeyError, ImportError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def vocabulary(task: tasks.Task) -> int:
+    """Returns how many entries the task's dictionary has, or more."""
+    if task.data.subwords == "bytes":
+        return 300
+    return task.data.vocabulary or WORDS
