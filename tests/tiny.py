@@ -12,7 +12,7 @@ from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import REGISTRY, Site, build_mechanism, register_mechanism
+from fairseq_gpam.attention import REGISTRY, Site, build_mechanism, on_registration, register_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 TRANSLATION = [
@@ -55,6 +55,9 @@ def _converted(task, arch, flags):
     return convert_namespace_to_omegaconf(parse(task, arch, *flags)).model
 
 
+on_registration(_converted.cache_clear)
+
+
 def model_config(task, arch, *flags):
     """The model's settings as fairseq-train hands them to the model: a Namespace or a DictConfig.
 
@@ -90,7 +93,6 @@ def unlist(*names):
     for name in names:
         del REGISTRY[name]
     register_mechanism(REGISTRY["softmax"])
-    _converted.cache_clear()
 
 
 def scramble(model, scale=0.3):
