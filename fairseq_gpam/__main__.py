@@ -1,4 +1,4 @@
-"""The command line, `python -m fairseq_gpam [COMMAND …]`, which finds a command's module and calls it.
+"""The command line, `fairseq-gpam [COMMAND …]` or `python -m fairseq_gpam [COMMAND …]`: finds a command and calls it.
 
 A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`; its docstring is the help text. If
 it sets TAKES_FURTHER_FLAGS, unknown flags are passed in `arguments.further_flags`; if it sets TAKES_FLAGS_AFTER_DASHES,
@@ -9,16 +9,22 @@ attributes.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from typing import Any
 
+import fairseq_gpam
+from fairseq_gpam.engine import EngineError
+
+PROGRAM = "fairseq-gpam"
 COMMANDS = {
     "path": ("fairseq_gpam.path", "print the folder to give to --user-dir (the default)"),
     "info": ("fairseq_gpam.info", "print versions, engine, models, architectures, mechanisms; parameters of a model"),
+    "flags": ("fairseq_gpam.flags", "print the --gpam flags, all or those of a mechanism"),
     "mechanisms": ("fairseq_gpam.mechanism_page", "write the page of the mechanisms and its drawings"),
     "benchmark": ("fairseq_gpam.lab.benchmark.cli", "compare time and memory with the unmodified fairseq"),
-    "export": ("fairseq_gpam.export", "turn a checkpoint into one of fairseq's own model, where that is exact"),
+    "export": ("fairseq_gpam.export_command", "turn a checkpoint into one of fairseq's own model, where that is exact"),
     "analyze": ("fairseq_gpam.analysis.cli", "measure and draw attention in checkpoints: collapse, gradients, maps"),
     "quickstart": ("fairseq_gpam.lab.experiments.quickstart", "from nothing to a table: stock attention and daGPAM"),
     "prepare": ("fairseq_gpam.lab.recipes.prepare", "fetch and prepare the data of a standard task"),
@@ -35,6 +41,8 @@ COMMANDS = {
     "results": ("fairseq_gpam.lab.experiments.results", "tables, reports and kept results of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }
+WITHOUT_ENGINE = {"path", "info", "flags", "mechanisms", "compare", "results", "score", "experiment", "ngrams"}
+"""The commands that work without fairseq; the others check and prepare it first."""
 
 
 def load(name: str) -> Any:
@@ -47,9 +55,10 @@ def load(name: str) -> Any:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
-        prog="python -m fairseq_gpam",
+        prog=PROGRAM,
         description="daGPAM attention for fairseq. Without a command, it prints the path for --user-dir.",
     )
+    parser.add_argument("--version", action="version", version=f"fairseq-gpam {fairseq_gpam.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, summary) in COMMANDS.items():
         # Only the chosen command is imported, because others may need extras that are not installed.
@@ -60,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             commands.add_parser(name, help=summary)
     argv = argv or ["path"]
+    if argv[0] not in COMMANDS and (near := difflib.get_close_matches(argv[0], COMMANDS, 1)):
+        parser.error(f"there is no command {argv[0]!r}; did you mean {near[0]}?")
     module = load(argv[0]) if argv[0] in COMMANDS else None
     after_dashes: list[str] = []
     if getattr(module, "TAKES_FLAGS_AFTER_DASHES", False) and "--" in argv:
@@ -69,6 +80,11 @@ def main(argv: list[str] | None = None) -> int:
     if further and not getattr(module, "TAKES_FURTHER_FLAGS", False):
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further_flags = [*further, *after_dashes]
+    if arguments.command not in WITHOUT_ENGINE:
+        try:
+            fairseq_gpam.register()
+        except EngineError as error:
+            sys.exit(str(error))
     return load(arguments.command).run(arguments)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import atexit
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import platform
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 PINS = {"ve-fairseq": "0.12.3", "fairseq-fixed": "0.12.3.1"}
@@ -18,6 +20,13 @@ INSTALL = (
     f"pip install 've-fairseq=={PINS['ve-fairseq']}' (Linux x86_64) or "
     f"pip install 'fairseq-fixed=={PINS['fairseq-fixed']}' (elsewhere)"
 )
+
+
+STOCK = (
+    "stock: the engine's own, unmodified model, to which everything is compared; softmax: the same formula computed by "
+    "this package, equal to stock up to rounding, which can be mixed with other mechanisms and measured like them"
+)
+"""What a user must know to choose between the two."""
 
 
 class EngineError(ImportError):
@@ -47,6 +56,29 @@ def check() -> None:
         )
 
 
+def prepare() -> None:
+    """Makes the installed fairseq work with this package; raises EngineError if none is usable."""
+    check()
+    allow_checkpoint_types()
+    allow_numpy_2()
+    leave_process_group_at_exit()
+
+
+def allow_numpy_2() -> None:
+    """Gives fairseq the two things that it uses and numpy 2 no longer has."""
+    import numpy as np
+    from fairseq.data import bucket_pad_length_dataset, data_utils
+
+    if not hasattr(np, "compat"):
+        np.compat = SimpleNamespace(long=int)  # type: ignore[attr-defined]
+
+    def get_buckets(sizes: Any, num_buckets: int) -> Any:
+        return np.unique(np.percentile(sizes, np.linspace(0, 100, num_buckets + 1), method="lower")[1:])
+
+    for module in (data_utils, bucket_pad_length_dataset):
+        module.get_buckets = get_buckets
+
+
 def installed() -> str:
     """Returns the name and version of the installed engine, or that its distribution is unknown."""
     for distribution in (*PINS, "fairseq"):
@@ -54,7 +86,7 @@ def installed() -> str:
             return f"{distribution} {importlib.metadata.version(distribution)}"
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "unknown distribution of fairseq"
+    return "unknown distribution of fairseq" if importlib.util.find_spec("fairseq") else "not installed"
 
 
 def allow_checkpoint_types() -> None:
@@ -66,13 +98,19 @@ def allow_checkpoint_types() -> None:
     import numpy as np
     import torch
 
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+    torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if torch_version < (2, 6):
         # fairseq leaves the choice to torch, which loads safely by default from 2.6 on.
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     multiarray: Any = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
     kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
-    allowed: list[Any] = [argparse.Namespace, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype]
-    allowed += [type(np.dtype(kind)) for kind in kinds]
+    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    for function in (multiarray._reconstruct, multiarray.scalar):
+        allowed.append(function)
+        if torch_version >= (2, 6):
+            # Numpy 1 and 2 have them at different places, and a checkpoint may have been written beside either.
+            places = ("numpy.core.multiarray", "numpy._core.multiarray")
+            allowed += [(function, f"{place}.{function.__name__}") for place in places]
     torch.serialization.add_safe_globals(allowed)
 
 

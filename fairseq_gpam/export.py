@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,21 +42,6 @@ class ExportError(ValueError):
     """No stock model computes exactly what the checkpoint's model computes."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of fairseq-train")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the checkpoint to write")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    try:
-        difference = export(arguments.checkpoint, arguments.output)
-    except (ExportError, OSError) as error:
-        print(f"{arguments.checkpoint} is not exported: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.output}: fairseq's own model, logits equal to the checkpoint's within {difference:.1e}")
-    return 0
-
-
 def export(checkpoint: Path, output: Path) -> float:
     """Writes the stock model's checkpoint to `output` and returns the greatest difference between the models' logits.
 
@@ -65,7 +49,7 @@ def export(checkpoint: Path, output: Path) -> float:
     logits of the two models differ by more than TOLERANCE.
     """
     if output.exists() and output.samefile(checkpoint):
-        raise ExportError("OUT is CHECKPOINT itself; give another name")
+        raise ExportError("--out is CHECKPOINT itself; give another name")
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
     ours_settings = state["cfg"]["model"]
     settings = stock_settings(ours_settings)

@@ -107,13 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def flags_page() -> str:
     """Returns the page of all flags: the general ones, then those of each mechanism, each flag once."""
-    sections: list[tuple[str, tuple[options.Option, ...]]] = [("All mechanisms", options.GENERAL_OPTIONS)]
-    listed = set(options.GENERAL_OPTIONS)
-    for name in ("dagpam", *sorted(set(REGISTRY) - {"dagpam"})):
-        own = tuple(option for option in REGISTRY[name].options if option not in listed)
-        listed.update(own)
-        if own:
-            sections.append((f"`{name}`", own))
+    sections = ((f"`{name}`" if name else "All mechanisms", group) for name, group in options.grouped().items())
     return FLAGS_HEADER + "\n".join(f"## {title}\n\n{flags_table(group)}\n" for title, group in sections)
 
 

@@ -117,6 +117,18 @@ def all_options() -> tuple[Option, ...]:
     return tuple(options.values())
 
 
+def grouped() -> dict[str, tuple[Option, ...]]:
+    """Returns the general options under "", and those of each mechanism, daGPAM's first; each option once."""
+    groups: dict[str, tuple[Option, ...]] = {"": GENERAL_OPTIONS}
+    listed = set(GENERAL_OPTIONS)
+    for name in ("dagpam", *sorted(set(REGISTRY) - {"dagpam"})):
+        own = tuple(option for option in REGISTRY[name].options if option not in listed)
+        listed.update(own)
+        if own:
+            groups[name] = own
+    return groups
+
+
 def users(option: Option) -> list[str]:
     """Returns the names of the mechanisms that read this option; none for a general one."""
     return sorted(name for name, mechanism in REGISTRY.items() if option in mechanism.options)

@@ -18,6 +18,7 @@ from fairseq.models import (
 )
 from torch import nn
 
+from fairseq_gpam.attention.core.base import nearest
 from fairseq_gpam.attention.core.heads import MixedHeads
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
@@ -65,7 +66,7 @@ def check_arch(arch: str) -> None:
     """Raises ValueError if `arch` is not one of this package's architectures."""
     allowed = [name for model in TASKS for name in ARCH_MODEL_INV_REGISTRY[model]]
     if arch not in allowed:
-        raise ValueError(f"--arch {arch!r} is not allowed; allowed: {', '.join(allowed)}")
+        raise ValueError(f"--arch {arch!r} is not allowed{nearest(arch, allowed)}; allowed: {', '.join(allowed)}")
 
 
 def parse(model: Model) -> argparse.Namespace:

@@ -2,14 +2,17 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import TokenBlockDataset, bucket_pad_length_dataset, data_utils
 from foreign import Foreign
 
 import fairseq_gpam
@@ -114,6 +117,27 @@ def test_namespaces_and_numpy_numbers_load(kind, tmp_path):
     assert state["args"].arch == "transformer_gpam"
     assert state["extra_state"]["score"] == scalar
     assert state["extra_state"]["counts"].dtype == np.dtype(kind)
+
+
+@pytest.mark.parametrize("major", [1, 2])
+def test_numpy_numbers_of_either_major_version_load(major, tmp_path):
+    scores = {"score": np.float64(0.5), "counts": np.array([1, 2])}
+    path, rewritten = checkpoint(tmp_path, extra_state=scores), tmp_path / "rewritten.pt"
+    place = b"numpy.core.multiarray" if major == 1 else b"numpy._core.multiarray"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(rewritten, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, re.sub(rb"numpy\._?core\.multiarray", place, old.read(name)))
+    found = torch.load(rewritten, weights_only=True)["extra_state"]
+    assert found["score"] == scores["score"] and (found["counts"] == scores["counts"]).all()
+
+
+def test_what_numpy_2_took_from_fairseq_is_there():
+    sizes = np.random.default_rng(1).integers(1, 50, 200)
+    for module in (data_utils, bucket_pad_length_dataset):
+        buckets = module.get_buckets(sizes, 7)
+        assert set(buckets) <= set(sizes) and buckets[-1] == sizes.max() and (np.diff(buckets) > 0).all()
+    blocks = TokenBlockDataset([torch.arange(n) for n in sizes], sizes, None, pad=0, eos=1, break_mode="eos")
+    assert list(blocks.sizes) == list(sizes)
 
 
 class ForeignThroughOs:

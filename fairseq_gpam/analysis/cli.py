@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.analysis.probe import SWITCHES
+from fairseq_gpam.analysis.definitions import SWITCHES
 
 LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "pandas": "pandas"}
 

@@ -10,6 +10,9 @@ from dataclasses import replace
 from fairseq_gpam.analysis import induction, metrics  # noqa: F401  (importing them declares their metrics)
 from fairseq_gpam.attention.core.measures import DEFINITIONS, GPAM, Definition
 
+SWITCHES = ("skips", "mlps", "layer-norms")
+"""What `Probe(without=…)` takes out."""
+
 for _name in ("residual_norm", "residual_ratio", "mean_cosine", "stable_rank", "effective_rank"):
     DEFINITIONS[f"attention_output_{_name}"] = replace(
         DEFINITIONS[_name],

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fairseq_gpam.analysis.definitions import SWITCHES
 from fairseq_gpam.modules.listener import (
     AttentionCall,
     AttentionPlace,
@@ -16,9 +17,6 @@ from fairseq_gpam.modules.listener import (
     find_attentions,
     find_layers,
 )
-
-SWITCHES = ("skips", "mlps", "layer-norms")
-"""What `Probe(without=…)` takes out."""
 
 
 class Probe(Listener):

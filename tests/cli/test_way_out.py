@@ -37,7 +37,7 @@ def folded(command, parallel, folder):
     epochs = ["--max-epoch", "25", "--validate-interval", "25", "--no-epoch-checkpoints", "--lr", "0.02"]
     train_translation(command, parallel, save_dir, *epochs, *FOLDED)
     trained, exported = save_dir / "checkpoint_last.pt", save_dir / "exported.pt"
-    assert main(["export", str(trained), str(exported)]) == 0
+    assert main(["export", str(trained), "--out", str(exported)]) == 0
     return trained, exported
 
 
@@ -91,7 +91,7 @@ def test_an_exported_language_model_has_the_same_perplexity_without_user_dir(com
     save_dir = folder / "folded_language_model"
     train_language_model(command, monolingual, save_dir, "--max-update", "5", "--gpam-mechanism", "scaled_softmax")
     trained, exported = save_dir / "checkpoint_last.pt", save_dir / "exported.pt"
-    assert main(["export", str(trained), str(exported)]) == 0
+    assert main(["export", str(trained), "--out", str(exported)]) == 0
     ours = evaluate(command, monolingual, trained)
     stock = evaluate(command, monolingual, exported, user_dir=False)
     assert loss(ours.text) == loss(stock.text)
@@ -99,9 +99,9 @@ def test_an_exported_language_model_has_the_same_perplexity_without_user_dir(com
 
 def test_a_checkpoint_that_does_not_fold_is_refused_and_nothing_is_written(language_model, tmp_path, capsys):
     trained = language_model[0] / "checkpoint_last.pt"
-    assert main(["export", str(trained), str(tmp_path / "out.pt")]) == 1
+    assert main(["export", str(trained), "--out", str(tmp_path / "out.pt")]) == 1
     error = capsys.readouterr().err
     assert "decoder layer 0: mechanism 'dagpam' has λ⁻ = 0." in error
     assert os.listdir(tmp_path) == []
-    assert main(["export", str(trained), str(trained)]) == 1
+    assert main(["export", str(trained), "--out", str(trained)]) == 1
     assert "give another name" in capsys.readouterr().err

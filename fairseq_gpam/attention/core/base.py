@@ -6,8 +6,9 @@ Everything here is B × H × T × D; fairseq's T × B × C stays outside.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,11 @@ from fairseq_gpam.attention.core.masks import AttentionMask
 
 SiteName = Literal["encoder", "decoder", "cross"]
 SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
+
+
+def nearest(value: Any, known: Iterable[str]) -> str:
+    """Returns a question after the known name that resembles `value` most, in brackets; "" if none does."""
+    return "".join(f" (did you mean {name!r}?)" for name in difflib.get_close_matches(str(value), list(known), 1))
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class Option:
         if not allowed:
             kinds = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
             allowed = ", ".join(self.choices) if self.choices else kinds[self.type]
-        return f"{self.flag} {value!r} is not allowed; allowed: {allowed}"
+        near = nearest(value, self.choices or (REGISTRY if self.name.endswith("mechanism") else ()))
+        return f"{self.flag} {value!r} is not allowed{near}; allowed: {allowed}"
 
 
 def _parse_bool(value: Any) -> bool:
@@ -285,7 +292,9 @@ def check_known(name: str, spec: str) -> None:
     """Raises ValueError if `spec` names a mechanism that is not registered."""
     if name not in REGISTRY:
         within = "" if name == spec else f" (in {spec!r})"
-        raise ValueError(f"--gpam-mechanism {name!r}{within} is not allowed; allowed: {', '.join(sorted(REGISTRY))}")
+        near = nearest(name, REGISTRY)
+        allowed = ", ".join(sorted(REGISTRY))
+        raise ValueError(f"--gpam-mechanism {name!r}{within} is not allowed{near}; allowed: {allowed}")
 
 
 def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) -> Settings:

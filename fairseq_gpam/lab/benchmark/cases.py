@@ -20,41 +20,11 @@ from torch import Tensor, nn
 
 from fairseq_gpam import options
 from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.lab.benchmark.shapes import SHAPES, Candidate, Shape
 from fairseq_gpam.lab.benchmark.timing import Step
 from fairseq_gpam.modules import install_attention
 
 VOCABULARY = 10_000
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Length and number of a batch's sequences, and the dimensions of the layer."""
-
-    length: int
-    batch: int
-    width: int
-    feed_forward: int
-    heads: int
-    kinds: tuple[str, ...]
-
-
-SHAPES = {
-    "iwslt": Shape(30, 64, 512, 1024, 4, ("encoder", "decoder")),
-    "wmt": Shape(64, 32, 512, 2048, 8, ("encoder", "decoder")),
-    "lm512": Shape(512, 4, 512, 2048, 8, ("lm",)),
-    "lm2048": Shape(2048, 1, 512, 2048, 8, ("lm",)),
-}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mechanism and backend to compare with stock fairseq."""
-
-    mechanism: str
-    backend: str
-
-    def settings(self, **others: Any) -> argparse.Namespace:
-        return argparse.Namespace(gpam_mechanism=self.mechanism, gpam_backend=self.backend, **others)
 
 
 @dataclass(frozen=True)
@@ -325,9 +295,6 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
             if kind == "decoder" and name == "iwslt":
                 add("generation", name, kind, "beam 5", 0.0, _bind(generation_pair, shape))
     return cases
-
-
-LEVELS = ("core", "layer", "decoding", "model", "generation")
 
 
 def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Candidate], tuple[Step, Step]]:

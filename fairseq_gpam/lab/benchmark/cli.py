@@ -25,9 +25,7 @@ import torch
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.attention.core.affine import BACKENDS
-from fairseq_gpam.lab.benchmark import memory
-from fairseq_gpam.lab.benchmark.cases import LEVELS, SHAPES, Candidate, all_cases, core_pair, creating
-from fairseq_gpam.lab.benchmark.growth import measure_growth
+from fairseq_gpam.lab.benchmark.shapes import LEVELS, SHAPES, Candidate
 from fairseq_gpam.lab.benchmark.timing import paired
 from fairseq_gpam.lab.recipes.environment import environment
 
@@ -78,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from fairseq_gpam.lab.benchmark.cases import all_cases, creating
+    from fairseq_gpam.lab.benchmark.growth import measure_growth
+
     torch.set_num_threads(arguments.threads)
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)
@@ -142,6 +143,8 @@ def exponent(lengths: list[int], amounts: list[float]) -> float:
 
 def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list[dict[str, Any]]:
     """Prints and returns the core's peak memory at each length, without and with attention dropout."""
+    from fairseq_gpam.lab.benchmark import memory
+
     title = "peak memory of the core in training, MiB, masks included"
     print(f"\n{title:64}" + "".join(f"{n:>8}" for n in memory.LENGTHS) + "  exponent", flush=True)
     rows = []
@@ -160,6 +163,9 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
 
 def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Prints and returns the core's training time at each length, ours and stock's, with the fitted exponents."""
+    from fairseq_gpam.lab.benchmark import memory
+    from fairseq_gpam.lab.benchmark.cases import core_pair, creating
+
     rows = []
     for candidate in candidates:
         print(f"\nscaling of the core, {candidate.mechanism}:{candidate.backend}, milliseconds (stock, ours, ratio)")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.benchmark.cases import SHAPES
+from fairseq_gpam.lab.benchmark.shapes import SHAPES
 
 Row = dict[str, Any]
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fairseq_gpam
+from fairseq_gpam import engine
+from fairseq_gpam.attention.core.base import check_known
 from fairseq_gpam.checkpoints import CheckpointError
 from fairseq_gpam.lab.recipes import run_folder, tasks
 from fairseq_gpam.lab.recipes.engine_process import EngineFailure, stop_on_sigterm
@@ -20,6 +23,7 @@ from fairseq_gpam.lab.recipes.logs import CountMismatchError
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
 from fairseq_gpam.lab.recipes.tasks import Task, TaskError
 
+IMPORT_FLAG = "--gpam-import"
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
 ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError, OSError)
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
@@ -66,6 +70,17 @@ class RunSettings:
         return Run(self.folder, self.task.name, self.name, self.seed, self.arm, self.learning_rate)
 
 
+def check_mechanism(spec: str, flags: Sequence[str]) -> None:
+    """Raises RunError, with the nearest name, if `spec` names an unknown mechanism; a --gpam-import may bring it."""
+    if spec == "stock" or IMPORT_FLAG in flags:
+        return
+    try:
+        for name in re.findall(r"[^\W\d]\w*", spec):
+            check_known(name, spec)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
 def settings(arguments: argparse.Namespace) -> RunSettings:
     """Returns the settings from the command line.
 
@@ -74,6 +89,7 @@ def settings(arguments: argparse.Namespace) -> RunSettings:
     task = tasks.load(arguments.task)
     if arguments.full and not task.full_budget:
         raise RunError(f"{task.name} has one budget; leave out --full")
+    check_mechanism(arguments.mechanism, arguments.further_flags)
     stock = arguments.stock or arguments.mechanism == "stock"
     if stock and arguments.mechanism not in ("softmax", "stock"):
         raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
@@ -201,7 +217,8 @@ class StageCommand:
         parser.usage = f"%(prog)s TASK MECHANISM [SEED] [options] [-- {self.program} flags]"
         parser.epilog = f"Everything after -- goes to {self.program} and beats the recipe's flags."
         parser.add_argument("task", metavar="TASK", help=tasks.HELP)
-        parser.add_argument("mechanism", metavar="MECHANISM", help="what --gpam-mechanism takes, or stock")
+        mechanism = f"what --gpam-mechanism takes, or stock ({engine.STOCK})"
+        parser.add_argument("mechanism", metavar="MECHANISM", help=mechanism)
         parser.add_argument("seed", metavar="SEED", nargs="?", default="1", help="default 1")
         parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")
         parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")

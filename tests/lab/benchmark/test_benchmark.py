@@ -42,7 +42,7 @@ def test_every_level_is_measured_written_and_drawn(tiny, tmp_path, capsys):
     assert cli.run(parsed(*words, "--json", str(file), "--picture", str(picture))) == 0
     results = json.loads(file.read_text())
     measured = {(row["level"], row["shape"], row["kind"], row["mode"], row["dropout"]) for row in results["ratios"]}
-    assert {level for level, *_ in measured} == set(cases.LEVELS)
+    assert {level for level, *_ in measured} == set(cli.LEVELS)
     for kind in ("encoder", "decoder"):
         assert {("layer", "iwslt", kind, "training", 0.1), ("layer", "iwslt", kind, "inference", 0.0)} <= measured
     for row in results["ratios"]:
@@ -85,7 +85,7 @@ def test_on_a_gpu_every_level_is_measured_there(tiny, dtype, tmp_path):
     assert cli.run(parsed(*words, "--device", "cuda", "--json", str(file))) == 0
     results = json.loads(file.read_text())
     assert results["machine"]["device"] == torch.cuda.get_device_name(0)
-    assert {row["level"] for row in results["ratios"]} == set(cases.LEVELS)
+    assert {row["level"] for row in results["ratios"]} == set(cli.LEVELS)
     assert all(value > 0 for row in results["memory"] for value in row["mebibytes"])
 
 
@@ -147,7 +147,7 @@ def test_the_core_of_stock_is_softmax_attention(monkeypatch):
 
 
 def test_every_case_has_a_name_of_its_own():
-    names = [case.name for case in all_cases(list(cases.SHAPES), list(cases.LEVELS))]
+    names = [case.name for case in all_cases(list(cli.SHAPES), list(cli.LEVELS))]
     assert len(set(names)) == len(names)
 
 

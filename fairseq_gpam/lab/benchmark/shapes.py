@@ -1,0 +1,40 @@
+"""What can be measured: levels, shapes of batches and layers, mechanisms and backends."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+LEVELS = ("core", "layer", "decoding", "model", "generation")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Length and number of a batch's sequences, and the dimensions of the layer."""
+
+    length: int
+    batch: int
+    width: int
+    feed_forward: int
+    heads: int
+    kinds: tuple[str, ...]
+
+
+SHAPES = {
+    "iwslt": Shape(30, 64, 512, 1024, 4, ("encoder", "decoder")),
+    "wmt": Shape(64, 32, 512, 2048, 8, ("encoder", "decoder")),
+    "lm512": Shape(512, 4, 512, 2048, 8, ("lm",)),
+    "lm2048": Shape(2048, 1, 512, 2048, 8, ("lm",)),
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mechanism and backend to compare with stock fairseq."""
+
+    mechanism: str
+    backend: str
+
+    def settings(self, **others: Any) -> argparse.Namespace:
+        return argparse.Namespace(gpam_mechanism=self.mechanism, gpam_backend=self.backend, **others)
