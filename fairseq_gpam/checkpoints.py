@@ -17,9 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
-from fairseq.file_io import PathManager
-from omegaconf import OmegaConf
 
 EVALUATED = frozenset(
     """
@@ -108,6 +105,8 @@ def check_settings(path: str | os.PathLike[str], settings: Any) -> None:
 
 def _evaluated(settings: Any) -> Iterator[tuple[str, Any]]:
     """Yields each setting that the engine evaluates, with its name, however deep it lies."""
+    from omegaconf import OmegaConf
+
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=False)
     if isinstance(settings, argparse.Namespace):
@@ -159,6 +158,9 @@ def _is_value(node: ast.expr) -> bool:
 
 def guard_engine() -> None:
     """Makes the engine's own loading of a checkpoint verify the file and refuse settings that would run."""
+    from fairseq import checkpoint_utils
+    from fairseq.file_io import PathManager
+
     original = checkpoint_utils.load_checkpoint_to_cpu
     if original.__module__ == __name__:
         return
