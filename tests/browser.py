@@ -10,8 +10,10 @@ FLAGS += " --disable-component-update --disable-sync"
 SEEN = """() => ({
     "width": document.scrollingElement.scrollWidth,
     "room": window.innerWidth,
-    "images": Array.from(document.images, one => ({
-        "alt": one.getAttribute("alt"), "loaded": one.complete && one.naturalWidth > 0})),
+    "pictures": Array.from(document.querySelectorAll("img, svg"), picture => ({
+        "alt": picture.getAttribute("alt") ?? picture.getAttribute("aria-label") ?? "",
+        "drawn": picture.complete ? picture.naturalWidth > 0 : picture.childElementCount > 1})),
+    "ids": Array.from(document.querySelectorAll("[id]"), element => element.id),
     "tables": Array.from(document.querySelectorAll("table"), table =>
         Array.from(table.rows, row => Array.from(row.cells, cell => cell.textContent))),
 })"""
@@ -44,7 +46,8 @@ def check(seen):
     for width, found in seen.items():
         assert found["errors"] == []
         assert found["width"] <= found["room"] == width
-        assert found["images"]
-        for image in found["images"]:
-            assert image["alt"].strip()
-            assert image["loaded"], image["alt"]
+        assert len(set(found["ids"])) == len(found["ids"])
+        assert found["pictures"]
+        for picture in found["pictures"]:
+            assert picture["alt"].strip()
+            assert picture["drawn"], picture["alt"]

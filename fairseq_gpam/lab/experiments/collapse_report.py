@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq_gpam.analysis.definitions import describe
-from fairseq_gpam.lab.experiments.charts import Panel, Series, draw
 
 Table = tuple[tuple[str, ...], list[list[str]]]
 HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high", "between arms", "within arms")
@@ -17,7 +16,6 @@ NOTE = (
     "*Between arms* is ρ of the arms' means over seeds; *within arms* is ρ of what is left of each run when its arm's "
     "means are subtracted. Intervals are not corrected for the number of measures."
 )
-BAND = "Lines are means over seeds; bands reach from the lowest to the highest seed."
 
 
 def label(name: str) -> str:
@@ -41,28 +39,10 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
-def correlation_picture(title: str, found: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Returns the picture of each collapse measure against the validation loss, and its description."""
-    panels = [
-        Panel(
-            *_title(one["measure"]),
-            x=f"last layer; ρ {_two_digits(one['rho'])}",
-            y="validation nll (nats)",
-            series=[
-                Series(arm, [(x, y) for x, y, name in one["points"] if name == arm])
-                for arm in dict.fromkeys(name for _, _, name in one["points"])
-            ],
-        )
-        for one in found
-    ]
-    ends = "; ".join(f"{label(one['measure'])} {_two_digits(one['rho'])}" for one in found)
-    words = f"{title}, a point for each run. Spearman's ρ: {ends}."
-    return draw(title, panels, "A point is a run.", columns=3), words
-
-
-def _title(name: str) -> tuple[str, str]:
-    measure, _, site = name.partition(", ")
-    return label(measure), site
+def correlation_words(title: str, found: Sequence[dict[str, Any]]) -> str:
+    """Returns a description of the picture of the measures against performance."""
+    ends = "; ".join(f"{label(entry['measure'])} {_two_digits(entry['rho'])}" for entry in found)
+    return f"{title}, a point for each run. Spearman's ρ: {ends}."
 
 
 def layers(entries: Sequence[dict[str, Any]]) -> Table:
@@ -76,7 +56,8 @@ def layers(entries: Sequence[dict[str, Any]]) -> Table:
                 rows.append(
                     [label(name), entry["arm"], str(entry["seeds"]), *(means.get(layer, "–") for layer in depths)]
                 )
-    return ("measure", "arm", "seeds", *(f"layer {layer}" for layer in depths)), rows
+    names = ("input" if layer < 0 else f"layer {layer}" for layer in depths)
+    return ("measure", "arm", "seeds", *names), rows
 
 
 def layers_note(entries: Sequence[dict[str, Any]]) -> str:
@@ -84,27 +65,19 @@ def layers_note(entries: Sequence[dict[str, Any]]) -> str:
     measures = dict.fromkeys(entry["name"].partition(", ")[0] for entry in entries)
     meanings = "; ".join(f"{label(measure)}: {describe(measure).definition}" for measure in measures)
     return (
-        "Means over seeds, measured with the best checkpoint on test examples; layer 0 is what enters the first "
-        f"layer. {meanings}."
+        "Means over seeds, measured with the best checkpoint on test examples; *input* is what enters layer 0. "
+        f"{meanings}."
     )
 
 
-def layers_picture(title: str, entries: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """Returns the picture of measures by layer, a panel for each measure and site, and its description."""
-    panels, words = [], []
+def layers_words(title: str, entries: Sequence[dict[str, Any]]) -> str:
+    """Returns a description of the picture of measures by layer."""
+    words = []
     for name in dict.fromkeys(entry["name"] for entry in entries):
-        own = [entry for entry in entries if entry["name"] == name]
-        series = [
-            Series(
-                entry["arm"],
-                [(layer, mean) for layer, mean, _, _ in entry["points"]],
-                band=[(layer, low, high) for layer, _, low, high in entry["points"]] if entry["seeds"] > 1 else (),
-                line=True,
-            )
-            for entry in own
-        ]
-        logarithmic = describe(name.partition(", ")[0]).logarithmic
-        panels.append(Panel(*_title(name), x="layer", y="", series=series, logarithmic=logarithmic))
-        ends = (f"{e['arm']} {_three_digits(e['points'][0][1])} to {_three_digits(e['points'][-1][1])}" for e in own)
+        ends = (
+            f"{entry['arm']} {_three_digits(entry['points'][0][1])} to {_three_digits(entry['points'][-1][1])}"
+            for entry in entries
+            if entry["name"] == name
+        )
         words.append(f"{label(name)}, first to last layer: {', '.join(ends)}.")
-    return draw(title, panels, BAND, columns=2 if len(panels) < 5 else 3), f"{title}. {' '.join(words)}"
+    return f"{title}. {' '.join(words)}"

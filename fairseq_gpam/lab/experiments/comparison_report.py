@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.experiments import collapse_report, comparison_plots, forest, run_results, templates
+from matplotlib.figure import Figure
+
+from fairseq_gpam.analysis import drawing
+from fairseq_gpam.lab.experiments import collapse_report, plots, run_results, templates
 from fairseq_gpam.lab.recipes import stage_results
 
 COST_HEAD = ("task", "arm", *(label for _, label, _ in run_results.COSTS))
@@ -217,18 +219,12 @@ def as_csv(found: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def picture(svg: str, alt: str) -> dict[str, str]:
-    """Returns HTML that embeds a picture in the page."""
-    return {"alt": alt, "data": "data:image/svg+xml;base64," + base64.b64encode(svg.encode("utf-8")).decode("ascii")}
-
-
-def forest_plot(table: dict[str, Any], baseline: str) -> str:
-    """Returns a table's forest plot as SVG."""
+def forest_plot(table: dict[str, Any], baseline: str) -> Figure:
+    """Returns a table's forest plot."""
     digits = 4 if table["unit"] == "nats" else 2
     compared = [row for row in table["rows"] if row.get("difference")]
-    return forest.draw(
-        table, baseline, {row["arm"]: spread(row["difference"]["interval"], digits, "+") for row in compared}
-    )
+    texts = {row["arm"]: spread(row["difference"]["interval"], digits, "+") for row in compared}
+    return plots.forest(table, baseline, texts)
 
 
 def forest_words(table: dict[str, Any], baseline: str) -> str:
@@ -238,29 +234,30 @@ def forest_words(table: dict[str, Any], baseline: str) -> str:
     return f"{what} ({table['unit']}): {words}."
 
 
-def pictures(found: dict[str, Any]) -> list[dict[str, Any]]:
+def pictures(found: dict[str, Any]) -> list[dict[str, str]]:
     """Returns the headings and pictures that follow the tables."""
-    shown = []
+    shown: list[dict[str, str]] = []
+
+    def add(title: str, figure: Figure, words: str) -> None:
+        shown.append({"title": title, "figure": drawing.html_figure(figure, f"picture{len(shown)}", words)})
+
     for group in dict.fromkeys(entry["group"] for entry in found["costs"]):
-        own = [entry for entry in found["curves"] if entry["group"] == group and entry["points"]]
-        if own:
-            ends = "; ".join(f"{entry['arm']} ends at {entry['points'][-1][1]:.3f}" for entry in own)
+        curves = [entry for entry in found["curves"] if entry["group"] == group and entry["points"]]
+        if curves:
+            ends = "; ".join(f"{entry['arm']} ends at {entry['points'][-1][1]:.3f}" for entry in curves)
             what = "Mean validation loss in nats, with label smoothing if any,"
-            alt = f"{what} over updates, and its difference to {found['baseline']}. {ends}."
-            plot = comparison_plots.curves(own, found["baseline"])
-            shown.append({"title": f"{group}: learning curves", **picture(plot, alt)})
-        own = [entry for entry in found["lambdas"] if entry["group"] == group]
+            words = f"{what} over updates, and its difference to {found['baseline']}. {ends}."
+            add(f"{group}: learning curves", plots.curves(curves, found["baseline"]), words)
+        lambdas = [entry for entry in found["lambdas"] if entry["group"] == group]
         # Kept runs have only the last value of each λ.
-        if any(len(entry["points"]) > 1 for entry in own):
-            ends = "; ".join(f"{arm} {_lambda_range(own, arm)}" for arm in dict.fromkeys(e["arm"] for e in own))
-            alt = f"λ over updates, the mean over seeds. Last values: {ends}."
-            shown.append({"title": f"{group}: λ over training", **picture(comparison_plots.lambdas(own), alt)})
-    for key, what, draw in (
-        ("layers", LAYERS, collapse_report.layers_picture),
-        ("collapse", COLLAPSE, collapse_report.correlation_picture),
-    ):
-        for title, own in by_group(found, key, what):
-            shown.append({"title": title, **picture(*draw(title, own))})
+        if any(len(entry["points"]) > 1 for entry in lambdas):
+            ends = "; ".join(f"{arm} {_lambda_range(lambdas, arm)}" for arm in dict.fromkeys(e["arm"] for e in lambdas))
+            words = f"λ over updates, the mean over seeds. Last values: {ends}."
+            add(f"{group}: λ over training", plots.lambdas(lambdas), words)
+    for title, entries in by_group(found, "layers", LAYERS):
+        add(title, plots.layers(title, entries), collapse_report.layers_words(title, entries))
+    for title, entries in by_group(found, "collapse", COLLAPSE):
+        add(title, plots.correlation(title, entries), collapse_report.correlation_words(title, entries))
     return shown
 
 
@@ -277,7 +274,8 @@ def as_html(found: dict[str, Any]) -> str:
         plot = None
         if any(row.get("difference") for row in table["rows"]):
             baseline = found["baseline"]
-            plot = picture(forest_plot(table, baseline), forest_words(table, baseline))
+            words = forest_words(table, baseline)
+            plot = drawing.html_figure(forest_plot(table, baseline), f"forest{len(tables)}", words)
         title = caption(table)
         text = f"{table_note(table)} {remarks(found, table['group'])}".rstrip()
         tables.append({"title": title, "head": head(table), "rows": rows, "note": text, "forest": plot})
@@ -298,4 +296,5 @@ def as_html(found: dict[str, Any]) -> str:
         columns, rows = collapse_report.correlations(found["collapse"])
         title, note = "Collapse against performance", collapse_report.NOTE
         tables.append({"title": title, "head": columns, "rows": rows, "note": note})
-    return templates.render("comparison.html.j2", baseline=found["baseline"], tables=tables, pictures=pictures(found))
+    shown = {"tables": tables, "pictures": pictures(found), "css": drawing.CSS}
+    return templates.render("comparison.html.j2", baseline=found["baseline"], **shown)

@@ -160,13 +160,18 @@ def rebuilt(text: str, page: Path, repository: Path) -> tuple[str, dict[Path, st
 def rebuild(repository: Path, write: bool = True) -> list[Path]:
     """Rebuilds the tables of README.md and of all pages under examples/, and the pictures of studies.
 
-    A study's picture that no page shows is removed. Returns the files that changed.
+    A study's picture that no page shows is removed. Returns the files that changed; unless they are written, a picture
+    counts only if it is missing, because its bytes depend on the version of matplotlib.
     """
     files: dict[Path, str] = {}
     for path in (repository / "README.md", *sorted((repository / "examples").rglob("*.md"))):
         files[path], pictures = rebuilt(path.read_text(encoding="utf-8"), path.relative_to(repository), repository)
         files |= pictures
-    changed = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    changed = [
+        path
+        for path, text in files.items()
+        if not path.exists() or ((write or path.suffix != ".svg") and path.read_text(encoding="utf-8") != text)
+    ]
     pictures_there = {path for suffix in study.PICTURES for path in (repository / study.FOLDER).glob(f"*/*{suffix}")}
     unused = sorted(pictures_there - files.keys())
     if write:

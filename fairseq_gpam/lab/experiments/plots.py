@@ -1,56 +1,172 @@
-"""Pictures of runs."""
+"""What the pictures of runs and comparisons show; `analysis.drawing` draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
-def learning_curves(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws training (thin) and validation loss of every run over updates, in bits per subword.
+from fairseq_gpam.analysis import drawing
+from fairseq_gpam.analysis.definitions import describe
+from fairseq_gpam.analysis.drawing import Panel, Series, look, panels
+from fairseq_gpam.lab.experiments.run_results import place_of
+
+BAND = "Lines are means over seeds; bands reach from the lowest to the highest seed."
+
+
+def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
+    """Returns training (dotted) and validation loss of every run over updates, in bits per subword.
 
     With runs of `stock` and of other arms, a second panel shows the validation loss of each run minus that of the stock
     run with the same seed (or else the first stock run), at the updates that both have.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     stock = {run["seed"]: dict(run["train"]["curve"]["valid"]) for run in runs if run["name"] == "stock"}
-    others = [run for run in runs if run["name"] != "stock"]
-    panels = 2 if stock and others else 1
-    figure = Figure(figsize=(7 * panels, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, *differences = figure.subplots(1, panels, squeeze=False)[0]
-    colours = {id(run): f"C{number}" for number, run in enumerate(runs)}
-    for run in runs:
-        curve, colour = run["train"]["curve"], colours[id(run)]
-        if curve["train"]:
-            losses.plot(*zip(*curve["train"], strict=True), color=colour, alpha=0.4, linewidth=0.8)
-        losses.plot(*zip(*curve["valid"], strict=True), color=colour, marker="o", markersize=4, label=_label(run))
-    losses.set_ylabel("loss, with label smoothing if any (bits per subword)")
-    losses.set_title(f"{runs[0]['task']}: validation loss (thin: training loss)")
-    for axes in differences:
-        axes.axhline(0, color="black", linewidth=0.8)
-        for run in others:
+    valid, train, differences = [], [], []
+    for number, run in enumerate(runs):
+        label, style = f"{run['name']}, seed {run['seed']}", look(number)
+        points = run["train"]["curve"]["valid"]
+        train.append(Series("", run["train"]["curve"]["train"], dash=2, **{**style, "marker": ""}))
+        valid.append(Series(label, points, **style))
+        if stock and run["name"] != "stock":
             reference = stock.get(run["seed"], next(iter(stock.values())))
-            points = [(at, loss - reference[at]) for at, loss in run["train"]["curve"]["valid"] if at in reference]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True), color=colours[id(run)], marker="o", markersize=4, label=_label(run)
-                )
-        axes.set_ylabel("validation loss − stock's (bits per subword)")
-        axes.set_title("difference to stock: below 0 is better")
-    for axes in (losses, *differences):
-        axes.set_xlabel("updates")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=150)
-    part.replace(path)
+            shared = [(update, loss - reference[update]) for update, loss in points if update in reference]
+            differences.append(Series(label, shared, **style))
+    loss = "loss, with label smoothing if any (bits per subword)"
+    shown = [Panel(f"{runs[0]['task']}: validation loss (dotted: training)", "updates", loss, [*train, *valid])]
+    if any(series.points for series in differences):
+        title, difference = "difference to stock: below 0 is better", "validation loss − stock's (bits per subword)"
+        shown.append(Panel(title, "updates", difference, differences, zero=True))
+    return panels(shown, columns=2, size=(5.5, 3.4))
 
 
-def _label(run: dict[str, Any]) -> str:
-    return f"{run['name']}, seed {run['seed']}"
+def curves(entries: Sequence[dict[str, Any]], baseline: str) -> Figure:
+    """Returns every arm's mean validation loss, and its difference from the baseline, with intervals."""
+
+    looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
+    series: dict[str, list[Series]] = {
+        key: [
+            Series(
+                entry["arm"],
+                [(update, mean) for update, mean, _, _ in entry[key]],
+                band=[(update, low, high) for update, _, low, high in entry[key] if low is not None],
+                **looks[entry["arm"]],
+            )
+            for entry in entries
+        ]
+        for key in ("points", "differences")
+    }
+    # Early differences are ten times as large as the final ones, which matter more.
+    ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]
+    limit = 3 * max((abs(value) for end in ends for value in end if value is not None), default=0) or None
+    loss = "validation loss, with label smoothing if any (nats)"
+    difference = f"validation loss − that of {baseline} (nats)"
+    shown = [
+        Panel("", "updates", loss, series["points"]),
+        Panel("", "updates", difference, series["differences"], zero=True, limit=limit),
+    ]
+    return panels(shown, columns=2, size=(4.6, 3.4))
+
+
+def lambdas(entries: Sequence[dict[str, Any]]) -> Figure:
+    """Returns λ over training, averaged over seeds: a row for each arm, a column for each site, a line for each layer.
+
+    λ⁺ is solid and blue, λ⁻ dashed and orange, both paler in the first layers.
+    """
+
+    palettes = {"plus": ("λ⁺", colormaps["Blues"], 0), "minus": ("λ⁻", colormaps["Oranges"], 1)}
+    places = [place_of(entry["name"]) for entry in entries]
+    sites = list(dict.fromkeys(site for site, _, _ in places))
+    last = max(layer for _, layer, _ in places)
+    shown: dict[tuple[str, str], list[Series]] = {}
+    for entry, (site, layer, sign) in zip(entries, places, strict=True):
+        name, palette, dash = palettes.get(sign, ("λ", colormaps["Greys"], 2))
+        label = f"{name}, layers 0 (pale) to {last}" if layer == last else ""
+        colour = to_hex(palette(0.4 + 0.55 * layer / max(1, last)))
+        series = Series(label, entry["points"], colour=colour, dash=dash, marker="")
+        shown.setdefault((entry["arm"], site), []).append(series)
+    arms = dict.fromkeys(entry["arm"] for entry in entries)
+    grid = [
+        Panel(f"{arm}\n{site}", "updates", "λ", shown[arm, site], zero=True) if (arm, site) in shown else None
+        for arm in arms
+        for site in sites
+    ]
+    return panels(grid, columns=len(sites))
+
+
+def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
+    """Returns measures by layer: a panel for each measure and site, a line for each arm."""
+
+    looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
+    shown = []
+    for name in dict.fromkeys(entry["name"] for entry in entries):
+        series = [
+            Series(
+                entry["arm"],
+                [(layer, mean) for layer, mean, _, _ in entry["points"]],
+                band=[(layer, low, high) for layer, _, low, high in entry["points"]] if entry["seeds"] > 1 else (),
+                **looks[entry["arm"]],
+            )
+            for entry in entries
+            if entry["name"] == name
+        ]
+        logarithmic = describe(name.partition(", ")[0]).logarithmic
+        shown.append(
+            Panel(_two_lines(name), "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES)
+        )
+    return panels(shown, columns=2 if len(shown) < 5 else 3, heading=title, note=BAND)
+
+
+def correlation(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
+    """Returns each collapse measure of the last layer against the validation loss, a point for each run."""
+
+    arms = list(dict.fromkeys(arm for entry in entries for _, _, arm in entry["points"]))
+    shown = [
+        Panel(
+            _two_lines(entry["measure"]),
+            f"last layer; ρ {'–' if entry['rho'] is None else format(entry['rho'], '.2f')}",
+            "validation nll (nats)",
+            [
+                Series(arm, points, dash=None, **look(number))
+                for number, arm in enumerate(arms)
+                if (points := [(x, y) for x, y, name in entry["points"] if name == arm])
+            ],
+        )
+        for entry in entries
+    ]
+    return panels(shown, columns=3, heading=title, note="A point is a run.")
+
+
+def _two_lines(name: str) -> str:
+    """Returns a measure and its site, such as "mean_cosine, encoder", as a panel's title."""
+    return name.replace("_", " ").replace(", ", "\n")
+
+
+def forest(table: dict[str, Any], baseline: str, differences: dict[str, str]) -> Figure:
+    """Returns every arm's difference from the baseline with its interval, the best arm first.
+
+    `differences` are the differences as text. An arm with too few seeds for a verdict is drawn without an interval,
+    which with two seeds would dwarf all others.
+    """
+
+    effects = []
+    for row in table["rows"]:
+        if not row.get("difference"):
+            continue
+        interval, verdict = row["difference"]["interval"], row["difference"]["verdict"]
+        edges = None if verdict == "too few seeds" else (interval["low"], interval["high"])
+        text = f"{differences[row['arm']].replace('-', '−')} {verdict}"
+        colour = drawing.VERDICTS.get(verdict, drawing.OTHER)
+        effects.append(drawing.Effect(f"{row['arm']} ({interval['n']})", interval["mean"], edges, text, colour))
+    unit = "" if table["unit"] in table["quantity"] else f" ({table['unit']})"
+    return drawing.forest(
+        effects,
+        f"{table['group']}: difference to {baseline} in {table['quantity']}{unit}",
+        "Seeds in brackets; line: 95 % interval; hollow: too few seeds; "
+        f"grey: ±δ = ±{table['delta']:g} {table['unit']}",
+        lower_is_better=table["lower_is_better"],
+        delta=table["delta"],
+    )

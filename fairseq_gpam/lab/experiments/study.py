@@ -14,12 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from fairseq_gpam.analysis import drawing
 from fairseq_gpam.lab.experiments import (
     collapse_report,
     committed_results,
     compare,
     comparison_report,
     grid,
+    plots,
     run_results,
     series,
     tables,
@@ -118,8 +122,8 @@ def section(
     parts: list[str] = []
     pictures: dict[Path, str] = {}
 
-    def add_picture(file: str, drawn: str, words: str) -> None:
-        pictures[folder / file] = drawn
+    def add_picture(file: str, figure: Figure, words: str) -> None:
+        pictures[folder / file] = drawing.svg(figure, file)
         address = os.path.relpath(folder / file, (repository / page).parent).replace(os.sep, "/")
         parts.append(f"![{words}]({address})")
 
@@ -139,9 +143,9 @@ def section(
             if "table" in show:
                 parts += _table(table, group)
             if "picture" in show and any(row.get("difference") for row in table["rows"]):
-                drawn = comparison_report.forest_plot(table, chosen.baseline)
+                figure = comparison_report.forest_plot(table, chosen.baseline)
                 words = comparison_report.forest_words(table, chosen.baseline)
-                add_picture(f"{group.file}.{quantity.key}{FOREST}", drawn, words)
+                add_picture(f"{group.file}.{quantity.key}{FOREST}", figure, words)
         if "costs" in show:
             parts += _costs(group)
         if "lambdas" in show:
@@ -151,12 +155,14 @@ def section(
             title = f"{group.title}: {comparison_report.LAYERS}"
             note = collapse_report.layers_note(entries)
             parts += _titled(title, collapse_report.layers(entries), note)
-            add_picture(group.file + LAYERS, *collapse_report.layers_picture(title, entries))
+            words = collapse_report.layers_words(title, entries)
+            add_picture(group.file + LAYERS, plots.layers(title, entries), words)
         found = compare.collapse(group.counted)
         if "collapse" in show and found:
             title = f"{group.title}: {comparison_report.COLLAPSE}"
             parts += _titled(title, collapse_report.correlations(found), collapse_report.NOTE)
-            add_picture(group.file + SCATTER, *collapse_report.correlation_picture(title, found))
+            words = collapse_report.correlation_words(title, found)
+            add_picture(group.file + SCATTER, plots.correlation(title, found), words)
         if "notes" in show:
             parts += _notes(group)
     return "\n\n".join(parts), pictures
