@@ -55,9 +55,9 @@ class Quantity:
         return None if value is None or not math.isfinite(value) else value * self.factor
 
     def diverged(self, run: dict[str, Any]) -> bool:
-        """Tells whether the run's value is there but not finite."""
+        """Tells whether the run's training diverged, or its value is there but not finite."""
         value = self._logged(run)
-        return value is not None and not math.isfinite(value)
+        return bool(run.get("train", {}).get("diverged")) or (value is not None and not math.isfinite(value))
 
     def _logged(self, run: dict[str, Any]) -> float | None:
         return run.get(self.path[0], {}).get(self.path[1])
@@ -208,9 +208,12 @@ def comparison(
         remarks = not_run(missing, next(iter(plan.values()), ()))
         if members and baseline not in by_arm:
             remarks.insert(0, f"Not compared, because no run is of the baseline {baseline}: {', '.join(by_arm)}.")
-        found["remarks"] += [{"group": group, "text": text} for text in remarks]
-        tables = (table(group, by_arm, baseline, one, deltas[one.unit], len(plan) - 1) for one in QUANTITIES)
+        tables = [table(group, by_arm, baseline, one, deltas[one.unit], len(plan) - 1) for one in QUANTITIES]
         found["tables"] += [one for one in tables if one]
+        diverged = [f"{arm} seed {one['seed']}" for arm in by_arm for one in by_arm[arm] if QUANTITIES[0].diverged(one)]
+        if diverged and not any(tables):
+            remarks.append(f"Diverged: {'; '.join(diverged)}.")
+        found["remarks"] += [{"group": group, "text": text} for text in remarks]
         for arm, own in by_arm.items():
             found["costs"].append({"group": group, "arm": arm, **costs(own)})
             shown = {

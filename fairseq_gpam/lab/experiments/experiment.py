@@ -23,7 +23,7 @@ import fairseq_gpam
 from fairseq_gpam.lab.experiments import grid, options_check, slurm
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
-from fairseq_gpam.lab.recipes.run_folder import RunError, exclusive
+from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, RunError, exclusive
 from fairseq_gpam.lab.schema import SchemaError
 
 HERE = Path(__file__).parent
@@ -223,14 +223,22 @@ def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int, 
 
     ready = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
     failed = [job for job in ready if (out / job.log).exists()]
+    done = [job for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
+    compared = [(out / job.marker).parent for job in done]
     for job in failed:
-        print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
+        folder = (out / job.marker).parent
+        results = stage_results.read(folder) if job.stage == "train" else {}
+        if diverged := results.get("train", {}).get("diverged"):
+            compared.append(folder)
+            at = f"at update {diverged['update']}, {diverged['reason']}"
+            print(f"diverged: {job.label} {at}; see {folder / TRAIN_LOG}", file=sys.stderr)
+        else:
+            print(f"failed: {job.stage} of {job.label}; see {out / job.log}", file=sys.stderr)
     if status:
         print(f"Snakemake ended with status {status}; see {out / SNAKEMAKE_LOG}", file=sys.stderr)
-    done = [out / job.marker for job in jobs if job.stage in ("score", "eval-lm") and (out / job.marker).exists()]
-    if done:
+    if compared:
         try:
-            compare.write([marker.parent for marker in done], chosen, out / "comparison" / name)
+            compare.write(compared, chosen, out / "comparison" / name)
         except ValueError as error:
             print(f"no comparison: {error}", file=sys.stderr)
             return 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from fairseq_gpam.checkpoints import CheckpointError, load
+from fairseq_gpam.lab.recipes import stage_results
 
 LAST = "checkpoint_last.pt"
 TRAINING_STATE = re.compile(r"checkpoint(?:_best|\d+|_\d+_\d+)\.pt")
@@ -64,3 +68,13 @@ def repair_last(folder: Path) -> str | None:
     shutil.copyfile(newest[2], copy)
     copy.replace(last)
     return f"{LAST} {reason}; continuing from {newest[2].name}, update {newest[0]}"
+
+
+def write_config(checkpoint: Path, path: Path) -> None:
+    """Writes fairseq's full configuration from the checkpoint, as JSON."""
+    config = load(checkpoint)["cfg"]
+    stage_results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if isinstance(value, argparse.Namespace) else str(value)

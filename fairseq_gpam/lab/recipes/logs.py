@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
+NOT_FINITE = re.compile(r"^FloatingPointError: (?!Fatal error: gradients are inconsistent)(.*?)\.?$", re.MULTILINE)
 TRANSLATED = re.compile(
     r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s "
     r"\([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
@@ -32,32 +35,55 @@ def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
     return (json.loads(values) for name, values in RECORD.findall(log) if name == kind)
 
 
-def parse_training_log(log: str) -> dict[str, Any]:
+def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
+    """Returns the `update` and the `reason` if a training has diverged, else nothing.
+
+    It has if its last training or validation loss is not finite, or, if it `ended_badly`, if fairseq found gradients
+    that are not, or scaled a loss down too often. At that point fairseq looks for the module where it began, which may
+    fail with a StopIteration.
+    """
+    last = {kind: record for kind in ("train_inner", "valid") for record in records(log, kind)}
+    update = int(last.get("train_inner", {}).get("num_updates", 0))
+    crash = NOT_FINITE.search(log[log.rfind("| INFO | train_inner |") :]) if ended_badly else None
+    if crash:
+        return {"update": update, "reason": crash[1]}
+    for kind, key, what in (("train_inner", "loss", "training"), ("valid", "valid_loss", "validation")):
+        if kind in last and not math.isfinite(float(last[kind][key])):
+            return {"update": update, "reason": f"the {what} loss is {last[kind][key]}"}
+    return {}
+
+
+def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Returns parameters, losses and speed from a log with `--log-format json`.
 
     If a resumed run repeated an update, its last record counts. Losses are as fairseq prints them
-    (base 2); speed is target tokens per second over all intervals. Raises `ValueError` if the log
-    contains no validation.
+    (base 2), NaN for a training that `diverged`, which is recorded, and curves have the finite ones; speed is target
+    tokens per second over all intervals. Raises `ValueError` if the log contains no validation of a training that has
+    not diverged.
     """
     train = {int(record["num_updates"]): record for record in records(log, "train_inner")}
     valid = {int(record["valid_num_updates"]): record for record in records(log, "valid")}
-    if not valid:
+    if not valid and not diverged:
         raise ValueError("the training log holds no validation; was --log-format json given?")
     tokens = [float(record["wpb"]) for record in train.values()]
     seconds = [float(record["wpb"]) / float(record["wps"]) for record in train.values() if float(record["wps"]) > 0]
     losses = {number: float(record["valid_loss"]) for number, record in valid.items()}
-    best = min(losses, key=lambda number: losses[number])
+    finite = {number: loss for number, loss in losses.items() if math.isfinite(loss)}
+    best = min(finite, key=lambda number: finite[number], default=0)
+    best_loss = math.nan if diverged else losses[best]
+    trained = {number: float(train[number]["loss"]) for number in sorted(train)}
     return {
         "parameters": sum({kind: _number(n) for kind, n in PARAMETERS.findall(log)}.values()),
-        "updates": max(losses),
-        "valid_loss": losses[best],
-        "valid_nll_loss": float(valid[best].get("valid_nll_loss", losses[best])),
+        "updates": max(losses) if losses else max(train, default=0),
+        "valid_loss": best_loss,
+        "valid_nll_loss": best_loss if diverged else float(valid[best].get("valid_nll_loss", best_loss)),
         "best_update": best,
         "tokens_per_second": sum(tokens) / sum(seconds) if seconds else None,
         "curve": {
-            "train": [[number, float(train[number]["loss"])] for number in sorted(train)],
-            "valid": [[number, losses[number]] for number in sorted(losses)],
+            "train": [[number, loss] for number, loss in trained.items() if math.isfinite(loss)],
+            "valid": [[number, finite[number]] for number in sorted(finite)],
         },
+        **({"diverged": dict(diverged)} if diverged else {}),
     }
 
 

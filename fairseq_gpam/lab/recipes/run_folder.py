@@ -8,23 +8,28 @@ it; an evaluation's once it has succeeded. This module is independent of recipes
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.checkpoints import load
 from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
-from fairseq_gpam.lab.recipes import logs, stage_results
-from fairseq_gpam.lab.recipes.engine_process import GenerationProgress, Progress, execute, name_holder, training_line
+from fairseq_gpam.lab.recipes import dictionaries, logs, stage_results
+from fairseq_gpam.lab.recipes.engine_process import (
+    EngineFailure,
+    GenerationProgress,
+    Progress,
+    execute,
+    name_holder,
+    training_line,
+)
 from fairseq_gpam.lab.recipes.environment import environment
 
 DONE, STARTED = "| INFO | fairseq_cli.train | done training in", "| INFO | train_inner |"
@@ -148,16 +153,6 @@ def _write_command(path: Path, command: Sequence[str]) -> None:
     stage_results.write_atomically(path, shlex.join(command) + "\n")
 
 
-def write_config(checkpoint: Path, path: Path) -> None:
-    """Writes fairseq's full configuration from the checkpoint, as JSON."""
-    config = load(checkpoint)["cfg"]
-    stage_results.write_atomically(path, json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return vars(value) if isinstance(value, argparse.Namespace) else str(value)
-
-
 def last_flag(command: Sequence[str], flag: str) -> str | None:
     """Returns the value that argparse would take for `flag`: the last one given."""
     words = flags_of(command).get(flag)
@@ -238,35 +233,68 @@ def train(run: Run, command: Sequence[str]) -> None:
         return
     with exclusive(run.folder) as lock:
         claimed = claim(run.folder, command)
-        if "train" in stage_results.read(run.folder):
+        if claimed:
+            dictionaries.record(run.folder, command)
+        refuse_other_dictionaries(run.folder, command)
+        if trained := stage_results.read(run.folder).get("train"):
+            refuse_diverged(run.folder, trained)
             run.say(f"trained already: {run.folder}")
             return
         repaired = checkpoint_files.repair_last(checkpoints)
         if repaired:
             run.say(repaired)
+        ended_badly = False
         if has_ended(checkpoints, log, max_update):
             run.say("training had ended before its results were recorded; recording them")
         else:
             run.say(f"training; all messages go to {log}")
             try:
                 execute(command, log, lock, report=Progress(run.label, max_update))
-            except BaseException:
-                if claimed and not (checkpoints / checkpoint_files.LAST).exists():
-                    (run.folder / "train.command").unlink()
-                    log.replace(run.folder / "train.failed.log")
-                raise
-        measured = logs.parse_training_log(log.read_text(encoding="utf-8"))
-        write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
+            except BaseException as error:
+                ended_badly = isinstance(error, EngineFailure)
+                if not (ended_badly and logs.divergence(log.read_text(encoding="utf-8"), ended_badly)):
+                    if claimed and not (checkpoints / checkpoint_files.LAST).exists():
+                        (run.folder / "train.command").unlink()
+                        (run.folder / dictionaries.SUMS).unlink()
+                        log.replace(run.folder / "train.failed.log")
+                    raise
+        text = log.read_text(encoding="utf-8")
+        measured = logs.parse_training_log(text, logs.divergence(text, ended_badly))
+        if (checkpoints / checkpoint_files.LAST).exists():
+            checkpoint_files.write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
         run.record("train", command, measured)
+        refuse_diverged(run.folder, measured)
+
+
+def refuse_diverged(folder: Path, trained: Mapping[str, Any]) -> None:
+    """Raises RunError if the results of a training say that it has diverged."""
+    if diverged := trained.get("diverged"):
+        raise RunError(
+            f"{folder}: the training diverged at update {diverged['update']}: {diverged['reason']}; see {TRAIN_LOG} "
+            "there; train with other flags and another --name, or remove the folder"
+        )
+
+
+def refuse_other_dictionaries(folder: Path, command: Sequence[str]) -> None:
+    """Raises RunError if a dictionary of the command's data has changed since the run's training started."""
+    if changed := dictionaries.changed(folder, command):
+        raise RunError(
+            f"{folder} was trained with other data: {changed} has changed since then, and the model would take its "
+            "words for others; prepare the data as it was, or train again with another --name"
+        )
 
 
 def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
     """Returns the sha256 of each checkpoint that the command evaluates, separated as in `--path`.
 
-    Raises RunError if the run's training has not ended, CheckpointError if a checkpoint is broken.
+    Raises RunError if the run's training has not ended well or its dictionaries have changed, CheckpointError if a
+    checkpoint is broken.
     """
-    if "train" not in stage_results.read(run.folder):
+    trained = stage_results.read(run.folder).get("train")
+    if not trained:
         raise RunError(f"{run.folder}: training has not ended; first run: fairseq-gpam train, with the same arguments")
+    refuse_diverged(run.folder, trained)
+    refuse_other_dictionaries(run.folder, command)
     sums = []
     for path in filter(None, (last_flag(command, "--path") or "").split(":")):
         load(Path(path))
