@@ -22,7 +22,6 @@ COMMANDS = {
     "path": ("fairseq_gpam.path", "print the folder to give to --user-dir (the default)"),
     "info": ("fairseq_gpam.info", "print versions, engine, models, architectures, mechanisms; parameters of a model"),
     "flags": ("fairseq_gpam.flags", "print the --gpam flags, all or those of a mechanism"),
-    "mechanisms": ("fairseq_gpam.mechanism_page", "write the page of the mechanisms and its drawings"),
     "benchmark": ("fairseq_gpam.lab.benchmark.cli", "compare time and memory with the unmodified fairseq"),
     "export": ("fairseq_gpam.export_command", "turn a checkpoint into one of fairseq's own model, where that is exact"),
     "analyze": ("fairseq_gpam.analysis.cli", "measure and draw attention in checkpoints: collapse, gradients, maps"),
@@ -38,10 +37,10 @@ COMMANDS = {
         "fairseq_gpam.lab.experiments.compare",
         "compare runs with a baseline: tables, verdicts, a page",
     ),
-    "results": ("fairseq_gpam.lab.experiments.results", "tables, reports and kept results of runs"),
+    "results": ("fairseq_gpam.lab.experiments.results", "tables and reports of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }
-WITHOUT_ENGINE = {"path", "info", "flags", "mechanisms", "compare", "results", "score", "experiment", "ngrams"}
+WITHOUT_ENGINE = {"path", "info", "flags", "compare", "results", "score", "experiment", "ngrams"}
 """The commands that work without fairseq; the others check and prepare it first."""
 
 

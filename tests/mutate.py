@@ -96,7 +96,7 @@ def tests_of(path):
             break
     if part.parts[0] == "attention":
         # The defaults and help texts of its options are on the generated pages.
-        found.append("tests/test_mechanism_page.py")
+        found.append("tests/upkeep/test_mechanisms.py")
     existing = [each for each in dict.fromkeys(found) if (ROOT / each).exists()]
     if not existing:
         raise SystemExit(f"{part}: no test file is known for it; name one in TESTS of {Path(__file__).name}")

@@ -1,7 +1,7 @@
 """Trains small decoders to compose functions that they read as tables: full attention against hybrids of its depth.
 
 `python examples/studies/function-composition/study.py` trains all cells and writes results.jsonl beside this file;
-`python -m fairseq_gpam results tables` makes the README's table from it.
+`python scripts/upkeep/pages.py` makes the README's table from it.
 """
 
 from __future__ import annotations

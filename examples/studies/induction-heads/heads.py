@@ -1,7 +1,7 @@
 """Collects the best head's scores of the study's runs from what `analyze` wrote.
 
 `python examples/studies/induction-heads/heads.py out/runs/ngram-lm` writes results.jsonl beside this file;
-`python -m fairseq_gpam results tables` makes the README's table from it.
+`python scripts/upkeep/pages.py` makes the README's table from it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Trains one layer of attention to give the nearest key: rank of the queries against number of heads.
 
 `python examples/studies/query-rank/study.py` trains all cells and writes results.jsonl beside this file;
-`python -m fairseq_gpam results tables` makes the README's table from it.
+`python scripts/upkeep/pages.py` makes the README's table from it.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+import keep
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import committed_results, compare, comparison_report, grid, run_results, series
+from fairseq_gpam.lab.experiments import compare, comparison_report, grid, run_results, series
 from fairseq_gpam.lab.recipes import stage_results
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
@@ -252,13 +253,13 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
     layers = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 1 / 3]], "query_gradient, decoder": [[1, 2 / 3]]}
     assert runs[0]["by_layer"] == layers
     assert not {"collapse", "by_layer"} & runs[1].keys()
-    line = committed_results.kept_line(folders[0])
+    line = keep.kept_line(folders[0])
     assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
     assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
     rounded = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 0.3333]], "query_gradient, decoder": [[1, 0.6667]]}
     assert line["by_layer"] == rounded
     assert line["benchmark"] == runs[0]["benchmark"]
-    assert committed_results.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
+    assert keep.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
     assert runs[0]["benchmark"] == {"seconds": 12.5, "peak_memory_mib": 345.6}
     assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])

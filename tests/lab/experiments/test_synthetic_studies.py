@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import pages
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path):
     cells = [(1, 1, 1.0), (1, 1, 3.0), (1, 2, 0.5), (2, 1, 0.25)]
     synthetic_studies.write_results(folder, [{"rank": r, "heads": h, "error": e} for r, h, e in cells])
     assert "torch" in json.loads((folder / "results.jsonl").read_text().splitlines()[0])["versions"]
-    table = synthetic_studies.study_table("made", tmp_path, "rank", "heads", "error")
+    table, _ = pages.synthetic_table("made", Path("README.md"), tmp_path, "rank", "heads", "error")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["rank \\ heads", "1", "2"]
     assert rows[2:] == [["1", "2 (1–3)", "0.5"], ["2", "0.25", "not run"]]

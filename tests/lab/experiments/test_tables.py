@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import keep
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import tables
 from fairseq_gpam.lab.recipes import stage_results, tasks
@@ -64,7 +65,6 @@ from fairseq_gpam.__main__ import main
 repository, *runs = sys.argv[1:]
 main(["results", "table", *runs])
 main(["results", "report", *runs, "--out", f"{repository}/report"])
-main(["results", "keep", *runs, "--repository", repository])
 main(["compare", *runs, "--baseline", "stock", "--out", repository])
 """
 
@@ -80,7 +80,6 @@ def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_n
     assert "Traceback" not in ended.stderr
     assert "| stock" in ended.stdout
     assert (tmp_path / "report/table.md").exists()
-    assert len((tmp_path / "examples/results/bible-de-en.jsonl").read_text().splitlines()) == 2
 
 
 def test_what_is_no_run_or_holds_a_path_ends_in_one_line(tmp_path):
@@ -90,7 +89,7 @@ def test_what_is_no_run_or_holds_a_path_ends_in_one_line(tmp_path):
     made_run(run, "stock")
     stage_results.update(run, {"generate": {"command": "fairseq-generate --path /home/somebody/model.pt"}})
     with pytest.raises(SystemExit, match=r"holds a path of this machine: /home/somebody/model\.pt"):
-        main(["results", "keep", str(run), "--repository", str(tmp_path)])
+        keep.main([str(run), "--repository", str(tmp_path)])
 
 
 def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection():

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import committed_results, pages
+import keep
+import pages
+from fairseq_gpam.lab.experiments import committed_results
 from fairseq_gpam.lab.recipes import stage_results
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_committed_tables_agree_with_the_committed_results():
     changed = pages.rebuild(REPOSITORY, write=False)
-    assert not changed, "run: python -m fairseq_gpam results tables"
+    assert not changed, "run: python scripts/upkeep/pages.py"
 
 
 def test_every_result_has_a_table_and_every_published_anchor_is_shown():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").rglob("*.md"))
     folder = REPOSITORY / "examples/results"
-    shown = json.loads((folder / committed_results.PUBLISHED).read_text(encoding="utf-8"))
+    shown = json.loads((folder / "published.json").read_text(encoding="utf-8"))
     for path in folder.glob("*.jsonl"):
         runs = committed_results.read_lines(path)
         assert {run["task"] for run in runs} == {path.stem}
@@ -49,7 +50,7 @@ def repository(tmp_path):
     published = [
         {"task": "shakespeare-lm", "name": "softmax", "source": "paper", "eval-lm": {"perplexity_word": "12.30"}}
     ]
-    (tmp_path / "examples/results" / committed_results.PUBLISHED).write_text(json.dumps(published))
+    (tmp_path / "examples/results" / "published.json").write_text(json.dumps(published))
     (tmp_path / "README.md").write_text("before\n<!-- results: shakespeare-lm -->\nold\n<!-- /results -->\nafter\n")
     return tmp_path
 
@@ -67,16 +68,16 @@ def made_run(out, name, seed=1, **entries):
 def test_kept_runs_fill_the_table(repository):
     evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
     run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
-    main(["results", "keep", str(run), "--repository", str(repository)])
+    keep.main([str(run), "--repository", str(repository)])
     [line] = committed_results.read_lines(repository / "examples/results/shakespeare-lm.jsonl")
     assert line["train"]["command"] == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
     assert line["train"]["curve"] == {"valid": [[2, 3.0]]}
 
     with pytest.raises(SystemExit, match="run: python"):
-        main(["results", "tables", "--check", "--repository", str(repository)])
+        pages.main(["--check", "--repository", str(repository)])
     assert "old" in (repository / "README.md").read_text()
-    main(["results", "tables", "--repository", str(repository)])
-    main(["results", "tables", "--check", "--repository", str(repository)])
+    pages.main(["--repository", str(repository)])
+    pages.main(["--check", "--repository", str(repository)])
     text = (repository / "README.md").read_text()
     assert text.startswith("before\n<!-- results: shakespeare-lm -->\n")
     assert text.endswith("<!-- /results -->\nafter\n")
@@ -94,7 +95,7 @@ def test_kept_runs_fill_the_table(repository):
 def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
     evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
     run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
-    main(["results", "keep", str(run), "--repository", str(repository), "--without-speeds", "other work"])
+    keep.main([str(run), "--repository", str(repository), "--without-speeds", "other work"])
     [line] = committed_results.read_task("shakespeare-lm", repository)
     assert line["train"]["tokens_per_second"] is None
     assert line["eval-lm"] == {**evaluated, "tokens_per_second": None, "seconds": None}
@@ -109,25 +110,25 @@ def test_other_paths_are_refused(repository):
         repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
     )
     with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
-        committed_results.keep([run], repository)
+        keep.keep([run], repository)
     shutil.rmtree(run)
     with pytest.raises(FileNotFoundError, match="no results"):
-        committed_results.keep([run], repository)
+        keep.keep([run], repository)
 
 
 def test_keeping_again_changes_nothing_and_a_new_result_takes_the_place_of_the_old_one(repository):
     runs = [made_run(repository / "out", name, seed) for name in ("wider", "dagpam", "stock") for seed in (10, 2)]
-    [path] = committed_results.keep(runs, repository)
+    [path] = keep.keep(runs, repository)
     assert path == repository / "examples/results/shakespeare-lm.jsonl"
     first = path.read_bytes()
-    committed_results.keep(runs[::-1], repository)
-    committed_results.keep(runs[2:4], repository)
+    keep.keep(runs[::-1], repository)
+    keep.keep(runs[2:4], repository)
     assert path.read_bytes() == first
     order = [(run["name"], run["seed"]) for run in committed_results.read_lines(path)]
     assert order == [(name, seed) for name in ("stock", "dagpam", "wider") for seed in (2, 10)]
 
     stage_results.update(runs[2], {"train": {**stage_results.read(runs[2])["train"], "valid_loss": 2.5}})
-    committed_results.keep([runs[2]], repository)
+    keep.keep([runs[2]], repository)
     lines, old = path.read_bytes().splitlines(), first.splitlines()
     assert [number for number in range(6) if lines[number] != old[number]] == [3]
     assert committed_results.read_lines(path)[3]["train"]["valid_loss"] == 2.5
@@ -162,7 +163,7 @@ def shown_rows(repository, marker):
 
 def test_a_marker_chooses_names_and_seeds_and_what_was_not_run_says_so(repository):
     runs = [made_run(repository / "out", name, seed) for name in ("stock", "wider", "other") for seed in (1, 2)]
-    committed_results.keep(runs, repository)
+    keep.keep(runs, repository)
     published = ("softmax, published: paper", "–", "–")
     marker = "<!-- results: shakespeare-lm{} -->"
     everything = [(name, seed, "10") for name in ("stock", "other", "wider") for seed in "12"]
@@ -199,4 +200,4 @@ def test_a_wrong_marker_is_named_with_its_page_and_what_is_allowed(repository, m
         pages.rebuilt(f"before\n\n{marker}\n<!-- /results -->\n", Path("docs/page.md"), repository)
     (repository / "README.md").write_text(f"{marker}\n<!-- /results -->\n")
     with pytest.raises(SystemExit, match=r"README\.md: <!--"):
-        main(["results", "tables", "--repository", str(repository)])
+        pages.main(["--repository", str(repository)])

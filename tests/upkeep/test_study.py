@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import committed_results, compare, grid, pages, study
+import keep
+import pages
+import study
+from fairseq_gpam.lab.experiments import committed_results, compare, grid
 
 GRID = """
 baseline = "stock"
@@ -42,7 +44,7 @@ def repository(tmp_path):
     return tmp_path
 
 
-def keep(repository, leave_out=(), more_flags="", analysed=False):
+def keep_made_runs(repository, leave_out=(), more_flags="", analysed=False):
     """Keeps a run for each planned one of the translation, except those left out."""
     kept_runs = []
     for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
@@ -63,7 +65,7 @@ def keep(repository, leave_out=(), more_flags="", analysed=False):
             if plan.name == "dagpam":
                 layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
                 kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
-    committed_results.write("bible-de-en", kept_runs, repository)
+    keep.write("bible-de-en", kept_runs, repository)
 
 
 def cells(text, arm):
@@ -72,12 +74,12 @@ def cells(text, arm):
 
 
 def shown(repository, page="examples/studies/made/README.md"):
-    main(["results", "tables", "--repository", str(repository)])
+    pages.main(["--repository", str(repository)])
     return (repository / page).read_text(encoding="utf-8")
 
 
 def test_the_table_is_what_the_kept_runs_say(repository):
-    keep(repository)
+    keep_made_runs(repository)
     text = shown(repository)
     bits = {arm: np.array(values) * math.log(2) for arm, values in BITS.items()}
     difference = bits["dagpam"] - bits["stock"]
@@ -104,7 +106,7 @@ def test_the_table_is_what_the_kept_runs_say(repository):
 
 
 def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
-    keep(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
+    keep_made_runs(repository, leave_out=[("dagpam", 1), ("wider", 1), ("wider", 2), ("wider", 3)])
     text = shown(repository)
     assert cells(text, "dagpam")[1] == "2"
     assert cells(text, "dagpam")[4] == "too few seeds"
@@ -112,13 +114,13 @@ def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
     assert "Not run with any seed of 1, 2, 3: wider." in text
     assert "Not run yet: dagpam seeds 1." in text
     assert "Holm's correction is over 2 arms." in text
-    keep(repository, leave_out=[("wider", seed) for seed in (1, 2, 3)])
+    keep_made_runs(repository, leave_out=[("wider", seed) for seed in (1, 2, 3)])
     row = dict(zip(("p (Holm)", "p (t)"), map(float, cells(shown(repository), "dagpam")[5:7]), strict=True))
     assert row["p (Holm)"] == pytest.approx(2 * row["p (t)"], abs=1e-3)
 
-    keep(repository, more_flags="--gpam-log-attention 7")
+    keep_made_runs(repository, more_flags="--gpam-log-attention 7")
     assert cells(shown(repository), "dagpam")[1] == "3"
-    keep(repository, more_flags="--dropout 0.5")
+    keep_made_runs(repository, more_flags="--dropout 0.5")
     text = shown(repository)
     assert "dagpam seed 1: --dropout (there: 0.5; now: 0.1)" in text
     assert "no run of the baseline `stock`, too few seeds" in text
@@ -128,10 +130,10 @@ def test_missing_and_outdated_runs_are_named_and_not_counted(repository):
 def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(repository):
     page = repository / study.FOLDER / "made/README.md"
     page.write_text("<!-- comparison: made show=layers,costs -->\n<!-- /comparison -->\n")
-    keep(repository)
+    keep_made_runs(repository)
     assert "by layer" not in shown(repository)
     assert "memory" not in shown(repository)
-    keep(repository, analysed=True, leave_out=[("wider", 1), ("wider", 3)])
+    keep_made_runs(repository, analysed=True, leave_out=[("wider", 1), ("wider", 3)])
     text = shown(repository)
     assert "| measure | arm | seeds | layer 0 | layer 1 | layer 2 |" in text
     means = [f"{np.mean(BITS['dagpam']) / 2**layer:.3g}" for layer in range(3)]
@@ -145,8 +147,8 @@ def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(reposit
     assert "validation" not in text and "Spearman" not in text
     picture = (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes()
     assert f"](bible-de-en{study.LAYERS})" in text
-    main(["results", "tables", "--check", "--repository", str(repository)])
-    keep(repository, analysed=True)
+    pages.main(["--check", "--repository", str(repository)])
+    keep_made_runs(repository, analysed=True)
     shown(repository)
     assert (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes() != picture
     page.write_text("<!-- comparison: made show=costs -->\n<!-- /comparison -->\n")
@@ -157,7 +159,7 @@ def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(reposit
 def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
     page = repository / study.FOLDER / "made/README.md"
     page.write_text("<!-- comparison: made show=collapse -->\n<!-- /comparison -->\n")
-    keep(repository, leave_out=[("wider", 2)])
+    keep_made_runs(repository, leave_out=[("wider", 2)])
     text = shown(repository)
     assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
     assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
@@ -167,7 +169,7 @@ def test_collapse_against_performance_has_every_counted_run_in_table_and_picture
 def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
     page = repository / study.FOLDER / "made/README.md"
     page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")
-    keep(repository, analysed=True)
+    keep_made_runs(repository, analysed=True)
     text = shown(repository)
     for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
         assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
@@ -184,7 +186,7 @@ def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_l
 
 
 def test_another_page_shows_the_same_table_and_the_same_picture(repository):
-    keep(repository)
+    keep_made_runs(repository)
     study_page, readme = shown(repository), shown(repository, "README.md")
     assert cells(readme, "dagpam") == cells(study_page, "dagpam")
     assert "BLEU" not in readme
@@ -196,7 +198,7 @@ def test_another_page_shows_the_same_table_and_the_same_picture(repository):
 
 
 def test_pictures_are_made_again_and_removed_when_no_page_shows_them(repository):
-    keep(repository)
+    keep_made_runs(repository)
     shown(repository)
     pictures = {path: path.read_bytes() for path in repository.rglob("*.svg")}
     forests = {f"bible-de-en.{key}{study.FOREST}" for key in ("valid-loss", "bleu", "chrf")}
@@ -204,7 +206,7 @@ def test_pictures_are_made_again_and_removed_when_no_page_shows_them(repository)
     missing, *others = pictures
     missing.unlink()
     with pytest.raises(SystemExit, match="run: python"):
-        main(["results", "tables", "--check", "--repository", str(repository)])
+        pages.main(["--check", "--repository", str(repository)])
     for path in others:
         path.write_text("<svg/>")
     shown(repository)

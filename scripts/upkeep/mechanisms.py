@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ PICTURES = "mechanisms"
 
 HEADER = """# Mechanisms
 
-<!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
+<!-- Made by `python scripts/upkeep/mechanisms.py`; do not edit it here. -->
 
 Choose a mechanism with `--gpam-mechanism NAME`, or for one site with `--gpam-encoder-mechanism`,
 `--gpam-decoder-mechanism` or `--gpam-cross-mechanism`. `NAME:4,OTHER:4` gives each group of heads its own mechanism;
@@ -74,7 +75,7 @@ FFNs. The remaining differences are printed too. `--vocabulary N` sets the size 
 
 FLAGS_HEADER = """# Flags
 
-<!-- Made by `python -m fairseq_gpam mechanisms`; do not edit it here. -->
+<!-- Made by `python scripts/upkeep/mechanisms.py`; do not edit it here. -->
 
 The flags are the same for `transformer_gpam`, `transformer_lm_gpam` and all architectures derived from them. A flag on
 the command line overrides the architecture's preset, and the preset overrides the default given here. A checkpoint
@@ -84,25 +85,14 @@ value other than its default is refused if no mechanism of the model reads it.
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("docs"),
-        metavar="FOLDER",
-        help=f"where mechanisms.md, flags.md and the folder {PICTURES} go; default: docs",
-    )
-
-
-def run(arguments: argparse.Namespace) -> int:
-    pictures = arguments.output / PICTURES
+def write(output: Path) -> None:
+    """Writes mechanisms.md, flags.md and the drawings."""
+    pictures = output / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     for name in sorted(REGISTRY):
         (pictures / f"{name}.svg").write_text(drawing(example_weights(name)), encoding="utf-8")
     for name, text in (("mechanisms.md", page_text()), ("flags.md", flags_page())):
-        (arguments.output / name).write_text(text, encoding="utf-8")
-    print(f"{arguments.output}: {len(REGISTRY)} mechanisms, {len(options.all_options())} flags")
-    return 0
+        (output / name).write_text(text, encoding="utf-8")
 
 
 def flags_page() -> str:
@@ -249,3 +239,15 @@ def colour(weight: float) -> str:
     deep = (178, 24, 43) if weight > 0 else (33, 102, 172)
     mixed = (round(255 + abs(weight) * (channel - 255)) for channel in deep)
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: docs")
+    output = parser.parse_args(words).output
+    write(output)
+    print(f"{output}: {len(REGISTRY)} mechanisms, {len(options.all_options())} flags")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from fairseq_gpam import mechanism_page, options
-from fairseq_gpam.__main__ import main
+import mechanisms
+from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_committed_pages_are_what_the_command_writes(tmp_path):
-    assert main(["mechanisms", "--output", str(tmp_path)]) == 0
+    mechanisms.write(tmp_path)
     for page in ("mechanisms.md", "flags.md"):
         written, committed = ((folder / page).read_text(encoding="utf-8") for folder in (tmp_path, DOCS))
-        assert written == committed, "run: python -m fairseq_gpam mechanisms"
+        assert written == committed, "run: python scripts/upkeep/mechanisms.py"
     names = {f"{name}.svg" for name in REGISTRY}
     assert {path.name for path in (tmp_path / "mechanisms").iterdir()} == names
     assert {path.name for path in (DOCS / "mechanisms").iterdir()} == names
@@ -39,19 +39,19 @@ def test_a_mechanism_has_its_facts_and_a_small_drawing(name):
 
 def test_the_numbers_of_parameters():
     expected = {"softmax": 0, "dagpam": 8 * 64**2 + 16, "differential": 6 * 64, "gated": 512**2, "sink": 8}
-    assert {name: mechanism_page.extra_parameters(name) for name in expected} == expected
+    assert {name: mechanisms.extra_parameters(name) for name in expected} == expected
 
 
 def test_a_drawing_shows_sign_and_size():
-    picture = mechanism_page.drawing(torch.tensor([[1.0, -0.5], [0.0, 0.25]]))
+    picture = mechanisms.drawing(torch.tensor([[1.0, -0.5], [0.0, 0.25]]))
     assert picture.count("<title>") == 3
-    assert mechanism_page.colour(1.0) in picture and mechanism_page.colour(-0.5) in picture
-    assert mechanism_page.colour(0.0) == "#ffffff"
+    assert mechanisms.colour(1.0) in picture and mechanisms.colour(-0.5) in picture
+    assert mechanisms.colour(0.0) == "#ffffff"
 
 
 def test_the_sums_of_the_drawn_rows():
     for name, total in (("softmax", 1), ("centered", 0), ("attn_scale", 1), ("sparsemax", 1), ("dnas", 1)):
-        rows = mechanism_page.example_weights(name).sum(-1)
+        rows = mechanisms.example_weights(name).sum(-1)
         torch.testing.assert_close(rows, torch.full_like(rows, total))
 
 

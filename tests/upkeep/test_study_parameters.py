@@ -9,7 +9,7 @@ from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes import tasks
 from fairseq_gpam.parameters import STOCK, Model, build, count
 
-STUDIES = Path(__file__).parents[3] / "examples/studies"
+STUDIES = Path(__file__).parents[2] / "examples/studies"
 TASKS = {"": "bible-de-en", "-lm": "shakespeare-lm"}
 CHEAP = "cheap-differential"
 BASELINE = "dagpam"

@@ -1,4 +1,4 @@
-"""Tables in Markdown pages, rebuilt from `examples/results` by `python -m fairseq_gpam results tables`.
+"""Rebuilds the tables in Markdown pages from examples/results: `python scripts/upkeep/pages.py`.
 
 A table is between two marker lines of README.md or of a page under examples/:
 
@@ -12,19 +12,29 @@ those that are selected but not kept are marked as not run.
     <!-- /comparison -->
 
 compares a study's arms according to its grid file: a table and a forest plot for each task and measure, and other parts
-that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder. The
-tables of studies on synthetic data are between markers `study` (`synthetic_studies`).
+that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder.
+
+    <!-- study: STUDY rows=KEY columns=KEY value=KEY -->
+    <!-- /study -->
+
+shows the results of a study on synthetic data.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import logging
 import re
-from collections.abc import Callable
+import statistics
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.lab.experiments import committed_results, grid, study, synthetic_studies, tables
+import study
+from fairseq_gpam.lab.experiments import committed_results, grid, synthetic_studies, tables
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes import tasks as recipes
 from fairseq_gpam.lab.schema import SchemaError
@@ -68,10 +78,20 @@ class Kind:
     make: Callable[..., tuple[str, dict[Path, str]]]
 
 
+def published(task: str, repository: Path) -> list[dict[str, Any]]:
+    """Returns the published numbers of a task, with their source in the name."""
+    rows = json.loads((repository / "examples/results" / "published.json").read_text(encoding="utf-8"))
+    return [
+        {**row, "name": f"{row['name']}, published: {row['source']}", "seed": "–", "published": True}
+        for row in rows
+        if row["task"] == task
+    ]
+
+
 def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
     runs = committed_results.read_task(task, repository)
-    shown = committed_results.published(task, repository)
+    shown = published(task, repository)
     for name in names or sorted(
         {*committed_results.EXPECTED, *(run["name"] for run in runs)}, key=committed_results.order
     ):
@@ -89,15 +109,36 @@ def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tup
     return tables.table(rows(task, repository, **chosen), recipes.of_runs(task).result_kind), {}
 
 
-def synthetic_study_table(name: str, page: Path, repository: Path, **chosen: Any) -> tuple[str, dict[Path, str]]:
-    """Returns the table of a marker `study`, which has no pictures."""
-    return synthetic_studies.study_table(name, repository, **chosen), {}
+def synthetic_table(
+    name: str, page: Path, repository: Path, rows: str, columns: str, value: str
+) -> tuple[str, dict[Path, str]]:
+    """Returns the table of a marker `study`: the mean of `value` over the seeds, and its range, in each cell."""
+    from tabulate import tabulate
+
+    results = synthetic_studies.read_results(repository / study.FOLDER / name)
+    names, heads = (list(dict.fromkeys(result[key] for result in results)) for key in (rows, columns))
+
+    def cell(row: Any, column: Any) -> str:
+        values = [result[value] for result in results if (result[rows], result[columns]) == (row, column)]
+        if not values:
+            return "not run"
+        mean = f"{statistics.mean(values):.3g}"
+        return f"{values[0]:,}" if len(set(values)) == 1 else f"{mean} ({min(values):.3g}–{max(values):.3g})"
+
+    text = tabulate(
+        [[name, *(cell(name, head) for head in heads)] for name in names],
+        headers=[f"{rows} \\ {columns}", *map(str, heads)],
+        tablefmt="github",
+        colalign=["left"] + ["right"] * len(heads),
+        disable_numparse=True,
+    )
+    return text, {}
 
 
 KINDS = {
     "results": Kind({"names": names, "seeds": seeds}, results_table),
     "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
-    "study": Kind({"rows": str, "columns": str, "value": str}, synthetic_study_table),
+    "study": Kind({"rows": str, "columns": str, "value": str}, synthetic_table),
 }
 ALLOWED = "; ".join(
     f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"
@@ -180,3 +221,24 @@ def rebuild(repository: Path, write: bool = True) -> list[Path]:
         for path in unused:
             path.unlink()
     return [*changed, *unused]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Rebuilds the tables of README.md and of the pages under examples/.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    parser.add_argument("--repository", type=Path, default=Path())
+    arguments = parser.parse_args(words)
+    # Some of fairseq's modules set the root logger to DEBUG when imported.
+    logging.getLogger().setLevel(logging.WARNING)
+    try:
+        changed = rebuild(arguments.repository, write=not arguments.check)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.exit(str(error))
+    for path in changed:
+        print(f"out of date: {path}" if arguments.check else path)
+    if arguments.check and changed:
+        sys.exit("run: python scripts/upkeep/pages.py")
+
+
+if __name__ == "__main__":
+    main()
