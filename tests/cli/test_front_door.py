@@ -59,12 +59,12 @@ def without_fairseq(tmp_path_factory):
     for path in Path(installed).iterdir():
         if "fairseq" not in path.name and path.suffix != ".pth":
             (folder / path.name).symlink_to(path)
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
+    return {"PYTHONPATH": os.pathsep.join(map(str, (folder, REPOSITORY, REPOSITORY / "scripts/upkeep")))}
 
 
 @pytest.mark.slow
 def test_every_mechanism_works_without_fairseq(without_fairseq):
-    code = "import sys, fairseq_gpam.attention as attention; from fairseq_gpam.mechanism_page import example_weights; "
+    code = "import sys, fairseq_gpam.attention as attention; from mechanisms import example_weights; "
     code += "print(*(n for n in attention.REGISTRY if example_weights(n).isfinite().all()), 'fairseq' in sys.modules)"
     done = python("-S", "-c", code, **without_fairseq)
     assert done.stdout.split() == [*REGISTRY, "False"], done.stderr

@@ -5,10 +5,10 @@ import itertools
 import json
 from pathlib import Path
 
-import pages
 import pytest
 import torch
 
+import pages
 from fairseq_gpam.lab.experiments import synthetic_studies
 
 STUDIES = Path(__file__).parents[3] / "examples/studies"
