@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import fairseq_gpam
-from fairseq_gpam.engine import EngineError
+from fairseq_gpam import errors
 
 PROGRAM = "fairseq-gpam"
 COMMANDS = {
@@ -52,7 +52,13 @@ def load(name: str) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs a command and returns its status; a failed one prints why and raises SystemExit (see errors.py)."""
+    with errors.boundary():
+        return dispatch(sys.argv[1:] if argv is None else argv)
+
+
+def dispatch(argv: list[str]) -> int:
+    """Parses the command line, and calls the command that it names."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="daGPAM attention for fairseq. Without a command, it prints the path for --user-dir.",
@@ -80,10 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     arguments.further_flags = [*further, *after_dashes]
     if arguments.command not in WITHOUT_ENGINE:
-        try:
-            fairseq_gpam.register()
-        except EngineError as error:
-            sys.exit(str(error))
+        fairseq_gpam.register()
     return load(arguments.command).run(arguments)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import os
 import pickle
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fairseq_gpam.errors import writing_to
 
 EVALUATED = frozenset(
     """
@@ -90,6 +93,17 @@ def _reason(error: Exception, is_zip: bool) -> str:
     if is_zip:
         return f"is damaged or incomplete: {(str(error) or type(error).__name__).splitlines()[0]}"
     return "is not a checkpoint: torch.save did not write it, or it is damaged"
+
+
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint so that `path` always has either its old or its complete new content."""
+    # Serialised in memory first, because torch's own error on a full disk does not name the cause.
+    content = io.BytesIO()
+    torch.save(state, content)
+    part = path.with_name(path.name + ".part")
+    with writing_to(path):
+        part.write_bytes(content.getbuffer())
+        part.replace(path)
 
 
 def check_settings(path: str | os.PathLike[str], settings: Any) -> None:

@@ -1,7 +1,8 @@
 """Converts a checkpoint to fairseq's own model, which needs no --user-dir, if that is exact.
 
-Softmax is kept unchanged; (1+λ)·softmax, daGPAM with λ⁻ = 0, and groups of such heads are folded into the output
-projections. All other mechanisms are refused. The logits of both models are compared before the file is written.
+Softmax is kept unchanged; the 1+λ⁺ of scaled softmax, of daGPAM whose λ⁻ is exactly 0, and of groups of such heads is
+multiplied into the output projections. All else is refused. The logits of both models are compared before the file is
+written.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,14 +23,15 @@ from fairseq.models import ARCH_MODEL_NAME_REGISTRY, build_model
 from torch import Tensor, nn
 
 import fairseq_gpam
-from fairseq_gpam.attention import AttentionMechanism
 from fairseq_gpam.attention.core.heads import MixedHeads
 from fairseq_gpam.attention.core.lambda_sources import TokenLambda
 from fairseq_gpam.attention.mechanisms.dagpam import DualGPAMAttention
 from fairseq_gpam.attention.mechanisms.scaled_softmax import ScaledSoftmaxAttention
 from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
-from fairseq_gpam.modules import attention_modules
+from fairseq_gpam.checkpoints import save
+from fairseq_gpam.errors import blamed_on
 from fairseq_gpam.modules.layer_fusion import LayerFusion
+from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.skip_weight import SkipWeight
 from fairseq_gpam.modules.stacks import is_translation
 from fairseq_gpam.parameters import STOCK
@@ -45,89 +47,74 @@ class ExportError(ValueError):
 def export(checkpoint: Path, output: Path) -> float:
     """Writes the stock model's checkpoint to `output` and returns the greatest difference between the models' logits.
 
-    Raises ExportError if a mechanism does not fold into softmax attention, with its layer, site and name, or if the
-    logits of the two models differ by more than TOLERANCE.
+    Raises ExportError if there is no stock model that computes the same, or the logits of the two differ by more than
+    TOLERANCE; OSError, before anything is computed, if `output` cannot be written.
     """
     if output.exists() and output.samefile(checkpoint):
-        raise ExportError("--out is CHECKPOINT itself; give another name")
+        raise ExportError(f"--out is CHECKPOINT itself, {output}; give another name")
+    # What cannot be written is found out now and not after the work.
+    part = output.with_name(output.name + ".part")
+    part.touch()
+    part.unlink()
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
     ours_settings = state["cfg"]["model"]
     settings = stock_settings(ours_settings)
-    ours = _build(ours_settings, state["model"])
-    weights = fold(ours, state["model"])
-    try:
+    with blamed_on(str(checkpoint)):
+        ours = _build(ours_settings, state["model"])
+        weights = fold(ours, state["model"])
         stock = _build(settings, weights)
-    except RuntimeError as error:
-        raise ExportError(f"fairseq's own model has no place for its parameters: {error}") from error
     difference = compare_logits(ours, stock)
-    part = output.with_name(output.name + ".part")
-    torch.save(_stock_state(state, settings, weights), part)
-    part.replace(output)
+    save(_stock_state(state, settings, weights), output)
     return difference
 
 
+@torch.no_grad()
 def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the weights of a stock model equivalent to `model`, whose state is `weights`.
 
     The heads' factors are multiplied into the columns of the output projections, in fp32. Raises ExportError if there
     is no such stock model.
     """
-    if any(isinstance(module, LayerFusion) for module in model.modules()):
-        raise ExportError("--gpam-layer-fusion does not fold into a stock model, whose output is its last layer's")
     folded = {name: tensor for name, tensor in weights.items() if ".mechanism." not in name}
-    names = {module: name for name, module in model.named_modules()}
-    for attention in attention_modules(model):
-        site = attention.mechanism.site
-        if site.query_dim != site.head_dim:
-            raise ExportError(
-                f"{site}: --gpam-query-rank {site.query_rank} does not fold into stock attention, whose queries have "
-                f"{site.head_dim} channels in a head"
-            )
-        factors = torch.stack(list(softmax_factors(attention.mechanism)))
-        if bool((factors == 1).all()):
-            continue
-        name = names[attention] + ".out_proj.weight"
-        folded[name] = folded[name].float() * factors.repeat_interleave(attention.head_dim)
-    for module in model.modules():
+    for name, module in model.named_modules():
+        if isinstance(module, LayerFusion):
+            raise ExportError("--gpam-layer-fusion cannot be exported: a stock model's output is its last layer's")
         if isinstance(module, SkipWeight):
-            raise ExportError(f"--gpam-skip-weight {module.weight:g} does not fold into a stock model; only 1 does")
+            raise ExportError(f"--gpam-skip-weight {module.weight:g} cannot be exported; only 1 can")
+        if isinstance(module, GPAMMultiheadAttention):
+            site = module.mechanism.site
+            if site.query_dim != site.head_dim:
+                raise ExportError(
+                    f"{site}: --gpam-query-rank {site.query_rank} cannot be exported, only {site.head_dim}"
+                )
+            factors = torch.tensor(softmax_factors(module.mechanism))
+            if bool((factors != 1).any()):
+                projection = f"{name}.out_proj.weight"
+                folded[projection] = folded[projection].float() * factors.repeat_interleave(module.head_dim)
     return folded
 
 
-@torch.no_grad()
-def softmax_factors(mechanism: AttentionMechanism) -> Iterator[Tensor]:
-    """Yields, for each head, the factor c for which its weights are c·softmax(QKᵀ/√D + M).
+def softmax_factors(mechanism: Any) -> list[float]:
+    """Returns, for each head, the factor c for which its weights are c·softmax(QKᵀ/√D + M).
 
-    Raises ExportError, with the reason, if there is none.
+    Raises ExportError if there is none.
     """
-    heads = mechanism.site.num_heads
     if isinstance(mechanism, MixedHeads):
-        for group in mechanism.groups.values():
-            assert isinstance(group, AttentionMechanism)
-            yield from softmax_factors(group)
-    elif isinstance(mechanism, SoftmaxAttention):
-        yield from torch.ones(heads)
-    elif isinstance(mechanism, (ScaledSoftmaxAttention, DualGPAMAttention)):
-        if isinstance(mechanism, DualGPAMAttention):
-            if isinstance(mechanism.lambda_minus, TokenLambda):
-                raise ExportError(
-                    f"{mechanism.site}: mechanism {mechanism.name!r} has a λ⁻ for each token (--gpam-lambda-source "
-                    "'token'), which is never 0; only λ⁻ = 0 folds, because stock attention has one softmax and cannot "
-                    "subtract a second one"
-                )
-            minus = torch.as_tensor(mechanism.lambda_minus()).flatten()
-            if bool((minus != 0).any()):
-                strengths = ", ".join(f"{one:.4g}" for one in minus.tolist())
-                raise ExportError(
-                    f"{mechanism.site}: mechanism {mechanism.name!r} has λ⁻ = {strengths}; only λ⁻ = 0 folds, because "
-                    "stock attention has one softmax and cannot subtract a second one"
-                )
-        yield from (1 + torch.as_tensor(mechanism.lambda_plus())).flatten().expand(heads)
-    else:
-        raise ExportError(
-            f"{mechanism.site}: mechanism {mechanism.name!r} does not fold into stock attention, because what it "
-            f"computes, {mechanism.formula}, is no fixed multiple of softmax(QKᵀ/√D + M)"
-        )
+        return [factor for group in mechanism.groups.values() for factor in softmax_factors(group)]
+    if type(mechanism) is SoftmaxAttention:
+        return [1.0] * mechanism.site.num_heads
+    if type(mechanism) in (ScaledSoftmaxAttention, DualGPAMAttention) and _lambda_minus_is_zero(mechanism):
+        plus = 1 + torch.as_tensor(mechanism.lambda_plus()).flatten()
+        return plus.expand(mechanism.site.num_heads).tolist()
+    raise ExportError(
+        f"{mechanism.site}: mechanism {mechanism.name!r} cannot be exported; only softmax, scaled_softmax, and dagpam "
+        "whose λ⁻ is exactly 0 are a multiple of stock attention's one softmax"
+    )
+
+
+def _lambda_minus_is_zero(mechanism: Any) -> bool:
+    source = getattr(mechanism, "lambda_minus", None)
+    return source is None or not (isinstance(source, TokenLambda) or torch.as_tensor(source()).any())
 
 
 def stock_settings(settings: Any) -> dict[str, Any]:
@@ -154,6 +141,7 @@ def _stock_name(name: str) -> str:
     return name
 
 
+@torch.no_grad()
 def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
     """Returns the greatest difference between two models' logits on a padded batch.
 
@@ -175,8 +163,7 @@ def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
     else:
         inputs = {"src_tokens": batch(vocabulary)}
         visible = inputs["src_tokens"].ne(1)
-    with torch.no_grad():
-        theirs, mine = (_logits(model, inputs)[visible] for model in (stock, ours))
+    theirs, mine = (_logits(model, inputs)[visible] for model in (stock, ours))
     difference = float((theirs - mine).abs().max() / mine.abs().max().clamp(min=1))
     if not difference <= TOLERANCE:
         raise ExportError(
@@ -244,13 +231,13 @@ def _stock_state(state: Mapping[str, Any], settings: dict[str, Any], weights: di
         if cfg["optimizer"]["_name"] == "gpam_adam":
             cfg["optimizer"]["_name"] = "adam"
         exported["cfg"] = cfg
-    exported["fairseq_gpam"] = {"version": fairseq_gpam.__version__, "exported_from": _gpam(state["cfg"]["model"])}
+    trained = {
+        name: value
+        for name, value in _plain(state["cfg"]["model"]).items()
+        if name.startswith("gpam_") or name == "arch"
+    }
+    exported["fairseq_gpam"] = {"version": fairseq_gpam.__version__, "exported_from": trained}
     return exported
-
-
-def _gpam(settings: Any) -> dict[str, Any]:
-    values = _plain(settings)
-    return {name: value for name, value in values.items() if name.startswith("gpam_") or name == "arch"}
 
 
 def _plain(value: Any) -> Any:
@@ -258,11 +245,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     if isinstance(value, Tensor) or value is None or isinstance(value, (str, bytes, bool, int, float)):
         return value
     if isinstance(value, (list, tuple)) or hasattr(value, "__iter__"):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     raise ExportError(f"its settings hold a {type(value).__name__}, which no other program could load")

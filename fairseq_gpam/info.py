@@ -47,24 +47,17 @@ def run(arguments: argparse.Namespace) -> int:
             return 2
         print_info()
         return 0
-    try:
-        fairseq_gpam.register()
-    except engine.EngineError as error:
-        sys.exit(str(error))
+    fairseq_gpam.register()
     from fairseq_gpam import parameters
     from fairseq_gpam.parameter_report import print_controls, print_parameters
 
-    try:
-        if arguments.vocabulary < 5:
-            raise ValueError(f"--vocabulary {arguments.vocabulary} is not allowed; allowed: 5 or more")
-        parameters.check_arch(arguments.arch)
-        model = parameters.Model(arguments.arch, flags, arguments.vocabulary)
-        print_parameters(model)
-        if arguments.match:
-            print_controls(model)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if arguments.vocabulary < 5:
+        raise ValueError(f"--vocabulary {arguments.vocabulary} is not allowed; allowed: 5 or more")
+    parameters.check_arch(arguments.arch)
+    model = parameters.Model(arguments.arch, flags, arguments.vocabulary)
+    print_parameters(model)
+    if arguments.match:
+        print_controls(model)
     return 0
 
 

@@ -16,10 +16,12 @@ from fairseq.models import (
     ARCH_MODEL_NAME_REGISTRY,
     ARCH_MODEL_REGISTRY,
 )
+from fairseq.utils import eval_str_list
 from torch import nn
 
 from fairseq_gpam.attention.core.base import nearest
 from fairseq_gpam.attention.core.heads import MixedHeads
+from fairseq_gpam.errors import blamed_on
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
 from fairseq_gpam.plugins import import_named_file
@@ -96,14 +98,22 @@ def build(model: Model) -> nn.Module:
         dictionary.add_symbol(f"word{index}")
     settings = parse(model)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    try:
-        with torch.device("meta"):
-            return ARCH_MODEL_REGISTRY[model.arch].build_model(settings, task)
-    except AssertionError as error:
+    last_cutoff = max((_last_cutoff(settings, name) for name in ("softmax", "input")), default=0)
+    if last_cutoff > model.vocabulary:
         raise ValueError(
-            f"{model.command()} cannot be built with --vocabulary {model.vocabulary}; an adaptive softmax or adaptive "
-            "input needs at least as many entries as its last cutoff"
-        ) from error
+            f"--vocabulary {model.vocabulary} is not allowed with {model.command()}; allowed: at least as many entries "
+            f"as the last cutoff of the adaptive softmax or input, {last_cutoff}"
+        )
+    with blamed_on(f"{model.command()} cannot be built"), torch.device("meta"):
+        return ARCH_MODEL_REGISTRY[model.arch].build_model(settings, task)
+    raise AssertionError("blamed_on passes no error on")
+
+
+def _last_cutoff(settings: argparse.Namespace, name: str) -> int:
+    """Returns the last cutoff of the adaptive `softmax` or `input`, 0 without one."""
+    used = name == "softmax" or getattr(settings, "adaptive_input", False)
+    cutoffs = getattr(settings, f"adaptive_{name}_cutoff", None) if used else None
+    return max(eval_str_list(cutoffs, type=int) or [0]) if cutoffs else 0
 
 
 def count(module: nn.Module) -> int:

@@ -39,15 +39,13 @@ def test_the_stock_model_with_folded_weights_computes_the_same(task, name):
     assert export.compare_logits(ours, stock) <= export.TOLERANCE
 
 
-@pytest.mark.parametrize("mechanism", sorted(set(REGISTRY) - {"softmax", "scaled_softmax"}))
-def test_every_other_mechanism_is_refused_with_its_layer_site_and_formula(mechanism):
-    site = REGISTRY[mechanism].sites[0]
-    flags = ["--gpam-mechanism", "softmax", f"--gpam-{site}-mechanism", mechanism, *needed(mechanism)]
-    ours = build("translation", OURS["translation"], *flags)
-    with pytest.raises(export.ExportError) as error:
-        export.fold(ours, ours.state_dict())
-    assert f"{site} layer 0: mechanism {mechanism!r}" in str(error.value)
-    assert "λ⁻ = 0.5" in str(error.value) or REGISTRY[mechanism].formula in str(error.value)
+def test_every_other_mechanism_is_refused_with_its_layer_and_site():
+    for mechanism in sorted(set(REGISTRY) - {"softmax", "scaled_softmax"}):
+        site = REGISTRY[mechanism].sites[0]
+        flags = ["--gpam-mechanism", "softmax", f"--gpam-{site}-mechanism", mechanism, *needed(mechanism)]
+        ours = build("translation", OURS["translation"], *flags)
+        with pytest.raises(export.ExportError, match=f"{site} layer 0: mechanism '{mechanism}' cannot be exported"):
+            export.fold(ours, ours.state_dict())
 
 
 def test_one_head_that_does_not_fold_refuses_the_mixture():

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.analysis.definitions import SWITCHES
+from fairseq_gpam.arguments import positive, seed, whole
+from fairseq_gpam.errors import check_folder
 
 LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "pandas": "pandas"}
 
@@ -29,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", required=True, metavar="BIN", help="folder written by fairseq-preprocess")
     parser.add_argument("--subset", default="test", help="which split of the data (default: test)")
-    parser.add_argument("--samples", type=_positive, default=32, metavar="N", help="examples to measure (default: 32)")
-    parser.add_argument("--batch-size", type=_positive, default=4, metavar="N", help="examples in a batch (default: 4)")
+    parser.add_argument("--samples", type=positive, default=32, metavar="N", help="examples to measure (default: 32)")
+    parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="examples in a batch (default: 4)")
     parser.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
     parser.add_argument(
         "--without",
@@ -42,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"also measure without any of {', '.join(SWITCHES)}; may be given several times",
     )
     parser.add_argument("--only-without", action="store_true", help="skip the measurement of the full model")
-    parser.add_argument(
-        "--maps", type=_whole, default=1, metavar="N", help="examples whose maps are drawn (default: 1)"
-    )
+    parser.add_argument("--maps", type=whole, default=1, metavar="N", help="examples whose maps are drawn (default: 1)")
     parser.add_argument(
         "--operator",
         action="store_true",
@@ -57,21 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--paths",
-        type=_whole,
+        type=whole,
         default=24,
         metavar="N",
         help="number of sampled paths for each length and drawn example (default: 24)",
     )
     parser.add_argument(
         "--threads",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="PyTorch threads; many small steps gain little from more than one (default: 1)",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="names of the models in the report, in their order")
     parser.add_argument(
-        "--seed", type=int, default=1, help="random seed of fresh models and sampled paths (default: 1)"
+        "--seed", type=seed, default=1, help="random seed of fresh models and sampled paths (default: 1)"
     )
     parser.add_argument(
         "--arch",
@@ -80,20 +80,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME FLAGS",
         help="a fresh model: architecture and flags of fairseq-train, last on the line; repeat --arch for more models",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a whole number above 0")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: 0 or a whole number above")
-    return value
 
 
 def check_libraries() -> None:
@@ -131,7 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit("nothing to analyze: name a CHECKPOINT, or a fresh model with --arch")
     for path in arguments.checkpoints:
         if not Path(path).is_file():
-            sys.exit(f"CHECKPOINT {path} is not allowed: there is no such file; allowed: a checkpoint of fairseq-train")
+            sys.exit(f"{path}: {'a folder, not a checkpoint' if Path(path).is_dir() else 'no such file'}")
+    check_folder(arguments.out)
     if arguments.only_without and not arguments.without:
         sys.exit("--only-without is not allowed without --without")
     if arguments.names and len(arguments.names) != count:

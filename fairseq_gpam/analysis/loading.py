@@ -15,6 +15,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from torch import Tensor
 
 import fairseq_gpam  # noqa: F401  (registers the models and lets checkpoints be read)
+from fairseq_gpam.errors import InputError, blamed_on
 from fairseq_gpam.modules.stacks import is_translation
 
 
@@ -62,9 +63,11 @@ class Samples:
 
 def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
     """Loads a checkpoint of any fairseq transformer, safely, and points its task at the binarised `data`."""
-    state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
+    with blamed_on(f"{path} with --data {data}"):
+        state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
+        models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
+    check_finite(path, models[0])
     history = state.get("optimizer_history") or [{}]
-    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
     return LoadedModel(
         name=name,
         origin=Path(path).name,
@@ -81,12 +84,20 @@ def from_architecture(flags: Sequence[str], data: str, name: str, seed: int) -> 
     """Builds a fresh model from flags of fairseq-train, `--arch NAME …`, with the random seed `seed`."""
     parser = fairseq_options.get_training_parser()
     cfg = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, [data, *flags]))
-    task = tasks.setup_task(cfg.task)
-    torch.manual_seed(seed)
-    model = task.build_model(cfg.model)
+    with blamed_on(f"{' '.join(flags)} with --data {data}"):
+        task = tasks.setup_task(cfg.task)
+        torch.manual_seed(seed)
+        model = task.build_model(cfg.model)
     return LoadedModel(
         name, " ".join(flags), name, _arch(cfg.model), None, model, task, task.build_criterion(cfg.criterion)
     )
+
+
+def check_finite(path: str, model: torch.nn.Module) -> None:
+    """Raises InputError that names a parameter if one is not finite: nothing can be measured in such a model."""
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path}: {name} has NaN or infinite values; the training has diverged")
 
 
 def _arch(model_config: Any) -> str:
@@ -104,10 +115,10 @@ def short_names(paths: Sequence[str]) -> list[str]:
         start += 1
     while end < shortest - start and len({part[-1 - end] for part in parts}) == 1:
         end += 1
-    found = ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]
-    if len(set(found)) < len(found):
-        found = [f"{name} ({number})" for number, name in enumerate(found, start=1)]
-    return found
+    names = ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    return names
 
 
 def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
@@ -115,7 +126,8 @@ def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:
 
     Raises ValueError if there is no example.
     """
-    loaded.task.load_dataset(subset)
+    with blamed_on(f"--subset {subset}"):
+        loaded.task.load_dataset(subset)
     dataset = loaded.task.dataset(subset)
     limits = utils.resolve_max_positions(loaded.task.max_positions(), loaded.model.max_positions())
     fitting = loaded.task.filter_indices_by_size(np.arange(len(dataset)), dataset, limits, ignore_invalid_inputs=True)

@@ -198,7 +198,7 @@ def test_layerdrop_is_refused(task, stack):
 
 def test_export_and_operator_refuse_what_they_cannot_say():
     fused, _ = model_of("language_modeling", "gate", mechanism="softmax")
-    with pytest.raises(export.ExportError, match="--gpam-layer-fusion does not fold"):
+    with pytest.raises(export.ExportError, match="--gpam-layer-fusion cannot be exported"):
         export.fold(fused, fused.state_dict())
     with pytest.raises(ValueError, match="--operator is not allowed with --gpam-layer-fusion 'gate'"):
         FrozenModel(fused, {"src_tokens": sentences((5,))})

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from fairseq_gpam import errors
+from fairseq_gpam.arguments import positive_number
 from fairseq_gpam.lab.experiments import committed_results, run_results, series, statistics
 from fairseq_gpam.lab.experiments.grid import Grid
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
-from fairseq_gpam.lab.recipes.stages import number_above_0, rate_text
+from fairseq_gpam.lab.recipes.stages import rate_text
 
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap", "collapse")
@@ -87,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="make the files from this comparison.json alone")
     for unit, delta in DELTAS.items():
         text = f"δ of an equivalence (default: {delta} {unit})"
-        parser.add_argument(f"--delta-{unit.lower()}", type=number_above_0, metavar="D", help=text)
+        parser.add_argument(f"--delta-{unit.lower()}", type=positive_number, metavar="D", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,21 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
     if bool(arguments.json) == bool(arguments.runs):
         sys.exit("compare needs either RUNS or --json FILE")
     given = {unit: getattr(arguments, f"delta_{unit.lower()}") for unit in DELTAS}
-    try:
-        if arguments.json:
-            flags = {"--baseline": arguments.baseline, "--arms": arguments.arms}
-            flags |= {f"--delta-{unit.lower()}": delta for unit, delta in given.items()}
-            beside = [flag for flag, value in flags.items() if value is not None]
-            if beside:
-                raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
-            found = read_comparison(arguments.json)
-        elif not arguments.baseline:
-            raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
-        else:
-            deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
-            found = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(str(error))
+    errors.check_folder(arguments.out)
+    if arguments.json:
+        flags = {"--baseline": arguments.baseline, "--arms": arguments.arms}
+        flags |= {f"--delta-{unit.lower()}": delta for unit, delta in given.items()}
+        beside = [flag for flag, value in flags.items() if value is not None]
+        if beside:
+            raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
+        found = read_comparison(arguments.json)
+    elif not arguments.baseline:
+        raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
+    else:
+        deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
+        found = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
     print(comparison_report.write(found, arguments.out))
     return 0
 

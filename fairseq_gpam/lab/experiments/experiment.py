@@ -23,8 +23,7 @@ import fairseq_gpam
 from fairseq_gpam.lab.experiments import grid, options_check, slurm
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
-from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, RunError, exclusive
-from fairseq_gpam.lab.schema import SchemaError
+from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, exclusive
 
 HERE = Path(__file__).parent
 PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
@@ -54,11 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.retries < 0:
         sys.exit(f"--retries is {arguments.retries}; allowed: a whole number, 0 or above")
     out = arguments.out.resolve()
-    try:
-        chosen = grid.load(arguments.grid)
-        options_check.check(chosen, arguments.grid, out)
-    except SchemaError as error:
-        sys.exit(str(error))
+    chosen = grid.load(arguments.grid)
+    options_check.check(chosen, arguments.grid, out)
     jobs = list(chosen.jobs())
     if arguments.dry_run:
         for job in jobs:
@@ -90,8 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
                 stop(engine, out if on_cluster else None)
             name = comparison_name(arguments.grid)
             return finish(chosen, jobs, out, engine.returncode, name)
-    except RunError as error:
-        sys.exit(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

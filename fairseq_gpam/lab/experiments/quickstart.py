@@ -19,8 +19,6 @@ from pathlib import Path
 
 from fairseq_gpam.lab.experiments import tables
 from fairseq_gpam.lab.recipes import prepare, score, stage_results, stages, tasks
-from fairseq_gpam.lab.recipes.archives import ArchiveError
-from fairseq_gpam.lab.recipes.downloads import DownloadError
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
 from fairseq_gpam.lab.recipes.stages import RunSettings
 
@@ -57,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         task = tasks.load("shakespeare-lm" if arguments.kind == "lm" else "bible-de-en")
         compare(task, arguments)
-    except (*stages.ERRORS, prepare.PrepareError, DownloadError, ArchiveError) as error:
-        sys.exit(str(error))
     except KeyboardInterrupt:
         print("stopped; the same line goes on from here", file=sys.stderr)
         return 130

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from fairseq_gpam.lab.experiments import run_results, tables
@@ -26,11 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     # Some of fairseq's modules set the root logger to DEBUG when imported.
     logging.getLogger().setLevel(logging.WARNING)
-    try:
-        if args.results_command == "table":
-            print(tables.table([run_results.read(run) for run in args.runs]))
-        else:
-            print(tables.report([run_results.read(run) for run in args.runs], args.out))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(str(error))
+    if args.results_command == "table":
+        print(tables.table([run_results.read(run) for run in args.runs]))
+    else:
+        print(tables.report([run_results.read(run) for run in args.runs], args.out))
     return 0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fairseq_gpam.checkpoints import CheckpointError, load
+from fairseq_gpam.arguments import positive
+from fairseq_gpam.checkpoints import load, save
 from fairseq_gpam.lab.recipes.run_folder import CHECKPOINTS
 
 AVERAGED = "checkpoint_average.pt"
@@ -67,7 +66,9 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, such as out/runs/wmt14-en-de/dagpam/1")
     parser.add_argument("checkpoints", nargs="*", metavar="CHECKPOINT", help="files in the run's checkpoints/")
-    parser.add_argument("--last", type=int, default=5, metavar="N", help="without CHECKPOINT: the last N (default: 5)")
+    parser.add_argument(
+        "--last", type=positive, default=5, metavar="N", help="without CHECKPOINT, how many (default: 5)"
+    )
     parser.add_argument(
         "--output",
         default=AVERAGED,
@@ -79,23 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     folder = arguments.run / CHECKPOINTS
     output = folder / arguments.output
-    try:
-        if not folder.is_dir():
-            raise AveragingError(f"no {folder}; first run: fairseq-gpam train")
-        if arguments.last < 1:
-            raise AveragingError(f"--last must be a whole number above 0, not {arguments.last}")
-        named = [folder / name for name in arguments.checkpoints]
-        paths = named or last_checkpoints(folder, arguments.last)
-        state = average(paths)
-        # Serialised in memory first, because torch's own error on a full disk does not name the cause.
-        content = io.BytesIO()
-        torch.save(state, content)
-        part = output.with_name(output.name + ".part")
-        part.write_bytes(content.getbuffer())
-        part.replace(output)
-    except (AveragingError, CheckpointError) as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"{output} cannot be written: {error}")
+    if not folder.is_dir():
+        raise AveragingError(f"no {folder}; first run: fairseq-gpam train")
+    named = [folder / name for name in arguments.checkpoints]
+    paths = named or last_checkpoints(folder, arguments.last)
+    save(average(paths), output)
     print(f"{output}: mean of {', '.join(path.name for path in paths)}")
     return 0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fairseq_gpam.arguments import positive, positive_number, whole
 from fairseq_gpam.lab.recipes.subwords import SPLITS
 
 CONCENTRATION = 0.3
 """Of the Dirichlet prior: the smaller it is, the more predictable the token after each context."""
+LARGEST_SOURCE = 10**8
+"""Numbers of one source, 8 bytes each."""
 
 
 def markov_sequences(
@@ -21,7 +25,7 @@ def markov_sequences(
 
     Each context has a next-token distribution from Dirichlet(concentration, …), redrawn for each sequence, so that it
     can be learned only from that sequence (the n-gram task of arXiv 2409.10559). The first `order` tokens are uniform.
-    Raises ValueError for numbers below 1 or a length that is not above the order.
+    Raises ValueError for numbers below 1, a length that is not above the order, or a source too large for the memory.
     """
     if min(order, vocabulary, count) < 1 or concentration <= 0 or length <= order:
         raise ValueError(
@@ -29,6 +33,11 @@ def markov_sequences(
             "are not allowed; allowed: numbers above 0, and a length above the order"
         )
     generator = np.random.default_rng(seed)
+    if (order + 1) * math.log(vocabulary) > math.log(LARGEST_SOURCE):
+        raise ValueError(
+            f"vocabulary {vocabulary} with order {order} is not allowed: a source has vocabulary^(order + 1) numbers; "
+            f"allowed: {LARGEST_SOURCE:,} of them"
+        )
     places = vocabulary ** np.arange(order)
     sequences = np.empty((count, length), dtype=np.int64)
     for sequence in sequences:
@@ -45,23 +54,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for train, valid and test text")
     parser.add_argument(
         "--order",
-        type=int,
+        type=positive,
         default=1,
         help="number of tokens that determine the distribution of the next one (default: 1)",
     )
     parser.add_argument(
-        "--vocabulary", type=int, default=8, metavar="N", help="number of different tokens (default: 8)"
+        "--vocabulary", type=positive, default=8, metavar="N", help="number of different tokens (default: 8)"
     )
     parser.add_argument(
-        "--length", type=int, default=64, metavar="N", help="number of tokens in a sequence (default: 64)"
+        "--length", type=positive, default=64, metavar="N", help="number of tokens in a sequence (default: 64)"
     )
-    parser.add_argument("--train", type=int, default=8000, metavar="N", help="sequences (default: 8000)")
-    parser.add_argument("--valid", type=int, default=200, metavar="N", help="sequences (default: 200)")
-    parser.add_argument("--test", type=int, default=200, metavar="N", help="sequences (default: 200)")
+    parser.add_argument("--train", type=positive, default=8000, metavar="N", help="sequences (default: 8000)")
+    parser.add_argument("--valid", type=positive, default=200, metavar="N", help="sequences (default: 200)")
+    parser.add_argument("--test", type=positive, default=200, metavar="N", help="sequences (default: 200)")
     parser.add_argument(
-        "--concentration", type=float, default=CONCENTRATION, help="of the Dirichlet prior (default: %(default)s)"
+        "--concentration",
+        type=positive_number,
+        default=CONCENTRATION,
+        help="of the Dirichlet prior (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="default: 1; each split is given a different one")
+    parser.add_argument("--seed", type=whole, default=1, help="default: 1; each split is given a different one")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.multi30k import prepare_multi30k
-from fairseq_gpam.lab.recipes.run_folder import RunError, exclusive
+from fairseq_gpam.lab.recipes.run_folder import exclusive
 from fairseq_gpam.lab.recipes.tasks import Task
 
 LEARNED = ("sentencepiece", "subword-nmt")
@@ -51,14 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
         name += ".sentencepiece"
     if arguments.wmt16:
         name += ".wmt16"
-    try:
-        task = tasks.load(name)
-        if arguments.vocabulary is not None:
-            task = with_vocabulary(task, arguments.vocabulary)
-        out = arguments.out.resolve()
-        prepare(task, fetch(task, out, arguments.archive, arguments.wmt16), out)
-    except (tasks.TaskError, downloads.DownloadError, ArchiveError, PrepareError, RunError, OSError) as error:
-        sys.exit(str(error))
+    task = tasks.load(name)
+    if arguments.vocabulary is not None:
+        task = with_vocabulary(task, arguments.vocabulary)
+    out = arguments.out.resolve()
+    prepare(task, fetch(task, out, arguments.archive, arguments.wmt16), out)
     return 0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    try:
-        if len(arguments.runs) > 2:
-            raise RunError("expected one or two run folders; see --help")
-        for folder in arguments.runs:
-            if not (folder / HYPOTHESES).is_file():
-                raise RunError(f"no {folder / HYPOTHESES}; first run: fairseq-gpam generate")
-        test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
-        if len(arguments.runs) == 1:
-            print(*score_lines(score(arguments.runs[0], test)), sep="\n")
-        else:
-            print(compare(arguments.runs[0], arguments.runs[1], test))
-    except stages.ERRORS as error:
-        sys.exit(str(error))
+    if len(arguments.runs) > 2:
+        raise RunError("expected one or two run folders; see --help")
+    for folder in arguments.runs:
+        if not (folder / HYPOTHESES).is_file():
+            raise RunError(f"no {folder / HYPOTHESES}; first run: fairseq-gpam generate")
+    test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
+    if len(arguments.runs) == 1:
+        print(*score_lines(score(arguments.runs[0], test)), sep="\n")
+    else:
+        print(compare(arguments.runs[0], arguments.runs[1], test))
     return 0
 
 

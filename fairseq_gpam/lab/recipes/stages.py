@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import fairseq_gpam
 from fairseq_gpam import engine
+from fairseq_gpam.arguments import positive_number, seed
 from fairseq_gpam.attention.core.base import check_known
-from fairseq_gpam.checkpoints import CheckpointError
 from fairseq_gpam.lab.recipes import run_folder, tasks
-from fairseq_gpam.lab.recipes.engine_process import EngineFailure, stop_on_sigterm
-from fairseq_gpam.lab.recipes.logs import CountMismatchError
+from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
-from fairseq_gpam.lab.recipes.tasks import Task, TaskError
+from fairseq_gpam.lab.recipes.tasks import Task
 
 IMPORT_FLAG = "--gpam-import"
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
-ERRORS = (TaskError, RunError, CheckpointError, EngineFailure, CountMismatchError, OSError)
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
-MAX_SEED = 2**32 - 1
 # Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
 TRAINING_FLAGS = ("--update-epoch-batch-itr", "True", *EVALUATION_FLAGS)
 
@@ -93,13 +88,11 @@ def settings(arguments: argparse.Namespace) -> RunSettings:
     stock = arguments.stock or arguments.mechanism == "stock"
     if stock and arguments.mechanism not in ("softmax", "stock"):
         raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
-    if not arguments.seed.isdecimal() or int(arguments.seed) > MAX_SEED:
-        raise RunError(f"SEED is {arguments.seed!r}; allowed: a whole number from 0 to {MAX_SEED}")
     mechanism = "stock" if stock else arguments.mechanism
     return RunSettings(
         task=task,
         mechanism=mechanism,
-        seed=int(arguments.seed),
+        seed=arguments.seed,
         out=arguments.out.resolve(),
         name=arguments.name or mechanism,
         full=arguments.full,
@@ -193,14 +186,6 @@ def evaluate(run: RunSettings) -> None:
     run_folder.evaluate(run.run, evaluation_command(run), text, subword, by_bytes, run.overwrite)
 
 
-def number_above_0(text: str) -> float:
-    """Returns a finite number above 0; raises the error of an argument that is none."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a number above 0")
-    return value
-
-
 class StageCommand:
     """One stage as a command of `python -m fairseq_gpam`."""
 
@@ -219,7 +204,7 @@ class StageCommand:
         parser.add_argument("task", metavar="TASK", help=tasks.HELP)
         mechanism = f"what --gpam-mechanism takes, or stock ({engine.STOCK})"
         parser.add_argument("mechanism", metavar="MECHANISM", help=mechanism)
-        parser.add_argument("seed", metavar="SEED", nargs="?", default="1", help="default 1")
+        parser.add_argument("seed", metavar="SEED", nargs="?", type=seed, default=1, help="default 1")
         parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")
         parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
         parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
@@ -228,7 +213,7 @@ class StageCommand:
             parser.add_argument("--arm", help="the arm of a grid to which the run belongs, if it is not its name")
             parser.add_argument(
                 "--learning-rate",
-                type=number_above_0,
+                type=positive_number,
                 metavar="RATE",
                 help="recorded with the results, and fairseq's --lr",
             )
@@ -246,13 +231,11 @@ class StageCommand:
             )
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Runs the stage; an error prints its message and gives status 1."""
+        """Runs the stage; an interruption gives status 130."""
         one_thread()
         stop_on_sigterm()
         try:
             self.stage(settings(arguments))
-        except ERRORS as error:
-            sys.exit(str(error))
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
         return 0

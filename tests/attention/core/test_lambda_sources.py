@@ -70,7 +70,7 @@ def test_the_mean_of_a_lambda_leaves_padding_out():
 @pytest.mark.parametrize("task", ["translation", "language_modeling"])
 def test_a_model_with_a_lambda_per_token_is_not_exported(task):
     ours = build(task, OURS[task], "--gpam-lambda-source", "token")
-    with pytest.raises(export.ExportError, match=r"layer 0: mechanism 'dagpam' .*--gpam-lambda-source 'token'.*λ⁻ = 0"):
+    with pytest.raises(export.ExportError, match=r"layer 0: mechanism 'dagpam' cannot be exported"):
         export.fold(ours, ours.state_dict())
 
 
@@ -160,7 +160,7 @@ def test_a_ratio_without_a_row_sum_is_refused():
 
 def test_a_model_with_a_held_row_sum_is_not_exported():
     ours = build("language_modeling", OURS["language_modeling"], "--gpam-row-sum", "0.5")
-    with pytest.raises(export.ExportError, match=r"λ⁻ = 0\.25, 0\.25; only λ⁻ = 0 folds"):
+    with pytest.raises(export.ExportError, match="'dagpam' cannot be exported"):
         export.fold(ours, ours.state_dict())
 
 

@@ -122,7 +122,7 @@ def test_warm_start_and_export_are_refused():
         build("language_modeling", OURS["language_modeling"], "--gpam-query-rank", "3", "--gpam-warm-start")
     build("language_modeling", OURS["language_modeling"], "--gpam-query-rank", "8", "--gpam-warm-start")
     model = build("language_modeling", OURS["language_modeling"], "--gpam-query-rank=3", "--gpam-mechanism=softmax")
-    with pytest.raises(export.ExportError, match="--gpam-query-rank 3 does not fold"):
+    with pytest.raises(export.ExportError, match="--gpam-query-rank 3 cannot be exported"):
         export.fold(model, model.state_dict())
 
 

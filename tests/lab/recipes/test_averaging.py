@@ -66,6 +66,6 @@ def test_a_full_disk_leaves_the_old_average_and_is_named(tmp_path):
     save(folder / "checkpoint_1_5.pt", 1)
     (folder / "checkpoint_average.pt").write_text("old")
     (folder / "checkpoint_average.pt.part").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match=r"checkpoint_average\.pt cannot be written: .*No space left on device"):
+    with pytest.raises(SystemExit, match=r"checkpoint_average\.pt: No space left on device"):
         main(["average", str(tmp_path), "--last", "1"])
     assert (folder / "checkpoint_average.pt").read_text() == "old"

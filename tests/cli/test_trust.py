@@ -1,0 +1,53 @@
+"""A checkpoint whose settings would run, or whose content is foreign, is refused by every command that loads it."""
+
+import pytest
+import torch
+from foreign import Foreign
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.checkpoints import CheckpointError
+from fairseq_gpam.hub import from_pretrained
+
+
+@pytest.fixture(scope="module")
+def marker(tmp_path_factory):
+    return tmp_path_factory.mktemp("marker") / "executed"
+
+
+@pytest.fixture(scope="module", params=["a setting that runs", "a foreign object", "a damaged file"])
+def checkpoint(request, translation, marker, tmp_path_factory):
+    """A translation model's checkpoint that must not be loaded, and why not."""
+    path = tmp_path_factory.mktemp("untrusted") / "checkpoint.pt"
+    state = torch.load(translation[0] / "checkpoint_last.pt", weights_only=True)
+    reason = "adaptive_softmax_cutoff"
+    if request.param == "a setting that runs":
+        state["cfg"]["model"].adaptive_softmax_cutoff = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    elif request.param == "a foreign object":
+        state["foreign"], reason = Foreign(marker), "could run code"
+    torch.save(state, path)
+    if request.param == "a damaged file":
+        content, reason = bytearray(path.read_bytes()), "is damaged"
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    return path, reason
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_no_command_of_fairseq_runs_it(command, parallel, checkpoint, marker, monkeypatch, force):
+    path, reason = checkpoint
+    monkeypatch.setitem(command.environment, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    for name in ("fairseq-generate", "fairseq-interactive"):
+        result = command(name, parallel, "--path", path, "--cpu", ok=False)
+        assert reason in result.text.splitlines()[-1], name
+    assert not marker.exists()
+
+
+def test_no_command_of_the_package_runs_it(parallel, checkpoint, marker, tmp_path, capsys):
+    path, reason = checkpoint
+    with pytest.raises(CheckpointError, match=reason):
+        from_pretrained(path, parallel)
+    for words in (["export", path, tmp_path / "stock.pt"], ["analyze", path, "--data", parallel, "--out", tmp_path]):
+        assert main(list(map(str, words))) == 2
+        message = capsys.readouterr().err
+        assert reason in message and len(message.splitlines()) == 1
+    assert not marker.exists()
