@@ -42,14 +42,14 @@ setup(
         "License :: OSI Approved :: MIT License",
         "Operating System :: POSIX",
         "Programming Language :: Python :: 3 :: Only",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["fairseq_gpam", "fairseq_gpam.*"]),
     package_data={"fairseq_gpam": ["**/*.j2", "**/*.toml", "**/Snakefile"]},
     entry_points={"console_scripts": ["fairseq-gpam=fairseq_gpam.__main__:main"]},
-    python_requires=">=3.11,<3.13",
-    install_requires=["torch>=2.4", "numpy<2"],
+    python_requires=">=3.11,<3.14",
+    install_requires=["torch>=2.4", "numpy>=1.24"],
     extras_require={
         "fairseq": [
             f"ve-fairseq=={PINS['ve-fairseq']}; {HAS_WHEEL}",

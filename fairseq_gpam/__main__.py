@@ -40,7 +40,7 @@ COMMANDS = {
     "results": ("fairseq_gpam.lab.experiments.results", "tables and reports of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }
-WITHOUT_ENGINE = {"path", "info", "flags", "compare", "results", "score", "experiment", "ngrams"}
+WITHOUT_ENGINE = {"path", "info", "flags", "compare", "results", "score", "ngrams"}
 """The commands that work without fairseq; the others check and prepare it first."""
 
 

@@ -13,7 +13,7 @@
 # Everything after -- goes to every fairseq-train. Interrupted and started again with the same line,
 # it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in
 # DIR/quickstart/TASK, and all else but the virtual environment below DIR.
-# Environment: PYTHON, the interpreter to use (default: python3.11 or python3.12); if it has the
+# Environment: PYTHON, the interpreter to use (default: python3.11, 3.12, 3.13); if it has the
 # package with the extras fairseq and analysis, nothing is installed. GPAM_TORCH, what pip is to
 # install as torch, options included.
 

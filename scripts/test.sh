@@ -6,7 +6,7 @@
 # or slurm; with --all, every test, and each property on ten times as many examples. Arguments go to
 # pytest: "test.sh tests/attention -k dagpam".
 # Environment: PYTHON, the interpreter that the virtual environment is made with (default:
-# python3.11 or python3.12). GPAM_TORCH, what pip is to install as torch, options included.
+# python3.11, 3.12, 3.13). GPAM_TORCH, what pip is to install as torch, options included.
 
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then usage; fi

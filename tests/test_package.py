@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import os
 import re
 import runpy
@@ -19,6 +20,8 @@ from fairseq_gpam.attention import REGISTRY
 
 PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
 REPOSITORY = PACKAGE.parent
+sys.path.append(str(REPOSITORY / "scripts"))
+build_backend = importlib.import_module("build_backend")
 
 
 def test_bare_call_prints_exactly_the_user_dir_from_anywhere(tmp_path):
@@ -83,6 +86,7 @@ def test_setup_pins_the_engines_by_platform_and_never_names_bare_fairseq(setup_a
     for system, machine, version, has_wheel in (
         ("Linux", "x86_64", "3.11", True),
         ("Linux", "x86_64", "3.12", True),
+        ("Linux", "x86_64", "3.13", False),
         ("Linux", "aarch64", "3.11", False),
         ("Darwin", "arm64", "3.12", False),
         ("Windows", "AMD64", "3.11", False),
@@ -90,27 +94,58 @@ def test_setup_pins_the_engines_by_platform_and_never_names_bare_fairseq(setup_a
         place = {"platform_system": system, "platform_machine": machine, "python_version": version}
         assert Requirement(wheel).marker.evaluate(place) == has_wheel
         assert Requirement(source).marker.evaluate(place) != has_wheel
+        assert build_backend.has_wheel(tuple(map(int, version.split("."))), system, machine) == has_wheel
     extras = [text for texts in setup_arguments["extras_require"].values() for text in texts]
     everything = [*setup_arguments["install_requires"], *extras]
     names = {Requirement(text).name for text in everything}
     assert "fairseq" not in names
-    assert "numpy<2" in everything
+    assert not any(text.startswith("numpy<") for text in everything)
     assert any(text.startswith("torch>=2.4") for text in everything)
     assert any(text.startswith("sacrebleu>=2") for text in extra)
     assert any(text.startswith("sentencepiece") for text in extra)
 
 
-def test_setup_supports_python_3_11_and_3_12_and_agrees_with_the_package(setup_arguments):
+def test_setup_supports_python_3_11_to_3_13_and_agrees_with_the_package(setup_arguments):
     from packaging.specifiers import SpecifierSet
 
     pythons = SpecifierSet(setup_arguments["python_requires"])
-    assert "3.11" in pythons and "3.12" in pythons and "3.10" not in pythons
+    assert [minor for minor in range(9, 20) if f"3.{minor}" in pythons] == [11, 12, 13]
     assert setup_arguments["version"] == fairseq_gpam.__version__
     assert setup_arguments["name"] == "fairseq-gpam"
     folders = {
         ".".join(path.parent.relative_to(REPOSITORY).parts) for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
     }
     assert set(setup_arguments["packages"]) == folders
+
+
+@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 14), (4, 0)])
+def test_a_python_that_cannot_work_is_refused_in_a_sentence_that_says_which_can(version):
+    refusal = build_backend.problem(version, with_engine=False)
+    assert refusal.count(". ") == 0 and "3.11, 3.12 or 3.13" in refusal and "uv python install 3.12" in refusal
+
+
+@pytest.mark.parametrize("minor", [11, 12, 13])
+def test_a_compiler_is_needed_only_for_an_engine_without_a_wheel(minor, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_backend.problem((3, minor), with_engine=False) == ""
+    assert ("compiler" in build_backend.problem((3, minor), with_engine=True)) == (minor == 13)
+    (tmp_path / "g++").touch(0o755)
+    assert build_backend.problem((3, minor), with_engine=True) == ""
+
+
+def test_pip_refuses_before_it_downloads_anything(tmp_path):
+    """A backend that knows older versions of Python only, and no place to download from."""
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    text = (REPOSITORY / "scripts/build_backend.py").read_text(encoding="utf-8")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/build_backend.py").write_text(re.sub(r"(?m)^(OLDEST.*)\(.*\)$", r"\1(3, 9)", text))
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--target", tmp_path / "target", tmp_path]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode and "fairseq-gpam needs Python 3.11, 3.12 or 3.13" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The scripts, from archive to table, killed and started again, on synthetic data."""
 
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -47,6 +49,49 @@ def test_without_a_named_python_the_scripts_take_one_that_has_the_package(tmp_pa
     refused = subprocess.run(line, **surroundings)
     assert refused.returncode == 1
     assert "run: pip install -e '.[fairseq]'" in refused.stderr
+
+
+def shell(line, folder, **environment):
+    """What the functions of python.sh do, with a folder as PATH besides the system's."""
+    words = ["bash", "-c", f'source "{SCRIPTS}/python.sh"; {line}']
+    surroundings = {"PATH": f"{folder}:/usr/bin:/bin", **environment}
+    return subprocess.run(words, env=surroundings, capture_output=True, text=True)
+
+
+def test_the_scripts_take_a_python_that_fairseq_has_a_wheel_for_or_say_what_to_install(tmp_path):
+    def python(name, status, words):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{words}'\nexit {status}\n")
+        (tmp_path / name).chmod(0o755)
+
+    only = {"PYTHON": "none-such"}
+    assert "uv python install 3.12" in shell("find_python", tmp_path, **only).stderr
+    python("python3.14", 1, "the reason")
+    assert "the reason" in shell("find_python", tmp_path, PYTHON="python3.14").stderr
+    for name in ("python3.11", "python3.12"):
+        python(name, 1, "another reason")
+    for name, words in (("python3.13", "compiled"), ("python3.11", "wheel")):
+        python(name, 0, words)
+        assert shell("find_python", tmp_path).stdout == f"{tmp_path / name}\n"
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_without_a_gpu_pytorch_comes_from_its_own_place_or_soon_from_the_usual_one(tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    line = f"venv={tmp_path}; install_torch echo pip"
+    with http.server.HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        for place, ours in ((f"http://127.0.0.1:{server.server_port}", True), ("http://127.0.0.1:9", False)):
+            text = shell(line, tmp_path, GPAM_TORCH_CPU=place).stdout
+            assert ("--index-url" in text) == ours and ("gigabytes" in text) != ours and "pip install torch==" in text
+    assert shell(line, tmp_path, GPAM_TORCH="torch --pre").stdout == "pip install torch --pre\n"
 
 
 @pytest.mark.parametrize(

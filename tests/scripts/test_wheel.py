@@ -1,0 +1,78 @@
+"""A built wheel works alone: in an empty folder, without the repository, from the data to a page of verdicts."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fairseq_gpam import __version__
+from fairseq_gpam.lab.recipes import tasks
+
+REPOSITORY = Path(__file__).parents[2]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+SIDES = ("encoder", "decoder")
+SIZES = ("layers 1", "embed-dim 16", "ffn-embed-dim 16", "attention-heads 2")
+TINY = " ".join(f"--{side}-{size}" for side in SIDES for size in SIZES)
+SHORT = f"{TINY} --max-update 4 --log-interval 1 --save-interval-updates 2 --validate-interval-updates 2"
+GRID = f"""
+baseline = "stock"
+seeds = [1, 2]
+train_flags = "{SHORT}"
+[tasks.{{task}}]
+[arms]
+stock = {{{{mechanism = "stock"}}}}
+dagpam = ""
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([*PIP, "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, REPOSITORY], check=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def command(wheel, tmp_path_factory, script_environment):
+    """Calls the installed `fairseq-gpam` in a folder, and returns what it prints."""
+    installed = tmp_path_factory.mktemp("installed")
+    subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
+    environment = {**script_environment, "PYTHONPATH": str(installed)}
+
+    def run(folder, *words):
+        line = [installed / "bin/fairseq-gpam", *words]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert run(installed.parent, "path") == f"{installed / 'fairseq_gpam'}\n"
+    return run
+
+
+@pytest.mark.slow
+def test_the_wheel_has_what_the_package_reads(wheel):
+    there = set(zipfile.ZipFile(wheel).namelist())
+    package = REPOSITORY / "fairseq_gpam"
+    needed = {path for pattern in ("*.py", "*.toml", "*.j2", "Snakefile") for path in package.rglob(pattern)}
+    assert {path.relative_to(REPOSITORY).as_posix() for path in needed} <= there
+    assert not [name for name in there if name.startswith(("tests/", "scripts/"))]
+
+
+@pytest.mark.slow
+def test_in_an_empty_folder_the_wheel_leads_from_an_archive_to_verdicts(command, bible_wheel, tmp_path):
+    assert command(tmp_path, "--version") == f"fairseq-gpam {__version__}\n"
+    (tmp_path / "out/downloads").mkdir(parents=True)
+    os.symlink(bible_wheel, tmp_path / "out/downloads" / tasks.load("bible-de-en").data.files[0].file)
+    assert "| stock" in command(tmp_path, "quickstart", "--", *SHORT.split())
+    # Again, and by the single commands.
+    command(tmp_path, "prepare", "bible-de-en", "--archive", bible_wheel)
+    command(tmp_path, "train", "bible-de-en", "dagpam", "--name", "again", "--", *SHORT.split())
+    command(tmp_path, "generate", "bible-de-en", "dagpam", "--name", "again")
+    assert "BLEU" in command(tmp_path, "score", "out/runs/bible-de-en/again/1")
+    (tmp_path / "grid.toml").write_text(GRID.format(task="bible-de-en"))
+    command(tmp_path, "experiment", "grid.toml", "--out", "compared", "--jobs", "2")
+    assert list((tmp_path / "compared/comparison").rglob("*.html"))
