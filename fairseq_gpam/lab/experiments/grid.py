@@ -144,13 +144,6 @@ class Grid(schema.Strict, frozen=True):
                 raise ValueError(f"{key} is {schema.show(values)}; allowed: each number once")
         if math.inf in self.learning_rates:
             raise ValueError(f"learning_rates is {schema.show(self.learning_rates)}; allowed: finite numbers above 0")
-        for name in self.tasks:
-            try:
-                task = tasks.load(name)
-            except tasks.TaskError as error:
-                raise ValueError(f"tasks.{schema.key(name)}: {error}") from error
-            if self.full and not task.full_budget:
-                raise ValueError(f"full is true; allowed: false, because the task {name} has no other budget")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
         for name in self.arms:
@@ -229,13 +222,13 @@ class Grid(schema.Strict, frozen=True):
 
     def _jobs_of(self, grid_run: GridRun) -> Iterator[Job]:
         run, folder = grid_run.settings, str(grid_run.settings.folder)
-        common = [run.task.name, run.mechanism, str(run.seed), "--name", run.name, "--out", "."]
+        common = [run.task.reference, run.mechanism, str(run.seed), "--name", run.name, "--out", "."]
         common += ["--full"] * run.full
         training = list(common)
         if run.learning_rate is not None:
             training += ["--arm", run.arm, "--learning-rate", stages.rate_text(run.learning_rate)]
         steps = [("train", [*training, "--", *run.extra] if run.extra else training)]
-        decode, average = common, self.tasks[run.task.name].average
+        decode, average = common, self.tasks[run.task.reference].average
         if average:
             steps.append(("average", [folder, "--last", str(average)]))
             decode = [*common, "--checkpoint", averaging.AVERAGED]
@@ -259,6 +252,21 @@ def load(path: Path) -> Grid:
     """
     chosen = schema.read_toml(path, Grid)
     folder = path.resolve().parent
+    # The jobs run in the output folder, where a path that is seen from the grid's folder means nothing.
+    references = {name: str((folder / name).resolve()) if name.endswith(tasks.OWN) else name for name in chosen.tasks}
+    for name, reference in references.items():
+        try:
+            full_budget = tasks.load(reference).full_budget
+        except tasks.TaskError as error:
+            raise schema.SchemaError(f"{path}: tasks.{schema.key(name)}: {error}") from error
+        if chosen.full and not full_budget:
+            raise schema.SchemaError(
+                f"{path}: full is true; allowed: false, because the task {name} has no other budget"
+            )
+    arms: dict[str, str | GridArm] = {}
+    for name in chosen.arms:
+        arm = chosen.arm(name)
+        arms[name] = msgspec.structs.replace(arm, tasks=tuple(references[task] for task in arm.tasks))
     resolved = {}
     for name, task in chosen.tasks.items():
         archive = folder / task.archive
@@ -267,5 +275,5 @@ def load(path: Path) -> Grid:
             raise schema.SchemaError(f"{path}: {key} is {schema.show(task.archive)}; allowed: a file that exists")
         prepare = shlex.join(word.replace("${GRID}", str(folder)) for word in shlex.split(task.prepare))
         changes = {"archive": str(archive) if task.archive else "", "prepare": prepare}
-        resolved[name] = msgspec.structs.replace(task, **changes)
-    return msgspec.structs.replace(chosen, tasks=resolved)
+        resolved[references[name]] = msgspec.structs.replace(task, **changes)
+    return msgspec.structs.replace(chosen, tasks=resolved, arms=arms)

@@ -58,10 +58,19 @@ def kind_of(runs: Sequence[dict[str, Any]]) -> str:
 
     Raises `ValueError` for runs of different kinds, which cannot share a table.
     """
-    kinds = {tasks.of_runs(run["task"]).result_kind for run in runs}
+    kinds = {_kind(run) for run in runs}
     if len(kinds) != 1:
         raise ValueError("a table shows either translation runs or language models of one kind, at least one")
     return kinds.pop()
+
+
+def _kind(run: dict[str, Any]) -> str:
+    """Returns the kind of a run's results by what was measured, or else by the recipe of its task."""
+    if "generate" in run:
+        return "translation"
+    if "eval-lm" in run:
+        return "characters" if "bits_per_character" in run["eval-lm"] else "words"
+    return tasks.of_runs(run["task"]).result_kind
 
 
 def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:

@@ -12,13 +12,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.multi30k import prepare_multi30k
+from fairseq_gpam.lab.recipes.own_text import TextError, prepare_text
 from fairseq_gpam.lab.recipes.run_folder import exclusive
+from fairseq_gpam.lab.recipes.stage_results import write_atomically
 from fairseq_gpam.lab.recipes.tasks import Task
 
 LEARNED = ("sentencepiece", "subword-nmt")
@@ -71,6 +74,8 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
     """Returns the task's files, in the recipe's order; `given` replaces the first one."""
     folder = out / "downloads"
     data = task.data
+    if data.corpus == "text":
+        return [_there(task, Path(each.file)) for each in data.files]
     paths = []
     if given is not None:
         if not given.is_file():
@@ -86,6 +91,12 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
             archive = archive / data.files[0].file
         return paths + downloads.local_files(data, archive)
     return paths + [downloads.fetch(file, folder) for file in data.files]
+
+
+def _there(task: Task, path: Path) -> Path:
+    if not path.is_file():
+        raise TextError(f"{task.reference}: text has {path}; allowed: a file that exists")
+    return path
 
 
 def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
@@ -111,6 +122,11 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
         if part is not None:
             print("binarising", flush=True)
             binarise(task, task.binarised_text(out), part)
+    if task.is_own:
+        (out / tasks.COPIES).mkdir(exist_ok=True)
+        copy = out / tasks.COPIES / f"{task.name}{tasks.OWN}"
+        if copy != Path(task.reference):
+            write_atomically(copy, Path(task.reference).read_text(encoding="utf-8"))
     print(f"data ready in {task.data_bin(out)}", flush=True)
 
 
@@ -165,6 +181,8 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
                 standard_corpora.prepare_wikitext103(files, out)
             case "enwik8":
                 standard_corpora.prepare_enwik8(files, out, data.options["held_out"])
+            case "text":
+                prepare_text(task, files, out, workers)
             case "ngrams":
                 ngrams.write(data.options, out)
             case corpus if corpus in synthetic.GENERATORS:
@@ -176,7 +194,10 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
     if data.subwords in LEARNED:
         assert data.vocabulary is not None
         source = out / "input" if (out / "input").is_dir() else out
-        subwords.encode_splits(source, out / "subword", task.suffixes, data.subwords, data.vocabulary, workers)
+        try:
+            subwords.encode_splits(source, out / "subword", task.suffixes, data.subwords, data.vocabulary, workers)
+        except RuntimeError as error:
+            raise PrepareError(f"{task.name}: no {data.vocabulary:,} subwords (data.vocabulary): {error}") from error
     if data.corpus == "wmt14":
         standard_corpora.clean_wmt14(out / "subword")
 

@@ -113,7 +113,7 @@ def need_data(run: RunSettings) -> None:
     """Raises RunError, with the command that prepares the data, if the data does not exist."""
     data_bin = run.task.data_bin(run.out)
     if not data_bin.is_dir():
-        raise RunError(f"no data in {data_bin}; first run: fairseq-gpam prepare {run.task.name} --out {run.out}")
+        raise RunError(f"no data in {data_bin}; first run: fairseq-gpam prepare {run.task.reference} --out {run.out}")
 
 
 def languages(task: Task) -> list[str]:
@@ -200,7 +200,7 @@ class StageCommand:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the arguments that all stages share."""
         parser.usage = f"%(prog)s TASK MECHANISM [SEED] [options] [-- {self.program} flags]"
-        parser.epilog = f"Everything after -- goes to {self.program} and beats the recipe's flags."
+        parser.epilog = f"Everything after -- goes to {self.program} and overrides the recipe's flags."
         parser.add_argument("task", metavar="TASK", help=tasks.HELP)
         mechanism = f"what --gpam-mechanism takes, or stock ({engine.STOCK})"
         parser.add_argument("mechanism", metavar="MECHANISM", help=mechanism)
@@ -280,4 +280,4 @@ EVAL_LM = StageCommand(
 def run_of(folder: Path) -> tuple[Path, Task]:
     """Returns the output folder and the task of a run in `OUT/runs/TASK[-full]/NAME/SEED`."""
     folder = folder.resolve()
-    return folder.parents[3], tasks.of_runs(folder.parents[1].name)
+    return folder.parents[3], tasks.of_runs(folder.parents[1].name, folder.parents[3])

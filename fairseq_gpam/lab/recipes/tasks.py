@@ -1,80 +1,107 @@
-"""Recipes of tasks: the TOML files in `standard/`, checked when they are read.
+"""Recipes of tasks: TOML files, checked when they are read; the package's own are in `standard/`.
 
-The name of a task is that of its file: `TASK`, or `TASK.VARIANT`. A file may name another task as its `base`: its own
-keys replace those of the base, and `train_more` is appended to the base's `train`. `${NAME}` in `data.files` and
-`data.options` refers to a key of `data.variables`, which an environment variable of that name overrides.
+A task is called by the name of its file in `standard/`, `TASK` or `TASK.VARIANT`, or by the path of a file of one's
+own, `my-task.toml`. A file may name a task of the package as its `base`: its own keys replace those of the base, and
+`train_more` is appended to the base's `train`. `${NAME}` in `data.files` and `data.options` refers to a key of
+`data.variables`, which an environment variable of that name overrides.
+
+A recipe of one's own has a table `text` with the paths of text files, seen from the folder of the recipe; without
+`base` it is based on bible-de-en, or for one language on shakespeare-lm:
+
+    source = "de"
+    target = "en"
+    [text]
+    train = ["train.de", "train.en"]
+    valid = ["valid.de", "valid.en"]
+    test = ["test.de", "test.en"]
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 import string
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.schema import SchemaError as TaskError
 
 FOLDER = Path(__file__).parent / "standard"
-HELP = "a task, such as bible-de-en or iwslt14-de-en.prenorm"
+HELP = "a task, such as bible-de-en or iwslt14-de-en.prenorm, or the path of a recipe of your own, my-task.toml"
+OWN = ".toml"
+COPIES = "recipes"
+"""The folder in the output folder that has a copy of each recipe of one's own whose data was prepared."""
+OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+SPLITS = ("train", "valid", "test")
+FLAGS = ("train", "budget", "full_budget", "evaluate")
 
-KEYS: dict[str, type] = {
-    "kind": str,
-    "source": str,
-    "target": str,
-    "arch": str,
-    "train": str,
-    "train_more": str,
-    "budget": str,
-    "full_budget": str,
-    "keep_checkpoints": int,
-    "evaluate": str,
-    "base": str,
-    "data": dict,
-}
-DATA_KEYS: dict[str, type] = {
-    "corpus": str,
-    "name": str,
-    "subwords": str,
-    "vocabulary": int,
-    "tokenizer": str,
-    "lowercase": bool,
-    "preprocess": str,
-    "partial": bool,
-    "options": dict,
-    "variables": dict,
-    "files": list,
-}
-FILE_KEYS: dict[str, type] = dict.fromkeys(("url", "checksum", "file", "package", "version"), str)
-CHOICES = {
-    "kind": ("translation", "language_model"),
-    "data.subwords": ("sentencepiece", "subword-nmt", "bytes", "words", "prepared"),
-    "data.tokenizer": ("", "moses"),
-}
-REQUIRED = ("kind", "arch", "train", "budget", "evaluate", "data", "data.corpus", "data.files")
-TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "a table", list: "a list of tables"}
+Kind = Literal["translation", "language_model"]
+Subwords = Literal["sentencepiece", "subword-nmt", "bytes", "words", "prepared"]
+Tokenizer = Literal["", "moses"]
+Size = Annotated[int, Meta(gt=0)]
+Paths = Annotated[str | list[str], Meta(description="a path, or in a translation two: of the source and of the target")]
 
 
-class TaskError(ValueError):
-    """A recipe is missing, or a key in its file is wrong; the message names the file and the key."""
-
-
-@dataclass(frozen=True)
-class File:
+class File(schema.Strict, frozen=True):
     """A published file: at `url`, in a Python `package` of a given `version`, or only provided by the user."""
 
-    file: str
+    file: str = ""
     checksum: str = ""
     url: str = ""
     package: str = ""
     version: str = ""
 
 
-@dataclass(frozen=True)
-class Data:
+class DataTable(schema.Strict, frozen=True, omit_defaults=True):
+    """The table `data` of a recipe's file, which may leave out what its base has."""
+
+    corpus: str = ""
+    name: str = ""
+    subwords: Subwords | None = None
+    vocabulary: Size | None = None
+    tokenizer: Tokenizer | None = None
+    lowercase: bool | None = None
+    preprocess: str | None = None
+    partial: bool | None = None
+    options: dict[str, str | int] | None = None
+    variables: dict[str, str] | None = None
+    files: list[File] | None = None
+
+
+class TextTable(schema.Strict, frozen=True):
+    """The text files of a recipe of one's own, with one sentence a line."""
+
+    train: Paths
+    valid: Paths
+    test: Paths
+
+
+class Recipe(schema.Strict, frozen=True, omit_defaults=True):
+    """A recipe's file."""
+
+    base: str = ""
+    kind: Kind | None = None
+    source: str = ""
+    target: str = ""
+    arch: str = ""
+    train: str | None = None
+    train_more: str = ""
+    budget: str | None = None
+    full_budget: str | None = None
+    evaluate: str | None = None
+    keep_checkpoints: int | None = None
+    data: DataTable | None = None
+    text: TextTable | None = None
+
+
+class Data(schema.Strict, frozen=True):
     """How a corpus is prepared for fairseq.
 
     `tokenizer` "moses": the text is tokenised, and hypotheses are detokenised for scoring. `lowercase`: the text is
@@ -85,25 +112,30 @@ class Data:
     corpus: str
     name: str
     files: tuple[File, ...]
-    subwords: str = "sentencepiece"
+    subwords: Subwords = "sentencepiece"
     vocabulary: int | None = None
-    tokenizer: str = ""
+    tokenizer: Tokenizer = ""
     lowercase: bool = False
     preprocess: tuple[str, ...] = ()
     partial: bool = False
-    options: Mapping[str, int] = field(default_factory=dict)
+    options: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.subwords in ("sentencepiece", "subword-nmt") and self.vocabulary is None:
+            raise ValueError(f"vocabulary is missing; allowed with subwords {self.subwords}: a whole number above 0")
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(schema.Strict, frozen=True):
     """A task's recipe.
 
     `keep_checkpoints` is how many checkpoints saved at update intervals are kept; with 0, checkpoints are saved by
-    epoch, as set in `train`. `evaluate` holds flags of fairseq-generate or fairseq-eval-lm.
+    epoch, as set in `train`. `evaluate` holds flags of fairseq-generate or fairseq-eval-lm. `reference` is what `load`
+    takes from any folder: the name, or the path of one's own file.
     """
 
     name: str
-    kind: str
+    reference: str
+    kind: Kind
     arch: str
     train: tuple[str, ...]
     budget: tuple[str, ...]
@@ -114,9 +146,17 @@ class Task:
     full_budget: tuple[str, ...] = ()
     keep_checkpoints: int = 1
 
+    def __post_init__(self) -> None:
+        if self.is_translation and not (self.source and self.target):
+            raise ValueError("a translation needs the keys 'source' and 'target'")
+
     @property
     def is_translation(self) -> bool:
         return self.kind == "translation"
+
+    @property
+    def is_own(self) -> bool:
+        return self.reference != self.name
 
     @property
     def result_kind(self) -> str:
@@ -125,7 +165,7 @@ class Task:
             return "translation"
         return "characters" if self.data.subwords == "bytes" else "words"
 
-    @cached_property
+    @property
     def suffixes(self) -> tuple[str, ...]:
         """Returns the suffixes of the prepared text files."""
         return tuple(sorted((self.source, self.target))) if self.is_translation else ("txt",)
@@ -144,106 +184,133 @@ class Task:
 
 
 def names() -> list[str]:
-    """Returns the names of all tasks."""
+    """Returns the names of the package's tasks."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load(name: str) -> Task:
-    """Returns a task.
+    """Returns the task of a name, or of a path that ends in `.toml`.
 
     Raises TaskError, naming the file and the key, if there is no such task or its recipe is wrong.
     """
-    values = _read(name)
     path = _path(name)
-    data = values.get("data", {})
-    for key in REQUIRED:
-        table, _, inner = key.rpartition(".")
-        if inner not in (data if table else values):
-            raise TaskError(f"{path}: key '{key}' is missing")
-    if values["kind"] == "translation" and not (values.get("source") and values.get("target")):
-        raise TaskError(f"{path}: a translation needs the keys 'source' and 'target'")
-    subwords = data.get("subwords", Data.subwords)
-    if subwords in ("sentencepiece", "subword-nmt") and data.get("vocabulary", 0) <= 0:
-        raise TaskError(f"{path}: key 'data.vocabulary' must be a whole number above 0 for subwords '{subwords}'")
-    try:
-        for key in ("train", "budget", "full_budget", "evaluate"):
-            values[key] = tuple(shlex.split(values.get(key, "")))
-        data["preprocess"] = tuple(shlex.split(data.get("preprocess", "")))
-    except ValueError as error:
-        raise TaskError(f"{path}: key '{key}' cannot be split into words: {error}") from error
+    values = _read(name)
+    text = values.pop("text", None)
+    data = values.setdefault("data", {})
+    if text is not None:
+        data |= _data_of_text(path, text, values)
+    for key in (*FLAGS, "preprocess"):
+        table = data if key == "preprocess" else values
+        if key in table:
+            table[key] = _words(path, key, table[key])
     variables = {key: os.environ.get(key, value) for key, value in data.pop("variables", {}).items()}
-    data["files"] = tuple(_file(path, entry, variables) for entry in data["files"])
-    options = data.get("options", {})
-    data["options"] = {key: _whole_number(path, key, _fill(path, value, variables)) for key, value in options.items()}
-    data.setdefault("name", name.partition(".")[0])
-    values["data"] = Data(**data)
-    return Task(name=name, **values)
+    if "files" in data:
+        data["files"] = [_file(path, entry, variables) for entry in data["files"]]
+    options = {key: _fill(path, value, variables) for key, value in data.get("options", {}).items()}
+    data["options"] = {key: int(value) if value.isdecimal() else value for key, value in options.items()}
+    data.setdefault("name", path.stem.partition(".")[0])
+    reference = str(path.resolve()) if name.endswith(OWN) else name
+    return schema.check({**values, "name": path.stem, "reference": reference}, Task, str(path))
 
 
-def of_runs(folder_name: str) -> Task:
+def of_runs(folder_name: str, out: Path | None = None) -> Task:
     """Returns the task of the runs in `OUT/runs/TASK` or, with the full budget, `OUT/runs/TASK-full`.
 
-    Raises TaskError as `load` does, and if the task has no full budget.
+    A task of one's own is found in the output folder. Raises TaskError as `load` does, and if the task has no full
+    budget.
     """
-    task = load(folder_name.removesuffix("-full"))
+    name = folder_name.removesuffix("-full")
+    copy = None if out is None else out / COPIES / f"{name}{OWN}"
+    task = load(str(copy) if copy is not None and copy.is_file() else name)
     if folder_name.endswith("-full") and not task.full_budget:
-        raise TaskError(f"{_path(task.name)}: key 'full_budget' is missing, so there is no {folder_name}")
+        raise TaskError(f"{_path(task.reference)}: key 'full_budget' is missing, so there is no {folder_name}")
     return task
 
 
 def _path(name: str) -> Path:
-    return FOLDER / f"{name}.toml"
+    return Path(name) if name.endswith(OWN) else FOLDER / f"{name}{OWN}"
 
 
 def _read(name: str) -> dict[str, Any]:
+    """Returns the keys of a recipe and its base."""
     path = _path(name)
-    if name not in (known := names()):
-        near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, 1))
-        raise TaskError(f"no recipe for task '{name}'{near or '; there are: ' + ' '.join(known)}")
+    if name.endswith(OWN):
+        _check_name(path)
+    elif name not in (known := names()):
+        near = [f"{name}{OWN}"] if Path(f"{name}{OWN}").is_file() else difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
+        raise TaskError(f"no recipe for task '{name}'; {hint}")
+    values = msgspec.to_builtins(schema.read_toml(path, Recipe))
+    text = values.get("text")
+    if not (base_name := values.pop("base", "")):
+        if text is None:
+            return values
+        languages = [key for key in ("source", "target") if values.get(key)]
+        if len(languages) == 1:
+            raise TaskError(f"{path}: a translation needs the keys 'source' and 'target', not {languages[0]} alone")
+        base_name = "bible-de-en" if languages else "shakespeare-lm"
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise TaskError(f"{path}: {error}") from error
-    _check(path, values, KEYS)
-    _check(path, values.get("data", {}), DATA_KEYS, "data.")
-    for entry in values.get("data", {}).get("files", []):
-        _check(path, entry, FILE_KEYS, "data.files.")
-    if "base" not in values:
-        return values
-    base = _read(values.pop("base"))
+        base = _read(base_name)
+    except TaskError as error:
+        raise TaskError(f"{path}: base: {error}") from error
     more = values.pop("train_more", "")
     merged = {**base, **values, "data": {**base["data"], **values.get("data", {})}}
     merged["train"] = f"{merged['train']} {more}"
+    if text is not None:
+        # What belongs to the base's own corpus stays behind.
+        for key in base["data"].keys() & {"corpus", "name", "files", "options", "variables", "preprocess", "partial"}:
+            merged["data"].pop(key)
+        if "preprocess" in values.get("data", {}):
+            merged["data"]["preprocess"] = values["data"]["preprocess"]
     return merged
 
 
-def _check(path: Path, values: dict[str, Any], keys: dict[str, type], prefix: str = "") -> None:
-    for key, value in values.items():
-        if key not in keys:
-            raise TaskError(f"{path}: unknown key '{prefix}{key}'; allowed: {', '.join(keys)}")
-        if type(value) is not keys[key]:
-            raise TaskError(f"{path}: key '{prefix}{key}' must be {TYPE_NAMES[keys[key]]}, not {value!r}")
-        allowed = CHOICES.get(prefix + key)
-        if allowed and value not in allowed:
-            raise TaskError(f"{path}: key '{prefix}{key}' must be one of {', '.join(allowed)}, not {value!r}")
+def _check_name(path: Path) -> None:
+    if path.stem in names():
+        raise TaskError(f"{path}: a task of the package has this name; allowed: another name")
+    if not OWN_NAME.fullmatch(path.stem) or path.stem.endswith("-full"):
+        raise TaskError(f"{path}: the name is not allowed; allowed: letters, digits, '-' and '_', without '-full'")
 
 
-def _fill(path: Path, text: str, variables: Mapping[str, str]) -> str:
+def _data_of_text(path: Path, text: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the table `text` means as keys of `data`."""
+    languages = [values["source"], values["target"]] if values["kind"] == "translation" else []
+    if values["data"].get("subwords") in ("bytes", "prepared"):
+        raise TaskError(
+            f"{path}: data.subwords is {schema.show(values['data']['subwords'])}; allowed with a table text: "
+            "sentencepiece, subword-nmt, words"
+        )
+    if languages and languages[0] == languages[1]:
+        raise TaskError(f"{path}: target is {schema.show(languages[1])}; allowed: another name than that of the source")
+    files = []
+    for split in SPLITS:
+        paths = [text[split]] if isinstance(text[split], str) else text[split]
+        if len(paths) != (len(languages) or 1):
+            allowed = "two paths, of the source and of the target" if languages else "one path"
+            raise TaskError(f"{path}: text.{split} is {schema.show(text[split])}; allowed: {allowed}")
+        files += [{"file": str((path.parent / each).resolve())} for each in paths]
+    flags = f"--source-lang {languages[0]} --target-lang {languages[1]} --joined-dictionary" if languages else ""
+    return {"corpus": "text", "files": files, "preprocess": values["data"].get("preprocess", flags or "--only-source")}
+
+
+def _words(path: Path, key: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise TaskError(f"{path}: key '{key}' cannot be split into words: {error}") from error
+
+
+def _fill(path: Path, text: str | int, variables: Mapping[str, str]) -> str:
     try:
         return string.Template(str(text)).substitute(variables)
     except (KeyError, ValueError) as error:
         raise TaskError(f"{path}: {error} in '{text}' is not a key of data.variables") from error
 
 
-def _whole_number(path: Path, key: str, value: str) -> int:
-    if not value.isdecimal():
-        raise TaskError(f"{path}: key 'data.options.{key}' must be a whole number, not '{value}'")
-    return int(value)
-
-
-def _file(path: Path, entry: dict[str, str], variables: Mapping[str, str]) -> File:
-    filled = {key: _fill(path, value, variables) for key, value in entry.items()}
-    if "file" not in filled and not filled.get("url"):
-        raise TaskError(f"{path}: each of data.files needs the key 'url' or 'file'")
-    filled.setdefault("file", filled.get("url", "").rpartition("/")[2])
-    return File(**filled)
+def _file(path: Path, entry: dict[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    filled = {key: _fill(path, value, variables) if variables else value for key, value in entry.items()}
+    if not filled.get("file"):
+        if not filled.get("url"):
+            raise TaskError(f"{path}: each of data.files needs the key 'url' or 'file'")
+        filled["file"] = filled["url"].rpartition("/")[2]
+    return filled

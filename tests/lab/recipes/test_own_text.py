@@ -1,0 +1,192 @@
+"""A recipe of one's own: the commands of docs/your-data.md on 200 made sentence pairs, and what is refused."""
+
+import os
+import random
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fairseq_gpam
+from fairseq_gpam.lab.recipes import own_text, prepare, tasks
+
+PAGE = Path(__file__).parents[3] / "docs/your-data.md"
+TINY = (
+    "--encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
+    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2 --max-update 4 --log-interval 2"
+)
+TINY_LM = (
+    "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
+    "--decoder-input-dim 16 --decoder-output-dim 16 --tokens-per-sample 32 --max-update 2"
+)
+
+
+def write_text(folder, languages=("de", "en"), train=200):
+    """Invented words, and the same words from behind in capitals."""
+    made = random.Random(1)
+    for split, count in (("train", train), ("valid", 20), ("test", 20)):
+        lines = [" ".join(f"{made.choice('bdgkl')}{made.choice('aeiou')}n" for _ in range(5)) for _ in range(count)]
+        for language, text in zip(languages, (lines, [line[::-1].upper() for line in lines]), strict=True):
+            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in text))
+
+
+def blocks(language):
+    text = PAGE.read_text(encoding="utf-8")
+    return [content for kind, content in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if kind == language]
+
+
+@pytest.fixture
+def run(interpreter, tmp_path):
+    """Runs lines of the page in the test's folder; training gets the flags of a tiny model."""
+
+    def run(lines):
+        script = re.sub(r"^fairseq-gpam", f"{interpreter} -m fairseq_gpam", lines, flags=re.MULTILINE)
+        environment = {**os.environ, "PYTHONPATH": str(Path(fairseq_gpam.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def write_recipe(folder, more=""):
+    """The page's recipe, with a small vocabulary and model."""
+    recipe = blocks("toml")[0]
+    name = re.match(r"# (\S+)\n", recipe)[1]
+    recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{more}[text]')
+    (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n")
+    return folder / name
+
+
+def general(text):
+    """Lines without their numbers and paths."""
+    return {re.sub(r"/\S*/", "/", re.sub(r"\d[\d,.]*", "#", line)) for line in text.splitlines()}
+
+
+@pytest.mark.slow  # five trainings, by fairseq's own commands
+def test_the_pages_commands_lead_to_a_score_and_a_comparison(run, tmp_path):
+    write_text(tmp_path)
+    write_recipe(tmp_path)
+    shown = run(next(block for block in blocks("bash") if "prepare" in block))
+    assert general(blocks("")[0]) <= general(shown)
+    assert (tmp_path / "out/runs/my-task/dagpam/1/hypotheses.txt").read_text().count("\n") == 20
+    grid = next(block for block in blocks("toml") if "[arms]" in block)
+    (tmp_path / "my-grid.toml").write_text(grid.replace("[1, 2, 3, 4, 5]", "[1, 2]"))
+    shown = run(next(block for block in blocks("bash") if "experiment" in block))
+    assert re.search(r"\| dagpam +\| 2 ", shown)
+    assert "dagpam" in run("fairseq-gpam results table out/runs/my-task/dagpam/1")
+
+
+@pytest.mark.slow  # fairseq's own commands
+def test_a_language_model_of_ones_own(run, tmp_path):
+    write_text(tmp_path)
+    recipe = f'train_more = "{TINY_LM}"\n[text]\n'
+    recipe += "".join(f'{split} = ["{split}.de"]\n' for split in tasks.SPLITS)
+    (tmp_path / "mine.toml").write_text(f"{recipe}[data]\nvocabulary = 60\n")
+    shown = run(
+        "fairseq-gpam prepare mine.toml\nfairseq-gpam train mine.toml softmax\nfairseq-gpam eval-lm mine.toml softmax\n"
+    )
+    assert "per word" in shown
+    assert "softmax" in run("fairseq-gpam results table out/runs/mine/softmax/1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('train = ["train.de", "train.en"]', 'train = "train.de"', ["text.train", "train.de", "two paths"]),
+        ('train = ["train.de", "train.en"]', "", ["text.train", "missing"]),
+        ('target = "en"', 'target = "de"', ["target", "de"]),
+        ('target = "en"', "", ["target"]),
+        ('target = "en"', 'target = "en"\nbase = "bible"', ["base", "bible-de-en"]),
+        ("[text]", "[texts]", ["texts", "text"]),
+        ("vocabulary = 100", 'subwords = "bytes"', ["subwords", "bytes", "sentencepiece"]),
+        ("vocabulary = 100", "vocabulary = 0", ["vocabulary", "0"]),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_key(tmp_path, old, new, named):
+    path = write_recipe(tmp_path)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(tasks.TaskError) as refusal:
+        tasks.load(str(path))
+    assert all(word in str(refusal.value) for word in [path.name, *named])
+
+
+@pytest.mark.parametrize("name", ["bible-de-en", "mine-full", "mi ne", "mine.other"])
+def test_a_name_that_would_collide_or_make_no_folder_is_refused(tmp_path, name):
+    path = write_recipe(tmp_path).rename(tmp_path / f"{name}.toml")
+    with pytest.raises(tasks.TaskError, match=re.escape(path.name)):
+        tasks.load(str(path))
+
+
+def test_a_name_without_toml_is_answered_with_the_file_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    with pytest.raises(tasks.TaskError, match=r"did you mean my-task\.toml"):
+        tasks.load("my-task")
+
+
+def test_a_base_gives_its_settings_but_not_its_corpus(tmp_path):
+    task = tasks.load(str(write_recipe(tmp_path, 'base = "iwslt14-de-en"\n')))
+    base = tasks.load("iwslt14-de-en")
+    assert (task.arch, task.evaluate, task.data.tokenizer) == (base.arch, base.evaluate, base.data.tokenizer)
+    assert task.train[: len(base.train)] == base.train and task.data.vocabulary == 100
+    assert (task.data.corpus, task.data.name) == ("text", "my-task")
+    assert [Path(file.file).name for file in task.data.files][:2] == ["train.de", "train.en"]
+
+
+def prepared(folder, more=""):
+    task = tasks.load(str(write_recipe(folder, more)))
+    out = folder / "written"
+    out.mkdir()
+    own_text.prepare_text(task, prepare.fetch(task, folder / "out"), out)
+    return out
+
+
+def test_pairs_with_an_empty_side_are_left_out_of_training_but_not_of_the_test(tmp_path, capsys):
+    write_text(tmp_path, train=4)
+    (tmp_path / "train.de").write_text("ein\r\n\nzwei\ndrei\n")
+    (tmp_path / "test.en").write_text("one\n" + "\n" * 19)
+    out = prepared(tmp_path)
+    assert (out / "train.de").read_text() == "ein\nzwei\ndrei\n"
+    assert (out / "train.en").read_text().count("\n") == 3
+    assert (out / "test.en").read_text().count("\n") == 20
+    assert "1 with an empty side" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(None, ["exists"]), (b"one\n", ["1", "200"]), (b"\n" * 200, ["no line with text"]), (b"\xff\n" * 200, ["UTF-8"])],
+)
+def test_a_text_that_does_not_fit_is_refused_with_its_file(tmp_path, content, named):
+    write_text(tmp_path)
+    path = tmp_path / "train.en"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(own_text.TextError) as refusal:
+        prepared(tmp_path)
+    assert all(word in str(refusal.value) for word in [str(path), *named])
+
+
+def test_tokenised_and_lower_cased_text_is_encoded_and_the_raw_text_is_scored(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / "test.en").write_text("Well, DONE.\n" * 20)
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text() + 'tokenizer = "moses"\nlowercase = true\nsubwords = "subword-nmt"\n')
+    task = tasks.load(str(path))
+    (out := tmp_path / "written").mkdir()
+    prepare.read_corpus(task, prepare.fetch(task, tmp_path), out)
+    assert (out / "test.en").read_text().startswith("Well, DONE.\n")
+    assert (out / "input/test.en").read_text().startswith("well , done .\n")
+    assert (out / "subword/codes").is_file()
+
+
+def test_too_many_subwords_are_refused_with_their_key(tmp_path):
+    write_text(tmp_path)
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("= 100", "= 9000"))
+    task = tasks.load(str(path))
+    with pytest.raises(prepare.PrepareError, match=r"9,000.*data\.vocabulary"):
+        prepare.prepare(task, prepare.fetch(task, tmp_path / "out"), tmp_path / "out")
