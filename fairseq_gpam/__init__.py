@@ -1,8 +1,8 @@
 """daGPAM attention for fairseq, with the mechanisms it is compared with: the package that `--user-dir` points to.
 
 Importing it beside an installed fairseq checks that one, makes its loading of checkpoints safe, arranges a clean end of
-distributed training, and registers models, architectures, the optimiser and the mechanisms of installed packages.
-Importing it again is harmless. Without fairseq, `fairseq_gpam.attention` works with PyTorch alone.
+distributed training, and registers models, architectures, the optimiser, a criterion and the mechanisms of installed
+packages. Importing it again is harmless. Without fairseq, `fairseq_gpam.attention` works with PyTorch alone.
 """
 
 import functools
@@ -21,7 +21,7 @@ __all__ = ["__version__", "engine", "register", "register_attention_hook"]
 def register() -> None:
     """Registers everything with fairseq, once; raises EngineError if no usable fairseq is installed."""
     engine.prepare()
-    from fairseq_gpam import checkpoints, models, optim, plugins  # noqa: F401
+    from fairseq_gpam import answers, checkpoints, models, optim, plugins  # noqa: F401
 
     checkpoints.guard_engine()
     plugins.import_entry_points()

@@ -12,9 +12,9 @@ HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high", "be
 COLUMNS = ("rho", "low", "high", "between", "within")
 NOTE = (
     "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
-    "measure goes with lower loss. The bootstrap draws whole arms; with fewer than four arms there is no interval. "
-    "*Between arms* is ρ of the arms' means over seeds; *within arms* is ρ of what is left of each run when its arm's "
-    "means are subtracted. Intervals are not corrected for the number of measures."
+    "measure goes with lower loss. The bootstrap draws arms and seeds; with fewer than four arms or two seeds there is "
+    "no interval. *Between arms* is ρ of the arms' means over seeds; *within arms* is ρ of what is left of each run "
+    "when the effects of arm and seed are subtracted. Intervals are not corrected for the number of measures."
 )
 
 

@@ -342,15 +342,15 @@ def collapse(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for task in dict.fromkeys(one["task"] for one in runs):
         measured = [
-            (one["name"], _last_layer(one), value)
+            (one["name"], int(one["seed"]), _last_layer(one), value)
             for one in runs
             if one["task"] == task and (value := QUANTITIES[0].of(one)) is not None
         ]
-        for name in dict.fromkeys(name for _, measures, _ in measured for name in measures):
-            own = [(arm, measures[name], value) for arm, measures, value in measured if name in measures]
-            names, x, y = zip(*own, strict=True)
+        for name in dict.fromkeys(name for *_, measures, _ in measured for name in measures):
+            own = [(arm, seed, measures[name], value) for arm, seed, measures, value in measured if name in measures]
+            names, seeds, x, y = zip(*own, strict=True)
             if len(x) >= 3:
-                entry = dataclasses.asdict(statistics.spearman(x, y, names))
+                entry = dataclasses.asdict(statistics.spearman(x, y, names, seeds))
                 points = [list(point) for point in zip(x, y, names, strict=True)]
                 found.append({"group": task, "measure": name, **entry, "points": points})
     return found

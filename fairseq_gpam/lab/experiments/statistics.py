@@ -1,9 +1,10 @@
 """Statistics of comparisons between arms that were trained with the same seeds.
 
-The rules for verdicts, fixed before any run was examined:
+The rules for verdicts of studies without primary contrasts (`contrasts` has the rule of those that name some), fixed
+before any run was examined:
 
-- Runs are paired by seed: the same initial shared weights and the same batches. The tested quantity is the mean over
-  the seeds of the difference arm − baseline.
+- Runs are paired by seed: the same batches and, for parameters whose shapes agree in the whole model, the same initial
+  weights. The tested quantity is the mean over the seeds of the difference arm − baseline.
 - Verdicts use the two-sided paired t test: its p is exact if the differences are normal, and it has power with few
   seeds. The exact sign-flip permutation test is reported too: it assumes only that differences are symmetric, but its
   smallest p is 2/2ⁿ, so with five seeds (0.0625) it can never be significant.
@@ -196,7 +197,7 @@ def compare(
 class Correlation:
     """Spearman's ρ over `n` runs with a 95 % percentile bootstrap interval; undefined values are None.
 
-    `between` is ρ of the groups' means; `within` is ρ of the runs after their group's mean is subtracted.
+    `between` is ρ of the arms' means, `within` that of the runs after the effects of arm and seed are subtracted.
     """
 
     n: int
@@ -208,36 +209,60 @@ class Correlation:
 
 
 def spearman(
-    x: Sequence[float], y: Sequence[float], groups: Sequence[str] | None = None, samples: int = 2000, seed: int = 1
+    x: Sequence[float],
+    y: Sequence[float],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    samples: int = 2000,
+    seed: int = 1,
 ) -> Correlation:
-    """Returns Spearman's rank correlation of `x` and `y`.
+    """Returns Spearman's rank correlation of `x` and `y` over runs, each of an arm and a seed.
 
-    The bootstrap draws whole `groups` (arms) with replacement, because the runs of an arm are not independent; without
-    groups it draws single runs. There is no interval for fewer than four runs or groups, or for constant values.
+    Neither the runs of an arm nor those of a seed, which share batches, are independent: the bootstrap draws arms and
+    seeds, both with replacement, and takes the runs of each drawn pair. There is no interval for fewer than four arms
+    or two seeds, or for constant values.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     rho = _rank_correlation(a, b)
     if rho is None:
         return Correlation(len(a), None)
-    names = np.asarray(groups if groups is not None else range(len(a)))
-    _, member = np.unique(names, return_inverse=True)
-    counts = np.bincount(member)
-    mean_a, mean_b = (np.bincount(member, values) / counts for values in (a, b))
-    several = (counts > 1)[member]
-    within = _rank_correlation((a - mean_a[member])[several], (b - mean_b[member])[several])
-    found = Correlation(len(a), rho, between=_rank_correlation(mean_a, mean_b), within=within)
-    if len(counts) < 4:
+    arm_names, arm_of = np.unique(np.asarray(arms), return_inverse=True)
+    seed_names, seed_of = np.unique(np.asarray(seeds), return_inverse=True)
+    counts = np.bincount(arm_of)
+    means = [np.bincount(arm_of, values) / counts for values in (a, b)]
+    found = Correlation(len(a), rho, between=_rank_correlation(*means), within=_within(a, b, arm_of, seed_of))
+    if len(arm_names) < 4 or len(seed_names) < 2:
         return found
     generator = np.random.default_rng(seed)
-    members = [np.flatnonzero(names == name) for name in dict.fromkeys(names.tolist())]
     drawn = []
     for _ in range(samples):
-        chosen = np.concatenate([members[k] for k in generator.integers(len(members), size=len(members))])
+        often_arm, often_seed = (
+            np.bincount(generator.integers(size, size=size), minlength=size)
+            for size in (len(arm_names), len(seed_names))
+        )
+        chosen = np.repeat(np.arange(len(a)), often_arm[arm_of] * often_seed[seed_of])
         value = _rank_correlation(a[chosen], b[chosen])
         if value is not None:
             drawn.append(value)
+    if not drawn:
+        return found
     low, high = np.quantile(drawn, (ALPHA / 2, 1 - ALPHA / 2))
     return dataclasses.replace(found, low=float(low), high=float(high))
+
+
+def _within(x: np.ndarray, y: np.ndarray, arm_of: np.ndarray, seed_of: np.ndarray) -> float | None:
+    """Returns ρ of what additive effects of arm and seed leave over; None if they leave fewer than three dimensions."""
+    effects = np.concatenate([np.eye(arm_of.max() + 1)[arm_of], np.eye(seed_of.max() + 1)[seed_of]], axis=1)
+    basis, sizes, _ = np.linalg.svd(effects, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * sizes[0]]
+    if len(x) - basis.shape[1] < 3:
+        return None
+    rest = [values - basis @ (basis.T @ values) for values in (x, y)]
+    # What is left by rounding alone is no spread.
+    if any(np.abs(left).max() <= 1e-9 * np.abs(values).max() for left, values in zip(rest, (x, y), strict=True)):
+        return None
+    several = (np.bincount(arm_of) > 1)[arm_of] & (np.bincount(seed_of) > 1)[seed_of]
+    return _rank_correlation(rest[0][several], rest[1][several])
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-RECORD = re.compile(r"\| INFO \| (train_inner|train|valid) \| (\{.*\})$", re.MULTILINE)
+RECORD = re.compile(r"\| INFO \| (train_inner|train|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
 NOT_FINITE = re.compile(r"^FloatingPointError: (?!Fatal error: gradients are inconsistent)(.*?)\.?$", re.MULTILINE)
 TRANSLATED = re.compile(
@@ -72,6 +72,7 @@ def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType(
     best = min(finite, key=lambda number: finite[number], default=0)
     best_loss = math.nan if diverged else losses[best]
     trained = {number: float(train[number]["loss"]) for number in sorted(train)}
+    answered = {number: float(one["valid_accuracy"]) for number, one in valid.items() if "valid_accuracy" in one}
     return {
         "parameters": sum({kind: _number(n) for kind, n in PARAMETERS.findall(log)}.values()),
         "updates": max(losses) if losses else max(train, default=0),
@@ -82,6 +83,7 @@ def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType(
         "curve": {
             "train": [[number, loss] for number, loss in trained.items() if math.isfinite(loss)],
             "valid": [[number, finite[number]] for number in sorted(finite)],
+            **({"accuracy": [[number, answered[number]] for number in sorted(answered)]} if answered else {}),
         },
         **({"diverged": dict(diverged)} if diverged else {}),
     }
@@ -125,6 +127,21 @@ def parse_evaluation_log(log: str) -> dict[str, Any]:
         "tokens_per_second": float(evaluated[3]),
         "bits_per_subword": float(loss[1]),
     }
+
+
+def parse_answers(log: str) -> dict[str, dict[str, float]]:
+    """Returns the loss (bits an answer) and the accuracy on each test set from fairseq-validate's log, by its name.
+
+    Raises `ValueError` if the log has none.
+    """
+    found = {}
+    for name, text in RECORD.findall(log):
+        if name.startswith("test"):
+            values = json.loads(text)
+            found[name] = {key: float(values[f"{name}_{key}"]) for key in ("loss", "accuracy")}
+    if not found:
+        raise ValueError("the log of fairseq-validate has no line of a test set")
+    return found
 
 
 def count_tokens(path: Path) -> int:

@@ -210,7 +210,13 @@ def binarise(task: Task, text: Path, out: Path) -> None:
     from fairseq import options
 
     suffix = "" if task.is_translation else f".{task.suffixes[0]}"
-    arguments = [word for split in subwords.SPLITS for word in (f"--{split}pref", str(text / f"{split}{suffix}"))]
+    further = sorted(path.stem for path in text.glob(f"test[0-9]{suffix}")) if suffix else []
+    prefixes = {"train": ["train"], "valid": ["valid"], "test": ["test", *further]}
+    arguments = [
+        word
+        for split, names in prefixes.items()
+        for word in (f"--{split}pref", ",".join(str(text / f"{name}{suffix}") for name in names))
+    ]
     arguments += ["--destdir", str(out), *task.data.preprocess, "--workers", os.environ.get("WORKERS", "1")]
     messages = io.StringIO()
     root = logging.getLogger()

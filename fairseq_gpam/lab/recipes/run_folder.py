@@ -303,7 +303,7 @@ def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
     return ":".join(sums)
 
 
-def _evaluation(
+def record_evaluation(
     run: Run, stage: str, command: Sequence[str], overwrite: bool, measure: Callable[[int], dict[str, Any]]
 ) -> bool:
     """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
@@ -357,7 +357,7 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
         run.say(f"{measured['sentences']:,} sentences translated")
         return measured
 
-    if not _evaluation(run, "generate", command, overwrite, translate):
+    if not record_evaluation(run, "generate", command, overwrite, translate):
         run.say(f"translated already: {run.folder}")
 
 
@@ -386,7 +386,7 @@ def evaluate(
             return logs.bits_per_character(evaluation, text.stat().st_size, subwords)
         return logs.perplexities(evaluation, logs.count_tokens(text), subwords)
 
-    if not _evaluation(run, "eval-lm", command, overwrite, measure):
+    if not record_evaluation(run, "eval-lm", command, overwrite, measure):
         run.say(f"evaluated already: {run.folder}")
     entry = stage_results.read(run.folder)["eval-lm"]
     if by_bytes:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fairseq_gpam.lab.recipes import stage_results, stages
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
@@ -160,11 +160,12 @@ def paired_bootstrap(
 ) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
     """Returns sacreBLEU's paired bootstrap of two runs' BLEU and chrF2 by metric, and the signatures.
 
-    The first run is the baseline, whose p is None.
+    The first run is the baseline, whose p is None. Where resampling says nothing, p is 1: if the scores are equal, or
+    if there are not two different sentences.
     """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.base import Metric
-    from sacrebleu.significance import PairedTest
+    from sacrebleu.significance import PairedTest, Result
 
     systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
     metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
@@ -172,6 +173,12 @@ def paired_bootstrap(
     # sacreBLEU logs each step to standard error.
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
+    different = len(set(zip(systems[0][1], systems[1][1], references[0], strict=True)))
+    for metric in metrics:
+        baseline, other = (cast(Result, one) for one in measured[metric])
+        # sacreBLEU counts resamples that differ more than the observed scores, of which there are none in these cases.
+        if different < 2 or baseline.score == other.score:
+            other.p_value = 1.0
     return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {
         name: str(one) for name, one in signatures.items()
     }

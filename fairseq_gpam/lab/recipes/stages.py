@@ -15,7 +15,7 @@ import fairseq_gpam
 from fairseq_gpam import engine
 from fairseq_gpam.arguments import positive_number, seed
 from fairseq_gpam.attention.core.base import check_known
-from fairseq_gpam.lab.recipes import run_folder, tasks
+from fairseq_gpam.lab.recipes import answering, run_folder, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
 from fairseq_gpam.lab.recipes.tasks import Task
@@ -142,13 +142,15 @@ def train_command(run: RunSettings) -> list[str]:
 
 
 def evaluation_command(run: RunSettings) -> list[str]:
-    """Returns the command line of fairseq-generate or fairseq-eval-lm."""
+    """Returns the command line of fairseq-generate, fairseq-eval-lm or, for a text with questions, fairseq-validate."""
     program, flags = "fairseq-generate", languages(run.task)
     if not run.task.is_translation:
         program, flags = "fairseq-eval-lm", []
+        if run.task.has_questions:
+            program, flags = "fairseq-validate", ["--task", "language_modeling"]
     flags += run.task.evaluate
     trained = run.folder / "train.command"
-    if not run.task.is_translation and trained.exists():
+    if program == "fairseq-eval-lm" and trained.exists():
         # fairseq silently skips blocks that are longer than the model allows.
         length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
         if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
@@ -180,6 +182,9 @@ def evaluate(run: RunSettings) -> None:
     if task.is_translation:
         raise RunError(f"{task.name} is a translation task; use generate and score")
     need_data(run)
+    if task.has_questions:
+        answering.answer(run.run, evaluation_command(run), run.overwrite)
+        return
     test = f"test.{task.suffixes[0]}"
     text, subword = task.text(run.out) / test, task.binarised_text(run.out) / test
     by_bytes = task.data.subwords == "bytes"

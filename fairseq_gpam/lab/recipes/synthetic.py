@@ -4,6 +4,7 @@ a minute. A word that begins with "?" asks: the word after it can be told from t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,18 +35,76 @@ def best_bits(lines: np.ndarray, symbols: int) -> float:
     return ngrams.predictor_bits(lines, 1, symbols, CONCENTRATION) * length / (length + 1)
 
 
-GENERATORS: dict[str, Callable[[np.random.Generator, int, Mapping[str, int]], Lines]] = {"bigrams": bigrams}
+def flip_flop(generator: np.random.Generator, count: int, options: Mapping[str, int], sparse: bool = False) -> Lines:
+    """Yields lines of `pairs` instructions and bits: write, ignore, or read, which asks for the bit written last.
+
+    The first instruction writes and the last one reads (arXiv 2306.00946). A tenth of the others write, a tenth read;
+    `sparse`: a fiftieth and three hundredths, so that the bit to read was written long before.
+    """
+    write, read = (0.02, 0.03) if sparse else (0.1, 0.1)
+    for _ in range(count):
+        kinds = generator.choice(3, size=options["pairs"], p=(write, read, 1 - write - read))
+        kinds[0], kinds[-1] = 0, 1
+        bits = generator.integers(2, size=len(kinds))
+        # A read repeats the bit of the last write.
+        written = np.maximum.accumulate(np.where(kinds == 0, np.arange(len(kinds)), 0))
+        bits = np.where(kinds == 1, bits[written], bits)
+        yield [word for kind, bit in zip(kinds, bits, strict=True) for word in (("w", "?", "i")[kind], str(bit))]
+
+
+def lookup(generator: np.random.Generator, count: int, options: Mapping[str, int]) -> Lines:
+    """Yields lines of `pairs` words, each a key with its value, and then each key in another order with its value."""
+    for _ in range(count):
+        keys = generator.permutation(options["keys"])[: options["pairs"]]
+        values = generator.integers(options["values"], size=len(keys))
+        asked = (word for at in generator.permutation(len(keys)) for word in (f"?{keys[at]}", f"v{values[at]}"))
+        yield [*(f"{key}=v{value}" for key, value in zip(keys, values, strict=True)), *asked]
+
+
+def set_difference(generator: np.random.Generator, count: int, options: Mapping[str, int]) -> Lines:
+    """Yields lines of `chosen` words out of `symbols`, a mark, all but one of them reordered, and the missing one."""
+    for _ in range(count):
+        chosen = [f"s{symbol}" for symbol in generator.permutation(options["symbols"])[: options["chosen"]]]
+        rest = [chosen[at] for at in generator.permutation(len(chosen))]
+        yield [*chosen, "|", *rest[:-1], "?", rest[-1]]
+
+
+def filler(generator: np.random.Generator, count: int, options: Mapping[str, int], length: int = 0) -> Lines:
+    """Yields lines of `length` words, meaningless but for `pairs` keys with values at random places; asks for one."""
+    for _ in range(count):
+        line = [f"f{word}" for word in generator.integers(options["fillers"], size=(length or options["length"]) - 2)]
+        keys = generator.permutation(options["keys"])[: options["pairs"]]
+        values = generator.integers(options["values"], size=len(keys))
+        for place, key, value in zip(generator.permutation(len(line)), keys, values, strict=False):
+            line[place] = f"{key}=v{value}"
+        yield [*line, f"?{keys[0]}", f"v{values[0]}"]
+
+
+GENERATORS: dict[str, Callable[[np.random.Generator, int, Mapping[str, int]], Lines]] = {
+    "bigrams": bigrams,
+    "flip-flop": flip_flop,
+    "lookup": lookup,
+    "set-difference": set_difference,
+    "filler": filler,
+}
 """By corpus: yields a number of lines from a random generator and the recipe's options."""
+
+MORE_TESTS: dict[str, tuple[Callable[[np.random.Generator, int, Mapping[str, int]], Lines], ...]] = {
+    "flip-flop": (partial(flip_flop, sparse=True),),
+    "filler": tuple(partial(filler, length=length) for length in (256, 512, 1024)),
+}
+"""Further test sets, `test1`, `test2`, …, of another distribution than the training's."""
 
 
 def write(corpus: str, options: Mapping[str, int], out: Path) -> None:
     """Writes the splits of a synthetic task to `out`, one line a sequence, each split from a seed of its own."""
-    for number, split in enumerate(SPLITS):
-        generator = np.random.default_rng([options["seed"], number])
-        lines = list(GENERATORS[corpus](generator, options[split], options))
-        (out / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
-        print(f"{split}: {len(lines):,} lines, {sum(map(len, lines)):,} words", flush=True)
-        if corpus == "bigrams" and split != "train":
+    sets = [(split, split, GENERATORS[corpus]) for split in SPLITS]
+    sets += [(f"test{number}", "test", more) for number, more in enumerate(MORE_TESTS.get(corpus, ()), start=1)]
+    for number, (name, size, generate) in enumerate(sets):
+        lines = list(generate(np.random.default_rng([options["seed"], number]), options[size], options))
+        (out / f"{name}.txt").write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
+        print(f"{name}: {len(lines):,} lines, {sum(map(len, lines)):,} words", flush=True)
+        if corpus == "bigrams" and name != "train":
             symbols = np.array([[int(word[1:]) for word in line] for line in lines])
             bits = best_bits(symbols, options["symbols"])
-            print(f"{split}: the best possible predictor loses {bits:.4f} bits a token", flush=True)
+            print(f"{name}: the best possible predictor loses {bits:.4f} bits a token", flush=True)

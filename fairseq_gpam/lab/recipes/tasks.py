@@ -159,6 +159,11 @@ class Task(schema.Strict, frozen=True):
         return self.reference != self.name
 
     @property
+    def has_questions(self) -> bool:
+        """Returns whether only answers count: the words after those that begin with a question mark."""
+        return "answer_cross_entropy" in self.train
+
+    @property
     def result_kind(self) -> str:
         """Returns the kind of results: "translation", or for a language model "words" or "characters" (bytes)."""
         if self.is_translation:

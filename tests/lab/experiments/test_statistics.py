@@ -161,38 +161,45 @@ def test_the_seeds_that_are_needed_have_the_power_that_is_promised():
     assert statistics.seeds_needed(0.0, 1.0, 1) is None
 
 
+def cells(arms, seeds):
+    """The arm and the seed of every run of a whole table."""
+    return [f"arm {arm}" for arm in range(arms) for _ in range(seeds)], list(range(seeds)) * arms
+
+
 def test_spearman_and_its_interval():
     generator = np.random.default_rng(4)
+    where = cells(10, 4)
     x = generator.normal(size=40)
     y = x + generator.normal(size=40)
-    found = statistics.spearman(x, y)
+    found = statistics.spearman(x, y, *where)
     assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert found.low < found.rho < found.high
-    assert found.low > 0
-    unrelated = statistics.spearman(x, generator.normal(size=40))
+    assert 0 < found.low < found.rho < found.high
+    unrelated = statistics.spearman(x, generator.normal(size=40), *where)
     assert unrelated.low < 0 < unrelated.high
-    assert statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4]).rho is None
-    assert statistics.spearman([1, 2, 3], [1, 2, 3]).low is None
+    assert statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4], *cells(2, 2)).rho is None
+    assert statistics.spearman([1, 2, 3, 4], [1, 2, 3, 5], *cells(2, 2)).low is None
 
 
-def test_correlation_between_arms_is_distinguished_from_correlation_within_arms():
-    """Between the arms both rise, within each arm one falls as the other rises; an arm of one run tells nothing."""
-    x = [0, 1, 2, 10, 11, 12, 20, 21, 22, 30]
-    y = [2, 1, 0, 12, 11, 10, 22, 21, 20, 30]
-    found = statistics.spearman(x, y, list("aaabbbcccd"))
-    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert found.between == pytest.approx(1)
+def test_what_is_common_to_an_arm_or_to_a_seed_is_no_correlation_within():
+    """Arms and seeds shift both quantities alike; what is left over goes the other way."""
+    generator = np.random.default_rng(5)
+    arms, seeds = cells(12, 6)
+    shift = np.repeat(generator.normal(0, 10, 12), 6) + np.tile(generator.normal(0, 10, 6), 12)
+    own = generator.normal(size=72)
+    found = statistics.spearman(shift + own, shift - own, arms, seeds)
+    assert found.rho > 0.8 and found.between > 0.8
     assert found.within == pytest.approx(-1)
-    alone = statistics.spearman(x, y)
-    assert alone.within is None
-    assert alone.between == pytest.approx(alone.rho)
+    only_shifts = statistics.spearman(shift, 2 * shift, arms, seeds)
+    assert only_shifts.within is None
 
 
-def test_runs_of_one_arm_count_as_one_observation():
-    """Copies of four arms' runs do not make the interval narrower."""
-    x, y, arms = [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 3.0, 2.0, 5.0, 4.0], list("abcde")
-    once = statistics.spearman(x, y, arms)
-    copied = statistics.spearman(x * 10, y * 10, arms * 10)
-    single = statistics.spearman(x * 10, y * 10)
-    assert copied.high - copied.low == pytest.approx(once.high - once.low, abs=0.05)
-    assert single.high - single.low < (once.high - once.low) / 2
+def test_neither_copied_seeds_nor_copied_arms_make_the_interval_narrower():
+    x, y = np.arange(6.0), np.array([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
+    names = [f"arm {number}" for number in range(6)]
+    twice = statistics.spearman(np.tile(x, 2), np.tile(y, 2), names * 2, np.repeat([1, 2], 6))
+    often = statistics.spearman(np.tile(x, 20), np.tile(y, 20), names * 20, np.repeat(range(20), 6))
+    assert often.high - often.low == pytest.approx(twice.high - twice.low, abs=0.05)
+    seeds = list(range(6)) * 20
+    arms = np.repeat([f"arm {number}" for number in range(20)], 6)
+    copied_arms = statistics.spearman(np.tile(x, 20), np.tile(y, 20), arms, seeds)
+    assert copied_arms.high - copied_arms.low > twice.high - twice.low - 0.1

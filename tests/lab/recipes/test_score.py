@@ -78,3 +78,30 @@ def test_compare_is_a_paired_test(tmp_path):
     assert "BLEU: 100.00" in text
     assert "p = " in text
     assert "baseline" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["a cat", "a dog runs", "no"], ["a cat", "a dog runs", "no"]),
+        (["", ""], ["", ""]),
+        (["a cat sat on the mat"], ["a dog"]),
+        (["a cat"] * 5, ["a dog sat"] * 5),
+        (["a dog", "a cat"], ["", ""]),
+    ],
+    ids=["identical", "empty", "one sentence", "one sentence five times", "one side empty"],
+)
+def test_p_is_one_where_resampling_says_nothing(tmp_path, first, second):
+    texts = {"a": first, "b": second, "ref": ["a cat sat on the mat", "a dog runs away", "no more"][: len(first)]}
+    if len(first) == 5:
+        texts["ref"] = ["a cat sat"] * 5
+    for name, lines in texts.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / run_folder.HYPOTHESES).write_text("".join(f"{line}\n" for line in lines))
+    references = score.References(tmp_path / "ref" / run_folder.HYPOTHESES)
+    measured, _ = score.paired_bootstrap(tmp_path / "a", tmp_path / "b", references, samples=50)
+    for _, other in measured.values():
+        assert 0 < other.p_value <= 1
+        if first == second or len(set(zip(first, second, texts["ref"], strict=True))) < 2:
+            assert other.p_value == 1

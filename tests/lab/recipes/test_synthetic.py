@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from fairseq_gpam import answers
 from fairseq_gpam.lab.recipes import synthetic, tasks
 
 TASKS = [name for name in tasks.names() if tasks.load(name).data.corpus in synthetic.GENERATORS]
@@ -19,6 +22,10 @@ def test_no_line_of_a_task_is_seen_twice_and_splits_differ(name, tmp_path):
     texts = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*.txt"))]
     lines = list(itertools.chain(*texts))
     assert len(set(lines)) == len(lines)
+    if tasks.load(name).has_questions:
+        assert all("?" in line for line in lines)
+        longest = max(len(line.split()) for line in lines) + 1
+        assert longest < int(tasks.load(name).train[tasks.load(name).train.index("--tokens-per-sample") + 1])
     (again := tmp_path / "again").mkdir()
     synthetic.write(data.corpus, small, again)
     assert [path.read_text().splitlines() for path in sorted(again.glob("*.txt"))] == texts
@@ -32,3 +39,71 @@ def test_the_best_predictor_of_bigrams_is_the_posterior_over_their_tables():
         exact = np.mean(np.prod([tables[:, a, b] for a, b in itertools.pairwise(line)], axis=0)) / symbols
         bits = synthetic.best_bits(line[None], symbols) * (len(line) + 1)
         assert bits == pytest.approx(-math.log2(exact), abs=0.05)
+
+
+def answers_of(name, generate=None):
+    """The lines of a task, each with its questions as [place of the question, answer]."""
+    data = tasks.load(name).data
+    generator = np.random.default_rng(1)
+    for line in (generate or synthetic.GENERATORS[data.corpus])(generator, 100, data.options):
+        yield line, [(at, line[at + 1]) for at, word in enumerate(line) if word.startswith("?")]
+
+
+@pytest.mark.parametrize("generate", [synthetic.flip_flop, *synthetic.MORE_TESTS["flip-flop"]])
+def test_a_read_gives_the_bit_written_last(generate):
+    shares = []
+    for line, asked in answers_of("flip-flop", generate):
+        assert asked[-1][0] == len(line) - 2
+        for at, answer in asked:
+            before = "".join(line[:at])
+            assert answer == before[before.rindex("w") + 1]
+        shares.append(line.count("w") / (len(line) / 2))
+    assert np.mean(shares) == pytest.approx(0.13 if generate is synthetic.flip_flop else 0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "generate"),
+    [
+        ("key-lookup", None),
+        ("filler-lookup", None),
+        *(("filler-lookup", more) for more in synthetic.MORE_TESTS["filler"]),
+    ],
+)
+def test_the_value_of_a_key_stands_once_in_the_line(name, generate):
+    for line, asked in answers_of(name, generate):
+        for at, answer in asked:
+            assert line[:at].count(f"{line[at][1:]}={answer}") == 1
+
+
+def test_the_missing_word_is_the_answer():
+    for line, ((at, answer),) in answers_of("set-difference"):
+        mark = line.index("|")
+        assert set(line[:mark]) - set(line[mark + 1 : at]) == {answer}
+
+
+def test_only_answers_count_in_loss_and_accuracy():
+    symbols = ["<pad>", "a", "?", "b"]
+    criterion = answers.AnswerCrossEntropy(
+        SimpleNamespace(source_dictionary=Symbols(symbols), target_dictionary=Symbols(symbols))
+    )
+    tokens = torch.tensor([[1, 2, 3, 1], [2, 1, 1, 0]])
+    target = torch.tensor([[2, 3, 1, 1], [1, 1, 1, 0]])
+    logits = torch.zeros(2, 4, 4)
+    logits[0, 1, 3] = logits[1, 0, 2] = 50.0
+    sample = {"net_input": {"src_tokens": tokens}, "target": target, "ntokens": 7}
+    loss, count, logged = criterion(lambda src_tokens: (logits, None), sample)
+    assert (count, int(logged["correct"])) == (2, 1)
+    assert loss.item() == pytest.approx(50, abs=1e-3)
+    none = Symbols(["<pad>", "a"])
+    with pytest.raises(ValueError, match="no word begins with"):
+        answers.AnswerCrossEntropy(SimpleNamespace(source_dictionary=none, target_dictionary=none))
+
+
+class Symbols:
+    """A dictionary as far as the criterion needs one."""
+
+    def __init__(self, symbols):
+        self.symbols = symbols
+
+    def pad(self):
+        return 0

@@ -1,0 +1,135 @@
+"""The rule of studies that name their primary contrasts in advance, and effects in units that mean something.
+
+Two to four contrasts are primary, each with at least eight seeds. Holm's correction is over the primary ones alone, and
+only they have a verdict; every other difference is exploratory and has an interval. Differences are tested as in
+`statistics`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import optimize, special, stats
+
+from fairseq_gpam.lab.experiments import statistics
+from fairseq_gpam.lab.experiments.statistics import ALPHA, POWER, Difference
+
+MIN_SEEDS = 8
+"""Of a primary contrast; with eight the smallest p of the sign-flip test is 2/2⁸."""
+
+Contrast = tuple[str, str]
+Curve = Sequence[Sequence[float]]
+"""[update, loss] of one run, in the order of updates."""
+
+
+def primary(
+    arms: Mapping[str, Mapping[int, float]],
+    contrasts: Sequence[Contrast],
+    delta: float,
+    lower_is_better: bool,
+    resolution: float = 0.0,
+) -> dict[Contrast, Difference]:
+    """Returns first − second for each primary contrast, Holm-corrected over all of them, run or not, with a verdict.
+
+    `arms` holds values by seed, rounded to steps of `resolution`. With fewer than eight common seeds the verdict is
+    "too few seeds"; a contrast without any is left out.
+    """
+    found = {
+        (arm, other): one
+        for arm, other in contrasts
+        if (one := statistics.difference(arms.get(arm, {}), arms.get(other, {}), resolution)) is not None
+    }
+    tested = {repr(pair): one.p_t for pair, one in found.items() if one.p_t is not None}
+    corrected = statistics.holm(tested, len(contrasts))
+    result = {}
+    for pair, one in found.items():
+        one = dataclasses.replace(one, p_holm=corrected.get(repr(pair)))
+        enough = one.interval.n >= MIN_SEEDS
+        said = statistics.verdict(one, delta, lower_is_better) if enough else "too few seeds"
+        result[pair] = dataclasses.replace(one, verdict=said)
+    return result
+
+
+def least_effect(pairs: int, tests: int) -> float | None:
+    """Returns the true mean, in standard deviations of the paired differences, that is found in 80 % of studies.
+
+    By a two-sided paired t test at level 0.05 / `tests`; None for fewer than two pairs.
+    """
+    if pairs < 2:
+        return None
+    freedom = pairs - 1
+    critical = float(special.stdtrit(freedom, 1 - ALPHA / tests / 2))
+
+    def missing_power(effect: float) -> float:
+        # The other tail adds less than 1e-6 where the power is 0.8.
+        return float(stats.nct.sf(critical, freedom, effect * math.sqrt(pairs))) - POWER
+
+    return float(optimize.brentq(missing_power, 1e-3, 2 * (critical + 10) / math.sqrt(pairs)))
+
+
+def in_seed_deviations(arm: Sequence[float], other: Sequence[float]) -> float | None:
+    """Returns the difference of the means in standard deviations of a single run: Cohen's d with the pooled spread.
+
+    None with fewer than two values in either, or if neither has a spread.
+    """
+    if min(len(arm), len(other)) < 2:
+        return None
+    freedom = len(arm) + len(other) - 2
+    squares = sum((len(values) - 1) * float(np.var(values, ddof=1)) for values in (arm, other))
+    return None if squares == 0 else float(np.mean(arm) - np.mean(other)) / math.sqrt(squares / freedom)
+
+
+def loss_at(curve: Curve, update: float) -> float | None:
+    """Returns the loss at an update, linearly between the validations; None outside them."""
+    updates, losses = _finite(curve)
+    if not len(updates) or not updates[0] <= update <= updates[-1]:
+        return None
+    return float(np.interp(update, updates, losses))
+
+
+def updates_saved(arm: Curve, other: Curve) -> float | None:
+    """Returns by how many updates the arm reaches earlier what the other one has at its end; below 0 if later.
+
+    Where it never does, it is counted how many updates before the end the other has what the arm ends with. The lowest
+    loss so far is what has been reached. None if one of the curves never reaches the other's level.
+    """
+    (own_updates, own), (updates, losses) = _finite(arm), _finite(other)
+    if not len(own) or not len(losses):
+        return None
+    own, losses = np.minimum.accumulate(own), np.minimum.accumulate(losses)
+    if own[-1] <= losses[-1]:
+        reached = _first_below(own_updates, own, losses[-1])
+        return None if reached is None else float(updates[-1] - reached)
+    reached = _first_below(updates, losses, own[-1])
+    return None if reached is None else float(reached - own_updates[-1])
+
+
+def at_equal_time(arm: Curve, other: Curve, time_of_update: float) -> float | None:
+    """Returns arm − other in loss at the time in which the slower one of them ends, or None outside the curves.
+
+    `time_of_update` is the arm's time for an update divided by the other's, measured apart from the runs. The learning
+    rate's schedule is that of the whole training, so this favours neither only where the schedule is flat.
+    """
+    ends = [curve[-1][0] for curve in (arm, other) if curve]
+    if len(ends) < 2 or not time_of_update > 0:
+        return None
+    time = min(ends[0] * time_of_update, ends[1])
+    own, its = loss_at(arm, time / time_of_update), loss_at(other, time)
+    return None if own is None or its is None else own - its
+
+
+def _finite(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    kept = np.array([point[:2] for point in curve if math.isfinite(point[1])], dtype=float).reshape(-1, 2)
+    return kept[:, 0], kept[:, 1]
+
+
+def _first_below(updates: np.ndarray, losses: np.ndarray, level: float) -> float | None:
+    """Returns where falling losses first reach a level, linearly between points; None if they start below it."""
+    at = int(np.argmax(losses <= level))
+    if at == 0:
+        return float(updates[0]) if losses[0] == level else None
+    share = (losses[at - 1] - level) / (losses[at - 1] - losses[at])
+    return float(updates[at - 1] + share * (updates[at] - updates[at - 1]))

@@ -1,0 +1,91 @@
+"""The rule of primary contrasts, and effects in other units, on made data and at the edges."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.power import TTestPower
+
+from fairseq_gpam.lab.experiments import contrasts, statistics
+
+NAMED = [("b", "a"), ("c", "b"), ("d", "a")]
+
+
+def test_null_tables_have_a_verdict_in_at_most_one_of_twenty():
+    """Contrasts share arms, losses are rounded as fairseq logs them, and pairing removes what a seed shifts."""
+    generator = np.random.default_rng(1)
+    step = 0.001 * math.log(2)
+    wrong = 0
+    for _ in range(1000):
+        shift = generator.normal(0, 0.02, 10)
+        arms = {
+            name: dict(enumerate(np.round((shift + generator.normal(0, 0.007, 10)) / step) * step)) for name in "abcd"
+        }
+        found = contrasts.primary(arms, NAMED, 0.01, True, step)
+        wrong += any(one.verdict in ("better", "worse") for one in found.values())
+    assert 15 <= wrong <= 50
+
+
+def test_only_primary_contrasts_count_in_the_correction_and_seven_seeds_are_too_few():
+    values = {seed: 3 + 0.01 * seed for seed in range(10)}
+    lower = {seed: value - 0.05 - 0.001 * (seed % 3) for seed, value in values.items()}
+    found = contrasts.primary({"a": values, "b": lower}, NAMED, 0.01, True)
+    assert list(found) == [("b", "a")]
+    one = found["b", "a"]
+    assert one.verdict == "better"
+    assert one.p_holm == pytest.approx(3 * one.p_t)
+    seven = {seed: lower[seed] for seed in range(7)}
+    assert contrasts.primary({"a": values, "b": seven}, NAMED, 0.01, True)["b", "a"].verdict == "too few seeds"
+
+
+@pytest.mark.parametrize(("pairs", "tests"), [(2, 1), (8, 2), (10, 3), (30, 4)])
+def test_the_least_effect_is_that_of_statsmodels(pairs, tests):
+    expected = TTestPower().solve_power(nobs=pairs, alpha=statistics.ALPHA / tests, power=statistics.POWER)
+    assert contrasts.least_effect(pairs, tests) == pytest.approx(expected, rel=1e-3)
+
+
+falling = st.lists(st.floats(0.1, 5), min_size=2, max_size=8, unique=True).map(lambda losses: sorted(losses)[::-1])
+
+
+@given(falling, st.floats(0.01, 0.09))
+def test_a_run_that_reaches_every_loss_earlier_saves_exactly_that_many_updates(losses, share):
+    other = [[100.0 * n, loss] for n, loss in enumerate(losses, start=1)]
+    shift = share * 100
+    arm = [[update - shift, loss] for update, loss in other]
+    saved = contrasts.updates_saved(arm, other)
+    assert saved == pytest.approx(shift, abs=1e-6)
+    assert contrasts.updates_saved(other, arm) == pytest.approx(-shift, abs=1e-6)
+    assert contrasts.updates_saved(other, other) == pytest.approx(0)
+
+
+@given(falling, st.floats(0.5, 2))
+def test_equal_time_is_equal_updates_only_at_equal_speed(losses, ratio):
+    curve = [[100 * n, loss] for n, loss in enumerate(losses, start=1)]
+    assert contrasts.at_equal_time(curve, curve, 1.0) == 0
+    found = contrasts.at_equal_time(curve, curve, ratio)
+    # The slower one has had fewer updates, so that its loss is higher.
+    assert found is None or (found >= 0 if ratio >= 1 else found <= 0)
+
+
+odd = st.sampled_from([math.nan, math.inf, 0.0, 1.0, 1.001])
+
+
+@given(st.lists(odd, max_size=4), st.lists(odd, max_size=4))
+def test_curves_with_holes_give_a_number_or_nothing(first, second):
+    curves = [[[100 * n, loss] for n, loss in enumerate(losses, start=1)] for losses in (first, second)]
+    for value in (contrasts.updates_saved(*curves), contrasts.at_equal_time(*curves, 1.1)):
+        assert value is None or math.isfinite(value)
+
+
+@given(st.lists(st.sampled_from([1.0, 1.001, 2.0]), max_size=9), st.lists(st.sampled_from([1.0, 2.0]), max_size=9))
+def test_values_without_spread_prove_nothing(first, second):
+    arms = {"a": dict(enumerate(first)), "b": dict(enumerate(second))}
+    step = 0.001
+    for one in contrasts.primary(arms, [("b", "a")], 0.01, True, step).values():
+        assert one.p_t is None or 0 < one.p_t <= 1
+        if all(arms["a"][seed] == arms["b"][seed] for seed in one.seeds):
+            assert one.p_t in (None, 1.0) and one.verdict not in ("better", "worse")
+    size = contrasts.in_seed_deviations(second, first)
+    assert size is None or math.isfinite(size)
