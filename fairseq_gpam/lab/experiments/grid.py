@@ -2,6 +2,7 @@
 
 baseline = "stock"
 seeds = [1, 2, 3]
+primary = [["dagpam-shared", "stock"]] # optional; contrasts that have a verdict, all others being exploratory
 learning_rates = [0.003, 0.005]        # optional; without it the recipe's
 train_flags = "--max-update 1200"      # optional; to every training
 plugin_flags = "--gpam-log-attention 100"   # optional; to every training but those of stock
@@ -43,6 +44,8 @@ from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.recipes import averaging, stages, tasks
 
 STOCK = "stock"
+MIN_SEEDS = 8
+"""For primary contrasts; with eight the smallest p of the sign-flip test is 2/2⁸."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 KEEP_BLOCKS = {
@@ -130,6 +133,7 @@ class Grid(schema.Strict, frozen=True):
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)]
     tasks: Annotated[dict[str, GridTask], Meta(min_length=1)]
     arms: Annotated[dict[ArmName, str | GridArm], Meta(min_length=1)]
+    primary: tuple[tuple[str, str], ...] = ()
     learning_rates: tuple[Rate, ...] = ()
     train_flags: str = ""
     plugin_flags: str = ""
@@ -150,6 +154,14 @@ class Grid(schema.Strict, frozen=True):
                 self.check_task(name, name)
         if self.baseline not in self.arms:
             raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
+        if self.primary and len(self.seeds) < MIN_SEEDS:
+            raise ValueError(f"seeds is {schema.show(self.seeds)}; allowed with primary: at least {MIN_SEEDS} of them")
+        for first, second in self.primary:
+            for name in (first, second):
+                if name not in self.arms:
+                    raise ValueError(f"primary has {schema.show(name)}; {schema.allowed(name, self.arms)}")
+            if first == second:
+                raise ValueError(f"primary has {schema.show(first)} twice in a contrast; allowed: two different arms")
         for name in self.arms:
             for task_name in self.arm(name).tasks:
                 if task_name not in self.tasks:

@@ -89,3 +89,29 @@ def test_values_without_spread_prove_nothing(first, second):
             assert one.p_t in (None, 1.0) and one.verdict not in ("better", "worse")
     size = contrasts.in_seed_deviations(second, first)
     assert size is None or math.isfinite(size)
+
+
+def test_effects_are_ordered_by_size_and_said_in_other_units():
+    generator = np.random.default_rng(3)
+    seeds = range(1, 11)
+    shift = generator.normal(0, 0.02, 10)
+
+    def arm(effect):
+        return {seed: 3 + effect + shift[seed - 1] + generator.normal(0, 0.004) for seed in seeds}
+
+    values = {"a": arm(0), "b": arm(-0.02), "c": arm(-0.1)}
+    curves = {
+        name: {seed: [[100, own[seed] + 0.2], [200, own[seed]]] for seed in seeds} for name, own in values.items()
+    }
+    found = contrasts.effects(
+        values, curves, [("b", "a"), ("c", "a")], 0.01, True, times={"a": 1.0, "b": 1.0, "c": 1.5}
+    )
+    assert [one.contrast for one in found] == [("c", "a"), ("b", "a")]
+    large, small = found
+    assert large.difference.verdict == small.difference.verdict == "better"
+    assert large.updates == pytest.approx(50, abs=5)
+    # An update of c takes half as long again: it has two thirds of the updates.
+    assert large.equal_time == pytest.approx(-0.1 + 0.2 * 2 / 3, abs=0.02)
+    assert small.equal_time == pytest.approx(small.difference.interval.mean)
+    assert large.deviations < small.deviations < 0
+    assert all(len(row) == len(contrasts.HEAD) for row in contrasts.rows(found))

@@ -13,6 +13,7 @@ from fairseq_gpam.lab.experiments import experiment, grid
 from fairseq_gpam.lab.recipes import stages
 
 REPOSITORY = Path(__file__).parents[3]
+EIGHT = "seeds = [1, 2, 3, 4, 5, 6, 7, 8]\n"
 SMOKE = REPOSITORY / "examples/studies/smoke/grid.toml"
 SMALL = """
 baseline = "stock"
@@ -131,6 +132,10 @@ def test_learning_rates_are_data_of_the_runs_to_the_last_digit(rates):
         ('baseline = "stock"', "", "baseline is missing"),
         ("seeds = [3, 1]", "seeds = [1, 1]", r"seeds is \[1, 1\]; allowed: each number once"),
         ("seeds = [3, 1]", "seeds = 3", "seeds is 3; allowed: a list"),
+        ("seeds = [3, 1]", 'seeds = [3, 1]\nprimary = [["shared", "stock"]]', r"seeds is \[3, 1\]; .* at least 8"),
+        ("seeds = [3, 1]", EIGHT + 'primary = [["shard", "stock"]]', r'primary has "shard"; .* \(nearest: shared\)'),
+        ("seeds = [3, 1]", EIGHT + 'primary = [["stock", "stock"]]', 'primary has "stock" twice'),
+        ("seeds = [3, 1]", EIGHT + 'primary = ["stock"]', r"primary\[0\] is "),
         ("seeds = [3, 1]", "seeds = [[1]]", r"seeds\[0\] is \[1\]; allowed: a whole number from 0 to 4294967295"),
         ("seeds = [3, 1]", "seeds = [4294967296]", r"seeds\[0\] is 4294967296; allowed: .* 4294967295"),
         ("seeds = [3, 1]", "seeds = []", r"seeds is \[\]; allowed: .*at least 1"),
