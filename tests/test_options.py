@@ -202,6 +202,14 @@ REFUSED = [
     ("--gpam-layer-fusion", "mean", "none, concat, max, gate"),
     ("--gpam-skip-weight", "-0.5", "0 (no skip connection) or a number > 0"),
     ("--gpam-query-rank", "2.5", "a whole number > 0"),
+    ("--gpam-lambda-source", "head", "number, token"),
+    ("--gpam-row-sum", "0", "a number > 0"),
+    ("--gpam-lambda-ratio", "1.0", "a number between 0 and 1"),
+    ("--gpam-local-window", "-1", "0 or a whole number"),
+    ("--gpam-sigmoid-length", "-1", "0 or"),
+    ("--gpam-hnas-share", "1.0", "a number between 0 and 1"),
+    ("--gpam-entmax-alpha", "1.0", "a number > 1.01"),
+    ("--gpam-fastmax-degree", "3", "1 or 2"),
 ]
 
 

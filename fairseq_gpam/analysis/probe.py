@@ -51,7 +51,7 @@ class Probe(Listener):
             if "layer-norms" in self.without:
                 for module in layer.modules():
                     if isinstance(module, nn.LayerNorm) or type(module).__name__ == "FusedLayerNorm":
-                        self.keep(module.register_forward_hook(lambda module, inputs, output: inputs[0]))
+                        self.remove_on_close(module.register_forward_hook(lambda module, inputs, output: inputs[0]))
 
     def _patch_residuals(self, layer: Any) -> None:
         """Replaces the layer's `residual_connection`, on the instance, until the probe is closed."""
@@ -69,7 +69,7 @@ class Probe(Listener):
                 return residual
             return x if "skips" in self.without else stock(x, residual)
 
-        self.keep(layer.fc2.register_forward_hook(mark))
+        self.remove_on_close(layer.fc2.register_forward_hook(mark))
         replace_attribute(self, layer, "residual_connection", residual_connection)
 
 

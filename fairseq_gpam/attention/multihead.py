@@ -183,9 +183,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         return k, v, added
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        own = f"{prefix}mechanism."
-        if not any(name.startswith(own) for name in state_dict):
-            state_dict.update({own + name: value for name, value in self.mechanism.state_dict().items()})
+        mechanism_prefix = f"{prefix}mechanism."
+        if not any(name.startswith(mechanism_prefix) for name in state_dict):
+            state_dict.update({mechanism_prefix + name: value for name, value in self.mechanism.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
@@ -224,7 +224,7 @@ def _refuse_unread(given: dict[str, Option | None], parts: list[AttentionMechani
     read = {option for part in parts for option in part.options}
     for keyword, option in given.items():
         if option is not None and option not in read:
-            allowed = ", ".join(sorted({one.name for part in parts for one in part.options})) or "none"
+            allowed = ", ".join(sorted({option.name for part in parts for option in part.options})) or "none"
             raise ValueError(
                 f"{keyword} is not allowed with mechanism {spec!r}, which does not read it; allowed: {allowed}"
             )

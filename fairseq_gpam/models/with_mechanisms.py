@@ -40,7 +40,7 @@ class WithMechanisms(BaseFairseqModel):
         settings = options.resolve(args)
         model = super().build_model(args, task)
         install_attention(model, settings)
-        options.refuse_unread(settings, (one for one in model.modules() if isinstance(one, AttentionMechanism)))
+        options.refuse_unread(settings, (each for each in model.modules() if isinstance(each, AttentionMechanism)))
         check_quantisation(model, args)
         # A model built only to count its parameters has no real fairseq task.
         if settings.spectrum_penalty and hasattr(task, "build_criterion"):
@@ -54,8 +54,10 @@ class WithMechanisms(BaseFairseqModel):
         super().upgrade_state_dict(state_dict)
         added = sorted(name for name in set(state_dict) - known if ".mechanism." in name or ".layer_fusion." in name)
         if added and not self.starts_neutral:
-            used = {type(one) for one in self.modules() if isinstance(one, AttentionMechanism) and one.name in REGISTRY}
-            neutral = "; ".join(sorted(f"{one.name}: {describe_neutral(one)}" for one in used))
+            used = {
+                type(each) for each in self.modules() if isinstance(each, AttentionMechanism) and each.name in REGISTRY
+            }
+            neutral = "; ".join(sorted(f"{mechanism.name}: {describe_neutral(mechanism)}" for mechanism in used))
             logger.warning(
                 f"not in the checkpoint, left at their initial values: {len(added)} parameters of the mechanisms, "
                 f"such as {added[0]}; a stock model's outputs are preserved only at the neutral setting, which "

@@ -68,8 +68,8 @@ class AttentionCall:
         if not isinstance(self.place.module, GPAMMultiheadAttention):
             return self.weights.detach()
         with torch.no_grad():
-            found = _softmax_branch(self.place.module, self.arguments)
-        return found if found.shape == self.weights.shape else None
+            probabilities = _softmax_branch(self.place.module, self.arguments)
+        return probabilities if probabilities.shape == self.weights.shape else None
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,16 @@ def find_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
 
     Raises ValueError if the model has no fairseq transformer layer.
     """
-    found = [
+    layers = [
         (site, number, layer)
         for site in ("encoder", "decoder")
         if hasattr(getattr(model, site, None), "layers")
         for number, layer in enumerate(transformer_layers(getattr(model, site)), start=1)
         if isinstance(getattr(layer, "self_attn", None), MultiheadAttention)
     ]
-    if not found:
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no fairseq transformer layers")
-    return found
+    return layers
 
 
 def distinct_heads(attention: Any) -> list[int]:
@@ -173,14 +173,14 @@ class Listener(ExitStack):
                 self._listen_to_arguments(place)
         if on_attention is not None:
             if any(isinstance(place.module, GPAMMultiheadAttention) for place in places):
-                self.keep(register_attention_hook(model, self._keep_weights))
+                self.remove_on_close(register_attention_hook(model, self._keep_weights))
             for place in places:
                 self._listen_to_attention(place, on_attention)
         if on_states is not None:
             for site, number, layer in find_layers(model):
                 self._listen_to_states(site, number, layer, on_states)
 
-    def keep(self, handle: RemovableHandle) -> None:
+    def remove_on_close(self, handle: RemovableHandle) -> None:
         """Arranges that a hook is removed when the listener is closed."""
         self.callback(handle.remove)
 
@@ -194,7 +194,7 @@ class Listener(ExitStack):
                 self._tokens[place.site] = _unpadded_tokens(arguments["query"], arguments.get("key_padding_mask"))
             self._arguments[place.site, place.layer] = arguments
 
-        self.keep(place.module.register_forward_pre_hook(before, with_kwargs=True))
+        self.remove_on_close(place.module.register_forward_pre_hook(before, with_kwargs=True))
 
     def _listen_to_attention(self, place: AttentionPlace, on_attention: Callable[[AttentionCall], None]) -> None:
         strengths: dict[str, Tensor] = {}
@@ -217,8 +217,8 @@ class Listener(ExitStack):
         if not isinstance(place.module, GPAMMultiheadAttention):
             self._open_stock_attention(place)
         for name, source in token_lambdas(place.module).items():
-            self.keep(source.register_forward_hook(functools.partial(keep_lambda, name)))
-        self.keep(place.module.register_forward_hook(after))
+            self.remove_on_close(source.register_forward_hook(functools.partial(keep_lambda, name)))
+        self.remove_on_close(place.module.register_forward_hook(after))
 
     def _open_stock_attention(self, place: AttentionPlace) -> None:
         """Makes a stock attention compute its weights explicitly, so that they pass through its dropout module."""
@@ -237,7 +237,7 @@ class Listener(ExitStack):
             self._weights[place.site, place.layer] = heads
             return (heads.view(weights.shape),)
 
-        self.keep(module.dropout_module.register_forward_pre_hook(alias))
+        self.remove_on_close(module.dropout_module.register_forward_pre_hook(alias))
 
     def _listen_to_states(
         self, site: str, number: int, layer: nn.Module, on_states: Callable[[HiddenStates], None]
@@ -257,8 +257,8 @@ class Listener(ExitStack):
             report(number, output[0] if isinstance(output, tuple) else output)
 
         if number == 1:
-            self.keep(layer.register_forward_pre_hook(before, with_kwargs=True))
-        self.keep(layer.register_forward_hook(after))
+            self.remove_on_close(layer.register_forward_pre_hook(before, with_kwargs=True))
+        self.remove_on_close(layer.register_forward_hook(after))
 
 
 def _unpadded_tokens(query: Tensor, padding: Tensor | None) -> Tensor:

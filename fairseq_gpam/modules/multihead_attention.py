@@ -293,8 +293,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         self._check_query_width(state_dict.get(f"{name}.q_proj.weight" if name else "q_proj.weight"))
         if any(key.startswith(prefix) for key in state_dict):
             return
-        own = {prefix + key: value for key, value in self.mechanism.state_dict().items()}
-        state_dict.update(own)
+        state_dict.update({prefix + key: value for key, value in self.mechanism.state_dict().items()})
 
 
 def _reordered_with(cached: Tensor, order: Tensor | None, new: Tensor) -> Tensor:

@@ -51,6 +51,6 @@ def install_skip_weight(model: nn.Module, weight: float | None, warm_start: bool
     stacks = (getattr(model, name, None) for name in ("encoder", "decoder"))
     layers: list[Any] = [layer for stack in stacks if stack is not None for layer in transformer_layers(stack)]
     for layer in layers:
-        own = layer.self_attn.mechanism.default_skip_weight if weight is None else weight
-        if own != 1:
-            layer.skip_weight = SkipWeight(layer, own)
+        layer_weight = layer.self_attn.mechanism.default_skip_weight if weight is None else weight
+        if layer_weight != 1:
+            layer.skip_weight = SkipWeight(layer, layer_weight)

@@ -14,7 +14,6 @@ from tiny import (
     model_of,
     needed,
     sentences,
-    shifted,
     stepwise,
     translation_input,
 )
@@ -77,22 +76,6 @@ def test_full_forward_is_step_by_step_with_left_padded_prefixes():
     assert torch.isfinite(steps).all() and torch.isfinite(full).all()
     kept = tokens != 1
     assert torch.allclose(steps[kept], full[kept], atol=1e-5)
-
-
-@pytest.mark.parametrize("flags", [[], ["--gpam-lambda-source", "token"]], ids=" ".join)
-@pytest.mark.parametrize("task", TASKS)
-def test_reordered_beams_continue_with_their_own_prefixes(task, flags):
-    model = model_of(task, *flags).eval()
-    inputs = translation_input((5, 3, 7), (6, 6, 6)) if task == "translation" else {"src_tokens": sentences((6, 6, 6))}
-    encoder_out, tokens = encoded(model, inputs)
-    _, state = stepwise(model, encoder_out, tokens[:, :3])
-    order = torch.tensor([2, 2, 0, 1])
-    model.decoder.reorder_incremental_state_scripting(state, order)
-    if encoder_out is not None:
-        encoder_out = model.encoder.reorder_encoder_out(encoder_out, order)
-    rest, _ = stepwise(model, encoder_out, tokens[order], state, start=4)
-    full = model.decoder(tokens[order], encoder_out=encoder_out)[0]
-    assert torch.allclose(rest, full[:, 3:], atol=1e-5)
 
 
 SOURCES = [sentences((length,))[0] for length in torch.randint(2, 12, (100,), generator=torch.manual_seed(5)).tolist()]
@@ -207,26 +190,3 @@ def test_sampling_a_language_model_with_a_prefix_uses_the_prefix():
             scores[[1]] = float("-inf")
             assert scores.argmax().item() == token
             history.append(token)
-
-
-def test_a_beam_size_that_is_left_set_does_not_change_scores_in_training(translator):
-    inputs = translation_input((5, 3, 7, 4), (4, 6, 2, 3))
-    before = logits(translator, inputs)
-    translator.decoder.set_beam_size(2)
-    try:
-        assert torch.allclose(logits(translator, inputs), before, atol=1e-6)
-    finally:
-        translator.decoder.set_beam_size(1)
-
-
-def test_prefix_of_several_tokens_in_one_call_is_the_stepwise_prefix():
-    """`shifted` targets cut at any point give the same continuation: nothing but the cache carries the past."""
-    model = model_of("translation").eval()
-    inputs = translation_input((5, 3), (6, 6))
-    tokens = shifted(sentences((6, 6)))
-    encoder_out = model.encoder(inputs["src_tokens"], inputs["src_lengths"])
-    full = model.decoder(tokens, encoder_out=encoder_out)[0]
-    for cut in range(1, 6):
-        _, state = stepwise(model, encoder_out, tokens[:, :cut])
-        rest, _ = stepwise(model, encoder_out, tokens, state, start=cut + 1)
-        assert torch.allclose(rest, full[:, cut:], atol=1e-5)

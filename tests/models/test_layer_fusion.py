@@ -183,19 +183,6 @@ def test_concat_starts_as_the_stock_model_that_it_is_loaded_from(task, caplog):
         gated.load_state_dict(partial, strict=True)
 
 
-@pytest.mark.parametrize("kind", ["max", "gate"])
-def test_a_warm_start_is_refused_where_the_output_changes(kind):
-    refusal = f"--gpam-layer-fusion '{kind}' is not allowed with --gpam-warm-start.*; allowed: none, concat"
-    with pytest.raises(ValueError, match=refusal):
-        fused_model("language_modeling", kind, warm_start=True)
-
-
-@pytest.mark.parametrize(("task", "stack"), [("translation", "encoder"), ("language_modeling", "decoder")])
-def test_layerdrop_is_refused(task, stack):
-    with pytest.raises(ValueError, match=f"--{stack}-layerdrop .* is not allowed with --gpam-layer-fusion 'gate'"):
-        fused_model(task, "gate", f"--{stack}-layerdrop", "0.1")
-
-
 def test_export_and_operator_refuse_what_they_cannot_say():
     fused, _ = model_of("language_modeling", "gate", mechanism="softmax")
     with pytest.raises(export.ExportError, match="--gpam-layer-fusion cannot be exported"):

@@ -85,25 +85,6 @@ def test_a_mechanism_without_a_neutral_setting_is_refused_with_the_reason(name):
     assert describe_neutral(REGISTRY[name]) == f"none: {reason}"
 
 
-@pytest.mark.parametrize(
-    ("mechanism", "flag", "value", "allowed"),
-    [
-        ("dagpam", "--gpam-lambda", "fixed", "'trainable'"),
-        ("dagpam", "--gpam-lambda-plus", "0.25", "0.0"),
-        ("dagpam", "--gpam-lambda-minus", "0.25", "0.0"),
-        ("dagpam", "--gpam-lambda-max", "4", "None"),
-        ("attn_scale", "--gpam-attn-scale-start", "1", "0.0"),
-        ("shaped", "--gpam-shaped-alpha", "0.5", "0.0"),
-        ("sink", "--gpam-sink-kind", "off-by-one", "'weight'"),
-        ("gated", "--gpam-gated-gain", "3", "2.0"),
-    ],
-)
-def test_a_setting_that_is_not_neutral_is_refused(mechanism, flag, value, allowed):
-    with pytest.raises(ValueError, match=f"{flag} .* is not allowed with --gpam-warm-start") as refusal:
-        build("language_modeling", OURS["language_modeling"], *chosen(mechanism), flag, value)
-    assert value in str(refusal.value) and f"allowed: {allowed}" in str(refusal.value)
-
-
 def test_warm_heads_and_layers():
     for spec in ("dagpam:1,sink:1", "dagpam@0;talking_heads@1", "gated*1,shaped"):
         stock, ours = warm_pair("language_modeling", "--gpam-warm-start", "--gpam-mechanism", spec)

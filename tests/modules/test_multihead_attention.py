@@ -125,20 +125,6 @@ def test_an_additive_mask_of_every_sentence_and_head():
     close(module(query, query, query, attn_mask=mask)[0], exact, "output")
 
 
-def test_a_fully_masked_sentence_gives_the_output_bias_and_finite_gradients():
-    module = attention("encoder", CHANNELS, HEADS)
-    query = torch.randn(5, BATCH, CHANNELS, requires_grad=True)
-    hidden = torch.zeros(BATCH, 5, dtype=torch.bool)
-    hidden[1] = True
-    output, weights = module(query, query, query, key_padding_mask=hidden, need_head_weights=True)
-    output.sum().backward()
-    assert torch.isfinite(output).all()
-    assert torch.allclose(output[:, 1], module.out_proj.bias.expand(5, -1))
-    assert (weights[:, 1] == 0).all()
-    assert torch.isfinite(query.grad).all()
-    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
-
-
 def test_weights_have_stocks_shapes_and_sum_to_1_plus_minus():
     arguments = {"lambda": "fixed", "lambda_plus": 0.75, "lambda_minus": 0.5}
     module = attention("cross", CHANNELS, HEADS, **arguments)
@@ -183,26 +169,6 @@ def test_both_lambdas_zero_is_stocks_module(kwargs, static_kv):
         torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", first(1, BACKENDS))
-def test_attention_dropout_has_stocks_distribution(backend):
-    """Mean and variance of the output, over many draws, with λ⁺ = λ⁻ = 0."""
-    draws = 20000
-    stock, module = neutral("encoder", dropout=0.3)
-    module.mechanism.backend = backend
-    query = torch.randn(4, 1, CHANNELS).expand(4, draws, CHANNELS)
-    samples = []
-    with torch.no_grad():
-        for attend in (stock, module):
-            attend.train()
-            samples.append(attend(query, query, query, need_weights=False)[0])
-            attend.eval()
-            assert attend(query, query, query, need_weights=False)[0].std(dim=1).max() < 1e-5
-    theirs, mine = samples
-    error = (theirs.var(1) / draws * 2).sqrt()
-    assert ((mine.mean(1) - theirs.mean(1)).abs() < 5 * error).all()
-    assert torch.allclose(mine.var(1), theirs.var(1), rtol=0.1)
-
-
 def test_dropout_that_is_kept_at_inference_is_in_force():
     module = attention("encoder", CHANNELS, HEADS, dropout=0.5).eval()
     query = torch.randn(5, BATCH, CHANNELS)
@@ -227,15 +193,6 @@ def steps(module, query, **kwargs):
         for t in range(len(query))
     ]
     return torch.cat(outputs), state
-
-
-@pytest.mark.parametrize("length", first(1, [7, 1, 63]))
-def test_step_by_step_is_the_full_forward(length):
-    for backend, kwargs in itertools.product(BACKENDS, ({}, {"add_bias_kv": True}, {"add_zero_attn": True})):
-        module = attention("decoder", CHANNELS, HEADS, backend=backend, kwargs=kwargs).eval()
-        query = torch.randn(length, BATCH, CHANNELS)
-        full, _ = module(query, query, query, attn_mask=FUTURE)
-        assert torch.allclose(steps(module, query)[0], full, atol=1e-5)
 
 
 @pytest.mark.parametrize(("left", "dtype"), [(False, torch.bool), (True, torch.uint8)])
@@ -265,18 +222,6 @@ def test_several_steps_at_once_are_the_full_forward():
     first = module(query[:4], query[:4], query[:4], incremental_state=state, attn_mask=FUTURE)[0]
     rest = [module(query[t : t + 1], None, None, incremental_state=state)[0] for t in range(4, 7)]
     assert torch.allclose(torch.cat([first, *rest]), full, atol=1e-5)
-
-
-def test_reordered_cache_goes_on_as_the_reordered_sentences_would():
-    module = attention("decoder", CHANNELS, HEADS).eval()
-    query = torch.randn(6, BATCH, CHANNELS)
-    order = torch.tensor([2, 0, 0, 1, 2])
-    _, state = steps(module, query[:4])
-    module.reorder_incremental_state(state, order)
-    reordered = query[:, order]
-    rest = [module(reordered[t : t + 1], None, None, incremental_state=state)[0] for t in range(4, 6)]
-    full, _ = module(reordered, reordered, reordered, attn_mask=FUTURE)
-    assert torch.allclose(torch.cat(rest), full[4:], atol=1e-5)
 
 
 def test_reordering_beams_also_reorders_the_padding():

@@ -303,7 +303,7 @@ def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) ->
     Raises ValueError if it has none, or if an option is set to neither its neutral value nor its default.
     """
     if mechanism.neutral is None:
-        able = ", ".join(name for name, one in sorted(REGISTRY.items()) if one.neutral is not None)
+        able = ", ".join(name for name, each in sorted(REGISTRY.items()) if each.neutral is not None)
         raise ValueError(
             f"--gpam-warm-start is not allowed with --gpam-mechanism {mechanism.name!r}: "
             f"{mechanism.why_never_neutral}; "

@@ -79,8 +79,13 @@ def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = 
 
 def softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     """Returns softmax(QKᵀ/√D + M), B × H × T × S, 0 in fully masked rows; in fp32 for half precision."""
-    scores, fully_masked = hide(dot_scores(q, k, mask), mask)
-    return zero_rows(softmax(scores), fully_masked)
+    return masked_softmax(dot_scores(q, k, mask), mask)
+
+
+def masked_softmax(scores: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns the softmax over the visible keys, B × H × T × S, 0 in fully masked rows; in fp32 for half precision."""
+    open_scores, fully_masked = hide(scores, mask)
+    return zero_rows(softmax(open_scores), fully_masked)
 
 
 def join_heads(heads: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class MixedHeads(AttentionMechanism):
         self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Attends with one group, whose decoding state is stored under the group's name."""
-        with _own_past(name, past) as own:
-            part = replace(part, past=own)
+        with _past_of_group(name, past) as group_past:
+            part = replace(part, past=group_past)
             if self.caches_keys and not group.caches_keys:
                 part = part.with_new_keys()
             output, weights = group(part)
@@ -106,25 +106,25 @@ class MixedHeads(AttentionMechanism):
             if inputs.past is None:
                 output = group.after_projection(output, inputs)
             else:
-                with _own_past(name, inputs.past) as own:
-                    output = group.after_projection(output, replace(inputs, past=own))
+                with _past_of_group(name, inputs.past) as group_past:
+                    output = group.after_projection(output, replace(inputs, past=group_past))
         return output
 
     def distinct_heads(self) -> list[int]:
-        found: list[int] = []
+        first_heads: list[int] = []
         for name, group in self.groups.items():
             assert isinstance(group, AttentionMechanism)
-            found += [self.first_heads[name] + head for head in group.distinct_heads()]
-        return found
+            first_heads += [self.first_heads[name] + head for head in group.distinct_heads()]
+        return first_heads
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.replace(',', ', ')}"
 
 
 @contextmanager
-def _own_past(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _past_of_group(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Gives a group its part of the decoding state, under unprefixed names, and stores what the group leaves there."""
     prefix = f"{name}."
-    own = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
-    yield own
-    past.update({prefix + key: tensor for key, tensor in own.items()})
+    group_past = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
+    yield group_past
+    past.update({prefix + key: tensor for key, tensor in group_past.items()})

@@ -97,7 +97,7 @@ class Lambda(nn.Module):
         with torch.no_grad():
             value = self()
             assert isinstance(value, Tensor)
-            lambdas = ", ".join(f"{one:.3f}" for one in value.flatten().tolist())
+            lambdas = ", ".join(f"{number:.3f}" for number in value.flatten().tolist())
         return f"{lambdas}, trainable" + (f", at most {self.bound:g}" if self.bound else "")
 
 

@@ -30,13 +30,20 @@ class SparseMechanism(MatrixMechanism):
     row gives NaN, so that a diverged run is noticed.
     """
 
+    row_sum = "1"
+    cost = "1×, and a sort of P"
+
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         entmax_package()
 
     def normalise(self, scores: Tensor) -> Tensor:
-        """Maps scores, B × H × T × S with −∞ on hidden keys, to weights of the same shape."""
-        raise NotImplementedError
+        """Maps scores, B × H × T × S with −∞ on hidden keys, to weights of the same shape.
+
+        By default by the function of the `entmax` package that has the mechanism's name.
+        """
+        weights: Tensor = getattr(entmax_package(), self.name)(scores)
+        return weights
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         scores, fully_masked = hide(dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask)

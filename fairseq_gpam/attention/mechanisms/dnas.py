@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism, softmax
-from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
+from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, masked_softmax
+from fairseq_gpam.attention.core.masks import AttentionMask
 
 
 def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -28,8 +28,7 @@ def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         # Fully masked columns stay unmasked so that their sums are finite; their weights are zeroed below.
         columns = columns & ~columns.all(dim=-2, keepdim=True)
     seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
-    rows, fully_masked = hide(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
-    return zero_rows(softmax(rows), fully_masked)
+    return masked_softmax(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
 
 
 def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:

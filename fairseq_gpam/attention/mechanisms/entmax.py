@@ -29,7 +29,6 @@ class EntmaxAttention(SparseMechanism):
     name = "entmax"
     formula = "P = α-entmax(QKᵀ/√D + M), α > 1 learned"
     source = "Correia, Niculae & Martins 2019, arXiv 1909.00015; the package entmax"
-    row_sum = "1"
     cost = "1×, and 50 bisections of P"
     why_never_neutral = "α stays above 1, and it is softmax attention only in the limit α → 1"
     options = (

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fairseq_gpam.attention.core.base import register_mechanism
-from fairseq_gpam.attention.core.sparse import SparseMechanism, entmax_package
+from fairseq_gpam.attention.core.sparse import SparseMechanism
 
 
 @register_mechanism
@@ -15,10 +13,4 @@ class Entmax15Attention(SparseMechanism):
     name = "entmax15"
     formula = "P = 1.5-entmax(QKᵀ/√D + M)"
     source = "Peters, Niculae & Martins 2019, arXiv 1905.05702; the package entmax"
-    row_sum = "1"
-    cost = "1×, and a sort of P"
     why_never_neutral = "it is 1.5-entmax at every setting"
-
-    def normalise(self, scores: Tensor) -> Tensor:
-        weights: Tensor = entmax_package().entmax15(scores)
-        return weights

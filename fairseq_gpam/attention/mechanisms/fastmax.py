@@ -60,9 +60,10 @@ def features(vectors: Tensor, degree: int) -> Tensor:
 class FastmaxAttention(MatrixMechanism):
     """Polynomial weights, computed as a matrix or as running sums in linear time; both forms give the same output.
 
-    With queries and keys of length 1 the weights stay nearly uniform (98 % of the maximum entropy), because each token
-    is normalised by itself where the authors normalise over the sequence. A temperature below 1 or a larger length
-    sharpens them. In the linear form, decoder self-attention caches only the sums, whose size does not grow.
+    Queries and keys are centred over their channels and scaled to one length. At length 1 the weights stay nearly
+    uniform (98 % of the maximum entropy), because each token is normalised by itself where the authors normalise over
+    the sequence. A temperature below 1 or a larger length sharpens them. In the linear form, decoder self-attention
+    caches only the sums, whose size does not grow.
     """
 
     name = "fastmax"

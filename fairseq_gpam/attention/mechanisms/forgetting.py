@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism, softmax
+from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.causal import new_positions_hidden, remembered, require_causal
-from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, upcast
-from fairseq_gpam.attention.core.masks import hide, zero_rows
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, masked_softmax, upcast
 
 
 def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
@@ -48,8 +47,7 @@ class ForgettingAttention(MatrixMechanism):
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)
         scores = forgetting_scores(dot_scores(inputs.q, inputs.k, inputs.mask), self._sums(inputs))
-        open_scores, fully_masked = hide(scores, inputs.mask)
-        return zero_rows(softmax(open_scores), fully_masked)
+        return masked_softmax(scores, inputs.mask)
 
     def _sums(self, inputs: AttentionInput) -> Tensor:
         """Returns Σ_{l≤j} log f_l for every key j, B × H × S, and caches them."""

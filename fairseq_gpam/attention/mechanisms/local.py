@@ -18,8 +18,8 @@ def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, d
 
     Multiformer's local attention: Sant et al. 2022, arXiv 2205.07100.
     """
-    own = torch.arange(num_keys - num_queries, num_keys, device=device)
-    far = (own[:, None] - torch.arange(num_keys, device=device)).abs() > reach
+    positions = torch.arange(num_keys - num_queries, num_keys, device=device)
+    far = (positions[:, None] - torch.arange(num_keys, device=device)).abs() > reach
     return replace(mask, hidden=far if mask.hidden is None else mask.hidden | far)
 
 
@@ -28,9 +28,9 @@ class LocalAttention(AffineMechanism):
     """Softmax self-attention to the positions within a window around the query's own.
 
     It is meant for some of a layer's heads (`local:2,softmax:6`), as in Multiformer. All local heads share one window.
-    In the authors' code (mt-upc/fairseq) blocks of 32 positions attend to themselves and the preceding block; w = 32 is
-    the closest centred window. The default size is ours. The full T × S matrix is computed, so the window saves no
-    time.
+    In the authors' code (mt-upc/fairseq) blocks of 21 positions, a third of its window of 64, attend to themselves and
+    to the blocks before and after; w = 31 is the closest centred window. The default size is ours. The full T × S
+    matrix is computed, so the window saves no time.
     """
 
     name = "local"

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism, softmax
+from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.causal import earlier_keys, new_positions_hidden, remembered, require_causal
-from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import hide, zero_rows
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, masked_softmax
 
 
 def selections(scores: Tensor, padding: Tensor | None, own_hidden: Tensor | None) -> Tensor:
@@ -61,5 +60,4 @@ class SelectiveAttention(MatrixMechanism):
             selected = F.pad(selected.cumsum(dim=-2), (0, 0, 1, 0))
         if inputs.past is not None:
             inputs.past["selected"] = selected[:, -1]
-        hidden, fully_masked = hide(scores - selected[:, None, :-1], inputs.mask)
-        return zero_rows(softmax(hidden), fully_masked)
+        return masked_softmax(scores - selected[:, None, :-1], inputs.mask)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fairseq_gpam.attention.core.base import register_mechanism
-from fairseq_gpam.attention.core.sparse import SparseMechanism, entmax_package
+from fairseq_gpam.attention.core.sparse import SparseMechanism
 
 
 @register_mechanism
@@ -15,10 +13,4 @@ class SparsemaxAttention(SparseMechanism):
     name = "sparsemax"
     formula = "P = sparsemax(QKᵀ/√D + M)"
     source = "Martins & Astudillo 2016, arXiv 1602.02068; the package entmax"
-    row_sum = "1"
-    cost = "1×, and a sort of P"
     why_never_neutral = "it is sparsemax at every setting"
-
-    def normalise(self, scores: Tensor) -> Tensor:
-        weights: Tensor = entmax_package().sparsemax(scores)
-        return weights

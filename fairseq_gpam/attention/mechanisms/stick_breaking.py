@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, apply_weights, register_mechanism
 from fairseq_gpam.attention.core.causal import earlier_keys, require_causal
-from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast
+from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden, zero_rows
 
 
 def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_rest: bool) -> Tensor:
@@ -28,9 +28,9 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
     left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
     weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
     if own_gets_rest:
-        own = torch.eye(num_queries, dtype=torch.bool, device=q.device)
-        own = F.pad(own, (num_keys - num_queries, 0))
-        weights = zero_hidden(torch.where(own, left[..., :1].exp(), weights), mask)
+        own_keys = torch.eye(num_queries, dtype=torch.bool, device=q.device)
+        own_keys = F.pad(own_keys, (num_keys - num_queries, 0))
+        weights = zero_hidden(torch.where(own_keys, left[..., :1].exp(), weights), mask)
     return weights
 
 
@@ -38,14 +38,15 @@ def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_r
 class StickBreakingAttention(MatrixMechanism):
     """Causal weights that favour the newest keys by construction, so that positions need no encoding.
 
-    A query does not score its own key. The weight left over by the earlier keys goes to the query's own value by
-    default, as in the tests of the authors' code, or is dropped, as in its benchmarks. Which of the two holds for the
-    authors' published models could not be confirmed.
+    A query does not score its own key. By default the weight left over by the earlier keys, the remainder, goes to the
+    query's own value, as in the authors' models until December 2024 (`sb_remainder: True`). With
+    `--gpam-stick-breaking-rest bias` it goes to a vector that each head learns from 0, and GroupNorm with a group for
+    each head follows, as in their models since. With `none` it is dropped, as in the benchmarks of their code.
     """
 
     name = "stick_breaking"
     formula = "P_ij = β_ij·Π_{j<l<i}(1−β_il), j < i, β = sigmoid(QKᵀ/√D); P_ii = Π_{l<i}(1−β_il)"
-    source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention"
+    source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention; its models: dolomite-engine"
     row_sum = "1; below 1 if the remainder is dropped"
     cost = "1×"
     why_never_neutral = "its weights come from a product of sigmoids"
@@ -56,18 +57,36 @@ class StickBreakingAttention(MatrixMechanism):
             "stick_breaking_rest",
             str,
             "own",
-            "where the remaining weight goes: to the query's own value, or nowhere",
-            choices=("own", "none"),
+            "where the remaining weight goes: to the query's own value; to a learned vector of each head, followed by "
+            "a norm of each head; or nowhere",
+            choices=("own", "bias", "none"),
         ),
     )
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        self.own_gets_rest: bool = settings.stick_breaking_rest == "own"
+        self.rest: str = settings.stick_breaking_rest
+        if self.rest == "bias":
+            self.rest_bias = nn.Parameter(torch.zeros(site.num_heads, 1, site.head_dim))
+            self.norm = nn.GroupNorm(site.num_heads, site.num_heads * site.head_dim)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)
-        return stick_breaking_weights(inputs.q, inputs.k, inputs.mask, self.own_gets_rest)
+        return stick_breaking_weights(inputs.q, inputs.k, inputs.mask, self.rest == "own")
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        if self.rest != "bias":
+            return super().forward(inputs)
+        weights = self.weights(inputs)
+        heads = apply_weights(weights, upcast(inputs.v), inputs.dropout_p)
+        joined = join_heads(heads + (1 - weights.sum(dim=-1, keepdim=True)) * self.rest_bias)
+        scale, offset = self.norm.weight.to(joined.dtype), self.norm.bias.to(joined.dtype)
+        normed = F.group_norm(joined.flatten(0, 1), self.norm.num_groups, scale, offset, self.norm.eps)
+        output = split_heads(normed.view(joined.shape), self.norm.num_groups).type_as(inputs.v)
+        fully_masked = inputs.mask.fully_masked(weights.size(-2), weights.size(-1), weights.device)
+        output = zero_rows(output, fully_masked)
+        return output, weights.type_as(inputs.v) if inputs.need_weights else None
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, remaining weight to {'the own value' if self.own_gets_rest else 'nothing'}"
+        receiver = {"own": "the own value", "bias": "a learned vector", "none": "nothing"}[self.rest]
+        return f"{super().extra_repr()}, remaining weight to {receiver}"

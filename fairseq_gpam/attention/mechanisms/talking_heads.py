@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
-from fairseq_gpam.attention.core.families import MatrixMechanism, upcast
-from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, masked_softmax, upcast
+from fairseq_gpam.attention.core.masks import AttentionMask
 
 
 def talking_heads_maps(q: Tensor, k: Tensor, mask: AttentionMask, mix_scores: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def talking_heads_maps(q: Tensor, k: Tensor, mask: AttentionMask, mix_scores: Te
     mixed = torch.einsum("gf,bfts->bgts", mix_scores.to(scores.dtype), scores)
     if mask.bias is not None:
         mixed = mixed + mask.bias.to(mixed.dtype)
-    hidden, fully_masked = hide(mixed, mask)
-    return zero_rows(softmax(hidden), fully_masked)
+    return masked_softmax(mixed, mask)
 
 
 def mix_heads(maps: Tensor, mix_weights: Tensor) -> Tensor:

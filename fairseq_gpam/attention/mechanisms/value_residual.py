@@ -14,13 +14,13 @@ from fairseq_gpam.attention.core.first_layer import first_layer_values
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 
 
-def mix_values(values: Tensor, first_values: Tensor, own: Tensor | float, first: Tensor | float) -> Tensor:
-    """Returns own·V + first·V⁰, B × H × S × D, before any weight is applied.
+def mix_values(values: Tensor, first_values: Tensor, factor: Tensor | float, first_factor: Tensor | float) -> Tensor:
+    """Returns a·V + b·V⁰, B × H × S × D, before any weight is applied.
 
     Zhou et al. 2024, arXiv 2410.17897; Zcchill/Value-Residual-Learning, where both factors are 0.5 in every layer but
     the first, and gradients flow through V⁰.
     """
-    return own * values + first * first_values
+    return factor * values + first_factor * first_values
 
 
 @register_mechanism
@@ -62,9 +62,9 @@ class ValueResidualAttention(AffineMechanism):
         first_values = first_layer_values(self.name, self.site, inputs.v)
         if self.site.layer == 0:
             return super().forward(inputs)
-        own, first = self.fixed if self.factors is None else self.factors.unbind()
-        return super().forward(replace(inputs, v=mix_values(inputs.v, first_values, own, first)))
+        factor, first_factor = self.fixed if self.factors is None else self.factors.unbind()
+        return super().forward(replace(inputs, v=mix_values(inputs.v, first_values, factor, first_factor)))
 
     def extra_repr(self) -> str:
-        own, first = self.fixed if self.factors is None else self.factors.tolist()
-        return f"{super().extra_repr()}, a {own:.3f}, b {first:.3f}"
+        factor, first_factor = self.fixed if self.factors is None else self.factors.tolist()
+        return f"{super().extra_repr()}, a {factor:.3f}, b {first_factor:.3f}"

@@ -112,13 +112,13 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
     parts = [" ".join([data.corpus, *sums]), f"{data.subwords} {data.vocabulary}" if learned else data.subwords]
     parts += [f"--{key.replace('_', '-')} {value}" for key, value in data.options.items()]
     stamp = ", ".join(parts)
-    with completing(task.text(out), stamp) as part:
+    with build_once(task.text(out), stamp) as part:
         if part is not None:
             if files:
                 print(f"reading {' '.join(map(str, files))}", flush=True)
             read_corpus(task, files, part, int(os.environ.get("WORKERS", "1")))
     stamp += f", fairseq-preprocess {' '.join(data.preprocess)}"
-    with completing(task.data_bin(out), stamp) as part:
+    with build_once(task.data_bin(out), stamp) as part:
         if part is not None:
             print("binarising", flush=True)
             binarise(task, task.binarised_text(out), part)
@@ -131,7 +131,7 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
 
 
 @contextlib.contextmanager
-def completing(folder: Path, stamp: str) -> Iterator[Path | None]:
+def build_once(folder: Path, stamp: str) -> Iterator[Path | None]:
     """Yields a new folder that is renamed to `folder` when complete, or None if that already exists.
 
     Raises PrepareError if it was made with another stamp, RunError if its parent cannot be used.

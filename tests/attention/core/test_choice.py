@@ -57,7 +57,7 @@ def test_the_choice():
 
 
 def test_the_table_names_every_way():
-    assert {row.way for row in CHOICES} == {"naive", "short", "sdpa", "blocks"}
+    assert {row.implementation for row in CHOICES} == {"naive", "short", "sdpa", "blocks"}
     assert all(row.when in describe_choices() for row in CHOICES)
 
 
@@ -177,46 +177,6 @@ def test_on_a_gpu_any_length_takes_the_same_number_of_kernels_and_none_synchroni
         assert not {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"} & set(seen.names)
         counts.append(len(seen.names))
     assert counts[0] == counts[1] < 60
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["nothing", "causal", "right"])
-@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
-@pytest.mark.parametrize("member", ["one branch", "two branches"])
-def test_a_query_that_is_not_finite_gives_nan(bad, kind, backend, member):
-    q, k, v = (draw(9) for _ in range(3))
-    with torch.no_grad():
-        q[0, 0, 4] = bad
-        k[0, 0].abs_()
-    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
-    assert output[0, 0, 4].isnan().all()
-    assert output[0, 0, :4].isfinite().all()
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("kind", ["nothing", "causal", "right", "causal, left"])
-@pytest.mark.parametrize("backend", ["auto", "reference", "fused"])
-@pytest.mark.parametrize("member", ["one branch", "two branches"])
-@pytest.mark.parametrize("place", ["keys", "values"])
-def test_a_key_or_value_that_is_not_finite_gives_nan_in_its_head(bad, kind, backend, member, place):
-    q, k, v = (draw(9) for _ in range(3))
-    with torch.no_grad():
-        (k if place == "keys" else v)[0, 0, 4, 0] = bad
-    output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), members(9)[member][0], backend)
-    assert output[0, 0].isnan().all()
-    assert output[0, 1:].isfinite().all() and output[1:].isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["nothing", "causal"])
-def test_a_nan_key_makes_the_output_nan_without_gradients_too(kind):
-    q, k, v = (draw(9) for _ in range(3))
-    with torch.no_grad():
-        k[0, 0, 4, 0] = float("nan")
-        for member in ("one branch", "two branches"):
-            terms = members(9)[member][0]
-            output, _ = affine_attention(AttentionInput(q, k, v, make_mask(kind, 9), q), terms)
-            assert output[0, 0].isnan().all()
-            assert output[1:].isfinite().all()
 
 
 def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():

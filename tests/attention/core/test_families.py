@@ -189,16 +189,6 @@ def test_registering_makes_the_flags(toy):
         base.register_mechanism(type("Other", (MatrixMechanism,), {"name": "toy"}))
 
 
-NEEDS_EVERY_LAYER = [name for name in sorted(REGISTRY) if REGISTRY[name].needs_every_layer]
-
-
-@pytest.mark.parametrize("name", NEEDS_EVERY_LAYER)
-@pytest.mark.parametrize("flags", [["--decoder-layerdrop", "0.2"], ["--checkpoint-activations"]])
-def test_a_mechanism_that_needs_every_layer_refuses_a_model_that_skips_or_repeats_some(name, flags):
-    with pytest.raises(ValueError, match=f"{flags[0]}.* is not allowed with --gpam-mechanism {name}"):
-        build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", name, *flags)
-
-
 def test_a_mechanism_is_chosen_for_each_site():
     names = {"encoder": "dnas", "decoder": "shaped", "cross": "gated"}
     flags = [word for site, name in names.items() for word in (f"--gpam-{site}-mechanism", name)]

@@ -5,7 +5,7 @@ import torch
 from contract import HEADS, LENGTH, WIDTH, check_stepwise, masks, settings, train
 from tiny import OURS, build
 
-from fairseq_gpam.attention import REGISTRY, SITES, AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import REGISTRY, AttentionInput, Site, build_mechanism
 
 
 def site(name="encoder", heads=HEADS, layer=1):
@@ -47,31 +47,6 @@ def test_each_group_attends_by_itself(kind):
         torch.testing.assert_close(output[:, part], expected)
         torch.testing.assert_close(weights[:, part], expected_weights)
     assert mixed(AttentionInput(q, k, v, mask, x))[1] is None
-
-
-@pytest.mark.parametrize("site_name", SITES)
-@pytest.mark.parametrize(
-    ("spec", "why"),
-    [
-        ("dagpam:4,softmax:3", r"4\+3 = 7 heads, but \w+ attention has 8; the numbers must add up to 8"),
-        ("dagpam:8,softmax:8", "= 16 heads"),
-        ("dagpam,softmax", "'dagpam' is not of the form mechanism:heads"),
-        ("dagpam:x,softmax:4", "'dagpam:x' is not of the form"),
-        ("dagpam:0,softmax:8", "'dagpam:0' is not of the form"),
-        ("dagpam:4,", "'' is not of the form"),
-        ("dagpam:4,dagpam:4", "a mechanism is named twice"),
-        ("dagpam:4,nothing:4", "'nothing' .* is not allowed; allowed: .*softmax"),
-    ],
-)
-def test_what_does_not_fit_is_refused(spec, why, site_name):
-    with pytest.raises(ValueError, match=why) as refusal:
-        build_mechanism(spec, site(site_name, heads=8), settings())
-    assert "--gpam-mechanism" in str(refusal.value)
-
-
-def test_a_group_keeps_its_own_refusals():
-    with pytest.raises(ValueError, match="'dnas' cannot be used for decoder"):
-        build_mechanism("dnas:4,softmax:4", site("decoder", heads=8), settings())
 
 
 @pytest.mark.parametrize("task", ["translation", "language_modeling"])

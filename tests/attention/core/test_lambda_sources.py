@@ -1,7 +1,5 @@
 """The sources of daGPAM's λ's: numbers, the token, or a ratio with a fixed row sum."""
 
-import re
-
 import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, build_model, check_stepwise, masks, settings, train
@@ -14,31 +12,6 @@ from fairseq_gpam.attention.core.measures import mean_lambda
 
 def mechanism(**chosen):
     return build_mechanism("dagpam", Site("decoder", 0, 2, HEADS * WIDTH, HEADS, WIDTH), settings(**chosen))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "given", "allowed"),
-    [
-        ("lambda", "fixed", "--gpam-lambda 'fixed'", "trainable; --gpam-lambda-plus-training 'fixed' fixes λ⁺ alone"),
-        ("lambda_minus_training", "fixed", "--gpam-lambda-minus-training 'fixed'", "no --gpam-lambda-minus-training"),
-        ("lambda_minus_training", "trainable", "--gpam-lambda-minus-training 'trainable'", "no --gpam-lambda-minus-"),
-        ("lambda_minus", 0.0, "--gpam-lambda-minus 0.0", "no --gpam-lambda-minus"),
-        ("lambda_max", 2.0, "--gpam-lambda-max 2.0", "no --gpam-lambda-max"),
-        ("lambda_scope", "model", "--gpam-lambda-scope 'model'", "head"),
-        ("lambda_scope", "layer", "--gpam-lambda-scope 'layer'", "head"),
-        ("lambda_tied", True, "--gpam-lambda-tied", "no --gpam-lambda-tied"),
-        ("warm_start", True, "--gpam-warm-start", "no --gpam-warm-start"),
-    ],
-)
-def test_a_lambda_per_token_is_refused_what_only_a_number_can_have(name, value, given, allowed):
-    refusal = f"{given} is not allowed with --gpam-lambda-source 'token'; allowed: {allowed}"
-    with pytest.raises(ValueError, match=re.escape(refusal)):
-        mechanism(lambda_source="token", **{name: value})
-
-
-def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="--gpam-lambda-source 'head' is not allowed; allowed: number, token"):
-        settings(lambda_source="head")
 
 
 def test_a_lambda_per_token_adds_one_vector_for_each_head_in_place_of_a_number():
@@ -122,40 +95,6 @@ def test_without_a_row_sum_the_default_ratio_is_that_of_the_default_lambdas():
     free, held = mechanism(), mechanism(row_sum=1)
     for name in ("lambda_plus", "lambda_minus"):
         torch.testing.assert_close(getattr(held, name)(), getattr(free, name)())
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "given", "allowed"),
-    [
-        ("lambda", "fixed", "--gpam-lambda 'fixed'", "trainable"),
-        ("lambda_plus_training", "fixed", "--gpam-lambda-plus-training 'fixed'", "no --gpam-lambda-plus-training"),
-        ("lambda_minus_training", "fixed", "--gpam-lambda-minus-training 'fixed'", "no --gpam-lambda-minus-training"),
-        ("lambda_plus", 0.0, "--gpam-lambda-plus 0.0", "no --gpam-lambda-plus; --gpam-lambda-ratio"),
-        ("lambda_minus", 1.0, "--gpam-lambda-minus 1.0", "no --gpam-lambda-minus; --gpam-lambda-ratio"),
-        ("lambda_max", 2.0, "--gpam-lambda-max 2.0", "no --gpam-lambda-max"),
-        ("lambda_tied", True, "--gpam-lambda-tied", "no --gpam-lambda-tied; --gpam-row-sum 1"),
-        ("lambda_source", "token", "--gpam-lambda-source 'token'", "number"),
-        ("warm_start", True, "--gpam-warm-start", "no --gpam-warm-start"),
-    ],
-)
-def test_a_held_row_sum_is_refused_what_has_no_meaning_with_it(name, value, given, allowed):
-    refusal = f"{given} is not allowed with --gpam-row-sum 0.7; allowed: {allowed}"
-    with pytest.raises(ValueError, match=re.escape(refusal)):
-        mechanism(row_sum=0.7, **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("row_sum", 0.0), ("row_sum", -1.0), ("lambda_ratio", 0.0), ("lambda_ratio", 1.0), ("lambda_ratio", -0.5)],
-)
-def test_row_sums_and_ratios_that_cannot_be_reached_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"--gpam-{name.replace('_', '-')} {value} is not allowed; allowed: a number"):
-        settings(**{name: value})
-
-
-def test_a_ratio_without_a_row_sum_is_refused():
-    with pytest.raises(ValueError, match=r"--gpam-lambda-ratio 0.2 is not allowed without --gpam-row-sum, .*; allowed"):
-        mechanism(lambda_ratio=0.2)
 
 
 def test_a_model_with_a_held_row_sum_is_not_exported():

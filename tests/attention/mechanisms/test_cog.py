@@ -1,6 +1,5 @@
 """Cog attention."""
 
-import pytest
 import torch
 from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings, softmax_map
 
@@ -32,8 +31,3 @@ def test_the_first_and_the_last_layer_keep_softmax():
         output = mechanism(AttentionInput(q, k, v, mask, q))[0]
         assert torch.allclose(output, expected, rtol=0, atol=1e-12) == (layer in (0, 3))
         assert ("softmax here" in repr(mechanism)) == (layer in (0, 3))
-
-
-def test_two_layers_leave_none():
-    with pytest.raises(ValueError, match=r"2 layers.*--gpam-cog-everywhere"):
-        build_mechanism("cog", Site("decoder", 0, 2, 4, 2, 2), settings())

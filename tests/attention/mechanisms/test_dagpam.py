@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from contract import Contract, settings, softmax_map
-from reference import row_softmax, visibility
 from tiny import attention
 
 from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
@@ -80,43 +79,6 @@ def test_rows_sum_to_1_plus_minus_and_entries_stay_in_their_range(plus, minus):
     assert (weights.triu(1) == 0).all()
 
 
-def test_some_weights_are_negative():
-    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0.0, lambda_minus=1.0)
-    _, weights = attend(module, *heads(queries=9), need_weights=True)
-    assert weights.min() < -0.05
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_both_lambdas_zero_is_softmax_attention(backend):
-    module = mechanism(backend=backend, **{"lambda": "fixed"}, lambda_plus=0, lambda_minus=0)
-    q, k, v = heads(queries=7)
-    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH)
-    expected = torch.softmax(scores, -1) @ v.double()
-    assert torch.allclose(attend(module, q, k, v)[0].double(), expected, atol=1e-6)
-
-
-def test_zero_projection_subtracts_the_mean_of_the_visible_values():
-    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0, lambda_minus=1)
-    torch.nn.init.zeros_(module.negative_projection.weight)
-    q, k, v = heads(queries=6)
-    visible, _ = visibility(2, 6, 6, causal=True)
-    mean = torch.stack([v[:, :, : t + 1].mean(2) for t in range(6)], dim=2)
-    softmax = row_softmax(q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH), visible) @ v.double()
-    output, _ = attend(module, q, k, v, AttentionMask.from_fairseq(None, FUTURE))
-    assert torch.allclose(output.double(), softmax - mean.double(), atol=1e-6)
-
-
-def test_minus_identity_on_positive_queries_gives_the_opposite_scores():
-    module = mechanism(**{"lambda": "fixed"}, lambda_plus=0, lambda_minus=1)
-    with torch.no_grad():
-        module.negative_projection.weight.copy_(-torch.eye(WIDTH).repeat(HEADS, 1))
-    q, k, v = heads(queries=6)
-    q = q.abs()
-    scores = q.double() @ k.double().transpose(2, 3) / math.sqrt(WIDTH)
-    expected = (torch.softmax(scores, -1) - torch.softmax(-scores, -1)) @ v.double()
-    assert torch.allclose(attend(module, q, k, v)[0].double(), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dropout_drops_the_combined_matrix(backend):
     """Over many draws the output has mean P V and variance p/(1−p) · Σ_j P_ij² v_j²: P is dropped, not its branches."""
@@ -170,10 +132,6 @@ def test_the_initial_projection_is_that_of_negative_init(projection):
         assert torch.equal(block, -torch.eye(64))
 
 
-def test_initial_bias_is_zero():
-    assert (fresh(negative_bias=True).negative_projection.bias == 0).all()
-
-
 def test_names_and_initial_values_stay_those_of_the_checkpoints_and_results_there_are():
     torch.manual_seed(1)
     state = fresh(negative_bias=True).state_dict()
@@ -184,11 +142,6 @@ def test_names_and_initial_values_stay_those_of_the_checkpoints_and_results_ther
     torch.testing.assert_close(projection[0, :3], torch.tensor([0.14936039, -0.17004342, -0.03137674]))
     # The next draw shows that nothing but W_Q⁻ was drawn.
     torch.testing.assert_close(torch.rand(1), torch.tensor([0.71941221]))
-
-
-def test_heads_start_from_different_projections():
-    blocks = fresh().negative_projection.weight.view(4, 64, 64)
-    assert not torch.equal(blocks[0], blocks[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -207,31 +160,6 @@ def test_half_precision_sums_a_long_gradient_well(dtype):
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert (one.float() - other).norm() <= 2e-2 * other.norm()
-
-
-def test_without_activation_minus_identity_gives_the_opposite_scores_of_every_query():
-    module = fresh(negative_activation="none", negative_init="minus-identity", lambda_plus=0, lambda_minus=1)
-    q, k, v = (torch.randn(2, 4, 5, 64) for _ in range(3))
-    scores = q @ k.transpose(2, 3) / 8
-    expected = (torch.softmax(scores, -1) - torch.softmax(-scores, -1)) @ v
-    output, _ = module(AttentionInput(q, k, v, AttentionMask(), torch.zeros(2, 5, 256)))
-    assert torch.allclose(output, expected, atol=1e-5)
-
-
-def test_zero_projection_frozen_and_lambdas_tied_is_attn_scale():
-    """P = (1+λ)·softmax − λ·U, and W_Q⁻ never leaves 0."""
-    module = fresh(negative_init="zero", negative_frozen=True, negative_bias=True, lambda_tied=True, lambda_plus=0.3)
-    q, k, v = (torch.randn(2, 4, 6, 64) for _ in range(3))
-    optimizer = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], lr=0.1)
-    inputs = AttentionInput(q, k, v, AttentionMask.from_fairseq(None, FUTURE), torch.zeros(2, 6, 256))
-    module(inputs)[0].square().sum().backward()
-    optimizer.step()
-    strength = module.lambda_plus.theta.detach().view(-1, 1, 1)
-    assert not torch.allclose(strength, torch.tensor(0.3))
-    visible = torch.ones(6, 6).tril()
-    scores = (q @ k.transpose(2, 3) / 8).masked_fill(visible == 0, float("-inf"))
-    expected = ((1 + strength) * torch.softmax(scores, -1) - strength * visible / visible.sum(-1, keepdim=True)) @ v
-    assert torch.allclose(module(inputs)[0], expected, atol=1e-5)
 
 
 def test_a_frozen_projection_is_saved_and_gets_no_gradient():
@@ -255,13 +183,3 @@ def test_the_projection_of_the_input_starts_as_fairseqs_query_projection_or_at_z
     assert projection.weight.shape == (256, 256) and (projection.bias == 0).all()
     assert projection.weight.abs().max() <= bound
     assert abs(projection.weight.std().item() - bound / math.sqrt(3)) <= 0.01 * bound
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "allowed"),
-    [("negative_projection", "shared", "head"), ("negative_init", "minus-identity", "xavier, zero")],
-)
-def test_the_projection_of_the_input_is_refused_what_only_heads_can_have(name, value, allowed):
-    flag = "--gpam-" + name.replace("_", "-")
-    with pytest.raises(ValueError, match=f"{flag} '{value}' .*--gpam-negative-source 'input'.*; allowed: {allowed}$"):
-        fresh(negative_source="input", **{name: value})

@@ -60,8 +60,6 @@ def test_lambda_init_deepens_from_layer_zero():
 
 
 def test_odd_heads_are_refused():
-    with pytest.raises(ValueError, match=r"--gpam-mechanism.*3 heads are not allowed; allowed: an even number"):
-        build_mechanism("differential", Site("encoder", 0, 1, 6, 3, 2), settings())
     with pytest.raises(ValueError, match="1 heads are not allowed"):
         build_mechanism("differential:1,softmax:3", Site("encoder", 0, 1, 8, 4, 2), settings())
 

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from contract import LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings
-
-from fairseq_gpam.attention import Site, build_mechanism
+from contract import LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row
 
 
 class TestDint(Contract):
@@ -57,8 +55,3 @@ def test_rows_sum_to_one(site):
     q, k, v, x = contract.inputs(LENGTH)
     weights = contract.call(mechanism, q, k, v, masks("causal", LENGTH)[0], x, 0.0, True)[1]
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-
-
-def test_cross_attention_is_refused():
-    with pytest.raises(ValueError, match=r"'dint' cannot be used for cross attention.*encoder, decoder"):
-        build_mechanism("dint", Site("cross", 0, 1, 8, 4, 2), settings())

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from contract import Contract, future_gradients, plain_softmax, row_by_row, settings
-from tiny import OURS, build
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.attention.mechanisms.dnas import dnas_weights
@@ -49,16 +48,6 @@ def test_the_future_test_catches_dnas_in_a_decoder():
 
     assert future_gradients(dnas) > 1e-3
     assert future_gradients(softmax) == 0
-
-
-@pytest.mark.parametrize("name", ["dnas", "hnas"])
-def test_refused_outside_encoders(name):
-    with pytest.raises(ValueError, match=rf"'{name}' cannot be used for decoder.*--gpam-decoder-mechanism.*encoder$"):
-        build("translation", OURS["translation"], "--gpam-mechanism", name)
-    with pytest.raises(ValueError, match="cannot be used for decoder"):
-        build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", name)
-    with pytest.raises(ValueError, match="cannot be used for cross"):
-        build("translation", OURS["translation"], "--gpam-mechanism", name, "--gpam-decoder-mechanism", "softmax")
 
 
 def test_a_single_query_gets_uniform_weights():

@@ -31,8 +31,3 @@ def test_a_share_of_nothing_is_softmax_and_of_all_is_dnas(theta, name):
         torch.testing.assert_close(
             hnas(AttentionInput(q, k, v, mask, q))[0], other(AttentionInput(q, k, v, mask, q))[0], rtol=0, atol=1e-14
         )
-
-
-def test_a_share_outside_is_refused():
-    with pytest.raises(ValueError, match=r"--gpam-hnas-share 1.0 is not allowed; allowed: a number between 0 and 1"):
-        settings(hnas_share=1.0)

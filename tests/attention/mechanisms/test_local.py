@@ -2,9 +2,8 @@
 
 import math
 
-import pytest
 import torch
-from contract import Contract, plain_softmax, row_by_row, settings
+from contract import Contract, plain_softmax, row_by_row
 
 
 class TestLocal(Contract):
@@ -25,8 +24,3 @@ class TestLocal(Contract):
             q.size(2), k.size(2), visible & near, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen])
         )
         return weights @ v, weights
-
-
-def test_a_negative_window_is_refused():
-    with pytest.raises(ValueError, match=r"--gpam-local-window -1 is not allowed; allowed: 0 or"):
-        settings(local_window=-1)

@@ -2,9 +2,8 @@
 
 import math
 
-import pytest
 import torch
-from contract import Contract, row_by_row, settings
+from contract import Contract, row_by_row
 
 
 class TestSigmoid(Contract):
@@ -20,8 +19,3 @@ class TestSigmoid(Contract):
 
         weights = row_by_row(q.size(2), k.size(2), visible, weigh)
         return weights @ v, weights
-
-
-def test_a_negative_length_is_refused():
-    with pytest.raises(ValueError, match=r"--gpam-sigmoid-length -1 is not allowed; allowed: 0 or"):
-        settings(sigmoid_length=-1)

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from contract import Contract, row_by_row, settings
+from contract import Contract, row_by_row
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionMask
 from fairseq_gpam.attention.mechanisms.softpick import softpick_weights
 
 
@@ -30,8 +30,3 @@ def test_a_row_without_a_positive_score_is_zero_and_large_scores_are_finite():
     weights = softpick_weights(q, k, AttentionMask())
     assert weights[0, 0, 0].abs().max() == 0
     torch.testing.assert_close(weights[0, 0, 1], torch.full((4,), 0.25))
-
-
-def test_the_name_builds_it_everywhere():
-    for site in ("encoder", "decoder", "cross"):
-        assert build_mechanism("softpick", Site(site, 0, 1, 4, 2, 2), settings()).name == "softpick"

@@ -2,17 +2,14 @@
 
 import math
 
-import pytest
 import torch
-from contract import Contract, settings
-
-from fairseq_gpam.attention import Site, build_mechanism
+from contract import Contract
 
 
 class TestStickBreaking(Contract):
     name = "stick_breaking"
     needs_positions = True
-    variants = ({}, {"stick_breaking_rest": "none"})
+    variants = ({}, {"stick_breaking_rest": "bias"}, {"stick_breaking_rest": "none"})
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1)) + bias
@@ -28,15 +25,14 @@ class TestStickBreaking(Contract):
                         if j < offset + i and visible[b, h, i, j]:
                             share = 1 / (1 + torch.exp(-scores[b, h, i, j]))
                             row[j], rest = share * rest, rest * (1 - share)
-                    if mechanism.own_gets_rest and visible[b, h, i, offset + i]:
+                    if mechanism.rest == "own" and visible[b, h, i, offset + i]:
                         row[offset + i] = rest
                     maps.append(torch.stack(row))
         weights = torch.stack(maps).view(scores.shape)
-        return weights @ v, weights
-
-
-@pytest.mark.parametrize("site", ["encoder", "cross"])
-@pytest.mark.parametrize("name", ["stick_breaking", "forgetting", "selective"])
-def test_causal_mechanisms_are_refused_elsewhere(name, site):
-    with pytest.raises(ValueError, match=rf"'{name}' cannot be used for {site} .*--gpam-{site}-mechanism.*decoder"):
-        build_mechanism(name, Site(site, 0, 1, 4, 2, 2), settings())
+        if mechanism.rest != "bias":
+            return weights @ v, weights
+        output = weights @ v + (1 - weights.sum(-1, keepdim=True)) * mechanism.rest_bias
+        centred = output - output.mean(-1, keepdim=True)
+        output = centred / ((centred**2).mean(-1, keepdim=True) + 1e-5) ** 0.5
+        scale, offset = (each.view(heads, 1, -1) for each in (mechanism.norm.weight, mechanism.norm.bias))
+        return (output * scale + offset) * visible.any(-1, keepdim=True), weights

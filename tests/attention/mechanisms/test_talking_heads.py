@@ -24,21 +24,6 @@ class TestTalkingHeads(Contract):
         return weights @ v, weights
 
 
-def test_the_identity_is_softmax():
-    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    q, k, v = torch.randn(3, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    talking = build_mechanism("talking_heads", site, settings()).double()
-    softmax = build_mechanism("softmax", site, settings())
-    for kind in ("nothing", "causal, left", "a sentence of padding", "bias, hiding, right"):
-        mask = masks(kind, LENGTH)[0]
-        torch.testing.assert_close(
-            talking(AttentionInput(q, k, v, mask, q))[0],
-            softmax(AttentionInput(q, k, v, mask, q))[0],
-            rtol=0,
-            atol=1e-14,
-        )
-
-
 def test_dropout_before_the_second_mixture_reaches_every_head():
     """With W all ones, each head gets the sum of the dropped maps: the heads are equal, unless dropout comes later."""
     site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)

@@ -14,14 +14,14 @@ def test_the_second_to_prepare_a_folder_waits_and_takes_what_the_first_has_made(
     folder, inside, go_on = tmp_path / "data/made", threading.Event(), threading.Event()
 
     def first():
-        with prepare.completing(folder, "stamp") as part:
+        with prepare.build_once(folder, "stamp") as part:
             (part / "text").write_text("whole")
             inside.set()
             assert go_on.wait(60)
             assert (part / "text").exists()
 
     def second():
-        with prepare.completing(folder, "stamp") as part:
+        with prepare.build_once(folder, "stamp") as part:
             return part
 
     with ThreadPoolExecutor(2) as pool:
@@ -43,7 +43,7 @@ def test_the_second_to_prepare_a_folder_waits_and_takes_what_the_first_has_made(
 def test_what_a_killed_process_left_is_made_again(tmp_path):
     (tmp_path / "made.part").mkdir()
     (tmp_path / "made.part/half").touch()
-    with prepare.completing(tmp_path / "made", "stamp") as part:
+    with prepare.build_once(tmp_path / "made", "stamp") as part:
         (part / "whole").touch()
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["stamp", "whole"]
     assert not part.exists()

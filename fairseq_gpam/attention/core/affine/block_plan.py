@@ -48,14 +48,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """Queries r0…r1 of a group and the keys before `seen`; `index` counts the blocks of a group.
+    """Queries r0…r1 of a group and the first `num_keys` keys; `index` counts the blocks of a group.
 
     All blocks have the same number of rows; rows beyond the last query are ignored.
     """
 
     r0: int
     r1: int
-    seen: int
+    num_keys: int
     index: int
 
 
@@ -108,10 +108,10 @@ class BlockPlan:
 
     def _block(self, index: int) -> Block:
         r0 = index * self.rows
-        seen = self.num_keys
+        num_keys = self.num_keys
         if self.mask.causal:
-            seen = min(seen, self.num_keys - self.length + r0 + self.rows)
-        return Block(r0, r0 + self.rows, seen, index)
+            num_keys = min(num_keys, self.num_keys - self.length + r0 + self.rows)
+        return Block(r0, r0 + self.rows, num_keys, index)
 
     def groups(self) -> Iterator[Group]:
         heads = min(self.heads_at_once, self.heads)
@@ -130,8 +130,8 @@ class BlockPlan:
     def buffers_of(self, group: Group, block: Block) -> BlockBuffers:
         key = (group.size, block.index)
         if key not in self.block_buffers:
-            shape = (group.size, self.branches, self.rows, block.seen)
-            matrix = self.buffer("matrix", group.size, self.rows, block.seen)
+            shape = (group.size, self.branches, self.rows, block.num_keys)
+            matrix = self.buffer("matrix", group.size, self.rows, block.num_keys)
             self.block_buffers[key] = BlockBuffers(self.buffer("weights", *shape), matrix)
         return self.block_buffers[key]
 
@@ -161,7 +161,7 @@ class BlockPlan:
 
     def scores(self, queries: Tensor, keys: list[Tensor], block: Block, weights: Tensor) -> None:
         """Overwrites `weights` with the scores of each branch, as exponents of 2."""
-        seen = [each[:, : block.seen].transpose(1, 2) for each in keys]
+        seen = [each[:, : block.num_keys].transpose(1, 2) for each in keys]
         unused = queries.new_empty(1, 1, 1)
         if len(seen) == 1:
             pairs = [(queries.flatten(1, 2), seen[0], weights.flatten(1, 2))]
@@ -181,12 +181,12 @@ class BlockPlan:
             # Only the last rows × rows square of the block can contain future keys.
             if self.future is None:
                 self.future = like.new_ones(self.rows, self.rows).tril_()
-            width = block.seen - (self.num_keys - self.length + block.r0)
+            width = block.num_keys - (self.num_keys - self.length + block.r0)
             return None, self.future if width == self.rows else self.future[:, :width]
         last = min(block.r1, self.length)
         mask = self.mask.sentences(group.b0, group.b1).heads(group.h0, group.h1)
         mask = mask.rows(block.r0, last, self.length, self.num_keys)
-        hidden = mask.hidden_keys(last - block.r0, block.seen, like.device)
+        hidden = mask.hidden_keys(last - block.r0, block.num_keys, like.device)
         return self._fitted(mask.bias, like.dtype), self._fitted(None if hidden is None else ~hidden, like.dtype)
 
     def _fitted(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -205,7 +205,7 @@ class BlockPlan:
             by_sentence.add_(bias, alpha=LOG2_E)
         tail = by_sentence
         if visible is not None and visible.size(-1) > 1:
-            tail = tail[..., block.seen - visible.size(-1) :]
+            tail = tail[..., block.num_keys - visible.size(-1) :]
         if largest is not None:
             if not known:
                 if visible is not None:
@@ -219,7 +219,7 @@ class BlockPlan:
         if visible is not None:
             tail.mul_(visible)
 
-    def is_safe(self, queries: Tensor, keys: list[Tensor]) -> bool:
+    def cannot_overflow(self, queries: Tensor, keys: list[Tensor]) -> bool:
         """Returns whether all scores can be exponentiated without subtracting a maximum (by Cauchy and Schwarz)."""
         if self.mask.bias is not None:
             return False
@@ -228,8 +228,8 @@ class BlockPlan:
 
     def factors_over_sums(self, group: Group, sums: Tensor) -> Tensor:
         """Returns c/l of all rows: blocks × n × branches × r × 1."""
-        own = group.of(self.factors).flatten(0, 1)
-        blocks = own.unsqueeze(0) if own.size(2) == 1 else self.in_blocks(own).movedim(2, 0)
+        factors = group.of(self.factors).flatten(0, 1)
+        blocks = factors.unsqueeze(0) if factors.size(2) == 1 else self.in_blocks(factors).movedim(2, 0)
         return blocks / sums
 
     def combined(self, group: Group, block: Block, buffers: BlockBuffers, sums: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def block_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
     exact = torch.float64 if inputs.q.dtype == torch.float64 else torch.float32
     queries = inputs.q if len(branches) == 1 else torch.cat([branch.q for branch in branches], dim=2)
     second_k = None if terms.negative_k is None else terms.negative_k.to(exact)
-    return ByBlocks.apply(
+    return BlockwiseAttention.apply(
         queries.to(exact),
         inputs.k.to(exact),
         second_k,
@@ -47,7 +47,7 @@ def _branch_factors(branches: list[Branch], q: Tensor, dtype: torch.dtype) -> Te
     return torch.stack([weight.expand(q.size(0), q.size(1), length, 1) for weight in weights], dim=2)
 
 
-class ByBlocks(torch.autograd.Function):
+class BlockwiseAttention(torch.autograd.Function):
     """Attention computed for one group of heads after another, and within it for one block of rows after another.
 
     The backward recomputes the weights, using the saved row sums (and row maxima, where overflow is possible).
@@ -74,7 +74,7 @@ class ByBlocks(torch.autograd.Function):
             own_queries = plan.stacked(group, queries)
             unscaled_output = k.new_empty(plan.num_blocks, group.size, plan.rows, values.size(-1))
             sums = k.new_empty(*own_queries.shape[:-1], 1)
-            largest = None if plan.is_safe(own_queries, keys) else torch.empty_like(sums)
+            largest = None if plan.cannot_overflow(own_queries, keys) else torch.empty_like(sums)
             for block in plan.blocks:
                 own_sums = sums[block.index]
                 buffers = plan.buffers_of(group, block)
@@ -88,7 +88,7 @@ class ByBlocks(torch.autograd.Function):
                 dropout_mask = plan.dropout_mask(group, block, matrix)
                 if dropout_mask is not None:
                     matrix = dropout_mask.mul_(matrix)
-                torch.bmm(matrix, values[:, : block.seen], out=unscaled_output[block.index])
+                torch.bmm(matrix, values[:, : block.num_keys], out=unscaled_output[block.index])
             plan.write(group, unscaled_output, plan.factors_over_sums(group, sums)[:, :, 0], output)
             saved += [own_queries, *keys, values, sums, largest]
         ctx.save_for_backward(factors, *saved)
@@ -117,7 +117,7 @@ class ByBlocks(torch.autograd.Function):
             row_sums, unscaled_grad_queries = torch.empty_like(sums), torch.empty_like(own_queries)
             grad_values, grad_keys = torch.empty_like(values), [torch.empty_like(each) for each in keys]
             for block in reversed(plan.blocks):
-                index, seen = block.index, block.seen
+                index, num_keys = block.index, block.num_keys
                 buffers = plan.buffers_of(group, block)
                 weights = buffers.weights
                 plan.scores(own_queries[index], keys, block, weights)
@@ -129,8 +129,8 @@ class ByBlocks(torch.autograd.Function):
                     matrix = torch.mul(matrix, dropout_mask, out=buffers.matrix)
                 # The last block comes first and sees every key: it needs no zeros to add to.
                 beta = 0 if index == plan.num_blocks - 1 else 1
-                _accumulate(grad_values, matrix, weighted_upstream[index], seen, 1.0, beta)
-                grad_weights = torch.bmm(upstream[index], values[:, :seen].transpose(1, 2), out=buffers.matrix)
+                _accumulate(grad_values, matrix, weighted_upstream[index], num_keys, 1.0, beta)
+                grad_weights = torch.bmm(upstream[index], values[:, :num_keys].transpose(1, 2), out=buffers.matrix)
                 if dropout_mask is not None:
                     grad_weights.mul_(dropout_mask)
                 gradients = plan.buffer("gradients", *weights.shape)
@@ -141,9 +141,9 @@ class ByBlocks(torch.autograd.Function):
                 # Branches with the same keys are stacked as rows of one product.
                 stacked = [tuple(each.flatten(1, 2) for each in own_tensors)]
                 pairs = zip(*(each.unbind(1) for each in own_tensors), strict=True) if len(keys) > 1 else stacked
-                for (own, query, product), each, total in zip(pairs, keys, grad_keys, strict=True):
-                    torch.bmm(own, each[:, :seen], out=product)
-                    _accumulate(total, own, query, seen, plan.scale, beta)
+                for (branch, query, product), each, total in zip(pairs, keys, grad_keys, strict=True):
+                    torch.bmm(branch, each[:, :num_keys], out=product)
+                    _accumulate(total, branch, query, num_keys, plan.scale, beta)
             for branch, grad in enumerate(by_branch):
                 plan.write(group, unscaled_grad_queries[:, :, branch], scaled[:, :, branch] * plan.scale, grad)
                 plan.write(group, row_sums[:, :, branch], 1.0, grad_factors[:, :, branch])
@@ -160,7 +160,7 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return like.new_empty(length, bsz, heads, width).permute(1, 2, 0, 3)
 
 
-def _accumulate(total: Tensor, left: Tensor, right: Tensor, seen: int, scale: float, beta: int) -> None:
-    """Sets the first `seen` rows of `total` to beta · themselves + scale · leftᵀ @ right (n × s × D)."""
-    part = total[:, :seen]
+def _accumulate(total: Tensor, left: Tensor, right: Tensor, num_keys: int, scale: float, beta: int) -> None:
+    """Sets the first `num_keys` rows of `total` to beta · themselves + scale · leftᵀ @ right (n × s × D)."""
+    part = total[:, :num_keys]
     torch.baddbmm(part, left.transpose(1, 2), right, beta=beta, alpha=scale, out=part)

@@ -62,7 +62,7 @@ class Call:
 class Choice:
     """One row of the table: an implementation, its condition in words, and its condition in code."""
 
-    way: str
+    implementation: str
     when: str
     applies: Callable[[Call], bool]
 
@@ -96,12 +96,12 @@ CHOICES = (
 def choose(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> str:
     """Returns which implementation is used: `naive`, `short`, `sdpa` or `blocks`."""
     call = Call(inputs, terms, backend)
-    return next(choice.way for choice in CHOICES if choice.applies(call))
+    return next(choice.implementation for choice in CHOICES if choice.applies(call))
 
 
 def describe_choices() -> str:
     """Returns the table of choices as text."""
-    return "\n".join(f"  {choice.way:7} {choice.when}" for choice in CHOICES)
+    return "\n".join(f"  {choice.implementation:7} {choice.when}" for choice in CHOICES)
 
 
 def with_nan_shown(output: Tensor, inputs: AttentionInput, terms: AffineTerms) -> Tensor:
@@ -123,15 +123,15 @@ def with_nan_shown(output: Tensor, inputs: AttentionInput, terms: AffineTerms) -
 
 def affine_attention(inputs: AttentionInput, terms: AffineTerms, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
     """Returns dropout(P) V, B × H × T × D, and P before dropout, B × H × T × S, if it is requested."""
-    way = choose(inputs, terms, backend)
+    implementation = choose(inputs, terms, backend)
     weights: Tensor | None = None
-    if way == "naive":
+    if implementation == "naive":
         output, weights = naive_attention(inputs, terms)
         return with_nan_shown(output, inputs, terms), weights if inputs.need_weights else None
-    if way == "short":
+    if implementation == "short":
         output, weights = short_attention(inputs, terms)
     else:
-        output = (sdpa_attention if way == "sdpa" else block_attention)(inputs, terms)
+        output = (sdpa_attention if implementation == "sdpa" else block_attention)(inputs, terms)
         output = with_nan_shown(output, inputs, terms)
     v, num_queries = inputs.v, inputs.q.size(-2)
     if terms.uniform is not None:
