@@ -3,16 +3,15 @@
 Shapes: B batch, H heads, T queries, S keys, D head dimension, C = H·D.
 """
 
-import copy
-import functools
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from learning import build_model, check_stepwise, train
 from masks import make_masks
 from quick import first
-from tiny import BASE, OURS, build_from, model_config, sentences, settings, translation_input
+from tiny import settings
 
 from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
@@ -352,67 +351,3 @@ class Contract:
         first, last = train(model, task)
         assert last < 0.8 * first, f"the loss went from {first:.3f} to {last:.3f}"
         check_stepwise(model, task)
-
-
-@functools.cache
-def plain_config(task):
-    """The tiny model's parsed settings; parsing takes longer than 50 updates do."""
-    return model_config(task, OURS[task], *BASE[task])
-
-
-def build_model(task, name, **chosen):
-    """A tiny model with the mechanism wherever it is allowed, softmax elsewhere; None if it is allowed nowhere."""
-    sites = ("encoder", "decoder", "cross") if task == "translation" else ("decoder",)
-    allowed = [site for site in sites if site in REGISTRY[name].sites]
-    if not allowed:
-        return None
-    config = copy.deepcopy(plain_config(task))
-    wanted = {"mechanism": "softmax", **{f"{site}_mechanism": name for site in allowed}, **chosen}
-    for option, value in wanted.items():
-        setattr(config, f"gpam_{option}", value)
-    return build_from(config, words=12)
-
-
-def train(model, task, updates=50):
-    """Trains on one batch that can be learnt (copying, or a repeated phrase); the mean of the first and last losses."""
-    if task == "translation":
-        source = torch.randint(4, 16, (8, 6))
-        source[::2, 0] = 1
-        lengths = torch.full((8,), 6)
-        target = torch.where(source == 1, torch.full_like(source, 5), source)
-        inputs = {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": target.roll(1, 1)}
-    else:
-        phrase = torch.randint(4, 16, (8, 3))
-        tokens = phrase.repeat(1, 3)
-        inputs, target = {"src_tokens": tokens[:, :-1]}, tokens[:, 1:]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    model.train()
-    losses = []
-    for _ in range(updates):
-        logits = model(**inputs)[0]
-        loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        for name, parameter in model.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        optimizer.step()
-        losses.append(loss.item())
-    return sum(losses[:3]) / 3, sum(losses[-3:]) / 3
-
-
-def check_stepwise(model, task):
-    """The decoder's full forward equals its steps with cached keys."""
-    model.double().eval()
-    with torch.no_grad():
-        if task == "translation":
-            inputs = translation_input()
-            previous = inputs["prev_output_tokens"]
-            encoded = model.encoder(inputs["src_tokens"] % 16, inputs["src_lengths"])
-        else:
-            previous, encoded = sentences((7, 7, 7), words=12), None
-        previous = torch.where(previous >= 4, previous % 12 + 4, torch.full_like(previous, 4))
-        full = model.decoder(previous, encoder_out=encoded)[0]
-        state = {}
-        for i in range(previous.size(1)):
-            step = model.decoder(previous[:, : i + 1], encoder_out=encoded, incremental_state=state)[0]
-            torch.testing.assert_close(step[:, 0], full[:, i], rtol=1e-8, atol=1e-9)

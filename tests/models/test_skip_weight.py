@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from contract import check_stepwise, train
+from learning import check_stepwise, train
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, pair, scramble, translation_input
 
 from fairseq_gpam import export

@@ -1,5 +1,8 @@
 """Which implementation computes a member of the family, on a CPU and, with `is_cuda` replaced, on a GPU."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,13 +10,14 @@ from masks import make_masks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask
-from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention, choose, describe_choices
+from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention, choose, describe_choices, sdpa
 from fairseq_gpam.attention.core.affine.choice import CHOICES
 from fairseq_gpam.attention.core.affine.naive import naive_attention
 from fairseq_gpam.attention.core.affine.sdpa import sdpa_attention
 from fairseq_gpam.attention.core.affine.short import short_attention
 
 BATCH, HEADS, WIDTH = 3, 2, 8
+LAUNCHES = Path(__file__).parents[3] / "examples/benchmark/launches.json"
 
 
 def draw(length, dtype=torch.float64, device="cpu"):
@@ -130,14 +134,10 @@ def test_the_stacked_branches_give_the_plain_formula(kind, queries, member):
     if queries == 1:
         mask = mask.rows(8, 9, 9, 9)
     inputs = AttentionInput(q, k, v, mask, q)
-    with torch.no_grad():
-        found = short_attention(inputs, members(queries)[member][0])
-    torch.manual_seed(0)
     terms = members(queries)[member][0]
     with torch.no_grad():
-        for one, other in zip(short_attention(inputs, terms), naive_attention(inputs, terms), strict=True):
-            torch.testing.assert_close(one, other)
-    assert found[0].shape == q.shape
+        results = short_attention(inputs, terms), naive_attention(inputs, terms)
+    torch.testing.assert_close(*results)
 
 
 class Operations(TorchDispatchMode):
@@ -153,30 +153,77 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", GPU_MASKS)
-@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_on_a_gpu_any_length_takes_the_same_number_of_kernels_and_none_synchronises(kind, dropout_p, monkeypatch):
+class Kernel(torch.autograd.Function):
+    """Stands for PyTorch's kernel: one operation forward, three backward (for the queries, keys and values)."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(k, v)
+        return q.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone(), *(each.clone() for each in ctx.saved_tensors)
+
+
+@pytest.mark.parametrize("row", json.loads(LAUNCHES.read_text())["launches"], ids=lambda row: row["attention"])
+def test_what_an_attention_launches_on_a_gpu_at_any_length(row, monkeypatch):
+    """The operations without views, of which none synchronises; docs/speed.md shows this table."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    calls = []
-
-    def kernel(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):
-        calls.append(q.shape)
-        return q * k.mean() * v.mean()
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, *_, **__: Kernel.apply(q, k, v))
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.enable_grad())
-    counts = []
+    dtype = getattr(torch, row["dtype"])
     for length in (100, 1000):
-        q, k, v, negative_q = (draw(length, torch.float32) for _ in range(4))
-        mask = make_mask(kind, length)
-        calls.clear()
-        with Operations() as seen:
-            output, _ = affine_attention(AttentionInput(q, k, v, mask, q, dropout_p), AffineTerms(1.5, 0.5, negative_q))
-            output.sum().backward()
-        assert calls == [q.shape, q.shape]
-        assert not {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"} & set(seen.names)
-        counts.append(len(seen.names))
-    assert counts[0] == counts[1] < 60
+        q, k, v, negative_q = (draw(length, dtype) for _ in range(4))
+        a, b = (torch.rand(HEADS, 1, 1, dtype=dtype, requires_grad=True) for _ in range(2))
+        terms = AffineTerms(a, b, negative_q) if row["mechanism"] == "dagpam" else AffineTerms()
+        inputs = AttentionInput(q, k, v, make_mask(row["mask"], length), q, row["dropout"])
+        with Operations() as forward:
+            output, _ = affine_attention(inputs, terms)
+        leaves, upstream = [q, k, v, *([a, b, negative_q] if terms.negative_q is not None else [])], torch.ones_like(q)
+        with Operations() as backward:
+            torch.autograd.grad(output, leaves, upstream)
+        names = {*forward.names, *backward.names}
+        assert not {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero"} & names
+        assert (len(forward.names), len(backward.names)) == (row["forward"], row["backward"])
+
+
+@pytest.mark.parametrize("kind", ["nothing", "causal", "right", "a sentence of padding"])
+def test_both_branches_in_one_call_are_two_calls(kind, monkeypatch):
+    """On the CPU, where the kernels are PyTorch's own; half precision decides, so it is taken for any dtype."""
+    q, k, v = (draw(9) for _ in range(3))
+    terms, tensors = members(9)["two branches"]
+    inputs = AttentionInput(q, k, v, make_mask(kind, 9), q)
+    monkeypatch.setattr(sdpa, "HALF_TYPES", (torch.float64,))
+    calls, plain = [], F.scaled_dot_product_attention
+
+    def counted(*arguments, **named):
+        calls.append(arguments[0].shape)
+        return plain(*arguments, **named)
+
+    expected = sdpa_attention(inputs, terms)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(sdpa, "fits_one_call", lambda *_: True)
+    assert_same(sdpa_attention(inputs, terms), expected, [q, k, v, *tensors])
+    assert len(calls) == 1
+
+
+def test_when_one_call_serves_both_branches(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    q, padding = torch.zeros(2, HEADS, 9, WIDTH), torch.zeros(2, 1, 1, 9, dtype=torch.bool)
+    two, other_keys = AffineTerms(1.5, 0.5, q), AffineTerms(1.5, 0.5, q, q)
+    for dtype, terms, dropout_p, is_causal, bias, expected in (
+        (torch.bfloat16, two, 0.0, True, None, True),
+        (torch.float32, two, 0.0, True, None, False),
+        (torch.float32, two, 0.0, False, None, True),
+        (torch.float32, two, 0.0, False, padding, True),
+        (torch.bfloat16, two, 0.0, False, padding.expand(-1, -1, 9, -1), False),
+        (torch.bfloat16, two, 0.1, True, None, False),
+        (torch.bfloat16, other_keys, 0.0, True, None, False),
+        (torch.bfloat16, AffineTerms(), 0.0, True, None, False),
+    ):
+        inputs = AttentionInput(q.to(dtype), q, q, AttentionMask(), q, dropout_p)
+        assert sdpa.fits_one_call(inputs, terms, is_causal, bias) == expected
 
 
 def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, check_stepwise, masks, settings, train
+from contract import HEADS, LENGTH, WIDTH, masks, settings
+from learning import check_stepwise, train
 from tiny import OURS, build
 
 from fairseq_gpam.attention import REGISTRY, AttentionInput, Site, build_mechanism

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, build_model, check_stepwise, masks, settings, train
+from contract import HEADS, LENGTH, WIDTH, masks, settings
+from learning import build_model, check_stepwise, train
 from tiny import OURS, build, logits, model_input, model_of
 
 from fairseq_gpam import export

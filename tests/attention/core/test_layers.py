@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contract import HEADS, WIDTH, check_stepwise, settings, train
+from contract import HEADS, WIDTH, settings
+from learning import check_stepwise, train
 from tiny import BASE, OURS, TASKS, build, build_from, model_config
 
 from fairseq_gpam.attention import Site, build_mechanism
@@ -56,7 +57,7 @@ REFUSED = [
     ("sink*2,", r"'' is not of the form mechanism\*layers"),
     ("*2,sink", r"'\*2' is not of the form mechanism\*layers"),
     ("sink*6,softmax", "its cycle has 7 layers, but encoder attention has 6; allowed: a cycle of at most 6"),
-    ("sotfmax@0-5", "'sotfmax' \\(in 'sotfmax@0-5'\\) is not allowed; allowed: .*softmax"),
+    ("sotfmax@0-5", "'sotfmax' \\(in 'sotfmax@0-5'\\) is not allowed.*; allowed: .*softmax"),
     ("sink:1,softmax:2@0-5", r"1\+2 = 3 heads, but encoder attention has 2; the numbers must add up to 2"),
     ("neutreno@0-4;softmax@5", "'neutreno' must be used in every layer; allowed: neutreno"),
     ("neutreno:1,softmax:1@0-4;softmax@5", "must be used in every layer"),

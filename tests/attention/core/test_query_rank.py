@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contract import build_model, check_stepwise, settings, train
+from contract import settings
+from learning import build_model, check_stepwise, train
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, model_of, scramble
 
 from fairseq_gpam import export

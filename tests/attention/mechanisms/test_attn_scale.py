@@ -11,15 +11,13 @@ from contract import (
     PADDING,
     WIDTH,
     Contract,
-    build_model,
     check_same,
-    check_stepwise,
     masks,
     settings,
     softmax_map,
-    train,
     uniform_map,
 )
+from learning import build_model, check_stepwise, train
 
 from fairseq_gpam.attention import FUTURE, AttentionInput, Site, build_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from contract import LENGTH, WIDTH, Contract, build_model, masks, settings, softmax_map
+from contract import LENGTH, WIDTH, Contract, masks, settings, softmax_map
+from learning import build_model
 from tiny import STOCK, build
 
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism

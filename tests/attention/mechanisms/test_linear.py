@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from contract import HEADS, Contract, build_model, row_by_row, settings
+from contract import HEADS, Contract, row_by_row, settings
+from learning import build_model
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 

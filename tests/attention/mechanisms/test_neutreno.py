@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, build_model, masks, settings, softmax_map
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map
+from learning import build_model
 from tiny import translation_input
 
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism

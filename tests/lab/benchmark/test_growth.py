@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fairseq_gpam.lab.benchmark import growth, tables
+import speed
+from fairseq_gpam.lab.benchmark import growth
 
 
 @pytest.mark.parametrize("spec", growth.SPECS)
@@ -28,6 +29,6 @@ def test_a_step_leaves_the_state_as_it_was():
 def test_the_table():
     ratio = {"median": 1.5, "lower": 1.25, "upper": 2.0}
     row = {"spec": "linear", "lengths": [64, 512, 4096], "bytes": [1024, 1024, 2048], "ratios": [ratio, ratio]}
-    head, _, line = tables.growth({"growth": [row]}).splitlines()
+    head, _, line = speed.growth({"growth": [row]}).splitlines()
     assert "time after 4,096 / after 64" in head
     assert line == "| `linear` | 1.500 (1.250–2.000) | 1.500 (1.250–2.000) | 1 → 1 → 2 |"

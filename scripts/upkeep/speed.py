@@ -1,4 +1,4 @@
-"""Renders the benchmark's JSON files as Markdown tables, between markers in the page on speed."""
+"""Rebuilds the tables of docs/speed.md from the benchmark's JSON files: `python scripts/upkeep/speed.py`."""
 
 from __future__ import annotations
 
@@ -65,15 +65,10 @@ def ratios(measured: Row) -> str:
     return _table(["case", "daGPAM / softmax", "softmax / stock", "daGPAM / stock"], rows)
 
 
-def backends(measured: Row) -> str:
-    """Returns a table of the times of `auto` and `reference`, for daGPAM and for softmax attention."""
-    rows = []
-    for label, found in _grouped(measured).items():
-        cells = [label]
-        for mechanism in ("dagpam", "softmax"):
-            cells += [_quartiles(found.get((mechanism, backend))) for backend in ("auto", "reference")]
-        rows.append(cells)
-    return _table(["case", "daGPAM, auto", "daGPAM, reference", "softmax, auto", "softmax, reference"], rows)
+def launches(measured: Row) -> str:
+    """Returns a table of how many kernels an attention launches on a GPU, forward and backward."""
+    rows = [[row["attention"], str(row["forward"]), str(row["backward"])] for row in measured["launches"]]
+    return _table(["attention", "forward", "backward"], rows)
 
 
 def memory(measured: Row) -> str:
@@ -85,16 +80,6 @@ def memory(measured: Row) -> str:
         cells = [f"{value:,.0f}" for value in row["mebibytes"]]
         rows.append([name, *cells, *["not run"] * (len(lengths) - len(cells)), f"T^{row['exponent']:.2f}"])
     return _table(["tokens", *(f"{length:,}" for length in lengths), "grows as"], rows)
-
-
-def scaling(measured: Row) -> str:
-    """Returns a table of the attention core's training time relative to stock, by length."""
-    (row,) = (row for row in measured["scaling"] if row["mechanism"] == "dagpam")
-    pairs = zip(row["our_seconds"], row["stock_seconds"], strict=True)
-    return _table(
-        ["tokens", *(f"{length:,}" for length in row["lengths"])],
-        [["daGPAM / stock", *(f"{ours / stock:.2f}" for ours, stock in pairs)]],
-    )
 
 
 def growth(measured: Row) -> str:
@@ -112,4 +97,10 @@ def growth(measured: Row) -> str:
     return _table(["mechanism", *head, "KiB kept"], rows)
 
 
-TABLES = {"ratios": ratios, "backends": backends, "memory": memory, "scaling": scaling, "growth": growth}
+TABLES = {"ratios": ratios, "launches": launches, "memory": memory, "growth": growth}
+
+
+if __name__ == "__main__":
+    repository = Path(__file__).resolve().parents[2]
+    speed_page = repository / "docs/speed.md"
+    speed_page.write_text(rebuilt(speed_page.read_text(encoding="utf-8"), repository), encoding="utf-8")

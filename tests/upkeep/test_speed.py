@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_gpam.lab.benchmark import tables
+import speed
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def row(mechanism, backend, median, **case):
@@ -18,7 +18,7 @@ def row(mechanism, backend, median, **case):
 
 def test_the_committed_page_holds_what_was_measured():
     page = (REPOSITORY / "docs/speed.md").read_text(encoding="utf-8")
-    assert tables.rebuilt(page, REPOSITORY) == page
+    assert speed.rebuilt(page, REPOSITORY) == page
     for file in (REPOSITORY / "examples/benchmark").glob("*.json"):
         assert page.count(f" examples/benchmark/{file.name} -->") == 1
 
@@ -29,7 +29,7 @@ def test_a_table_is_made_from_its_file(tmp_path):
     }
     (tmp_path / "made.json").write_text(json.dumps(measured))
     page = "before\n<!-- benchmark: ratios made.json -->\nold\n<!-- /benchmark -->\nafter"
-    made = tables.rebuilt(page, tmp_path)
+    made = speed.rebuilt(page, tmp_path)
     assert "old" not in made and made.startswith("before\n") and made.endswith("\nafter")
     lines = [line for line in made.splitlines() if "IWSLT" in line]
     assert len(lines) == 2
@@ -37,21 +37,16 @@ def test_a_table_is_made_from_its_file(tmp_path):
     assert "attention dropout 0.1 | not run | not run | 2.000 (1.990–2.010) |" in lines[1]
 
 
-def test_backends_stand_beside_each_other():
-    text = tables.backends({"ratios": [row("dagpam", "reference", 1.5), row("dagpam", "auto", 1.0)]})
-    assert "| 1.000 (0.990–1.010) | 1.500 (1.490–1.510) | not run | not run |" in text
-
-
 def test_memory_that_was_not_measured_says_so():
     rows = [
         {"what": "stock", "dropout": 0.0, "lengths": [512, 1024], "mebibytes": [3.4, 8.2], "exponent": 1.99},
         {"what": "stock", "dropout": 0.1, "lengths": [512], "mebibytes": [14.2], "exponent": 1.95},
     ]
-    text = tables.memory({"memory": rows})
+    text = speed.memory({"memory": rows})
     assert "| stock | 3 | 8 | T^1.99 |" in text and "| stock, attention dropout 0.1 | 14 | not run | T^1.95 |" in text
 
 
 def test_an_unknown_table_is_an_error(tmp_path):
     (tmp_path / "made.json").write_text("{}")
     with pytest.raises(KeyError):
-        tables.rebuilt("<!-- benchmark: other made.json -->\n<!-- /benchmark -->", tmp_path)
+        speed.rebuilt("<!-- benchmark: other made.json -->\n<!-- /benchmark -->", tmp_path)
