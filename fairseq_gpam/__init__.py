@@ -21,9 +21,10 @@ __all__ = ["__version__", "engine", "register", "register_attention_hook"]
 def register() -> None:
     """Registers everything with fairseq, once; raises EngineError if no usable fairseq is installed."""
     engine.prepare()
-    from fairseq_gpam import answers, checkpoints, models, optim, plugins  # noqa: F401
+    from fairseq_gpam import answers, checkpoints, initial_weights, models, optim, plugins  # noqa: F401
 
     checkpoints.guard_engine()
+    initial_weights.log_when_built()
     plugins.import_entry_points()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
 NOT_FINITE = re.compile(r"^FloatingPointError: (?!Fatal error: gradients are inconsistent)(.*?)\.?$", re.MULTILINE)
+INITIAL_WEIGHTS = re.compile(r"\| initial weights: ([0-9a-f]{16})$", re.MULTILINE)
 TRANSLATED = re.compile(
     r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s "
     r"\([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
@@ -54,7 +55,7 @@ def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
 
 
 def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Returns parameters, losses and speed from a log with `--log-format json`.
+    """Returns parameters, losses, speed and the digest of the initial weights from a log with `--log-format json`.
 
     If a resumed run repeated an update, its last record counts. Losses are as fairseq prints them
     (base 2), NaN for a training that `diverged`, which is recorded, and curves have the finite ones; speed is target
@@ -85,6 +86,7 @@ def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType(
             "valid": [[number, finite[number]] for number in sorted(finite)],
             **({"accuracy": [[number, answered[number]] for number in sorted(answered)]} if answered else {}),
         },
+        **({"initial_weights": built[1]} if (built := INITIAL_WEIGHTS.search(log)) else {}),
         **({"diverged": dict(diverged)} if diverged else {}),
     }
 
