@@ -92,14 +92,6 @@ def future_gradients(call, length=LENGTH, heads=HEADS):
     return worst
 
 
-def check_same(ours, theirs, tolerance):
-    """Two mechanisms give the same outputs and weights under masks without a finite bias."""
-    q, k, v = torch.randn(3, BATCH, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    for kind in ("nothing", "left", "a sentence of padding", "causal", "causal, right", "boolean"):
-        inputs = AttentionInput(q, k, v, masks(kind, LENGTH)[0], q, 0.0, True)
-        torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=tolerance)
-
-
 class Contract:
     """Inherit as `class TestCoda(Contract)`; give `name` and `reference`, and `variants` of the options."""
 

@@ -155,13 +155,6 @@ def test_hooking_a_model_of_stock_attention_is_refused():
         register_attention_hook(torch.nn.Linear(2, 2), lambda *_: None)
 
 
-@pytest.mark.parametrize("site", ["encoder", "decoder", "cross"])
-def test_each_site_is_switched_by_its_own_flag(site):
-    model = build("translation", OURS["translation"], f"--gpam-{site}-mechanism", "softmax")
-    for module in attention_modules(model):
-        assert module.mechanism.name == ("softmax" if module.mechanism.site.name == site else "dagpam")
-
-
 def test_the_model_scope_shares_one_lambda_of_the_whole_model():
     model = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
     for name in ("lambda_plus", "lambda_minus"):

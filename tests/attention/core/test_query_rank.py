@@ -127,11 +127,6 @@ def test_warm_start_and_export_are_refused():
         export.fold(model, model.state_dict())
 
 
-def test_signals_that_do_not_divide_the_queries_are_refused():
-    with pytest.raises(ValueError, match=r"--gpam-integral-signals 8 is not allowed with queries of 4.*divides 4"):
-        build_model("language_modeling", "integral", query_rank=4)
-
-
 @pytest.mark.parametrize("mechanism", ["softmax", "dagpam"])
 def test_info_counts_the_projections(mechanism, capsys):
     arch = ["--arch", "transformer_lm_gpam_gpt", "--gpam-mechanism", mechanism, "--decoder-layers", "2"]

@@ -11,7 +11,6 @@ from contract import (
     PADDING,
     WIDTH,
     Contract,
-    check_same,
     masks,
     settings,
     softmax_map,
@@ -31,14 +30,6 @@ class TestAttnScale(Contract):
         high = softmax_map(q, k, bias, visible) - low
         weights = low + (1 + mechanism.scale.reshape(-1, 1, 1)) * high
         return weights @ v, weights
-
-
-def test_dagpam_without_its_projection_is_attn_scale():
-    """Holds where the mask has no finite bias: a bias would shape daGPAM's negative branch."""
-    site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    ours = build_mechanism("attn_scale", site, settings(attn_scale_start=0.7)).double()
-    theirs = build_mechanism("dagpam", site, settings(lambda_plus=0.7, lambda_minus=0.7, negative_init="zero")).double()
-    check_same(ours, theirs, 1e-7)
 
 
 @pytest.mark.parametrize("row_sum", [0.4, 1.0, 2.5])
@@ -103,17 +94,6 @@ def test_feat_scale_is_its_formula_token_by_token(site, padded):
             mean = sum(before[j, sentence] for j in counted) / len(counted)
             expected = (1 + mean_scale) * mean + (1 + rest_scale) * (before[i, sentence] - mean)
             torch.testing.assert_close(found[i, sentence], expected, rtol=1e-9, atol=1e-9)
-
-
-def test_feat_scale_starts_as_nothing():
-    attention = layer("encoder")
-    torch.nn.init.zeros_(attention.mechanism.features.mean_scale)
-    torch.nn.init.zeros_(attention.mechanism.features.rest_scale)
-    x = torch.randn(LENGTH, BATCH, HEADS * WIDTH, dtype=torch.float64)
-    found, _ = attention(x, x, x)
-    assert torch.equal(found, without_features(attention)[0](x, x, x)[0])
-    fresh = build_mechanism("attn_scale", attention.mechanism.site, settings(attn_scale_features=True))
-    assert not any(parameter.any() for parameter in fresh.parameters())
 
 
 @pytest.mark.parametrize("spec", ["attn_scale", "attn_scale:1,softmax:1"])
