@@ -17,8 +17,8 @@ PINS = {"ve-fairseq": "0.12.3", "fairseq-fixed": "0.12.3.1"}
 """Distribution and version of the engines, the preferred one first; setup.py reads this table."""
 
 INSTALL = (
-    f"pip install 've-fairseq=={PINS['ve-fairseq']}' (Linux x86_64) or "
-    f"pip install 'fairseq-fixed=={PINS['fairseq-fixed']}' (elsewhere)"
+    f"pip install 've-fairseq=={PINS['ve-fairseq']}' (Python 3.11 or 3.12 on Linux x86_64) or "
+    f"pip install 'fairseq-fixed=={PINS['fairseq-fixed']}' (elsewhere; it is compiled)"
 )
 
 

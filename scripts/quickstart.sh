@@ -20,7 +20,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then usage; fi
 if [[ -n ${PYTHON:-} ]] &&
-    "$PYTHON" -I -c 'import fairseq_gpam, sacrebleu, sentencepiece, tabulate, matplotlib' 2>/dev/null; then
+    "$PYTHON" -I -c 'import fairseq, fairseq_gpam, sacrebleu, sentencepiece, tabulate, matplotlib' 2>/dev/null; then
     printf 'using %s, which has fairseq_gpam\n' "$PYTHON"
 else
     printf '== install\n'

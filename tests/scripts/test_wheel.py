@@ -1,5 +1,6 @@
 """A built wheel works alone: in an empty folder, without the repository, from the data to a page of verdicts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,8 @@ def command(wheel, tmp_path_factory, script_environment):
     """Calls the installed `fairseq-gpam` in a folder, and returns what it prints."""
     installed = tmp_path_factory.mktemp("installed")
     subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
+    # As a virtual environment in a project of the user's, whose commit says nothing about this package.
+    subprocess.run(["git", "init", "--quiet", installed], check=True)
     environment = {**script_environment, "PYTHONPATH": str(installed)}
 
     def run(folder, *words):
@@ -71,6 +74,8 @@ def test_in_an_empty_folder_the_wheel_leads_from_an_archive_to_verdicts(command,
     # Again, and by the single commands.
     command(tmp_path, "prepare", "bible-de-en", "--archive", bible_wheel)
     command(tmp_path, "train", "bible-de-en", "dagpam", "--name", "again", "--", *SHORT.split())
+    recorded = json.loads((tmp_path / "out/runs/bible-de-en/again/1/results.json").read_text(encoding="utf-8"))
+    assert recorded["train"]["environment"]["commit"] == "unknown"
     command(tmp_path, "generate", "bible-de-en", "dagpam", "--name", "again")
     assert "BLEU" in command(tmp_path, "score", "out/runs/bible-de-en/again/1")
     (tmp_path / "grid.toml").write_text(GRID.format(task="bible-de-en"))
