@@ -8,25 +8,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from page_of_own_text import TINY, blocks, write_recipe, write_text
 
 from fairseq_gpam import __version__
 from fairseq_gpam.lab.recipes import tasks
 
 REPOSITORY = Path(__file__).parents[2]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-SIDES = ("encoder", "decoder")
-SIZES = ("layers 1", "embed-dim 16", "ffn-embed-dim 16", "attention-heads 2")
-TINY = " ".join(f"--{side}-{size}" for side in SIDES for size in SIZES)
-SHORT = f"{TINY} --max-update 4 --log-interval 1 --save-interval-updates 2 --validate-interval-updates 2"
-GRID = f"""
-baseline = "stock"
-seeds = [1, 2]
-train_flags = "{SHORT}"
-[tasks.{{task}}]
-[arms]
-stock = {{{{mechanism = "stock"}}}}
-dagpam = ""
-"""
+SHORT = [*TINY.split(), "--save-interval-updates", "2", "--validate-interval-updates", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +59,19 @@ def test_in_an_empty_folder_the_wheel_leads_from_an_archive_to_verdicts(command,
     assert command(tmp_path, "--version") == f"fairseq-gpam {__version__}\n"
     (tmp_path / "out/downloads").mkdir(parents=True)
     os.symlink(bible_wheel, tmp_path / "out/downloads" / tasks.load("bible-de-en").data.files[0].file)
-    assert "| stock" in command(tmp_path, "quickstart", "--", *SHORT.split())
-    # Again, and by the single commands.
-    command(tmp_path, "prepare", "bible-de-en", "--archive", bible_wheel)
-    command(tmp_path, "train", "bible-de-en", "dagpam", "--name", "again", "--", *SHORT.split())
-    recorded = json.loads((tmp_path / "out/runs/bible-de-en/again/1/results.json").read_text(encoding="utf-8"))
+    assert "| stock" in command(tmp_path, "quickstart", "--", *SHORT)
+    write_text(tmp_path)
+    task = write_recipe(tmp_path).name
+    command(tmp_path, "prepare", task)
+    command(tmp_path, "train", task, "dagpam")
+    command(tmp_path, "generate", task, "dagpam")
+    run = f"out/runs/{Path(task).stem}/dagpam/1"
+    assert "BLEU" in command(tmp_path, "score", run)
+    recorded = json.loads((tmp_path / run / "results.json").read_text(encoding="utf-8"))
     assert recorded["train"]["environment"]["commit"] == "unknown"
-    command(tmp_path, "generate", "bible-de-en", "dagpam", "--name", "again")
-    assert "BLEU" in command(tmp_path, "score", "out/runs/bible-de-en/again/1")
-    (tmp_path / "grid.toml").write_text(GRID.format(task="bible-de-en"))
-    command(tmp_path, "experiment", "grid.toml", "--out", "compared", "--jobs", "2")
-    assert list((tmp_path / "compared/comparison").rglob("*.html"))
+    (tmp_path / "grid.toml").write_text(blocks("toml")[1].replace("[1, 2, 3, 4, 5]", "[1, 2]"))
+    command(tmp_path, "experiment", "grid.toml", "--jobs", "2")
+    (page,) = (tmp_path / "out/comparison").rglob("*.html")
+    assert "dagpam" in page.read_text(encoding="utf-8")
+    command(tmp_path, "compare", f"out/runs/{Path(task).stem}", "--baseline", "stock", "--out", "again")
+    assert list((tmp_path / "again").glob("*.html"))

@@ -1,39 +1,20 @@
 """A recipe of one's own: the commands of docs/your-data.md on 200 made sentence pairs, and what is refused."""
 
 import os
-import random
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from page_of_own_text import blocks, write_recipe, write_text
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import own_text, prepare, tasks
 
-PAGE = Path(__file__).parents[3] / "docs/your-data.md"
-TINY = (
-    "--encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
-    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2 --max-update 4 --log-interval 2"
-)
 TINY_LM = (
     "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
     "--decoder-input-dim 16 --decoder-output-dim 16 --tokens-per-sample 32 --max-update 2"
 )
-
-
-def write_text(folder, languages=("de", "en"), train=200):
-    """Invented words, and the same words from behind in capitals."""
-    made = random.Random(1)
-    for split, count in (("train", train), ("valid", 20), ("test", 20)):
-        lines = [" ".join(f"{made.choice('bdgkl')}{made.choice('aeiou')}n" for _ in range(5)) for _ in range(count)]
-        for language, text in zip(languages, (lines, [line[::-1].upper() for line in lines]), strict=True):
-            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in text))
-
-
-def blocks(language):
-    text = PAGE.read_text(encoding="utf-8")
-    return [content for kind, content in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if kind == language]
 
 
 @pytest.fixture
@@ -50,15 +31,6 @@ def run(interpreter, tmp_path):
         return done.stdout + done.stderr
 
     return run
-
-
-def write_recipe(folder, more=""):
-    """The page's recipe, with a small vocabulary and model."""
-    recipe = blocks("toml")[0]
-    name = re.match(r"# (\S+)\n", recipe)[1]
-    recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{more}[text]')
-    (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n")
-    return folder / name
 
 
 def general(text):

@@ -1,0 +1,34 @@
+"""Made text, and the recipe and commands of docs/your-data.md, for the tests that follow that page."""
+
+import random
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).parents[1] / "docs/your-data.md"
+TINY = (
+    "--encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
+    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2 --max-update 4 --log-interval 2"
+)
+
+
+def write_text(folder, languages=("de", "en"), train=200):
+    """Invented words, and the same words from behind in capitals."""
+    made = random.Random(1)
+    for split, count in (("train", train), ("valid", 20), ("test", 20)):
+        lines = [" ".join(f"{made.choice('bdgkl')}{made.choice('aeiou')}n" for _ in range(5)) for _ in range(count)]
+        for language, text in zip(languages, (lines, [line[::-1].upper() for line in lines]), strict=True):
+            (folder / f"{split}.{language}").write_text("".join(f"{line}\n" for line in text))
+
+
+def blocks(language):
+    text = PAGE.read_text(encoding="utf-8")
+    return [content for kind, content in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if kind == language]
+
+
+def write_recipe(folder, more=""):
+    """The page's recipe, with a small vocabulary and model."""
+    recipe = blocks("toml")[0]
+    name = re.match(r"# (\S+)\n", recipe)[1]
+    recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{more}[text]')
+    (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n")
+    return folder / name
