@@ -152,7 +152,7 @@ class ForeignThroughOs:
 def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
     marker = tmp_path / "executed"
     path = checkpoint(tmp_path, extra_state=foreign(str(marker)))
-    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
+    with pytest.raises(Exception, match="could run code"):
         checkpoint_utils.load_checkpoint_to_cpu(str(path))
     assert not marker.exists()
     torch.load(path, weights_only=False)
