@@ -161,7 +161,7 @@ def bootstrap_note(found: dict[str, Any]) -> str:
     signatures = ", ".join(dict.fromkeys(f"{one['metric']} {one['signature']}" for one in found["bootstrap"]))
     return (
         "A small p says that the two trained models differ on test sets like this one, not that their arms do: another "
-        f"seed may turn it round. Not corrected. {signatures}"
+        f"seed may reverse it. Not corrected. {signatures}"
     )
 
 
