@@ -1,7 +1,9 @@
 """What all tests share: one thread, one seed, and that tests marked `gpu` are skipped where there is no GPU."""
 
+import os
 import random
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ import torch
 import fairseq_gpam  # noqa: F401  (registers the models before anything is parsed)
 
 torch.set_num_threads(1)
+EXAMPLES = int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "50"))
+hypothesis.settings.register_profile("shared", max_examples=EXAMPLES, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("shared")
 
 
 def pytest_runtest_setup(item):

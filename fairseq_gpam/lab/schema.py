@@ -210,9 +210,9 @@ def _alternative(value: Any, kind: Any) -> Any:
         return _alternative(value, arguments[0])
     if origin in (Union, types.UnionType):
         inner = [_alternative(value, argument) for argument in arguments]
-        shapes = [one for one in inner if _is_structure(one) or get_origin(one) is dict]
+        shapes = [option for option in inner if _is_structure(option) or get_origin(option) is dict]
         if isinstance(value, list):
-            shapes = [one for one in inner if get_origin(one) in (list, tuple, set, frozenset)]
+            shapes = [option for option in inner if get_origin(option) in (list, tuple, set, frozenset)]
         return shapes[0] if shapes and isinstance(value, (dict, list)) else kind
     return kind
 

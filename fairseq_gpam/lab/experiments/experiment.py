@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     stop_on_sigterm()
     on_cluster = arguments.executor == "slurm"
+    if on_cluster and not shutil.which("sbatch"):
+        sys.exit("--executor is slurm, but there is no sbatch here; allowed: local, or slurm on a cluster")
     try:
         # Snakemake inherits the descriptor and holds the lock while it lives, even if this process is killed. So a lock
         # that can be acquired has no living owner, and Snakemake's own lock files, which outlive it, are not needed.

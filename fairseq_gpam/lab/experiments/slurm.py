@@ -62,7 +62,8 @@ def status(job: str) -> str:
 
 def squeue(*words: str) -> "subprocess.CompletedProcess[str]":
     """Asks SLURM about jobs; a non-zero return code means that it did not answer."""
-    return subprocess.run(["squeue", "--noheader", *words], capture_output=True, text=True)
+    command = ["squeue", "--noheader", *words]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def jobs_in(out: Path) -> list[str]:
@@ -86,7 +87,8 @@ def cancel(out: Path) -> list[str]:
     while jobs := jobs_in(out):
         if time.monotonic() > deadline:
             return jobs
-        subprocess.run(["scancel", *jobs], stderr=subprocess.DEVNULL)
+        command = ["scancel", *jobs]
+        subprocess.run(command, stderr=subprocess.DEVNULL)
         time.sleep(1)
     return []
 

@@ -50,23 +50,23 @@ def wait_for(condition, process, out):
 
 def finished_jobs(out):
     """What each job that has ended left behind: its marker, time and log, and what the run's folder records of it."""
-    found = {}
+    left = {}
     for marker in [*out.glob("prepared/*.done"), *out.glob("runs/*/*/*/*.done")]:
         stage = marker.with_suffix("")
         files = [marker, Path(f"{stage}.benchmark.tsv"), Path(f"{stage}.job.log")]
         files += [path for path in [Path(f"{stage}.log")] if path.exists()]
-        found[str(stage)] = [(path.name, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+        left[str(stage)] = [(path.name, path.stat().st_mtime_ns, path.read_bytes()) for path in files]
         results = marker.parent / "results.json"
         if results.exists():
-            found[str(stage)].append(json.loads(results.read_text())[stage.name])
-    return found
+            left[str(stage)].append(json.loads(results.read_text())[stage.name])
+    return left
 
 
 def compared(out):
     """The comparison without its costs."""
-    found = json.loads((out / "comparison/smoke/comparison.json").read_text())
-    del found["costs"]
-    return found
+    comparison = json.loads((out / "comparison/smoke/comparison.json").read_text())
+    del comparison["costs"]
+    return comparison
 
 
 @pytest.mark.slow
@@ -151,6 +151,7 @@ def test_a_failing_job_is_retried_as_often_as_asked(tmp_path, capsys):
     assert said.count("failed: ") == said.count("failed: train of bible-de-en stock 1") == 1
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_same_command(tmp_path):
     prepare = "test -e once || { touch once; exec sleep 600; }"
     file, out = prepared_grid(tmp_path, prepare, "exit 1"), tmp_path / "out"
@@ -159,8 +160,8 @@ def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_sam
     process = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
     wait_for(lambda out: (out / "once").exists(), process, out)
     started = psutil.Process(process.pid).children(recursive=True)
-    assert int((out / "experiment.lock").read_text()) in [one.pid for one in started]
-    assert "sleep" in [one.name() for one in started]
+    assert int((out / "experiment.lock").read_text()) in [process.pid for process in started]
+    assert "sleep" in [process.name() for process in started]
     process.terminate()
     assert "stopped; the same line goes on from here" in process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM

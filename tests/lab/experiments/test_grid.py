@@ -87,19 +87,23 @@ def test_a_dry_run_lists_what_is_done_and_what_is_to_do(tmp_path, capsys):
 def test_the_time_left_is_that_of_the_jobs_that_have_ended_shared_among_those_at_a_time(tmp_path):
     text = SMALL.replace("[tasks.shakespeare-lm]\n", "").replace("wider =", "# wider =")
     jobs, out = list(read(tmp_path, text).jobs()), tmp_path / "out"
-    own = {stage: [job for job in jobs if job.stage == stage] for stage in ("prepare", "train", "generate", "score")}
-    assert [len(jobs) for jobs in own.values()] == [1, 4, 4, 4]
+    by_stage = {
+        stage: [job for job in jobs if job.stage == stage] for stage in ("prepare", "train", "generate", "score")
+    }
+    assert [len(jobs) for jobs in by_stage.values()] == [1, 4, 4, 4]
 
     def end(job, seconds):
         (out / job.marker).parent.mkdir(parents=True, exist_ok=True)
         (out / job.marker).touch()
         (out / job.benchmark).write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t2000.5\n")
 
-    for job, seconds in zip([*own["prepare"], *own["train"][:2], own["generate"][0]], (9, 300, 420, 60), strict=True):
+    for job, seconds in zip(
+        [*by_stage["prepare"], *by_stage["train"][:2], by_stage["generate"][0]], (9, 300, 420, 60), strict=True
+    ):
         end(job, seconds)
     text = experiment.progress(jobs, out, 1)
     assert text == "0 of 4 runs done, 4 of 13 jobs, the time left is known once each stage has ended once"
-    end(own["score"][0], 20)
+    end(by_stage["score"][0], 20)
     # Two trainings of 360 s, three translations of 60 s and three scores of 20 s.
     assert experiment.progress(jobs, out, 1) == "1 of 4 runs done, 5 of 13 jobs, about 16.0 min left"
     assert experiment.progress(jobs, out, 4) == "1 of 4 runs done, 5 of 13 jobs, about 4.0 min left"
