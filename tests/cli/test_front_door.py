@@ -75,9 +75,10 @@ import sys
 from fairseq_gpam.__main__ import main
 for words in ("train bible-de-en dagpam", "info --arch transformer_gpam", "export a --out b"):
     try:
-        main(words.split())
+        status = main(words.split())
     except SystemExit as end:
-        print(end, file=sys.stderr)
+        status = end.code
+    assert status == 2, words
 sys.exit(main(["info"]))
 """
 
