@@ -26,8 +26,9 @@ Key = tuple[str, str, int, int | None]
 
 @dataclass
 class SampleMaps:
-    """The attention maps of one sample, H × T × S by (site, layer from 1), and their token labels.
+    """The attention maps of one sample, H × T × S by (site, layer), and their token labels.
 
+    `visible` says which weights are not masked, in the same shapes.
     `relevance` is one map T × S for all layers, or None if it was not computed; `operators` holds the maps of
     `operator_maps` by name.
     """
@@ -37,6 +38,7 @@ class SampleMaps:
     target: list[str]
     predicted: list[str]
     maps: dict[tuple[str, int], Tensor]
+    visible: dict[tuple[str, int], Tensor]
     relevance: Tensor | None = None
     operators: dict[str, Tensor] = field(default_factory=dict)
 
@@ -324,32 +326,34 @@ def collect_maps(measurement: Measurement, samples: Samples, number: int) -> Sam
     loaded = measurement.loaded
     batch = samples.batch([number])
     maps: dict[tuple[str, int], Tensor] = {}
+    visible: dict[tuple[str, int], Tensor] = {}
 
     def keep(event: AttentionCall) -> None:
         maps[event.site, event.layer] = event.weights.detach()[0].float()
+        visible[event.site, event.layer] = event.visible.expand(event.weights.shape)[0]
 
     with torch.no_grad(), Probe(loaded.model, measurement.without, on_attention=keep):
         loaded.model(**batch["net_input"])
-    inputs = batch["net_input"]
-    target_dictionary = loaded.task.target_dictionary
+    inputs, target_dictionary = batch["net_input"], loaded.task.target_dictionary
     predicted = token_labels(target_dictionary, batch["target"][0])
-    if not loaded.is_translation:
-        tokens = token_labels(loaded.task.source_dictionary, inputs["src_tokens"][0])
-        return SampleMaps(number, tokens, tokens, predicted, maps)
-    source = token_labels(loaded.task.source_dictionary, inputs["src_tokens"][0])
-    return SampleMaps(number, source, token_labels(target_dictionary, inputs["prev_output_tokens"][0]), predicted, maps)
+    source = target = token_labels(loaded.task.source_dictionary, inputs["src_tokens"][0])
+    if loaded.is_translation:
+        target = token_labels(target_dictionary, inputs["prev_output_tokens"][0])
+    return SampleMaps(number, source, target, predicted, maps, visible)
 
 
 def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[str, Any]]:
     """Returns, for every length of path through a stack's self-attentions, the residuals of sampled paths."""
     rows = []
     for site in ("encoder", "decoder"):
-        depth = max((layer for sample in measurement.sample_maps for s, layer in sample.maps if s == site), default=0)
+        depth = (
+            max((layer for sample in measurement.sample_maps for s, layer in sample.maps if s == site), default=-1) + 1
+        )
         for length in range(1, depth + 1):
             generator = torch.Generator().manual_seed(seed)
             residuals = []
             for sample in measurement.sample_maps:
-                maps = [sample.maps[site, layer].double() for layer in range(1, depth + 1)]
+                maps = [sample.maps[site, layer].double() for layer in range(depth)]
                 residuals.append(metrics.path_residuals(maps, length, count, generator))
             values = torch.cat(residuals)
             quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()

@@ -1,25 +1,19 @@
-"""Every picture: panels of lines or points, forest plots and maps of weights, as matplotlib figures and SVG.
+"""Every picture: panels of lines or points, forest plots and maps of weights, as matplotlib figures.
 
-Callers say what is shown; this module places it. Figures are laid out in inches, because matplotlib's automatic layout
-measures every label, which takes seconds for many panels. Text stays text in the SVG, and the same numbers give the
-same ids.
+Callers say what is shown; this module places it, and `embed` writes it. Figures are laid out in inches, because
+matplotlib's automatic layout measures every label, which takes seconds for many panels.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -53,18 +47,6 @@ LAYER_NAMES: Mapping[float, str] = {-1: "input"}
 """Layers count from 0; states have a layer −1, the input of the first."""
 LETTER = 0.078
 """Width of a letter of the standard size, in inches."""
-CSS = """
-figure.picture { margin: 0 0 14px; container-type: inline-size; }
-figure.picture .scroll { overflow-x: auto; }
-figure.picture svg { display: block; width: var(--natural); max-width: 100%; height: auto; margin: 0 auto; }
-figure.picture .hint { display: none; }
-@media (max-width: 700px) {
-  figure.picture svg { max-width: none; }
-  figure.picture .hint { display: block; overflow: hidden; margin: 0; font-size: .87rem; font-weight: 600;
-    height: clamp(0px, calc((var(--natural) - 100cqi) * 999), 1.5em); }
-}
-"""
-"""Pictures keep their size on narrow screens, so that labels stay readable, and say that they can be scrolled."""
 
 
 @dataclass(frozen=True)
@@ -369,58 +351,3 @@ def _draw_map(
 
     axes.format_coord = words_at  # type: ignore[method-assign]
     return image
-
-
-def svg(figure: Figure, name: str, alt: str = "") -> str:
-    """Returns a figure as SVG, with the weight of every cell of a map shown on hover.
-
-    `name` makes ids differ between pictures of one page; `alt` describes the picture to who cannot see it.
-    """
-    buffer = io.BytesIO()
-    with rc_context({**STYLE, "svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue().decode("utf-8")
-    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
-    hover = "".join(_cell_titles(axes, axes.format_coord) for axes in figure.axes if axes.images)
-    text = text.replace("</svg>", f"{hover}</svg>")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1) if alt else text
-
-
-def _cell_titles(axes: Axes, words_at: Callable[[float, float], str]) -> str:
-    """Returns transparent cells over a map, each with a title, which browsers show on hover."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    width, height = 72 * figure.get_size_inches()
-    place, weights = axes.get_position(), np.ma.getmaskarray(axes.images[0].get_array())
-    rows, columns = weights.shape
-    cells = "".join(
-        f'<path d="M{column} {row}h1v1h-1z"><title>{html.escape(words_at(column, row))}</title></path>'
-        for row in range(rows)
-        for column in range(columns)
-        if not weights[row, column]
-    )
-    across, down = place.width * width / columns, place.height * height / rows
-    moved = f"translate({place.x0 * width:.2f} {(1 - place.y1) * height:.2f}) scale({across:.4f} {down:.4f})"
-    return f'<g fill="none" pointer-events="all" transform="{moved}">{cells}</g>\n'
-
-
-def html_figure(figure: Figure, name: str, alt: str, caption: str = "") -> str:
-    """Returns a figure as a part of a page whose style has `CSS`; all texts are escaped."""
-    natural = round(96 * figure.get_size_inches()[0])
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure class="picture" style="--natural: {natural}px"><p class="hint">wider than the screen: scroll ↔</p>'
-        f'<div class="scroll">{svg(figure, name, alt)}</div>{below}</figure>'
-    )
-
-
-def write(figure: Figure, path: Path) -> None:
-    """Writes a figure atomically, in the format that the file's name ends with."""
-    part = path.with_name(path.name + ".part")
-    with rc_context(STYLE):
-        if path.suffix == ".svg":
-            part.write_text(svg(figure, path.stem), encoding="utf-8")
-        else:
-            figure.savefig(part, format=path.suffix.removeprefix(".") or "png", dpi=150)
-    part.replace(path)

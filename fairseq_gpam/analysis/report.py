@@ -1,8 +1,7 @@
-"""Writes the measurements: results.json, CSV tables, PNG pictures, and one self-contained HTML page."""
+"""Writes the measurements: results.json, CSV tables, SVG pictures, and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
@@ -14,9 +13,10 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
-from PIL import Image
+import torch
+from matplotlib.figure import Figure
 
-from fairseq_gpam.analysis import pictures
+from fairseq_gpam.analysis import drawing, embed, pictures
 from fairseq_gpam.analysis.collect import Measurement, SampleMaps, slopes
 from fairseq_gpam.analysis.definitions import GROUPS, describe
 
@@ -53,17 +53,21 @@ def write_report(
     # JSON has no infinite numbers; null values are not drawn.
     checkpoints = list(dict.fromkeys(measurement.loaded.name for measurement in measurements))
     drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
+    if history is not None and not history.empty:
+        history.to_csv(out / "lambda.csv", index=False)
+    draw = Gallery(folder, checkpoints)
     page = {
         "title": "Attention report: " + ", ".join(checkpoints),
+        "css": embed.CSS,
         "results": results,
-        "figure_4": figure_4(drawn, folder, checkpoints),
-        "curves": all_curves(drawn, folder, checkpoints),
-        "log_log": collapse_picture(results["slopes"], folder, checkpoints),
-        "path_picture": path_picture(results["paths"], folder, checkpoints),
-        "path_losses": path_loss_picture(results["path_losses"], folder, checkpoints),
-        "token_maps": token_map_pictures(measurements, folder),
-        "maps": map_pictures(measurements, folder),
-        "histories": history_picture(history, folder, out),
+        "figure_4": draw.figure_4(drawn),
+        "curves": draw.curves(drawn),
+        "log_log": draw.collapse(results["slopes"]),
+        "path_picture": draw.paths(results["paths"]),
+        "path_losses": draw.path_losses(results["path_losses"]),
+        "token_maps": draw.token_maps(measurements),
+        "maps": draw.maps(measurements),
+        "histories": draw.history(history),
         "tables": tables(results["records"]),
     }
     environment = jinja2.Environment(
@@ -112,7 +116,9 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
             "paths": [row for measurement in measurements for row in measurement.paths],
             "path_losses": [row for measurement in measurements for row in measurement.path_losses],
             "deletions": [row for measurement in measurements for row in measurement.deletions],
-            "token_maps": [row for run, one in enumerate(measurements, start=1) for row in token_map_rows(run, one)],
+            "token_maps": [
+                row for run, measurement in enumerate(measurements, start=1) for row in token_map_rows(run, measurement)
+            ],
             "refusals": [
                 {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
                 for measurement in measurements
@@ -139,9 +145,9 @@ def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if record["head"] is None:
             index[tuple(record[key] for key in ("checkpoint", "variant", "metric", "site", "layer"))] = number
     grouped = {metric for chosen in GROUPS.values() for metric in chosen}
-    metrics_found = dict.fromkeys(key[2] for key in index)
-    groups = {**GROUPS, "Others": tuple(name for name in metrics_found if name not in grouped)}
-    found = []
+    measured = dict.fromkeys(key[2] for key in index)
+    groups = {**GROUPS, "Others": tuple(name for name in measured if name not in grouped)}
+    shown = []
     for checkpoint, variant in dict.fromkeys(key[:2] for key in index):
         for title, chosen in groups.items():
             columns = [name for name in chosen if any(key[:3] == (checkpoint, variant, name) for key in index)]
@@ -150,7 +156,7 @@ def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 key=lambda place: (list(pictures.SITES).index(place[0]), place[1]),
             )
             if columns:
-                found.append(
+                shown.append(
                     {
                         "title": f"{checkpoint}, {variant}: {title}",
                         "columns": [describe(name).label for name in columns],
@@ -164,14 +170,7 @@ def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                         ],
                     }
                 )
-    return found
-
-
-def _image(path: Path, alt: str, caption: str) -> dict[str, Any]:
-    with Image.open(path) as image:
-        width, height = image.size
-    data = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-    return {"data": data, "alt": alt, "caption": caption, "width": width, "height": height}
+    return shown
 
 
 def _describe_curves(records: pd.DataFrame, chosen: Sequence[str]) -> str:
@@ -188,88 +187,141 @@ def _describe_curves(records: pd.DataFrame, chosen: Sequence[str]) -> str:
     return " ".join(sentences)
 
 
-def figure_4(records: pd.DataFrame, folder: Path, checkpoints: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Draws residual norm, cosine and query gradient of the self-attention stacks, once for each setting."""
-    found = []
-    caption = "Residual norm and gradient on logarithmic axes; gradients are those of the whole sample, unclipped."
-    for number, (variant, chosen) in enumerate(records[records.site != "cross"].groupby("variant", sort=False)):
-        path = folder / f"figure4-{number + 1}.png"
-        pictures.curves(chosen, pictures.FIGURE_4, path, checkpoints)
-        found.append((str(variant), _image(path, _describe_curves(chosen, pictures.FIGURE_4), caption)))
-    return found
+class Gallery:
+    """Draws the pictures of a report as parts of its page, and as SVG files into `folder`."""
+
+    def __init__(self, folder: Path, checkpoints: Sequence[str]) -> None:
+        self.folder, self.checkpoints = folder, checkpoints
+
+    def _show(self, figure: Figure, name: str, alt: str, caption: str = "") -> str:
+        return embed.html_figure(figure, name, alt, caption, self.folder / f"{name}.svg")
+
+    def figure_4(self, records: pd.DataFrame) -> list[tuple[str, str]]:
+        """Draws residual norm, cosine and query gradient of the self-attention stacks, once for each setting."""
+        caption = "Residual norm and gradient on logarithmic axes; gradients are those of the whole sample, unclipped."
+        shown = []
+        for number, (variant, chosen) in enumerate(records[records.site != "cross"].groupby("variant", sort=False), 1):
+            figure = pictures.curves(chosen, pictures.FIGURE_4, self.checkpoints)
+            words = _describe_curves(chosen, pictures.FIGURE_4)
+            shown.append((str(variant), self._show(figure, f"figure4-{number}", words, caption)))
+        return shown
+
+    def curves(self, records: pd.DataFrame) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Draws every group of metrics for the first setting, and for the others those that switches change most."""
+        shown = []
+        for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False), start=1):
+            known = dict.fromkeys(chosen.metric)
+            groups = {**GROUPS, "λ by layer": tuple(name for name in known if "lambda" in name)}
+            drawn = []
+            for title, group in groups.items():
+                names = [name for name in group if name in known]
+                if names and (number == 1 or title in GROUPS_FOR_EVERY_SETTING):
+                    figure = pictures.curves(chosen, names, self.checkpoints)
+                    caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)
+                    words = _describe_curves(chosen, names)
+                    drawn.append((title, self._show(figure, f"{_slug(title)}-{number}", words, caption)))
+            shown.append((str(variant), drawn))
+        return shown
+
+    def collapse(self, rows: Sequence[dict[str, Any]]) -> str:
+        words = "; ".join(
+            f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
+            f"{row['ratios'][-1]:.3g}, slope {format_number(row['slope'])}"
+            for row in rows
+        )
+        words = f"Residual ratio and its log-log against depth. {words}."
+        figure = pictures.log_log(rows, self.checkpoints) if rows else None
+        return self._show(figure, "collapse", words, "Left: mean over the samples.") if figure else ""
+
+    def paths(self, rows: Sequence[dict[str, Any]]) -> str:
+        if not rows:
+            return ""
+        longest = max(row["length"] for row in rows)
+        words = "; ".join(
+            f"{row['checkpoint']}, {row['variant']}, {row['site']}, length {row['length']}: {row['median']:.3g}"
+            for row in rows
+            if row["length"] in (1, longest)
+        )
+        words = f"Median residual of sampled paths. {words}."
+        caption = "Lines: median; bands: 10 % to 90 % of the paths."
+        return self._show(pictures.paths(rows, self.checkpoints), "paths", words, caption)
+
+    def path_losses(self, rows: Sequence[dict[str, Any]]) -> str:
+        words = "; ".join(f"{row['checkpoint']}, at most {row['length']}: {row['loss']:.3g} nats" for row in rows)
+        words = f"Loss when only short paths are kept. {words}."
+        figure = pictures.path_losses(rows, self.checkpoints) if rows else None
+        return self._show(figure, "path-losses", words, "Mean over the samples.") if figure else ""
+
+    def history(self, history: pd.DataFrame | None) -> str:
+        if history is None or history.empty:
+            return ""
+        ends = history.sort_values("updates").groupby(["group", "metric", "site", "layer"], sort=False)["mean"]
+        words = "; ".join(
+            f"{' '.join(map(str, key))}: {values.iloc[0]:.3g} to {values.iloc[-1]:.3g}" for key, values in ends
+        )
+        caption = "Mean over the heads; bands: least to greatest head."
+        return self._show(pictures.lambda_history(history), "lambda", f"λ over training. {words}.", caption)
+
+    def token_maps(self, measurements: Sequence[Measurement]) -> list[str]:
+        """Draws the relevance and the operators of every drawn sample, side by side."""
+        shown = []
+        for run, measurement in enumerate(measurements, start=1):
+            for sample in measurement.sample_maps:
+                for kind, values, outputs, given in sample.token_maps():
+                    title = f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}: {kind}"
+                    strongest = "; ".join(
+                        f"{output} ← {given[int(row.argmax())]}" for output, row in zip(outputs, values, strict=True)
+                    )
+                    words = f"Map of {title}. Largest given token: {strongest}."
+                    figure = pictures.token_map(values.numpy(), outputs, given, kind)
+                    shown.append(self._show(figure, f"{_slug(kind)}-{run}-{sample.number}", words, title))
+        return shown
+
+    def maps(self, measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+        """Draws the maps of the first setting of every checkpoint, one picture for each layer and site."""
+        first: dict[str, tuple[int, Measurement]] = {}
+        for run, measurement in enumerate(measurements, start=1):
+            first.setdefault(measurement.loaded.name, (run, measurement))
+        blocks = []
+        for run, measurement in first.values():
+            for sample in measurement.sample_maps:
+                layers: dict[int, list[str]] = {}
+                bounds = {site: _bound(sample, site) for site in pictures.SITES}
+                for site, layer in sample.maps:
+                    shown = self._maps_of(measurement.loaded.name, sample, (site, layer), bounds[site], run)
+                    layers.setdefault(layer, []).append(shown)
+                title = f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}"
+                blocks.append({"title": title, "layers": sorted(layers.items())})
+        return blocks
+
+    def _maps_of(self, checkpoint: str, sample: SampleMaps, place: tuple[str, int], bound: float, run: int) -> str:
+        site, layer = place
+        weights, visible = (_cropped(part[place]) for part in (sample.maps, sample.visible))
+        queries, keys = sample.axes(site)
+        # Keys that belong to no token (bias_kv, zero_attn) come last.
+        keys = [*keys, *["+"] * (sample.maps[place].shape[-1] - len(keys))]
+        figure = pictures.attention_maps(weights, visible, queries[:MAP_TOKENS], keys[:MAP_TOKENS], bound)
+        negative = float(np.clip(-weights, 0, None).sum() / np.abs(weights).sum())
+        title = f"{pictures.SITES[site]}, layer {layer}"
+        words = (
+            f"Attention maps of {len(weights)} heads of {checkpoint}, {title}, sample {sample.number}; "
+            f"weights from {weights.min():.3g} to {weights.max():.3g}, {negative:.1%} of their mass negative."
+        )
+        if len(queries) > MAP_TOKENS or len(keys) > MAP_TOKENS:
+            title += f": the first {min(MAP_TOKENS, len(queries))} of {len(queries)} queries"
+            title += f" and {min(MAP_TOKENS, len(keys))} of {len(keys)} keys"
+        return self._show(figure, f"maps-{run}-{sample.number}-{site}-{layer}", words, title)
 
 
-def all_curves(
-    records: pd.DataFrame, folder: Path, checkpoints: list[str]
-) -> list[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    """Draws every group of metrics for the first setting, and for the others the groups that switches change most."""
-    found = []
-    for number, (variant, chosen) in enumerate(records.groupby("variant", sort=False)):
-        known = dict.fromkeys(chosen.metric)
-        groups = {**GROUPS, "λ by layer": tuple(name for name in known if "lambda" in name)}
-        drawn = []
-        for title, group in groups.items():
-            names = [name for name in group if name in known]
-            if names and (number == 0 or title in GROUPS_FOR_EVERY_SETTING):
-                path = folder / f"{_slug(title)}-{number + 1}.png"
-                pictures.curves(chosen, names, path, checkpoints)
-                caption = " · ".join(f"{describe(name).label}: {describe(name).definition}" for name in names)
-                drawn.append((title, _image(path, _describe_curves(chosen, names), caption)))
-        found.append((str(variant), drawn))
-    return found
+def _cropped(maps: torch.Tensor) -> np.ndarray:
+    cropped: np.ndarray = maps[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
+    return cropped
 
 
-def collapse_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    path = folder / "collapse.png"
-    pictures.log_log(rows, path, checkpoints)
-    words = "; ".join(
-        f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
-        f"{row['ratios'][-1]:.3g}, slope {format_number(row['slope'])}"
-        for row in rows
-    )
-    return _image(path, f"Residual ratio and its log-log against depth. {words}.", "Left: mean over the samples.")
-
-
-def path_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    path = folder / "paths.png"
-    pictures.paths(rows, path, checkpoints)
-    words = "; ".join(
-        f"{row['checkpoint']}, {row['variant']}, {row['site']}, length {row['length']}: {row['median']:.3g}"
-        for row in rows
-        if row["length"] == 1 or row["length"] == max(r["length"] for r in rows)
-    )
-    return _image(
-        path, f"Median residual of sampled paths. {words}.", "Lines: median; bands: 10 % to 90 % of the paths."
-    )
-
-
-def path_loss_picture(rows: Sequence[dict[str, Any]], folder: Path, checkpoints: list[str]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    path = folder / "path-losses.png"
-    pictures.path_losses(rows, path, checkpoints)
-    words = "; ".join(f"{row['checkpoint']}, at most {row['length']}: {row['loss']:.3g} nats" for row in rows)
-    return _image(path, f"Loss when only short paths are kept. {words}.", "Mean over the samples.")
-
-
-def token_map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
-    """Draws the relevance and the operators of every drawn sample, side by side."""
-    images = []
-    for run, measurement in enumerate(measurements, start=1):
-        for sample in measurement.sample_maps:
-            for kind, values, outputs, given in sample.token_maps():
-                path = folder / f"{_slug(kind)}-{run}-{sample.number}.png"
-                title = f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}: {kind}"
-                pictures.token_map(values.numpy(), outputs, given, title, path)
-                strongest = "; ".join(
-                    f"{output} ← {given[int(row.argmax())]}" for output, row in zip(outputs, values, strict=True)
-                )
-                images.append(_image(path, f"Map of {title}. Largest given token: {strongest}.", title))
-    return images
+def _bound(sample: SampleMaps, site: str) -> float:
+    """Returns where the colour scale of a site's maps ends, the same for all layers and heads."""
+    places = [place for place in sample.maps if place[0] == site]
+    return drawing.bound_of([_cropped(sample.maps[place])[_cropped(sample.visible[place])] for place in places])
 
 
 def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
@@ -288,66 +340,6 @@ def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
         for sample in measurement.sample_maps
         for name, values, _, _ in sample.token_maps()
     ]
-
-
-def map_pictures(measurements: Sequence[Measurement], folder: Path) -> list[dict[str, Any]]:
-    """Draws the maps of the first setting of every checkpoint, one picture for each layer and site."""
-    first: dict[str, tuple[int, Measurement]] = {}
-    for run, measurement in enumerate(measurements, start=1):
-        first.setdefault(measurement.loaded.name, (run, measurement))
-    total = sum(len(sample.maps) for _, measurement in first.values() for sample in measurement.sample_maps)
-    # The page stays under 20 MB: a picture of eight heads is about 60 kB at 90 dots per inch.
-    dpi = 110 if total <= 24 else 90 if total <= 90 else 72
-    blocks = []
-    for run, measurement in first.values():
-        for sample in measurement.sample_maps:
-            layers: dict[int, list[dict[str, Any]]] = {}
-            for (site, layer), weights in sample.maps.items():
-                layers.setdefault(layer, []).append(
-                    _map_picture(measurement, sample, site, layer, weights, run, dpi, folder)
-                )
-            blocks.append(
-                {
-                    "title": f"{measurement.loaded.name}, {measurement.variant}, sample {sample.number}",
-                    "layers": [{"number": number, "images": images} for number, images in sorted(layers.items())],
-                }
-            )
-    return blocks
-
-
-def _map_picture(
-    measurement: Measurement, sample: SampleMaps, site: str, layer: int, weights: Any, run: int, dpi: int, folder: Path
-) -> dict[str, Any]:
-    queries, keys = sample.axes(site)
-    cropped = weights[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
-    path = folder / f"maps-{run}-{sample.number}-{site}-{layer}.png"
-    title = f"{pictures.SITES[site]}, layer {layer}"
-    # Keys that belong to no token (bias_kv, zero_attn) come last.
-    keys = [*keys, *["+"] * (weights.shape[-1] - len(keys))]
-    pictures.attention_maps(cropped, queries[:MAP_TOKENS], keys[:MAP_TOKENS], path, dpi)
-    negative = float(np.clip(-cropped, 0, None).sum() / np.abs(cropped).sum())
-    alt = (
-        f"Attention maps of {len(cropped)} heads of {measurement.loaded.name}, {title}, sample {sample.number}; "
-        f"weights from {cropped.min():.3g} to {cropped.max():.3g}, {negative:.1%} of their mass negative."
-    )
-    caption = title
-    if len(queries) > MAP_TOKENS or len(keys) > MAP_TOKENS:
-        caption += f": the first {min(MAP_TOKENS, len(queries))} of {len(queries)} queries"
-        caption += f" and {min(MAP_TOKENS, len(keys))} of {len(keys)} keys"
-    return _image(path, alt, caption)
-
-
-def history_picture(history: pd.DataFrame | None, folder: Path, out: Path) -> dict[str, Any] | None:
-    if history is None or history.empty:
-        return None
-    history.to_csv(out / "lambda.csv", index=False)
-    path = folder / "lambda.png"
-    pictures.lambda_history(history, path)
-    ends = history.sort_values("updates").groupby(["group", "metric", "site", "layer"], sort=False)["mean"]
-    words = "; ".join(
-        f"{' '.join(map(str, key))}: {values.iloc[0]:.3g} to {values.iloc[-1]:.3g}" for key, values in ends
-    )
-    return _image(path, f"λ over training. {words}.", "Mean over the heads; bands: least to greatest head.")
 
 
 def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:

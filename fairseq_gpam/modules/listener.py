@@ -1,6 +1,6 @@
 """Observes attention weights and hidden states of a fairseq transformer, stock or of this package, through hooks.
 
-Layers count from 1; layer 0 is the input of the first.
+Layers count from 0; the input of the first is reported as the states of layer −1.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """The hidden states after one layer, B × T × C, detached; tokens bool B × T, True = not padding."""
+    """The hidden states after a layer (−1: the input), B × T × C, detached; tokens bool B × T, True = not padding."""
 
     site: str
     layer: int
@@ -122,7 +122,7 @@ def find_layers(model: nn.Module) -> list[tuple[str, int, nn.Module]]:
         (site, number, layer)
         for site in ("encoder", "decoder")
         if hasattr(getattr(model, site, None), "layers")
-        for number, layer in enumerate(transformer_layers(getattr(model, site)), start=1)
+        for number, layer in enumerate(transformer_layers(getattr(model, site)))
         if isinstance(getattr(layer, "self_attn", None), MultiheadAttention)
     ]
     if not layers:
@@ -185,7 +185,7 @@ class Listener(ExitStack):
         self.callback(handle.remove)
 
     def _keep_weights(self, layer: int, site: str, weights: Tensor) -> None:
-        self._weights[site, layer + 1] = weights
+        self._weights[site, layer] = weights
 
     def _listen_to_arguments(self, place: AttentionPlace) -> None:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -253,10 +253,10 @@ class Listener(ExitStack):
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             # By now the first attention has recorded which states are padding.
             if entering:
-                report(0, entering.pop())
+                report(-1, entering.pop())
             report(number, output[0] if isinstance(output, tuple) else output)
 
-        if number == 1:
+        if number == 0:
             self.remove_on_close(layer.register_forward_pre_hook(before, with_kwargs=True))
         self.remove_on_close(layer.register_forward_hook(after))
 

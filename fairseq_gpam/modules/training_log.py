@@ -1,6 +1,6 @@
 """`--gpam-log-attention N`: logs measures of attention every N updates of training, through fairseq's own metrics.
 
-Names such as `gpam_encoder1_entropy` give the site, the layer (counted from 1) and the measure. Without the flag
+Names such as `gpam_encoder0_entropy` give the site, the layer (counted from 0) and the measure. Without the flag
 nothing is attached to the model.
 """
 
@@ -78,7 +78,7 @@ class AttentionLog(nn.Module):
 
     @torch.no_grad()
     def _log_states(self, after: HiddenStates) -> None:
-        if after.layer:
+        if after.layer >= 0:
             _log(
                 after.site, after.layer, "residual_ratio", residual_ratio(after.states.float(), after.tokens).nanmean()
             )

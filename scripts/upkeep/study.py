@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fairseq_gpam.analysis import drawing
+from fairseq_gpam.analysis import embed
 from fairseq_gpam.lab.experiments import (
     collapse_report,
     committed_results,
@@ -123,7 +123,7 @@ def section(
     pictures: dict[Path, str] = {}
 
     def add_picture(file: str, figure: Figure, words: str) -> None:
-        pictures[folder / file] = drawing.svg(figure, file)
+        pictures[folder / file] = embed.svg(figure, file)
         address = os.path.relpath(folder / file, (repository / page).parent).replace(os.sep, "/")
         parts.append(f"![{words}]({address})")
 

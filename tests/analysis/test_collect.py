@@ -32,9 +32,9 @@ def test_a_stock_checkpoint_gives_every_metric_of_every_site(stock):
         if "lambda" in metric:
             continue
         sites = ("encoder", "decoder", "cross")
-        layers = (1, 2)
+        layers = (0, 1)
         if metric in ("kurtosis", "mean_cosine") or metric.startswith(("residual", "stable", "effective", "massive")):
-            sites, layers = ("encoder", "decoder"), (0, 1, 2)
+            sites, layers = ("encoder", "decoder"), (-1, 0, 1)
         if metric in ("previous_token_score", "induction_score"):
             sites = ("encoder", "decoder")
         if metric == "copying_score":
@@ -58,7 +58,7 @@ def test_the_copying_score_goes_through_embeddings_of_another_width(trained):
     attention = decoder.layers[0].self_attn
     width = attention.head_dim
     for record in found.records():
-        if record["metric"] == "copying_score" and record["layer"] == 1 and record["head"]:
+        if record["metric"] == "copying_score" and record["layer"] == 0 and record["head"]:
             channels = slice(width * (record["head"] - 1), width * record["head"])
             tokens = decoder.project_in_dim(decoder.embed_tokens.weight)
             values = tokens @ attention.v_proj.weight[channels].T @ attention.out_proj.weight[:, channels].T
@@ -86,9 +86,9 @@ def test_gradients_do_not_depend_on_the_batches_and_are_per_sample_size(stock):
     attention = stock.model.decoder.layers[1].encoder_attn
     expected = attention.q_proj.weight.grad.norm().item() / sample_size
     for measurement in found:
-        assert measurement.values["query_gradient", "cross", 2, None] == [pytest.approx(expected, rel=1e-4)]
+        assert measurement.values["query_gradient", "cross", 1, None] == [pytest.approx(expected, rel=1e-4)]
         relative = expected / attention.q_proj.weight.norm().item()
-        assert measurement.values["query_gradient_relative", "cross", 2, None] == [pytest.approx(relative, rel=1e-4)]
+        assert measurement.values["query_gradient_relative", "cross", 1, None] == [pytest.approx(relative, rel=1e-4)]
         assert measurement.loss == pytest.approx(loss.item() / sample_size, rel=1e-4)
         assert measurement.sample_size == sample_size
     # padding in a batch changes no sample's numbers
@@ -131,7 +131,7 @@ def test_published_shape_without_skips_at_random_initialisation(trained):
         means = [
             sum(found.values["residual_ratio", "encoder", layer, None])
             / len(found.values["residual_ratio", "encoder", layer, None])
-            for layer in range(6)
+            for layer in range(-1, 5)
         ]
         ratios[arch] = [ratio for ratio in means if ratio > found.floor]
     softmax, dagpam = ratios["transformer"], ratios["transformer_gpam"]
@@ -145,11 +145,11 @@ def test_published_shape_without_skips_at_random_initialisation(trained):
 def test_lambdas_by_layer_and_head(trained):
     loaded = fresh(trained, "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75", arch="transformer_gpam")
     found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
-    assert found.values["lambda_plus", "cross", 2, None] == [0.25]
-    assert found.values["lambda_minus", "encoder", 1, 2] == [0.75]
-    row_sum = found.values["row_sum", "encoder", 1, None]
+    assert found.values["lambda_plus", "cross", 1, None] == [0.25]
+    assert found.values["lambda_minus", "encoder", 0, 2] == [0.75]
+    row_sum = found.values["row_sum", "encoder", 0, None]
     assert row_sum == pytest.approx([0.5] * 2, abs=1e-5)
-    assert min(found.values["negative_mass", "encoder", 1, None]) >= 0
+    assert min(found.values["negative_mass", "encoder", 0, None]) >= 0
 
 
 def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentence(trained):
@@ -159,8 +159,8 @@ def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentenc
     found = collect(loaded, loading.choose_samples(loaded, "test", 3), paths=0)
     for site in ("encoder", "decoder", "cross"):
         for head in (None, 1, 2):
-            strengths = torch.tensor(found.values["lambda_minus", site, 2, head])
-            row_sums = torch.tensor(found.values["row_sum", site, 2, head])
+            strengths = torch.tensor(found.values["lambda_minus", site, 1, head])
+            row_sums = torch.tensor(found.values["row_sum", site, 1, head])
             assert strengths.shape == (3,) and (strengths != strengths[0]).any()
             torch.testing.assert_close(strengths, 1.25 - row_sums, rtol=0, atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_other_mechanisms(trained, mechanism):
     flags = ("--gpam-mechanism", mechanism)
     loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
     found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
-    assert ("negative_mass", "decoder", 2, None) in found.values
+    assert ("negative_mass", "decoder", 1, None) in found.values
 
 
 def test_a_stock_language_model(trained):
@@ -180,7 +180,7 @@ def test_a_stock_language_model(trained):
     found = collect(loaded, samples, with_maps=samples.numbers[:1], paths=2)
     assert {key[1] for key in found.values} == {"decoder"}
     assert found.sample_maps[0].relevance is None
-    assert found.sample_maps[0].maps["decoder", 1].shape[1:] == (len(found.sample_maps[0].target),) * 2
+    assert found.sample_maps[0].maps["decoder", 0].shape[1:] == (len(found.sample_maps[0].target),) * 2
 
 
 def test_names_are_the_parts_that_differ():
@@ -197,7 +197,7 @@ def measured(trained, mechanism, heads, *flags):
     return collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
 
 
-def by_place(found, metric, layer=1):
+def by_place(found, metric, layer=0):
     return {
         (record["site"], record["head"]): record["mean"]
         for record in found.records()

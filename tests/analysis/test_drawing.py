@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairseq_gpam.analysis import drawing
+from fairseq_gpam.analysis import drawing, embed
 from fairseq_gpam.analysis.drawing import Effect, Panel, Series, WeightMap
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -17,7 +17,7 @@ HOSTILE = ("<b>&", "$a$", r"\$", "▁der")
 
 
 def texts(figure, name="made"):
-    return [element.text for element in ElementTree.fromstring(drawing.svg(figure, name)).iter(f"{SVG}text")]
+    return [element.text for element in ElementTree.fromstring(embed.svg(figure, name)).iter(f"{SVG}text")]
 
 
 def ticks(axis):
@@ -111,7 +111,7 @@ def test_maps_show_weights_on_hover_and_masked_cells_grey():
         assert len(set(colours[0, 1, :3])) == 1
         below = part.weights < -0.02
         assert (colours[below][:, 2] > colours[below][:, 0]).all()
-    root = ElementTree.fromstring(drawing.svg(figure, "made"))
+    root = ElementTree.fromstring(embed.svg(figure, "made"))
     titles = [title.text for title in root.iter(f"{SVG}title")]
     expected = [
         f"{HOSTILE[row]} → {HOSTILE[column]}: {part.weights[row, column]:.3f}"
@@ -137,7 +137,7 @@ def test_zero_is_white_and_the_largest_weight_of_a_small_map_has_the_deepest_col
     colours = image.to_rgba(weights)
     assert colours[1, 0].tolist() == [1, 1, 1, 1]
     assert tuple(colours[0, 0]) == drawing.SIGNED(1.0)
-    assert 'width="12pt"' in drawing.svg(figure, "made")
+    assert 'width="12pt"' in embed.svg(figure, "made")
 
 
 def test_spaces_are_visible():
@@ -145,7 +145,7 @@ def test_spaces_are_visible():
 
 
 def test_the_same_numbers_give_the_same_svg_and_two_pictures_share_no_id():
-    first, again, other = (drawing.svg(drawing.maps(signed_maps(), 2, 1.0), name) for name in ("a", "a", "b"))
+    first, again, other = (embed.svg(drawing.maps(signed_maps(), 2, 1.0), name) for name in ("a", "a", "b"))
     assert first == again
     ids = [re.findall(r'\bid="([^"]+)"', text) for text in (first, other)]
     assert ids[0] and not set(ids[0]) & set(ids[1])
@@ -153,5 +153,5 @@ def test_the_same_numbers_give_the_same_svg_and_two_pictures_share_no_id():
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_file_is_written_whole(tmp_path, suffix):
-    drawing.write(drawing.small_map(np.eye(2), "ab", 8), tmp_path / f"map.{suffix}")
+    embed.write(drawing.small_map(np.eye(2), "ab", 8), tmp_path / f"map.{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [f"map.{suffix}"]

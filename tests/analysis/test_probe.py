@@ -163,11 +163,11 @@ def test_hidden_states_are_those_of_the_layers(task, kind):
     depth = len(find_layers(model)) // (2 if task == "translation" else 1)
     inner = model(**inputs)[1]["inner_states"]
     assert len(inner) == depth + 1
-    for layer, expected in enumerate(inner):
+    for layer, expected in enumerate(inner, start=-1):
         assert torch.allclose(found["decoder", layer].states, expected.transpose(0, 1), atol=1e-5)
     if task == "translation":
         encoded = model.encoder(inputs["src_tokens"], inputs["src_lengths"], return_all_hiddens=True)
-        for layer, expected in enumerate(encoded["encoder_states"]):
+        for layer, expected in enumerate(encoded["encoder_states"], start=-1):
             assert torch.allclose(found["encoder", layer].states, expected.transpose(0, 1), atol=1e-5)
 
 
@@ -179,7 +179,7 @@ def test_switches_against_the_layer_written_out(kind, pre_norm):
     layer = model.encoder.layers[0]
     for without in ((), ("skips",), ("mlps",), ("skips", "mlps"), SWITCHES):
         found = states(model, inputs, without=without)
-        x = found["encoder", 0].states.transpose(0, 1)
+        x = found["encoder", -1].states.transpose(0, 1)
         skip = 0.0 if "skips" in without else 1.0
 
         def norm(module, value, without=without):
@@ -198,7 +198,7 @@ def test_switches_against_the_layer_written_out(kind, pre_norm):
         else:
             x = norm(layer.self_attn_layer_norm, attend(x) + skip * x)
             x = norm(layer.final_layer_norm, x if "mlps" in without else mlp(x) + skip * x)
-        assert torch.allclose(found["encoder", 1].states, x.transpose(0, 1), atol=1e-5), without
+        assert torch.allclose(found["encoder", 0].states, x.transpose(0, 1), atol=1e-5), without
 
 
 def test_decoder_switches_take_each_sublayer_by_itself():
@@ -213,7 +213,7 @@ def test_decoder_switches_take_each_sublayer_by_itself():
     ):
         model(**inputs)
     # without skips and MLP what leaves a decoder layer is its cross-attention's output
-    assert torch.equal(events["states", "decoder", 1].states, events["cross", 1].output)
+    assert torch.equal(events["states", "decoder", 0].states, events["cross", 0].output)
 
 
 def test_refusals():

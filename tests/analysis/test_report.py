@@ -1,22 +1,18 @@
-import base64
 import html
 import json
 import math
 import sys
 from collections import Counter
 from html.parser import HTMLParser
-from io import BytesIO
 
 import browser
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE, SMALL
-from matplotlib.backends.backend_agg import RendererAgg
-from PIL import Image
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.analysis import cli, pictures
+from fairseq_gpam.analysis import cli, drawing, embed, pictures
 
 NAMES = ("stock", "ours 1", "ours 2 " + " ".join(HOSTILE))
 
@@ -24,15 +20,16 @@ NAMES = ("stock", "ours 1", "ours 2 " + " ".join(HOSTILE))
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.images, self.numbers, self.links, self.scripts, self.ids = [], {}, [], 0, set()
+        self.pictures, self.titles, self.numbers, self.links, self.scripts, self.ids = [], 0, {}, [], 0, set()
         self._number = None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
         self.ids.add(attributes.get("id"))
-        if tag == "img":
-            self.images.append(attributes)
+        if tag == "svg":
+            self.pictures.append(attributes["aria-label"])
+        self.titles += tag == "title"
         if tag == "script":
             self.scripts += 1
         self.links += [attributes[name] for name in ("src", "href") if name in attributes]
@@ -65,12 +62,21 @@ def page(report):
     return Page((report / "report.html").read_text(encoding="utf-8"))
 
 
-def test_every_image_is_inside_and_has_an_alternative_text(page):
-    assert len(page.images) > 20
-    for image in page.images:
-        assert len(image["alt"]) > 20
-        with Image.open(BytesIO(base64.b64decode(image["src"].removeprefix("data:image/png;base64,")))) as picture:
-            assert picture.size == (int(image["width"]), int(image["height"]))
+def test_every_picture_is_inside_has_an_alternative_text_and_a_file(report, page):
+    assert len(page.pictures) > 20
+    assert all(len(words) > 20 for words in page.pictures)
+    assert len(list((report / "pictures").glob("*.svg"))) == len(page.pictures)
+
+
+def test_every_weight_that_is_not_masked_is_shown_on_hover(report, page):
+    with np.load(report / "maps.npz") as maps:
+        shapes = {name: maps[name].shape for name in maps if name.split("/")[0] in "135"}
+    cells = 0
+    for name, shape in shapes.items():
+        rows, columns = shape[-2:]
+        causal = name.split("/")[2] == "decoder"
+        cells += (shape[0] if len(shape) == 3 else 1) * (rows * (rows + 1) // 2 if causal else rows * columns)
+    assert page.titles == cells + 1
 
 
 def test_nothing_is_fetched_and_links_lead_somewhere(page):
@@ -82,31 +88,6 @@ def test_hostile_words_and_names_are_shown_and_do_nothing(report, page):
     text = (report / "report.html").read_text(encoding="utf-8")
     assert html.escape(HOSTILE[0]) in text and HOSTILE[1] in text
     assert page.scripts == 0
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The texts in the pictures that a test draws, and whether each is drawn as a formula."""
-    texts = {}
-
-    def record(renderer, gc, x, y, text, prop, angle, ismath=False, mtext=None):
-        texts[text] = bool(ismath)
-
-    monkeypatch.setattr(RendererAgg, "draw_text", record)
-    return texts
-
-
-def test_pictures_show_text_as_it_is_and_no_formulas(tmp_path, drawn):
-    words, name = ["$a$", r"\$", "$"], HOSTILE[1]
-    pictures.attention_maps(np.eye(3)[None], words, words, tmp_path / "maps.png", 90)
-    pictures.token_map(np.eye(3), words, words, name, tmp_path / "relevance.png")
-    line = {"checkpoint": name, "variant": "full", "metric": "query_gradient", "site": "encoder", "head": None}
-    values = [{"layer": n, "median": 10.0**-n, "low": 10.0**-n, "high": 10.0**-n, "count": 2} for n in range(7)]
-    pictures.curves(pd.DataFrame([line | value for value in values]), ["query_gradient"], tmp_path / "c.png", [name])
-    assert {"$a$", r"‘\$’", "‘$’", name} <= drawn.keys()
-    assert not any(drawn.values())
-    # A logarithmic axis has plain numbers, not the source of formulas.
-    assert not any("mathdefault" in text for text in drawn)
 
 
 def test_the_numbers_shown_are_those_of_the_json(report, page):
@@ -163,68 +144,49 @@ def test_what_the_report_holds(report, page):
     assert {run["loss_unit"] for run in results["runs"]} == {"nats per token"}
 
 
-def test_a_checkpoint_keeps_its_colour_where_others_have_no_such_metric(tmp_path):
+def test_a_checkpoint_keeps_its_colour_where_others_have_no_such_metric():
     line = {"variant": "full", "metric": "lambda_plus", "site": "encoder", "head": None, "low": 0.5, "high": 0.5}
-    records = pd.DataFrame([{**line, "checkpoint": "ours", "layer": n, "mean": 0.5, "count": 1} for n in (1, 2)])
-    pictures.curves(records, ["lambda_plus"], tmp_path / "lambda.png", ["stock", "ours"])
-    with Image.open(tmp_path / "lambda.png") as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=int)
-
-    def shows(colour):
-        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-        return (np.abs(pixels - wanted).max(axis=-1) < 24).any()
-
-    assert shows(pictures.COLOURS[1]) and not shows(pictures.COLOURS[0])
+    records = pd.DataFrame([{**line, "checkpoint": "ours", "layer": n, "mean": 0.5, "count": 1} for n in (0, 1)])
+    [axes] = pictures.curves(records, ["lambda_plus"], ["stock", "ours"]).axes
+    [drawn] = axes.lines
+    assert drawn.get_color() == drawing.COLOURS[1]
+    assert drawn.get_xydata().tolist() == [[0, 0.5], [1, 0.5]]
 
 
-def test_too_few_layers_for_a_slope_are_counted_in_words(tmp_path, drawn):
-    fit = {"checkpoint": "ours", "variant": "without skips", "slope": None, "floor": 1e-9}
-    counts = {"encoder": (1, [0.5, 1e-12]), "decoder": (2, [0.5, 0.25])}
-    fits = [{**fit, "site": site, "points": points, "ratios": ratios} for site, (points, ratios) in counts.items()]
-    pictures.log_log(fits, tmp_path / "collapse.png", ["ours"])
-    assert "ours, without skips, encoder: no fit, 1 layer above rounding" in drawn
-    assert "ours, without skips, decoder: no fit, 2 layers above rounding" in drawn
-
-
-def test_updates_have_thousands_separators(tmp_path, drawn):
-    line = {"metric": "lambda_plus", "group": "ours", "site": "encoder", "layer": 1, "least": 0.4, "greatest": 0.6}
-    rows = pd.DataFrame([{**line, "updates": updates, "mean": 0.5} for updates in (0, 20_000)])
-    pictures.lambda_history(rows, tmp_path / "lambda.png")
-    assert {"0", "3,000", "12,000"} <= drawn.keys()
-
-
-def test_tokens_without_a_letter_are_quoted():
-    assert [pictures._visible_label(token) for token in (",", "▁.", "a", "</s>", "7")] == [
-        "‘,’",
-        "‘▁.’",
-        "a",
-        "</s>",
-        "7",
+def test_a_fit_is_drawn_at_its_layers_and_its_absence_is_said_in_words():
+    depths = np.arange(5)
+    fits = [
+        {"slope": slope, "intercept": -1.0, "floor": 1e-9, "points": points, "site": site, "ratios": ratios}
+        for slope, points, site, ratios in (
+            (0.5, 5, "encoder", np.exp(-np.exp(-1.0 + 0.5 * depths)).tolist()),
+            (None, 1, "decoder", [0.5, 1e-12]),
+        )
     ]
+    named = [{"checkpoint": "ours", "variant": "without skips", **fit} for fit in fits]
+    ratios, heights = pictures.log_log(named, ["ours"]).axes
+    assert ratios.lines[0].get_xydata().tolist() == [[depth - 1, fits[0]["ratios"][depth]] for depth in depths]
+    dots, fitted, few = heights.lines
+    np.testing.assert_allclose(dots.get_xydata(), fitted.get_xydata())
+    assert dots.get_label() == "ours, without skips, encoder: slope 0.5"
+    assert few.get_label() == "ours, without skips, decoder: no fit, 1 layer above rounding"
 
 
-def test_zero_is_white_and_signs_have_their_colours(tmp_path):
-    assert pictures.SIGNED(0.5) == (1.0, 1.0, 1.0, 1.0)
-    red, blue = pictures.SIGNED(0.9), pictures.SIGNED(0.1)
-    assert red[0] > red[2] and blue[2] > blue[0]
-    weights = np.zeros((1, 4, 4))
-    weights[0, 0, 0], weights[0, 3, 3] = 1, -1
-    pictures.attention_maps(weights, ["a"] * 4, ["b"] * 4, tmp_path / "maps.png", 100)
-    with Image.open(tmp_path / "maps.png") as image:
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    white = (pixels == 255).all(axis=1).mean()
-    assert white > 0.5
-    assert ((pixels[:, 0] > 150 - 60) & (pixels[:, 2] < 60)).any() and ((pixels[:, 2] > 90) & (pixels[:, 0] < 60)).any()
+def test_lambdas_of_every_layer_remain_visible_where_they_coincide():
+    line = {"metric": "lambda_plus", "group": "ours", "site": "encoder", "least": 0.4, "greatest": 0.6, "mean": 0.5}
+    rows = pd.DataFrame([{**line, "layer": layer, "updates": at} for layer in range(3) for at in (0, 20_000)])
+    [axes] = pictures.lambda_history(rows).axes
+    looks = {(drawn.get_color(), drawn.get_linestyle(), drawn.get_linewidth()) for drawn in axes.lines}
+    assert len(looks) == len(axes.lines) == 3
+    assert axes.xaxis.get_major_formatter()(20_000) == "20,000"
 
 
-def test_a_page_of_15_layers_and_8_heads_stays_small(tmp_path):
+@pytest.mark.slow  # draws the largest model's page
+def test_the_maps_of_15_layers_and_8_heads_stay_below_10_mb():
     weights = np.random.default_rng(0).normal(size=(8, 24, 24))
     words = [f"▁token{number}" for number in range(24)]
-    pictures.attention_maps(weights, words, words, tmp_path / "maps.png", 90)
-    with Image.open(tmp_path / "maps.png") as image:
-        assert image.width < 1300
-    # three sites, and base64
-    assert (tmp_path / "maps.png").stat().st_size * 45 * 4 / 3 < 10e6
+    figure = pictures.attention_maps(weights, np.ones_like(weights, dtype=bool), words, words, 1.0)
+    assert figure.get_size_inches()[0] < 13
+    assert len(embed.svg(figure, "maps")) * 15 < 10e6
 
 
 def test_a_browser_opens_it_without_an_error_wide_and_narrow(report, page):

@@ -84,11 +84,11 @@ def test_the_numbers_are_those_of_the_probe(task):
             for what in ("row_sum", "negative_mass", "entropy"):
                 expected[f"{place}_{what}"] = getattr(measures, what)(event.weights, event.visible).mean().item()
             expected[f"{place}_lambda_plus"] = expected[f"{place}_lambda_minus"] = 0.5
-        elif event.layer:
+        elif event.layer >= 0:
             ratio = measures.residual_ratio(event.states, event.tokens)
             expected[f"{place}_residual_ratio"] = ratio.nanmean().item()
     assert values == pytest.approx(expected, abs=1e-4)
-    assert {key.split("_")[1].rstrip("12") for key in values} == set(SITES[task])
+    assert {key.split("_")[1].rstrip("01") for key in values} == set(SITES[task])
 
 
 @pytest.mark.parametrize("batches", [1, 3])
@@ -104,8 +104,8 @@ def test_query_gradients_are_of_the_whole_update_before_clipping_and_divided_by_
         ("decoder", "decoder", "self_attn"),
         ("decoder", "cross", "encoder_attn"),
     ):
-        for layer in (1, 2):
-            expected = gradients[f"{stack}.layers.{layer - 1}.{attribute}.q_proj.weight"] * unclipped
+        for layer in (0, 1):
+            expected = gradients[f"{stack}.layers.{layer}.{attribute}.q_proj.weight"] * unclipped
             assert values[f"gpam_{site}{layer}_query_gradient"] == pytest.approx(expected, rel=1e-3)
     assert len(values) == 6
 

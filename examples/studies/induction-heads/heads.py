@@ -11,9 +11,9 @@ from pathlib import Path
 from fairseq_gpam.lab.experiments.synthetic_studies import write_results
 
 SCORES = {
-    "previous token, layer 1": ("previous_token_score", 1),
-    "induction, layer 2": ("induction_score", 2),
-    "copying, layer 2": ("copying_score", 2),
+    "previous token, layer 0": ("previous_token_score", 0),
+    "induction, layer 1": ("induction_score", 1),
+    "copying, layer 1": ("copying_score", 1),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fairseq_gpam.analysis import drawing
+from fairseq_gpam.analysis import embed
 from fairseq_gpam.lab.experiments import collapse_report, plots, run_results, templates
 from fairseq_gpam.lab.recipes import stage_results
 
@@ -239,7 +239,7 @@ def pictures(found: dict[str, Any]) -> list[dict[str, str]]:
     shown: list[dict[str, str]] = []
 
     def add(title: str, figure: Figure, words: str) -> None:
-        shown.append({"title": title, "figure": drawing.html_figure(figure, f"picture{len(shown)}", words)})
+        shown.append({"title": title, "figure": embed.html_figure(figure, f"picture{len(shown)}", words)})
 
     for group in dict.fromkeys(entry["group"] for entry in found["costs"]):
         curves = [entry for entry in found["curves"] if entry["group"] == group and entry["points"]]
@@ -275,7 +275,7 @@ def as_html(found: dict[str, Any]) -> str:
         if any(row.get("difference") for row in table["rows"]):
             baseline = found["baseline"]
             words = forest_words(table, baseline)
-            plot = drawing.html_figure(forest_plot(table, baseline), f"forest{len(tables)}", words)
+            plot = embed.html_figure(forest_plot(table, baseline), f"forest{len(tables)}", words)
         title = caption(table)
         text = f"{table_note(table)} {remarks(found, table['group'])}".rstrip()
         tables.append({"title": title, "head": head(table), "rows": rows, "note": text, "forest": plot})
@@ -296,5 +296,5 @@ def as_html(found: dict[str, Any]) -> str:
         columns, rows = collapse_report.correlations(found["collapse"])
         title, note = "Collapse against performance", collapse_report.NOTE
         tables.append({"title": title, "head": columns, "rows": rows, "note": note})
-    shown = {"tables": tables, "pictures": pictures(found), "css": drawing.CSS}
+    shown = {"tables": tables, "pictures": pictures(found), "css": embed.CSS}
     return templates.render("comparison.html.j2", baseline=found["baseline"], **shown)

@@ -150,7 +150,7 @@ def negative_projections(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
     """Writes `table.md`, `results.json` and `learning-curves.png`; returns the table."""
-    from fairseq_gpam.analysis import drawing
+    from fairseq_gpam.analysis import embed
     from fairseq_gpam.lab.experiments.plots import learning_curves
 
     out.mkdir(parents=True, exist_ok=True)
@@ -158,5 +158,5 @@ def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
     notes = "".join(f"- {note}\n" for note in footnotes(runs))
     stage_results.write_atomically(out / "table.md", f"{text}\n\n{notes}")
     stage_results.write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
-    drawing.write(learning_curves(runs), out / "learning-curves.png")
+    embed.write(learning_curves(runs), out / "learning-curves.png")
     return text
