@@ -232,13 +232,16 @@ def forest(
     heading: str,
     note: str,
     *,
-    lower_is_better: bool,
+    sides: tuple[str, str],
+    lowest_first: bool = True,
     reference: float = 0.0,
     delta: float = 0.0,
 ) -> Figure:
-    """Returns a row for each effect with its interval, the best effect first; ±delta around `reference` is grey."""
-    ordered = sorted(effects, key=lambda effect: effect.mean, reverse=not lower_is_better)
-    sides = ("better", "worse") if lower_is_better else ("worse", "better")
+    """Returns a row for each effect with its interval, in the order of the effects.
+
+    `sides` say what lies to the left and right of `reference`; ±delta around it is grey.
+    """
+    ordered = sorted(effects, key=lambda effect: effect.mean, reverse=not lowest_first)
     left = 0.3 + LETTER * max(len(effect.label) for effect in ordered)
     right = 0.3 + LETTER * max(len(effect.text) for effect in ordered)
     width = max(left + 4.2 + right, 0.4 + LETTER * max(len(heading), len(note)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam import options
+from fairseq_gpam.analysis import drawing, embed
 from fairseq_gpam.attention import (
     REGISTRY,
     SITES,
@@ -90,7 +91,8 @@ def write(output: Path) -> None:
     pictures = output / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     for name in sorted(REGISTRY):
-        (pictures / f"{name}.svg").write_text(drawing(example_weights(name)), encoding="utf-8")
+        figure = drawing.small_map(example_weights(name).numpy(), SENTENCE, CELL)
+        embed.write(figure, pictures / f"{name}.svg")
     for name, text in (("mechanisms.md", page_text()), ("flags.md", flags_page())):
         (output / name).write_text(text, encoding="utf-8")
 
@@ -208,37 +210,6 @@ def example_weights(name: str) -> Tensor:
             weights = mechanism(AttentionInput(q, k, v, mask, x, 0.0, True))[1]
     assert weights is not None
     return weights[0, 0]
-
-
-def drawing(weights: Tensor) -> str:
-    """Returns an SVG picture of T × S weights, red above 0 and blue below, the deepest colour at the largest."""
-    rows, columns = weights.shape
-    largest = weights.abs().max().clamp(min=1e-12).item()
-    width, height = columns * CELL, rows * CELL
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {columns} {rows}">',
-        f'<rect width="{columns}" height="{rows}" fill="#fff"/>',
-    ]
-    for row in range(rows):
-        for column in range(columns):
-            weight = weights[row, column].item() / largest
-            if abs(weight) >= 0.005:
-                title = f"{SENTENCE[row]} → {SENTENCE[column]}: {weight * largest:.3f}"
-                lines.append(
-                    f'<rect x="{column}" y="{row}" width="1" height="1" fill="{colour(weight)}">'
-                    f"<title>{title}</title></rect>"
-                )
-    lines.append(
-        f'<rect width="{columns}" height="{rows}" fill="none" stroke="#888" stroke-width="0.1"/>',
-    )
-    return "\n".join([*lines, "</svg>", ""])
-
-
-def colour(weight: float) -> str:
-    """Returns the colour of a weight in [−1, 1]: blue, white, red."""
-    deep = (178, 24, 43) if weight > 0 else (33, 102, 172)
-    mixed = (round(255 + abs(weight) * (channel - 255)) for channel in deep)
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
 def main(words: Sequence[str] | None = None) -> None:

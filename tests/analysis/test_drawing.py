@@ -66,16 +66,18 @@ def test_every_series_has_a_look_of_its_own():
     assert len(looks) == 28
 
 
-@pytest.mark.parametrize("lower_is_better", [True, False])
-def test_a_forest_plot_has_the_best_effect_first_with_its_interval(lower_is_better):
+@pytest.mark.parametrize("lowest_first", [True, False])
+def test_a_forest_plot_has_its_effects_in_order_with_their_intervals(lowest_first):
     effects = [
         Effect("b", 0.2, (0.1, 0.3), "worse"),
         Effect("a", -0.1, (-0.4, 0.2), "?"),
         Effect("c", 0.3, None, "few"),
     ]
-    figure = drawing.forest(effects, "heading", "note", lower_is_better=lower_is_better, delta=0.05)
+    figure = drawing.forest(
+        effects, "heading", "note", sides=("better", "worse"), lowest_first=lowest_first, delta=0.05
+    )
     [axes] = figure.axes
-    order = ["a", "b", "c"] if lower_is_better else ["c", "b", "a"]
+    order = ["a", "b", "c"] if lowest_first else ["c", "b", "a"]
     assert [label.get_text() for label in axes.get_yticklabels()] == order
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
     lines = [(line.get_xdata(), line.get_ydata()) for line in axes.lines[1:]]

@@ -42,13 +42,6 @@ def test_the_numbers_of_parameters():
     assert {name: mechanisms.extra_parameters(name) for name in expected} == expected
 
 
-def test_a_drawing_shows_sign_and_size():
-    picture = mechanisms.drawing(torch.tensor([[1.0, -0.5], [0.0, 0.25]]))
-    assert picture.count("<title>") == 3
-    assert mechanisms.colour(1.0) in picture and mechanisms.colour(-0.5) in picture
-    assert mechanisms.colour(0.0) == "#ffffff"
-
-
 def test_the_sums_of_the_drawn_rows():
     for name, total in (("softmax", 1), ("centered", 0), ("attn_scale", 1), ("sparsemax", 1), ("dnas", 1)):
         rows = mechanisms.example_weights(name).sum(-1)

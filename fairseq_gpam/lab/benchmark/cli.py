@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without-onednn", action="store_true", help="leave every matrix product to PyTorch's own library (MKL)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to FILE")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the ratios, memory and scaling to FILE")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the ratios to FILE, memory and scaling beside it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -116,8 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.picture:
         from fairseq_gpam.lab.benchmark.picture import draw
 
-        draw(results, arguments.picture)
-        print(f"written: {arguments.picture}")
+        for path in draw(results, arguments.picture):
+            print(f"written: {path}")
     return 0
 
 

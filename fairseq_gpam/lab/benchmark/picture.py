@@ -1,64 +1,85 @@
-"""Draws the results of the benchmark."""
+"""What the pictures of the benchmark show; `analysis.drawing` draws them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draws ratios with quartiles, and memory and time against the length where they were measured.
+def draw(results: dict[str, Any], path: Path) -> list[Path]:
+    """Draws ratios with quartiles to `path`, and what was measured by length to a second file; returns both paths.
 
     Raises ImportError with the command that installs it if matplotlib is missing.
     """
     try:
-        import matplotlib
+        from fairseq_gpam.analysis import embed
     except ImportError as error:
         raise ImportError("--picture needs matplotlib: pip install 'fairseq-gpam[analysis]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    rows = results["ratios"]
-    candidates = list(dict.fromkeys(f"{row['mechanism']}:{row['backend']}" for row in rows))
-    labels = list(dict.fromkeys(_label(row) for row in rows))
-    has_lengths = bool(results["memory"] or results["scaling"])
-    height = max(4.5, 0.3 * len(labels) + 1.5)
-    figure, axes = pyplot.subplots(1, 1 + has_lengths, figsize=(13 if has_lengths else 8, height), squeeze=False)
-    ratios = axes[0][0]
-    for index, candidate in enumerate(candidates):
-        own = [row for row in rows if f"{row['mechanism']}:{row['backend']}" == candidate]
-        heights = [labels.index(_label(row)) + 0.18 * (index - (len(candidates) - 1) / 2) for row in own]
-        spread = [[r["median"] - r["lower"] for r in own], [r["upper"] - r["median"] for r in own]]
-        ratios.errorbar([r["median"] for r in own], heights, xerr=spread, fmt="o", markersize=4, label=candidate)
-    ratios.axvline(1.0, color="black", linewidth=0.8)
-    ratios.set_yticks(range(len(labels)), labels, fontsize=8)
-    ratios.invert_yaxis()
-    ratios.set_xlabel("time / stock fairseq (median and quartiles)")
-    if rows:
-        ratios.legend(fontsize=8)
-    ratios.grid(axis="x", alpha=0.3)
-    if has_lengths:
-        lengths = axes[0][1]
-        for row in results["memory"]:
-            label = f"{row['what']}, dropout {row['dropout']:g} (T^{row['exponent']:.2f})"
-            lengths.plot(row["lengths"], row["mebibytes"], marker="o", markersize=3, label=label)
-        lengths.set_ylabel("peak memory of the core in training, MiB")
-        if not results["memory"]:
-            for row in results["scaling"]:
-                for whose in ("stock", "our"):
-                    label = f"{row['mechanism']}:{row['backend']}, {whose} (T^{row[whose + '_exponent']:.2f})"
-                    lengths.plot(row["lengths"], row[whose + "_seconds"], marker="o", markersize=3, label=label)
-            lengths.set_ylabel("seconds of the core in training")
-        lengths.set_xscale("log", base=2)
-        lengths.set_yscale("log")
-        lengths.set_xlabel("tokens")
-        lengths.legend(fontsize=8)
-        lengths.grid(alpha=0.3)
+    figures = {path: ratios(results)} if results["ratios"] else {}
+    if results["memory"] or results["scaling"]:
+        figures[path.with_stem(f"{path.stem}-by-length")] = by_length(results["memory"], results["scaling"])
+    for file, figure in figures.items():
+        embed.write(figure, file)
+    return list(figures)
+
+
+def ratios(results: dict[str, Any]) -> Any:
+    """Returns the figure of every ratio's median and quartiles, the fastest first."""
+    from fairseq_gpam.analysis.drawing import COLOURS, Effect, forest
+
+    candidates = list(dict.fromkeys(_candidate(row) for row in results["ratios"]))
+    effects = [
+        Effect(
+            f"{_candidate(row)}, {_label(row)}",
+            row["median"],
+            (row["lower"], row["upper"]),
+            f"{row['median']:.3f}",
+            COLOURS[candidates.index(_candidate(row)) % len(COLOURS)],
+        )
+        for row in results["ratios"]
+    ]
     machine = results["machine"]
-    figure.suptitle(f"{machine['processor']}, {machine['threads']} thread(s), commit {machine['commit']}", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    note = f"{machine['processor']}, {machine['threads']} thread(s), commit {machine['commit']}"
+    heading = "time / stock fairseq, median and quartiles"
+    return forest(effects, heading, note, sides=("faster", "slower"), reference=1.0)
+
+
+def by_length(memory: Sequence[dict[str, Any]], scaling: Sequence[dict[str, Any]]) -> Any:
+    """Returns the figure of peak memory and of time against the number of tokens, as far as they were measured."""
+    from fairseq_gpam.analysis.drawing import Panel, Series, look, panels
+
+    lines: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
+        "peak memory of the core in training, MiB": {
+            f"{row['what']}, dropout {row['dropout']:g} (T^{row['exponent']:.2f})": (row["lengths"], row["mebibytes"])
+            for row in memory
+        },
+        "seconds of the core in training": {
+            f"{_candidate(row)}, {whose} (T^{row[whose + '_exponent']:.2f})": (row["lengths"], row[f"{whose}_seconds"])
+            for row in scaling
+            for whose in ("stock", "our")
+        },
+    }
+    shown = [
+        Panel(
+            title,
+            "tokens",
+            series=[
+                Series(label, list(zip(*line, strict=True)), **look(number))
+                for number, (label, line) in enumerate(measured.items())
+            ],
+            logarithmic=True,
+            logarithmic_x=True,
+        )
+        for title, measured in lines.items()
+        if measured
+    ]
+    return panels(shown, columns=2, size=(4.5, 3.0))
+
+
+def _candidate(row: dict[str, Any]) -> str:
+    return f"{row['mechanism']}:{row['backend']}"
 
 
 def _label(row: dict[str, Any]) -> str:

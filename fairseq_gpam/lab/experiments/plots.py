@@ -167,6 +167,7 @@ def forest(table: dict[str, Any], baseline: str, differences: dict[str, str]) ->
         f"{table['group']}: difference to {baseline} in {table['quantity']}{unit}",
         "Seeds in brackets; line: 95 % interval; hollow: too few seeds; "
         f"grey: ±δ = ±{table['delta']:g} {table['unit']}",
-        lower_is_better=table["lower_is_better"],
+        sides=("better", "worse") if table["lower_is_better"] else ("worse", "better"),
+        lowest_first=table["lower_is_better"],
         delta=table["delta"],
     )
