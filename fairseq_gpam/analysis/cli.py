@@ -1,7 +1,7 @@
 """Measures and draws attention in checkpoints of any fairseq transformer: rank collapse, gradients, maps.
 
 Runs samples of a binarised data set through each checkpoint, without dropout, and writes report.html (one file, which
-works offline), its pictures as PNG, and all numbers as JSON and CSV. Newly initialised models can be added to the
+works offline), its pictures as SVG, and all numbers as JSON and CSV. Newly initialised models can be added to the
 checkpoints or take their place: everything after --arch is read as flags of fairseq-train.
 """
 

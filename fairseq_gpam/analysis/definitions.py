@@ -21,17 +21,14 @@ for _name in ("residual_norm", "residual_ratio", "mean_cosine", "stable_rank", "
     )
 for _name in ("query", "key", "value"):
     _weight = f"W_{_name[0].upper()}"
-    DEFINITIONS[f"{_name}_gradient"] = Definition(
+    DEFINITIONS[f"{_name}_gradient"] = _gradient = Definition(
         f"{_name}-weight gradient",
         f"‖dL/d{_weight}‖_F of the summed loss over all samples, divided by the sample size, unclipped",
         GPAM + ", Figure 4",
         logarithmic=True,
     )
-    DEFINITIONS[f"{_name}_gradient_relative"] = Definition(
-        f"relative {_name}-weight gradient",
-        f"the gradient's norm over ‖{_weight}‖_F",
-        GPAM + ", Figure 4",
-        logarithmic=True,
+    DEFINITIONS[f"{_name}_gradient_relative"] = replace(
+        _gradient, label=f"relative {_gradient.label}", definition=f"the gradient's norm over ‖{_weight}‖_F"
     )
 DEFINITIONS["lambda_plus"] = Definition("λ⁺", "the weight that the positive branch has above 1", GPAM)
 DEFINITIONS["lambda_minus"] = Definition("λ⁻", "the weight of the negative branch", GPAM)
