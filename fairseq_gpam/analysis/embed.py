@@ -40,7 +40,8 @@ def svg(figure: Figure, name: str, alt: str = "") -> str:
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue().decode("utf-8")
     text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    # Coordinates need no more than two digits; texts between tags keep theirs.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
     hover = "".join(_cell_titles(axes, axes.format_coord) for axes in figure.axes if axes.images)
     text = text.replace("</svg>", f"{hover}</svg>")
     return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1) if alt else text

@@ -80,7 +80,7 @@ class FrozenModel:
             for layer, gate in self._gates.items():
                 replace_attribute(stack, layer, "activation_fn", lambda hidden, gate=gate: gate * hidden)
             for name, number, layer in find_layers(self.model):
-                if number == 1:
+                if number == 0:
                     hook = layer.register_forward_pre_hook(_given(embeddings[name]), with_kwargs=True)
                     stack.callback(hook.remove)
             return self._run(batch)
@@ -115,7 +115,7 @@ class FrozenModel:
                     stack.callback(module.register_forward_pre_hook(keep_deviation).remove)
             for name, number, layer in find_layers(self.model):
                 replace_attribute(stack, layer, "activation_fn", self._recording_activation(layer))
-                if number == 1:
+                if number == 0:
 
                     def keep_input(
                         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name

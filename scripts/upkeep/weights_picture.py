@@ -24,6 +24,7 @@ def weight_map(checkpoint: str, title: str, given: argparse.Namespace) -> Weight
     maps = collect_maps(Measurement(loaded, ()), samples, given.sample)
     place = given.site, given.layer
     weights, visible = maps.maps[place][given.head].numpy(), maps.visible[place][given.head].numpy()
+    title += f", after {loaded.updates} updates"
     return WeightMap(title, np.where(visible, weights, np.nan), *maps.axes(given.site))
 
 

@@ -53,6 +53,11 @@ def test_a_panel_draws_its_points_band_and_names(logarithmic):
     assert {"an <arm>", "a heading", "a note", "title", "input", "0", "1"} <= set(texts(figure))
 
 
+def test_texts_keep_all_their_digits():
+    figure = drawing.forest([Effect("a", 0.0123, None, "+0.01234")], "0.5678", "n", sides=("0.001", "b"))
+    assert {"+0.01234", "0.5678", "← 0.001"} <= set(texts(figure))
+
+
 def test_lines_that_coincide_remain_visible():
     series = [Series(str(number), [(0, 1), (1, 2)], colour=number, dash=number) for number in range(4)]
     figure = drawing.panels([Panel("a", "x", series=series)], columns=1)

@@ -166,7 +166,7 @@ def test_a_fit_is_drawn_at_its_layers_and_its_absence_is_said_in_words():
     ratios, heights = pictures.log_log(named, ["ours"]).axes
     assert ratios.lines[0].get_xydata().tolist() == [[depth - 1, fits[0]["ratios"][depth]] for depth in depths]
     dots, fitted, few = heights.lines
-    np.testing.assert_allclose(dots.get_xydata(), fitted.get_xydata())
+    np.testing.assert_allclose(dots.get_xydata(), fitted.get_xydata(), atol=1e-9)
     assert dots.get_label() == "ours, without skips, encoder: slope 0.5"
     assert few.get_label() == "ours, without skips, decoder: no fit, 1 layer above rounding"
 
@@ -261,12 +261,13 @@ def test_what_is_missing_is_named(monkeypatch):
         ([], "nothing to analyze"),
         ([__file__, "--only-without"], "--only-without is not allowed"),
         ([__file__, "--names", "a", "b"], "--names has 2 names, but there are 1 models"),
-        (["model.pt"], "CHECKPOINT model.pt is not allowed: there is no such file; allowed: a checkpoint"),
+        (["model.pt"], "model.pt: no such file"),
     ],
 )
-def test_refusals(arguments, message):
-    with pytest.raises(SystemExit, match=message):
+def test_refusals(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
         main(["analyze", "--data", "data", *arguments])
+    assert message in f"{ended.value} {capsys.readouterr().err}"
 
 
 def test_fresh_models_are_told_apart():
