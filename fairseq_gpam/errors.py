@@ -112,14 +112,13 @@ def prepare_streams() -> None:
 
 @contextlib.contextmanager
 def blamed_on(given: str) -> Iterator[None]:
-    """Raises InputError that names what was `given` in place of any error, such as fairseq's own assertions."""
+    """Raises InputError that names what was `given` in place of an error of another program, such as fairseq."""
     try:
         yield
     except Exception as error:
-        sentence = describe(error)
-        if sentence is None:
-            sentence = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{given}: {sentence}") from error
+        if describe(error) is not None:
+            raise
+        raise InputError(f"{given}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,180 @@
+"""The Python interface on untrained models: what it refuses, threads, ensembles, folders of dictionaries."""
+
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from fairseq import options as fairseq_options
+from fairseq import tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
+from tiny import BASE, OURS, dictionary
+
+from fairseq_gpam.hub import from_pretrained
+
+SENTENCES = [f"w{n} w{n * 7 % 20} w{n * 3 % 20}" + " w5" * (n % 4) for n in range(12)]
+MECHANISM = ["--gpam-mechanism", "dagpam", "--gpam-decoder-mechanism", "value_residual"]
+LANGUAGE_MODEL = ["--gpam-mechanism", "value_residual"]
+
+
+def checkpoint(folder, task, data, *flags, seed=1, words=(20, 20)):
+    """A checkpoint as fairseq-train writes it, of a model that was not trained, and the dictionaries beside it."""
+    data.mkdir(exist_ok=True)
+    names = ("dict.b.txt", "dict.a.txt") if task.startswith("translation") else ("dict.txt",)
+    for name, count in zip(names, words, strict=False):
+        dictionary(count).save(str(data / name))
+    parser = fairseq_options.get_training_parser(task)
+    given = [str(data), "--task", task, "--arch", *flags]
+    cfg = convert_namespace_to_omegaconf(fairseq_options.parse_args_and_arch(parser, given))
+    languages = {"source_lang": "b", "target_lang": "a"} if task == "translation" else {}
+    with_languages = OmegaConf.create({**cfg.task, **languages}) if languages else cfg.task
+    made = tasks.setup_task(with_languages)
+    torch.manual_seed(seed)
+    model = made.build_model(cfg.model)
+    history = [{"num_updates": 1, "optimizer_name": "Adam", "lr_scheduler_state": {}, "criterion_name": "X"}]
+    state = {
+        "args": None,
+        "cfg": OmegaConf.to_container(cfg),
+        "model": model.state_dict(),
+        "optimizer_history": history,
+    }
+    path = folder / f"{task}-{seed}.pt"
+    torch.save({**state, "extra_state": {"train_iterator": {"epoch": 1}}, "task_state": {}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def translation(folder):
+    flags = [OURS["translation"], *BASE["translation"], *MECHANISM]
+    return [checkpoint(folder, "translation", folder / "data", *flags, seed=seed, words=(20, 24)) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def translator(folder, translation):
+    return from_pretrained(translation[0], folder / "data")
+
+
+@pytest.fixture(scope="module")
+def language_model(folder):
+    flags = [OURS["language_modeling"], *BASE["language_modeling"], *LANGUAGE_MODEL, "--tokens-per-sample", "64"]
+    return from_pretrained(checkpoint(folder, "language_modeling", folder / "lm", *flags), folder / "lm")
+
+
+def functions(translator, language_model, sentence):
+    """What every public function returns for a sentence."""
+    attention = translator.attention(sentence)
+    return (
+        translator.translate(sentence, max_len_b=6),
+        translator.score([sentence], ["w1 w2"]),
+        {key: weights.tolist() for key, weights in attention.weights.items()},
+        translator.generate([translator.encode(sentence)], max_len_b=4)[0][0]["tokens"].tolist(),
+        language_model.complete(sentence, max_len_b=9),
+        language_model.score([sentence, "w3"]),
+        {key: weights.tolist() for key, weights in language_model.attention(sentence).weights.items()},
+    )
+
+
+def test_eight_threads_get_what_one_gets(translator, language_model):
+    def call(sentence):
+        return functions(translator, language_model, sentence)
+
+    expected = list(map(call, SENTENCES))
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(call, SENTENCES)) == expected
+
+
+def test_a_text_gives_a_text_and_a_list_a_list(translator, language_model):
+    for ask in (translator.translate, lambda texts: language_model.complete(texts, max_len_b=5)):
+        assert isinstance(ask(""), str) and isinstance(ask("w1"), str)
+        assert ask([]) == [] and ask([""]) == [ask("")]
+    assert translator.score([], []) == [] and language_model.score([]) == []
+    assert len(translator.score([""], [""])[0].tokens) == len(language_model.score([""])[0].tokens) == 1
+
+
+def test_settings_and_values_that_do_not_exist_are_refused(translator, language_model):
+    made = random.Random(1)
+    names = ["lenpne", "Lenpen", "beam_size", "max_len", "x"]
+    for _ in range(200):
+        wrong = made.choice(
+            [
+                {made.choice(names): made.choice([1, 0.5, "a", None])},
+                {made.choice(["lenpen", "max_len_b", "temperature"]): made.choice(["a", [1], {}, object()])},
+                {"beam": made.choice([0, -1, 1.5, "5", None, True])},
+            ]
+        )
+        for ask in (translator.translate, language_model.complete):
+            with pytest.raises(ValueError, match="is not allowed"):
+                ask("w1", **wrong)
+    for ask in (
+        lambda: translator.score("w1", "w2"),
+        lambda: language_model.score("w1"),
+        lambda: translator.score([1], [2]),
+    ):
+        with pytest.raises(ValueError, match="allowed: a list of texts"):
+            ask()
+    for size in (0, -3):
+        with pytest.raises(ValueError, match="batch_size"):
+            language_model.score(["w1"], batch_size=size)
+    long = " ".join(["w1"] * 3000)
+    for ask in (translator.translate, translator.attention, language_model.complete, language_model.attention):
+        with pytest.raises(ValueError, match="tokens; allowed by the model"):
+            ask(long)
+    with pytest.raises(ValueError, match="not allowed together: .*"):
+        translator.translate("w1", min_len=10, max_len_b=1)
+
+
+def test_an_ensemble_votes_as_in_fairseq(folder, translation, translator):
+    both = from_pretrained(":".join(map(str, translation)), f"{folder}/data:{folder}/data")
+    single = [from_pretrained(path, folder / "data") for path in translation]
+    each = [hub.score(["w1 w2"], ["w3"])[0].log_probabilities for hub in single]
+    mean = (torch.tensor(each, dtype=torch.float64).exp().mean(0)).log()
+    assert both.score(["w1 w2"], ["w3"])[0].log_probabilities == pytest.approx(mean.tolist(), abs=1e-5)
+    assert isinstance(both.translate("w1"), str)
+    with pytest.raises(ValueError, match="ensemble of 2 models"):
+        both.attention("w1")
+
+
+def test_the_dictionaries_alone_suffice(folder, translation, translator, tmp_path):
+    """The languages are told apart by the sizes of the embeddings, or are given."""
+    assert (translator.task.cfg.source_lang, translator.task.cfg.target_lang) == ("b", "a")
+    given = from_pretrained(translation[0], folder / "data", source_lang="b", target_lang="a")
+    assert given.score(["w1"], ["w2"]) == translator.score(["w1"], ["w2"])
+    for name in ("dict.a.txt", "dict.b.txt"):
+        shutil.copy(folder / "data" / "dict.b.txt", tmp_path / name)
+    with pytest.raises(ValueError, match="give source_lang and target_lang"):
+        from_pretrained(translation[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"source": "a"}, "source is not allowed; allowed: gpam_import, source_lang, target_lang"),
+        ({"data": __file__}, "this is no folder"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"checkpoint": "."}, "a folder, not a checkpoint"),
+        ({"gpam_import": "nowhere.py"}, "no such Python file"),
+    ],
+)
+def test_wrong_arguments_are_sentences(folder, translation, arguments, message):
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
+        from_pretrained(**{"checkpoint": translation[0], "data": folder / "data", **arguments})
+
+
+def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):
+    for name in ("dict.a.txt", "dict.b.txt"):
+        dictionary(20).save(str(tmp_path / name))
+    flags = [OURS["translation"], *BASE["translation"], "--lang-pairs", "a-b", "--langs", "a,b"]
+    flags += ["--encoder-langtok", "tgt", "--decoder-langtok", "--source-dict", str(tmp_path / "dict.a.txt")]
+    flags += ["--target-dict", str(tmp_path / "dict.b.txt"), "--source-lang", "a", "--target-lang", "b"]
+    path = checkpoint(tmp_path, "translation_multi_simple_epoch", tmp_path / "data", *flags)
+    hub = from_pretrained(path, tmp_path / "data")
+    for ask in (lambda: hub.score(["w1"], ["w2"]), lambda: hub.attention("w1")):
+        with pytest.raises(ValueError, match="TranslationMultiSimpleEpochTask, which adds to the tokens"):
+            ask()
