@@ -126,7 +126,7 @@ def test_settings_and_values_that_do_not_exist_are_refused(translator, language_
     for ask in (translator.translate, translator.attention, language_model.complete, language_model.attention):
         with pytest.raises(ValueError, match="tokens; allowed by the model"):
             ask(long)
-    with pytest.raises(ValueError, match="not allowed together: .*"):
+    with pytest.raises(ValueError, match="not allowed together"):
         translator.translate("w1", min_len=10, max_len_b=1)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 
 COLLAPSE = (
@@ -30,6 +32,30 @@ RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
 LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """One measurement of analyze; `head` is None for a mean over the heads."""
+
+    variant: str
+    metric: str
+    site: str
+    layer: int
+    head: int | None
+    mean: float | None
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One measured model, or a part of it."""
+
+    variant: str
+
+
+class Analysis(msgspec.Struct, frozen=True):
+    """What is read of analyze's results.json; the full model comes first."""
+
+    runs: Annotated[list[Variant], msgspec.Meta(min_length=1)]
+    records: list[Measured]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """Returns what the stages of a run in `OUT/runs/TASK/NAME/SEED` recorded, with data from other files there.
 
@@ -41,11 +67,11 @@ def read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     run["task"] = folder.resolve().parents[1].name
     log, analysis = folder / run_folder.TRAIN_LOG, folder / "analysis/results.json"
-    lambdas = lambda_history(log.read_text(encoding="utf-8")) if log.exists() else {}
+    lambdas = lambda_history(logs.read(log))
     if lambdas:
         run["lambdas"] = lambdas
     if analysis.exists():
-        measured = json.loads(analysis.read_text(encoding="utf-8"))
+        measured = schema.read_json(analysis, Analysis)
         run["collapse"], run["by_layer"] = collapse_measures(measured), measures_by_layer(measured)
     cost = training_cost(folder)
     if cost:
@@ -60,13 +86,12 @@ def training_cost(folder: Path) -> dict[str, float]:
     only the last attempt, which may find a training that began or ended before.
     """
     benchmark, said, log = (folder / name for name in ("train.benchmark.tsv", "train.job.log", run_folder.TRAIN_LOG))
-    attempts, logged = (path.read_text(encoding="utf-8") if path.exists() else "" for path in (said, log))
+    attempts, logged = map(logs.read, (said, log))
     if not benchmark.exists() or ATTEMPT.findall(attempts) != ["training; all"] or RESUMED.search(logged):
         return {}
-    with benchmark.open(encoding="utf-8") as rows:
-        row = next(csv.DictReader(rows, delimiter="\t"))
+    row: dict[str, Any] = next(csv.DictReader(logs.read(benchmark).splitlines(), delimiter="\t"), {})
     columns = {"seconds": "s", "peak_memory_mib": "max_rss"}
-    return {name: float(row[column]) for name, column in columns.items() if row[column] not in ("-", "NA")}
+    return {name: float(row[column]) for name, column in columns.items() if logs.is_number(row.get(column))}
 
 
 def lambda_history(log: str) -> dict[str, list[list[float]]]:
@@ -77,7 +102,7 @@ def lambda_history(log: str) -> dict[str, list[list[float]]]:
     history: dict[str, dict[int, float]] = {}
     for record in logs.records(log, "train_inner"):
         for name, value in record.items():
-            if (match := LAMBDA.fullmatch(name)) and value is not None:
+            if (match := LAMBDA.fullmatch(name)) and logs.is_number(value):
                 history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
     return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
 
@@ -90,21 +115,21 @@ def place_of(name: str) -> tuple[str, int, str]:
     return site, int(place[len(site) :] or 1), sign
 
 
-def collapse_measures(analysis: dict[str, Any]) -> dict[str, float]:
+def collapse_measures(analysis: Analysis) -> dict[str, float]:
     """Returns each collapse measure in the last layer of each stack, from analyze's results for the full model."""
     return {name: points[-1][1] for name, points in _points(analysis, COLLAPSE)}
 
 
-def measures_by_layer(analysis: dict[str, Any]) -> dict[str, list[list[float]]]:
+def measures_by_layer(analysis: Analysis) -> dict[str, list[list[float]]]:
     """Returns [layer, value] of each measure of `BY_LAYER`, from analyze's results for the full model."""
     return dict(_points(analysis, BY_LAYER))
 
 
-def _points(analysis: dict[str, Any], metrics: tuple[str, ...]) -> Iterator[tuple[str, list[list[float]]]]:
+def _points(analysis: Analysis, metrics: tuple[str, ...]) -> Iterator[tuple[str, list[list[float]]]]:
     """Yields "METRIC, SITE" with its defined [layer, value], in the order of layers; no single heads or variants."""
-    found: dict[str, list[list[float]]] = {}
-    for record in analysis["records"]:
-        whole = record["variant"] == analysis["runs"][0]["variant"] and record["head"] is None
-        if record["metric"] in metrics and whole and record["mean"] is not None:
-            found.setdefault(f"{record['metric']}, {record['site']}", []).append([record["layer"], record["mean"]])
-    yield from ((name, sorted(points)) for name, points in found.items())
+    series: dict[str, list[list[float]]] = {}
+    for record in analysis.records:
+        whole = record.variant == analysis.runs[0].variant and record.head is None
+        if record.metric in metrics and whole and record.mean is not None:
+            series.setdefault(f"{record.metric}, {record.site}", []).append([record.layer, record.mean])
+    yield from ((name, sorted(points)) for name, points in series.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,8 @@ TRANSLATED = re.compile(
 )
 EVALUATED = re.compile(r"Evaluated ([\d,]+) tokens in ([\d.]+)s \(([\d.]+) tokens/s\)")
 LOSS_BASE_2 = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
+UPDATE = {"train_inner": ("num_updates",), "valid": ("valid_num_updates",)}
+"""What a record must have, by its kind."""
 HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
 
 
@@ -31,9 +34,40 @@ def _number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
+def read(path: Path) -> str:
+    """Returns the text of a log, empty if there is none; bytes that are not UTF-8 do not make the rest unreadable."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
 def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
-    """Yields the values of a training log's records of a kind: "train_inner", "train" or "valid"."""
-    return (json.loads(values) for name, values in RECORD.findall(log) if name == kind)
+    """Yields the values of a training log's records of a kind: "train_inner", "train" or "valid".
+
+    A line that is damaged, as a full disk leaves it, is left out: it is no record, or lacks a number.
+    """
+    for name, values in RECORD.findall(log):
+        if name == kind:
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(values)
+                if isinstance(record, dict) and all(is_number(record.get(key)) for key in UPDATE.get(kind, ())):
+                    yield record
+
+
+def _by_update(log: str, kind: str, *numbers: str) -> dict[int, dict[str, Any]]:
+    """Returns the records of a kind that have these numbers, by their update; of a repeated one the last."""
+    (update,) = UPDATE[kind]
+    whole = (record for record in records(log, kind) if all(is_number(record.get(name)) for name in numbers))
+    return {int(float(record[update])): record for record in whole}
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value of fairseq's log, which prints numbers as text, is a number; NaN and infinity are."""
+    if not isinstance(value, (str, int, float)):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
@@ -49,7 +83,7 @@ def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
     if crash:
         return {"update": update, "reason": crash[1]}
     for kind, key, what in (("train_inner", "loss", "training"), ("valid", "valid_loss", "validation")):
-        if kind in last and not math.isfinite(float(last[kind][key])):
+        if kind in last and is_number(last[kind].get(key)) and not math.isfinite(float(last[kind][key])):
             return {"update": update, "reason": f"the {what} loss is {last[kind][key]}"}
     return {}
 
@@ -62,10 +96,10 @@ def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType(
     tokens per second over all intervals. Raises `ValueError` if the log contains no validation of a training that has
     not diverged.
     """
-    train = {int(record["num_updates"]): record for record in records(log, "train_inner")}
-    valid = {int(record["valid_num_updates"]): record for record in records(log, "valid")}
+    train = _by_update(log, "train_inner", "loss", "wpb", "wps")
+    valid = _by_update(log, "valid", "valid_loss")
     if not valid and not diverged:
-        raise ValueError("the training log holds no validation; was --log-format json given?")
+        raise ValueError("the training log holds no validation; was --log-format json given, or is the log damaged?")
     tokens = [float(record["wpb"]) for record in train.values()]
     seconds = [float(record["wpb"]) / float(record["wps"]) for record in train.values() if float(record["wps"]) > 0]
     losses = {number: float(record["valid_loss"]) for number, record in valid.items()}

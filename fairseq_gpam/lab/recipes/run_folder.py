@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.checkpoints import load
+from fairseq_gpam.errors import read_text
 from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
 from fairseq_gpam.lab.recipes import dictionaries, logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import (
@@ -97,7 +98,7 @@ def _holder(descriptor: int) -> str:
     if not process:
         return "another process that uses this folder"
     path = Path(log)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    lines = logs.read(path).splitlines() if path.is_file() else []
     progress = next((f" ({text})" for line in reversed(lines) if (text := training_line(line))), "")
     return f"process {process}, which still uses this folder{progress}; to stop it: kill {process}"
 
@@ -139,7 +140,7 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
     if not path.exists():
         _write_command(path, command)
         return True
-    differences = differing_flags(shlex.split(path.read_text(encoding="utf-8")), command)
+    differences = differing_flags(read_command(path), command)
     if differences:
         raise RunError(
             f"{folder} was made by another train command line, which differs in {'; '.join(differences)}.\n"
@@ -147,6 +148,23 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
             f"or start afresh: rm -r {shlex.quote(str(folder))}"
         )
     return False
+
+
+def read_command(path: Path) -> list[str]:
+    """Returns the words of a stage's command line; raises RunError if the file is damaged."""
+    try:
+        return shlex.split(read_text(path))
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged ({error}); to start afresh: rm -r {shlex.quote(str(path.parent))}"
+        ) from error
+
+
+def _whole_number(command: Sequence[str], flag: str) -> int | None:
+    given = last_flag(command, flag)
+    if given and not given.isdecimal():
+        raise RunError(f"{flag} {given} is not allowed; allowed: a whole number")
+    return int(given) if given else None
 
 
 def _write_command(path: Path, command: Sequence[str]) -> None:
@@ -169,7 +187,7 @@ def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
     updates = checkpoint_files.saved_updates(last) if last.exists() else 0
     if max_update is not None and updates >= max_update:
         return True
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    text = logs.read(log)
     return updates > 0 and text.rfind(DONE) > text.rfind(STARTED)
 
 
@@ -223,8 +241,7 @@ def train(run: Run, command: Sequence[str]) -> None:
     or is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
     """
     rank = launcher_rank(command)
-    given = last_flag(command, "--max-update")
-    max_update = int(given) if given else None
+    max_update = _whole_number(command, "--max-update")
     checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG
     if rank > 0:
         with writing(run.folder):
@@ -252,13 +269,13 @@ def train(run: Run, command: Sequence[str]) -> None:
                 execute(command, log, lock, report=Progress(run.label, max_update))
             except BaseException as error:
                 ended_badly = isinstance(error, EngineFailure)
-                if not (ended_badly and logs.divergence(log.read_text(encoding="utf-8"), ended_badly)):
+                if not (ended_badly and logs.divergence(logs.read(log), ended_badly)):
                     if claimed and not (checkpoints / checkpoint_files.LAST).exists():
                         (run.folder / "train.command").unlink()
                         (run.folder / dictionaries.SUMS).unlink()
                         log.replace(run.folder / "train.failed.log")
                     raise
-        text = log.read_text(encoding="utf-8")
+        text = logs.read(log)
         measured = logs.parse_training_log(text, logs.divergence(text, ended_badly))
         if (checkpoints / checkpoint_files.LAST).exists():
             checkpoint_files.write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
@@ -343,9 +360,9 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
         run.say("translating")
         output, log = run.folder / "generate.out", run.folder / "generate.log"
         execute(command, log, lock, output=output, report=GenerationProgress(run.label))
-        text = output.read_text(encoding="utf-8")
+        text = logs.read(output)
         hypotheses = logs.parse_hypotheses(text)
-        measured = logs.parse_generation_log(log.read_text(encoding="utf-8") + text)
+        measured = logs.parse_generation_log(logs.read(log) + text)
         if len(hypotheses) != measured["sentences"]:
             raise logs.CountMismatchError(
                 f"{output} has {len(hypotheses)} hypotheses, but {measured['sentences']} sentences were translated; "
@@ -375,7 +392,7 @@ def evaluate(
         run.say("evaluating")
         log = run.folder / "eval-lm.log"
         execute(command, log, lock)
-        evaluation = logs.parse_evaluation_log(log.read_text(encoding="utf-8"))
+        evaluation = logs.parse_evaluation_log(logs.read(log))
         subwords = logs.count_tokens(subword)
         if evaluation["tokens"] == 0:
             raise RunError(

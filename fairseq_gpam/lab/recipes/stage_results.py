@@ -8,11 +8,66 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from fairseq_gpam.errors import writing_to
+from fairseq_gpam.lab import schema
+
+RESULTS = "results.json"
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """What the end of every stage but `score` records."""
+
+    command: str | None = None
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """[update, loss] of the training and of the validations."""
+
+    valid: list[tuple[int, float]]
+    train: list[tuple[int, float]] = []
+
+
+class Training(Stage, frozen=True):
+    """What a training records, as far as tables and reports read it."""
+
+    parameters: int | None = None
+    updates: int | None = None
+    valid_loss: float | None = None
+    curve: Curve | None = None
+    tokens_per_second: float | None = None
+
+
+class Generation(Stage, frozen=True):
+    """What tables and reports read of a translation."""
+
+    tokens_per_second: float | None = None
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """What tables and reports read of scores."""
+
+    bleu: float | None = None
+    chrf: float | None = None
+
+
+class Results(msgspec.Struct, frozen=True, rename={"eval_lm": "eval-lm"}):
+    """The stages that have ended."""
+
+    task: str | None = None
+    name: str | None = None
+    seed: int | None = None
+    train: Training | None = None
+    generate: Generation | None = None
+    eval_lm: Stage | None = None
+    score: Scores | None = None
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that `path` always has either its old or its complete new content."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as out:
+    with writing_to(path), part.open("w", encoding="utf-8", newline="\n") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
@@ -20,13 +75,24 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns the run's recorded results, empty if no stage has ended yet."""
-    path = folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Returns the run's recorded results, empty if no stage has ended yet.
+
+    Raises SchemaError with the file, what is wrong in it, and how to get it again.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        schema.read_json(path, Results)
+        return schema.read_json(path, dict[str, Any])
+    except schema.SchemaError as error:
+        raise schema.SchemaError(
+            f"{error}. Remove the file and repeat the commands of the run: a finished training is not repeated"
+        ) from error
 
 
 def update(folder: Path, entries: dict[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
     """Adds `entries` to the run's `results.json`, removes those named in `without`, and returns all of it."""
     recorded = {name: entry for name, entry in {**read(folder), **entries}.items() if name not in without}
-    write_atomically(folder / "results.json", json.dumps(recorded, indent=2) + "\n")
+    write_atomically(folder / RESULTS, json.dumps(recorded, indent=2) + "\n")
     return recorded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,7 +151,7 @@ def evaluation_command(run: RunSettings) -> list[str]:
     trained = run.folder / "train.command"
     if program == "fairseq-eval-lm" and trained.exists():
         # fairseq silently skips blocks that are longer than the model allows.
-        length = run_folder.last_flag(shlex.split(trained.read_text(encoding="utf-8")), "--tokens-per-sample")
+        length = run_folder.last_flag(run_folder.read_command(trained), "--tokens-per-sample")
         if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
             flags += ["--tokens-per-sample", length]
     return [

@@ -1,0 +1,117 @@
+"""The files of a run, damaged at random: one sentence with the file, or what can be recovered is."""
+
+import json
+import random
+
+import pytest
+
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import run_results
+from fairseq_gpam.lab.recipes import logs, run_folder
+from fairseq_gpam.lab.recipes.run_folder import RunError
+from fairseq_gpam.lab.schema import SchemaError
+
+CASES = 200
+LOG = "".join(
+    f'2026-11-29 10:00 | INFO | train_inner | {{"num_updates": "{n}", "loss": "{9 - n}", "wpb": "9", "wps": "5"}}\n'
+    f'2026-11-29 10:00 | INFO | valid | {{"valid_num_updates": "{n}", "valid_loss": "{9 - n / 10}"}}\n'
+    for n in range(1, 9)
+)
+TRAIN = {
+    "command": "fairseq-train data --max-update 8",
+    "parameters": 10,
+    "updates": 8,
+    "valid_loss": 8.2,
+    "valid_nll_loss": 8.2,
+    "best_update": 8,
+    "tokens_per_second": 50.0,
+    "curve": {"train": [[8, 8.2]], "valid": [[8, 8.2]]},
+    "environment": {},
+}
+SCORE = {"sentences": 3, "bleu": 1.0, "bleu_signature": "a", "chrf": 2.0, "chrf_signature": "b"}
+ANALYSIS = {
+    "runs": [{"variant": "full model"}],
+    "records": [
+        {"variant": "full model", "metric": "residual_ratio", "site": "encoder", "layer": 1, "head": None, "mean": 0.5}
+    ],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "out/runs/bible-de-en/stock/1"
+    (folder / "analysis").mkdir(parents=True)
+    results = {"task": "bible-de-en", "name": "stock", "seed": 1, "train": TRAIN, "score": SCORE}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "analysis/results.json").write_text(json.dumps(ANALYSIS))
+    (folder / "train.log").write_text(LOG)
+    (folder / "train.command").write_text("fairseq-train data --max-update 8\n")
+    (folder / "train.job.log").write_text("[bible] training; all messages go to train.log\n")
+    (folder / "train.benchmark.tsv").write_text("s\tmax_rss\n10.5\t100\n")
+    return folder
+
+
+def damage(made, content):
+    place = made.randrange(len(content))
+    kind = made.choice(["cut", "byte", "byte", "text", "line"])
+    if kind == "cut":
+        return content[:place]
+    if kind == "byte":
+        return content[:place] + made.choice([b"\xff", b"\x00", b'"', b"{", b"9"]) + content[place + 1 :]
+    if kind == "line":
+        return content[:place] + b"\n" + content[place:]
+    return made.choice([b"", b"{", b"null", b"[1]", b"\xff\xfe", b"{}", b'{"train": 1}', b'{"train": {}}', b"'"])
+
+
+def wrong_type(made, content):
+    """Valid JSON in which one value, wherever it lies, has another type."""
+    values = json.loads(content)
+    places = []
+
+    def collect(node):
+        for key in node if isinstance(node, dict) else range(len(node)):
+            places.append((node, key))
+            if isinstance(node[key], (dict, list)):
+                collect(node[key])
+
+    collect(values)
+    node, key = made.choice(places)
+    node[key] = made.choice([None, "x", [], {}, [[1]], True, -1, 1e400])
+    return json.dumps(values).encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["results.json", "analysis/results.json", "train.log", "train.command", "train.job.log", "train.benchmark.tsv"],
+)
+def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
+    made, path = random.Random(name), run / name
+    intact = path.read_bytes()
+    for _ in range(CASES):
+        content = wrong_type(made, intact) if name.endswith(".json") and made.random() < 0.5 else damage(made, intact)
+        path.write_bytes(content)
+        for read in (lambda: run_results.read(run), lambda: run_folder.read_command(run / "train.command")):
+            try:
+                read()
+            except (SchemaError, FileNotFoundError, RunError) as error:
+                assert str(run) in str(error) and "\n" not in str(error), content
+        try:
+            status = main(["results", "table", str(run)])
+        except SystemExit as end:
+            status = end.code
+        message = capsys.readouterr().err
+        assert status in (0, 2) and "Traceback" not in message, (content, message)
+
+
+def test_a_log_with_foreign_bytes_gives_all_other_records(run):
+    log = run / "train.log"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"\xff\xfe".join(lines[:4]) + b'| INFO | valid | {"valid_num_updates": 3\n' + b"".join(lines[4:]))
+    measured = logs.parse_training_log(logs.read(log))
+    assert measured["updates"] == 8 and len(measured["curve"]["valid"]) >= 7
+
+
+def test_an_empty_log_is_a_sentence(run):
+    for text in ("", "no record\n"):
+        with pytest.raises(ValueError, match="holds no validation"):
+            logs.parse_training_log(text)
