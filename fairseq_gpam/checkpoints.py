@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,15 @@ def _is_value(node: ast.expr) -> bool:
     return False
 
 
+def _mechanisms(state: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the settings of a checkpoint that name mechanisms, by their flags; none for a stock model."""
+    cfg = state.get("cfg")
+    settings = cfg.get("model") if cfg is not None else state.get("args")
+    values = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings or {})
+    names = (f"gpam_{site}mechanism" for site in ("", "encoder_", "decoder_", "cross_"))
+    return {name: values[name] for name in names if values.get(name)}
+
+
 def guard_engine() -> None:
     """Makes the engine's own loading of a checkpoint verify the file and refuse settings that would run."""
     from fairseq import checkpoint_utils
@@ -184,6 +194,9 @@ def guard_engine() -> None:
             load(path)
         state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
         check_settings(path, [state.get("args"), state.get("cfg")])
+        # An OrderedDict takes attributes; the model, which gets nothing else of the checkpoint, compares them.
+        if isinstance(state["model"], OrderedDict):
+            vars(state["model"])["trained_with"] = _mechanisms(state)
         return state
 
     checkpoint_utils.load_checkpoint_to_cpu = guarded

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from fairseq import checkpoint_utils, tasks
 from fairseq import options as fairseq_options
-from fairseq import tasks
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
-from tiny import BASE, OURS, dictionary
+from tiny import BASE, OURS, build, dictionary
 
 from fairseq_gpam.hub import from_pretrained
 
@@ -165,6 +165,18 @@ def test_the_dictionaries_alone_suffice(folder, translation, translator, tmp_pat
 def test_wrong_arguments_are_sentences(folder, translation, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
         from_pretrained(**{"checkpoint": translation[0], "data": folder / "data", **arguments})
+
+
+def test_another_mechanism_is_announced_with_both_names(translation, folder, caplog):
+    languages = {"source_lang": "b", "target_lang": "a"}
+    overrides = {"data": str(folder / "data"), **languages}
+    checkpoint_utils.load_model_ensemble_and_task([str(translation[0])], overrides)
+    assert "trained with" not in caplog.text
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(translation[0]))
+    model = build("translation", OURS["translation"], "--gpam-mechanism", "softmax")
+    with pytest.raises(RuntimeError):
+        model.load_state_dict(state["model"])
+    assert "--gpam-encoder-mechanism 'dagpam', this model has 'softmax'" in caplog.text
 
 
 def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from fairseq.models import BaseFairseqModel
 from torch import Tensor
 
 from fairseq_gpam import options
-from fairseq_gpam.attention import REGISTRY, AttentionMechanism
+from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism
 from fairseq_gpam.attention.core.base import describe_neutral
 from fairseq_gpam.models.sharding import check_wrapping
 from fairseq_gpam.modules.install import check_quantisation, install_attention
+from fairseq_gpam.modules.listener import find_attentions
 from fairseq_gpam.modules.spectrum_penalty import penalise_spectrum
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class WithMechanisms(BaseFairseqModel):
     """The first base class of our models, before fairseq's model."""
 
     starts_neutral = False
+    mechanisms: ClassVar[dict[str, str]] = {}
+    """The mechanism of each site."""
 
     @classmethod
     def hub_models(cls) -> dict[str, Any]:
@@ -46,10 +49,12 @@ class WithMechanisms(BaseFairseqModel):
         if settings.spectrum_penalty and hasattr(task, "build_criterion"):
             penalise_spectrum(task, model, settings.spectrum_penalty)
         model.starts_neutral = settings.warm_start
+        model.mechanisms = {site: settings[f"{site}_mechanism"] for site in SITES}
         return model
 
     def upgrade_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Completes a stock checkpoint so that it can be loaded, and warns if the model's outputs will differ."""
+        self.compare_mechanisms(getattr(state_dict, "trained_with", {}))
         known = set(state_dict)
         super().upgrade_state_dict(state_dict)
         added = sorted(name for name in set(state_dict) - known if ".mechanism." in name or ".layer_fusion." in name)
@@ -63,3 +68,18 @@ class WithMechanisms(BaseFairseqModel):
                 f"such as {added[0]}; a stock model's outputs are preserved only at the neutral setting, which "
                 f"--gpam-warm-start chooses ({neutral})"
             )
+        if added:
+            logger.info(
+                "the optimiser's state of a checkpoint without these parameters does not fit: load it with "
+                "--restore-file and --reset-optimizer, or with --finetune-from-model"
+            )
+
+    def compare_mechanisms(self, trained_with: dict[str, str]) -> None:
+        """Warns, with both names, if a checkpoint was trained with another mechanism than this model has."""
+        for site, name in self.mechanisms.items() if trained_with else ():
+            trained = trained_with.get(f"gpam_{site}_mechanism") or trained_with.get("gpam_mechanism")
+            if trained and trained != name and any(place.site == site for place in find_attentions(self)):
+                logger.warning(
+                    f"the checkpoint was trained with --gpam-{site}-mechanism {trained!r}, this model has {name!r}; "
+                    "its parameters may not fit, and if they do, its outputs are others"
+                )
