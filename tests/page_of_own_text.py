@@ -7,8 +7,9 @@ from pathlib import Path
 PAGE = Path(__file__).parents[1] / "docs/your-data.md"
 TINY = (
     "--encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
-    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2 --max-update 4 --log-interval 2"
+    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2"
 )
+SHORT = 'budget = "--max-update 4 --log-interval 2"\n'
 
 
 def write_text(folder, languages=("de", "en"), train=200):
@@ -29,6 +30,6 @@ def write_recipe(folder, more=""):
     """The page's recipe, with a small vocabulary and model."""
     recipe = blocks("toml")[0]
     name = re.match(r"# (\S+)\n", recipe)[1]
-    recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{more}[text]')
+    recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{SHORT}{more}[text]')
     (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n")
     return folder / name

@@ -6,14 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from page_of_own_text import blocks, write_recipe, write_text
+from page_of_own_text import SHORT, blocks, write_recipe, write_text
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import own_text, prepare, tasks
 
 TINY_LM = (
     "--decoder-layers 1 --decoder-embed-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 "
-    "--decoder-input-dim 16 --decoder-output-dim 16 --tokens-per-sample 32 --max-update 2"
+    "--decoder-input-dim 16 --decoder-output-dim 16 --tokens-per-sample 32"
 )
 
 
@@ -55,7 +55,7 @@ def test_the_pages_commands_lead_to_a_score_and_a_comparison(run, tmp_path):
 @pytest.mark.slow  # fairseq's own commands
 def test_a_language_model_of_ones_own(run, tmp_path):
     write_text(tmp_path)
-    recipe = f'train_more = "{TINY_LM}"\n[text]\n'
+    recipe = f'train_more = "{TINY_LM}"\n{SHORT}[text]\n'
     recipe += "".join(f'{split} = ["{split}.de"]\n' for split in tasks.SPLITS)
     (tmp_path / "mine.toml").write_text(f"{recipe}[data]\nvocabulary = 60\n")
     shown = run(
