@@ -55,6 +55,7 @@ def test_the_wheel_has_what_the_package_reads(wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # some thirty processes that import PyTorch
 def test_in_an_empty_folder_the_wheel_leads_from_an_archive_to_verdicts(command, bible_wheel, tmp_path):
     assert command(tmp_path, "--version") == f"fairseq-gpam {__version__}\n"
     (tmp_path / "out/downloads").mkdir(parents=True)
