@@ -1,28 +1,29 @@
 """Adds the results of finished runs to examples/results, without training curves and paths.
 
-python scripts/upkeep/keep.py RUN... [--without-speeds REASON]
+What a run that is there already did not have before is added to it. A run of the same task, arm, learning rate and seed
+with other numbers is a replicate, which is added and named; nothing is replaced by other numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from msgspec.structs import replace
+
+from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import committed_results, run_results
+from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
 from fairseq_gpam.lab.recipes import stage_results
-
-SPEEDS = {"seconds", "tokens_per_second"}
 
 _USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
 
 
-def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
+def kept_run(folder: Path, without_speeds: str = "") -> Run:
     """Returns the results to keep of a run in `OUT/runs/TASK/NAME/SEED`.
 
     Paths are made relative to the output folder `out`; of the curves only the validation curve is kept, of λ over
@@ -30,48 +31,56 @@ def kept_line(run: Path, without_speeds: str = "") -> dict[str, Any]:
     memory, which does not depend on other work on the machine, is kept. Raises `FileNotFoundError` if the training has
     not ended, `ValueError` if an absolute path remains.
     """
-    run = run.resolve()
-    found = run_results.read(run)
-    if "lambdas" in found:
-        found["lambdas"] = {name: points[-1:] for name, points in found["lambdas"].items()}
-    for measure, value in found.get("collapse", {}).items():
-        found["collapse"][measure] = float(f"{value:.6g}")
-    for points in found.get("by_layer", {}).values():
-        points[:] = [[layer, float(f"{value:.4g}")] for layer, value in points]
-    found["train"].get("curve", {}).pop("train", None)
+    folder = folder.resolve()
+    run = run_results.read(folder)
+    run = replace(
+        run,
+        folder="",
+        training=replace(run.training, train=()),
+        lambdas=tuple(replace(entry, points=entry.points[-1:]) for entry in run.lambdas),
+        measures=tuple(replace(entry, value=float(f"{entry.value:.6g}")) for entry in run.measures),
+    )
     if without_speeds:
-        found["note"] = f"speeds are left out: {without_speeds}"
-        for stage in found.values():
-            if isinstance(stage, dict):
-                stage |= dict.fromkeys(SPEEDS & stage.keys())
-    text = json.dumps(found, ensure_ascii=False).replace(str(run.parents[3]), "out")
-    text = _USER_DIR.sub(r"\1fairseq_gpam", text)
+        costs = Costs(peak_memory_mib=run.costs.peak_memory_mib)
+        run = replace(run, costs=costs, note=f"speeds are left out: {without_speeds}")
+    text = _USER_DIR.sub(r"\1fairseq_gpam", to_line(run).replace(str(folder.parents[3]), "out"))
     remaining = _ABSOLUTE.search(text)
     if remaining:
-        raise ValueError(f"{run}/results.json holds a path of this machine: {remaining[0]}")
-    return json.loads(text)
+        raise ValueError(f"{folder}/results.json holds a path of this machine: {remaining[0]}")
+    return schema.from_json(text, Run, str(folder))
 
 
-def keep(runs: Sequence[Path], repository: Path, without_speeds: str = "") -> list[Path]:
-    """Adds runs to `examples/results`, replacing earlier lines of the same task, name and seed.
+def keep(folders: Sequence[Path], repository: Path, without_speeds: str = "") -> list[str]:
+    """Adds runs to `examples/results`; returns what to print: the files written, and the replicates added.
 
-    The lines have a fixed order, so that keeping a run again changes nothing. Returns the files written.
+    The lines have a fixed order, so that keeping a run again changes nothing.
     """
-    by_task: dict[str, list[dict[str, Any]]] = {}
+    by_group: dict[str, list[Run]] = {}
+    for folder in folders:
+        run = kept_run(folder, without_speeds)
+        by_group.setdefault(run.group, []).append(run)
+    return [line for runs in by_group.values() for line in write(runs, repository)]
+
+
+def write(runs: Sequence[Run], repository: Path) -> list[str]:
+    """Adds kept runs of one task to the task's file; returns the file, and a sentence for each replicate."""
+    path = repository / committed_results.FOLDER / f"{runs[0].group}.jsonl"
+    there = committed_results.read_task(runs[0].group, repository)
+    said = [str(path)]
     for run in runs:
-        line = kept_line(run, without_speeds)
-        by_task.setdefault(line["task"], []).append(line)
-    return [write(task, lines, repository) for task, lines in by_task.items()]
-
-
-def write(task: str, lines: Sequence[dict[str, Any]], repository: Path) -> Path:
-    """Adds kept runs of one task to the task's file; returns the file."""
-    path = repository / "examples/results" / f"{task}.jsonl"
-    kept = {committed_results.key(run): run for run in (*committed_results.read_lines(path), *lines)}
+        of_seed = [old for old in there if (old.name, old.seed) == (run.name, run.seed)]
+        repeated = next((old for old in of_seed if run.repeats(old)), None)
+        if repeated is None and of_seed:
+            run = replace(run, replicate=max(old.replicate for old in of_seed) + 1)
+            said.append(f"{path}: {run.arm} seed {run.seed} is there with other numbers; added as {run.label}")
+        elif repeated is not None:
+            run = replace(run, replicate=repeated.replicate)
+            there.remove(repeated)
+        there.append(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(kept[key], ensure_ascii=False) + "\n" for key in sorted(kept))
-    stage_results.write_atomically(path, text)
-    return path
+    lines = [f"{to_line(run)}\n" for run in sorted(there, key=committed_results.key)]
+    stage_results.write_atomically(path, "".join(lines))
+    return said
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -23,7 +23,6 @@ shows the results of a study on synthetic data.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import statistics
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import study
+from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import committed_results, grid, synthetic_studies, tables
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes import tasks as recipes
@@ -67,6 +67,15 @@ def seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
+class Published(schema.Strict, frozen=True, kw_only=True):
+    """A published result: its values, as text, by the keys of the tables' columns."""
+
+    task: str
+    name: str
+    source: str
+    values: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of marker: its options, each with its parser, and the function that makes the text between the markers.
@@ -78,29 +87,30 @@ class Kind:
     make: Callable[..., tuple[str, dict[Path, str]]]
 
 
-def published(task: str, repository: Path) -> list[dict[str, Any]]:
+def published(task: str, repository: Path) -> list[tables.Row]:
     """Returns the published numbers of a task, with their source in the name."""
-    rows = json.loads((repository / "examples/results" / "published.json").read_text(encoding="utf-8"))
+    entries = schema.read_json(repository / committed_results.FOLDER / "published.json", list[Published])
     return [
-        {**row, "name": f"{row['name']}, published: {row['source']}", "seed": "–", "published": True}
-        for row in rows
-        if row["task"] == task
+        tables.Row(f"{entry.name}, published: {entry.source}", "–", published=entry.values)
+        for entry in entries
+        if entry.task == task
     ]
 
 
-def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[tables.Row]:
     """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
-    runs = committed_results.read_task(task, repository)
+    runs = sorted(committed_results.read_task(task, repository), key=committed_results.key)
     shown = published(task, repository)
-    for name in names or sorted(
-        {*committed_results.EXPECTED, *(run["name"] for run in runs)}, key=committed_results.order
-    ):
-        own = [run for run in runs if run["name"] == name and (not seeds or run["seed"] in seeds)]
+    known = {*committed_results.EXPECTED, *(run.name for run in runs)}
+    for name in names or sorted(known, key=committed_results.order):
+        of_name = [run for run in runs if run.name == name and (not seeds or run.seed in seeds)]
+        lines = [(run.seed, tables.row_of(run)) for run in of_name]
         if names or name in committed_results.EXPECTED:
-            there = {run["seed"] for run in own}
-            missing = [seed for seed in seeds if seed not in there] if seeds else ["–"] * (not own)
-            own += [{"name": name, "seed": seed} for seed in missing]
-        shown += sorted(own, key=lambda run: str(run["seed"]).zfill(9))
+            missing = [seed for seed in seeds if seed not in {run.seed for run in of_name}]
+            lines += [(seed, tables.Row(name, str(seed))) for seed in missing]
+        if not lines and not seeds and (names or name in committed_results.EXPECTED):
+            lines = [(0, tables.Row(name, "–"))]
+        shown += [row for _, row in sorted(lines, key=lambda line: line[0])]
     return shown
 
 

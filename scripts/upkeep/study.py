@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from fairseq_gpam.analysis import embed
-from fairseq_gpam.lab.experiments import (
-    collapse_report,
-    committed_results,
-    compare,
-    comparison_report,
-    grid,
-    plots,
-    run_results,
-    series,
-    tables,
-)
+from fairseq_gpam.lab.experiments import committed_results, compare, grid, sections, series, tables
+from fairseq_gpam.lab.experiments.records import Run
+from fairseq_gpam.lab.experiments.sections import Section
 from fairseq_gpam.lab.recipes import run_folder, stages
 from fairseq_gpam.lab.recipes import tasks as recipes
 
@@ -37,7 +27,7 @@ class ChoiceError(ValueError):
 
 
 FOLDER = "examples/studies"
-PICTURES = FOREST, LAYERS, SCATTER = (".forest.svg", ".layers.svg", ".collapse.svg")
+PICTURES = (".forest.svg", ".layers.svg", ".collapse.svg")
 PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
 """What a section shows unless it chooses, in this order; the measures of collapse by layer must be chosen."""
 ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
@@ -48,9 +38,9 @@ def command(run: grid.GridRun) -> list[str]:
     return stages.train_command(replace(run.settings, out=Path("out")))
 
 
-def differences(there: dict[str, Any], run: grid.GridRun) -> list[str]:
+def differences(kept: Run, run: grid.GridRun) -> list[str]:
     """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
-    return run_folder.differing_flags(shlex.split(there["train"]["command"]), command(run))
+    return run_folder.differing_flags(shlex.split(kept.training.command), command(run))
 
 
 @dataclass(frozen=True)
@@ -61,35 +51,39 @@ class Group:
     task: str
     file: str
     kind: str
-    by_arm: dict[str, list[dict[str, Any]]]
+    by_arm: dict[str, list[Run]]
     remarks: tuple[str, ...]
 
     @property
-    def counted(self) -> list[dict[str, Any]]:
-        return [run for own in self.by_arm.values() for run in own]
+    def counted(self) -> list[Run]:
+        return [run for runs in self.by_arm.values() for run in runs]
 
 
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
     for (task, rate), arms in chosen.groups().items():
-        there = {(one["name"], one["seed"]): one for one in committed_results.read_task(task, repository)}
-        by_arm: dict[str, list[dict[str, Any]]] = {}
+        kept = committed_results.read_task(task, repository)
+        there = {(run.name, run.seed): run for run in kept if run.replicate == 1}
+        by_arm: dict[str, list[Run]] = {}
         missing: dict[str, list[int]] = {}
         others = []
         for arm in sorted(arms, key=lambda arm: arm != chosen.baseline):
             counted, absent = by_arm.setdefault(arm, []), missing.setdefault(arm, [])
             for run in arms[arm]:
-                seed = run.settings.seed
-                found = there.get((run.settings.name, seed))
-                if found is None:
-                    absent.append(seed)
-                elif phrases := differences(found, run):
-                    others.append(f"{arm} seed {seed}: {'; '.join(phrases)}")
+                run_there = there.get((run.settings.name, run.settings.seed))
+                if run_there is None:
+                    absent.append(run.settings.seed)
+                elif phrases := differences(run_there, run):
+                    others.append(f"{run_there.label}: {'; '.join(phrases)}")
                 else:
-                    counted.append(found)
+                    counted.append(run_there)
         remarks = compare.not_run(missing, chosen.seeds)
         if others:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
+        names = {run.settings.name for runs in arms.values() for run in runs}
+        replicates = [run.label for run in kept if run.replicate > 1 and run.name in names]
+        if replicates:
+            remarks.append(f"Not counted, because the first run of their seed is: {', '.join(replicates)}.")
         title = compare.title(task, rate)
         recipe = recipes.of_runs(task)
         file = task if rate is None else f"{task}_lr{stages.rate_text(rate)}"
@@ -116,93 +110,55 @@ def section(
         ("measures", measures, known),
         ("show", show, ALL_PARTS),
     ):
-        unknown = [one for one in given if one not in allowed]
+        unknown = [word for word in given if word not in allowed]
         if unknown:
             raise ChoiceError(f"{option} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
     parts: list[str] = []
     pictures: dict[Path, str] = {}
-
-    def add_picture(file: str, figure: Figure, words: str) -> None:
-        pictures[folder / file] = embed.svg(figure, file)
-        address = os.path.relpath(folder / file, (repository / page).parent).replace(os.sep, "/")
-        parts.append(f"![{words}]({address})")
-
     for group in groups(chosen, repository):
         if tasks and group.task not in tasks:
             continue
-        for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
-            if (measures and quantity.key not in measures) or not quantity.measures(group.kind):
-                continue
-            delta = compare.DELTAS[quantity.unit]
-            planned = len(group.by_arm) - 1
-            table = compare.table(group.title, group.by_arm, chosen.baseline, quantity, delta, planned)
-            if table is None:
-                what = f"**{group.title}: {quantity.label} ({quantity.unit})**"
-                parts.append(f"{what}: no run of the baseline `{chosen.baseline}`, too few seeds.")
-                continue
-            if "table" in show:
-                parts += _table(table, group)
-            if "picture" in show and any(row.get("difference") for row in table["rows"]):
-                figure = comparison_report.forest_plot(table, chosen.baseline)
-                words = comparison_report.forest_words(table, chosen.baseline)
-                add_picture(f"{group.file}.{quantity.key}{FOREST}", figure, words)
-        if "costs" in show:
-            parts += _costs(group)
-        if "lambdas" in show:
-            parts += _lambdas(group)
-        entries = _by_arm(group, series.by_layer)
-        if "layers" in show and entries:
-            title = f"{group.title}: {comparison_report.LAYERS}"
-            note = collapse_report.layers_note(entries)
-            parts += _titled(title, collapse_report.layers(entries), note)
-            words = collapse_report.layers_words(title, entries)
-            add_picture(group.file + LAYERS, plots.layers(title, entries), words)
-        found = compare.collapse(group.counted)
-        if "collapse" in show and found:
-            title = f"{group.title}: {comparison_report.COLLAPSE}"
-            parts += _titled(title, collapse_report.correlations(found), collapse_report.NOTE)
-            words = collapse_report.correlation_words(title, found)
-            add_picture(group.file + SCATTER, plots.correlation(title, found), words)
+        for file, shown in sections_of(group, chosen.baseline, measures or known, show):
+            parts += [f"**{shown.title}**"] if shown.title else []
+            parts += [sections.markdown_table(shown.head, shown.rows)] if shown.head else []
+            parts += [shown.note] if shown.note else []
+            if shown.picture:
+                path = folder / f"{file}{shown.picture.suffix}"
+                pictures[path] = embed.svg(shown.picture.draw(), path.name)
+                address = os.path.relpath(path, (repository / page).parent).replace(os.sep, "/")
+                parts.append(f"![{shown.picture.words}]({address})")
         if "notes" in show:
-            parts += _notes(group)
+            parts += group.remarks
+            parts += ["\n".join(f"- {note}" for note in notes)] if (notes := tables.footnotes(group.counted)) else []
     return "\n\n".join(parts), pictures
 
 
-def _titled(title: str, table: collapse_report.Table, note: str) -> list[str]:
-    return [f"**{title}**", comparison_report.markdown_table(*table).rstrip(), note]
+def sections_of(
+    group: Group, baseline: str, measures: Sequence[str], show: Sequence[str]
+) -> Iterator[tuple[str, Section]]:
+    """Yields the chosen sections of a group, with the beginning of the names of their pictures; computes no others."""
+    arms = [arm for arm, runs in group.by_arm.items() if runs]
+    for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
+        if quantity.key in measures and quantity.measures(group.kind):
+            delta, planned = compare.DELTAS[quantity.unit], len(group.by_arm) - 1
+            table = compare.table(group.title, group.by_arm, baseline, quantity, delta, planned)
+            if table is None:
+                title = f"{group.title}: {quantity.label} ({quantity.unit})"
+                yield "", Section(title, note=f"There is no run of the baseline `{baseline}`, too few seeds.")
+                continue
+            section = sections.of_table(table, baseline, arms)
+            picture = section.picture if "picture" in show else None
+            shown = replace(section, picture=picture) if "table" in show else Section("", picture=picture)
+            yield f"{group.file}.{quantity.key}", shown
 
+    def by_arm(of: Callable[[list[Run]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        return [{"arm": arm, **entry} for arm in arms for entry in of(group.by_arm[arm])]
 
-def _by_arm(group: Group, of: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [{"arm": arm, **shown} for arm, own in group.by_arm.items() for shown in of(own)]
-
-
-def _table(table: dict[str, Any], group: Group) -> list[str]:
-    head, rows = comparison_report.head(table), {row[0]: row for row in comparison_report.cells(table)}
-    empty = ["0", "not run", *["–"] * (len(head) - 3)]
-    lines = [rows.get(arm, [arm, *empty]) for arm, own in group.by_arm.items() if own]
-    text = comparison_report.markdown_table(head, lines).rstrip()
-    return [f"**{comparison_report.caption(table)}**", text, comparison_report.table_note(table)]
-
-
-def _costs(group: Group) -> list[str]:
-    found = {arm: compare.costs(own) for arm, own in group.by_arm.items() if own}
-    # The number of parameters stands in every table already.
-    measured = [cost for cost in run_results.COSTS[1:] if any(own[cost[0]] is not None for own in found.values())]
-    if not measured:
-        return []
-    rows = [[arm, *(comparison_report.cost(own[key]) for key, *_ in measured)] for arm, own in found.items()]
-    head = ("arm", *(label for _, label, _ in measured))
-    return _titled(f"{group.title}: costs", (head, rows), "Medians over the runs that were measured.")
-
-
-def _lambdas(group: Group) -> list[str]:
-    entries = _by_arm(group, series.mean_lambdas)
-    if not entries:
-        return []
-    table = comparison_report.lambda_table(entries)
-    return _titled(f"{group.title}: λ at the end of training", table, comparison_report.LAMBDA_NOTE)
-
-
-def _notes(group: Group) -> list[str]:
-    notes = "\n".join(f"- {note}" for note in tables.footnotes(group.counted))
-    return [*group.remarks, *([notes] if notes else [])]
+    shown_parts: dict[str, Callable[[], list[Section]]] = {
+        "costs": lambda: sections.of_costs(group.title, by_arm(lambda runs: [compare.costs(runs)])),
+        "lambdas": lambda: sections.of_lambdas(group.title, by_arm(series.mean_lambdas)),
+        "layers": lambda: sections.of_layers(group.title, by_arm(series.by_layer)),
+        "collapse": lambda: sections.of_collapse(group.title, compare.collapse(group.counted)),
+    }
+    for part, build in shown_parts.items():
+        yield from ((group.file, section) for section in (build() if part in show else ()))

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import runs
+from msgspec.structs import replace
 
 import keep
 import pages
+from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import committed_results
+from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
 from fairseq_gpam.lab.recipes import stage_results
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,9 +29,8 @@ def test_every_result_has_a_table_and_every_published_anchor_is_shown():
     folder = REPOSITORY / "examples/results"
     shown = json.loads((folder / "published.json").read_text(encoding="utf-8"))
     for path in folder.glob("*.jsonl"):
-        runs = committed_results.read_lines(path)
-        assert {run["task"] for run in runs} == {path.stem}
-        shown += runs
+        assert {run.group for run in schema.read_json_lines(path, Run)} == {path.stem}
+        shown += [{"task": path.stem}]
     for entry in shown:
         assert re.search(rf"<!-- results: {re.escape(entry['task'])}( \S+)* -->", text)
     for anchor in ("108.26", "106.38", "25.96", "25.33", "28.54", "29.25"):
@@ -48,7 +51,7 @@ def test_committed_results_are_small_and_hold_no_paths():
 def repository(tmp_path):
     (tmp_path / "examples/results").mkdir(parents=True)
     published = [
-        {"task": "shakespeare-lm", "name": "softmax", "source": "paper", "eval-lm": {"perplexity_word": "12.30"}}
+        {"task": "shakespeare-lm", "name": "softmax", "source": "paper", "values": {"perplexity_word": "12.30"}}
     ]
     (tmp_path / "examples/results" / "published.json").write_text(json.dumps(published))
     (tmp_path / "README.md").write_text("before\n<!-- results: shakespeare-lm -->\nold\n<!-- /results -->\nafter\n")
@@ -58,20 +61,23 @@ def repository(tmp_path):
 def made_run(out, name, seed=1, **entries):
     run = out / "runs/shakespeare-lm" / name / str(seed)
     run.mkdir(parents=True)
-    train = {"parameters": 10, "updates": 2, "valid_loss": 3.0, "tokens_per_second": 5.0}
-    train["curve"] = {"train": [[1, 2]], "valid": [[2, 3.0]]}
-    train["command"] = f"fairseq-train {out}/data-bin/shakespeare-lm --user-dir /somewhere/fairseq_gpam"
-    stage_results.update(run, {"task": "shakespeare-lm", "name": name, "seed": seed, "train": train, **entries})
+    made = runs.made_run(name, seed, 3.0, task="shakespeare-lm")
+    command = f"fairseq-train {out}/data-bin/shakespeare-lm --user-dir /somewhere/fairseq_gpam"
+    made = replace(made, training=replace(made.training, command=command))
+    stage_results.update(run, runs.stages_of(made, **entries))
     return run
 
 
+EVALUATED = {"command": "fairseq-eval-lm data", "bits_per_subword": 2.0, "perplexity_subword": 4.0}
+EVALUATED |= {"perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
+
+
 def test_kept_runs_fill_the_table(repository):
-    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0}
-    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": EVALUATED})
     keep.main([str(run), "--repository", str(repository)])
-    [line] = committed_results.read_lines(repository / "examples/results/shakespeare-lm.jsonl")
-    assert line["train"]["command"] == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
-    assert line["train"]["curve"] == {"valid": [[2, 3.0]]}
+    [line] = committed_results.read_task("shakespeare-lm", repository)
+    assert line.training.command == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
+    assert line.training.valid and not line.training.train
 
     with pytest.raises(SystemExit, match="run: python"):
         pages.main(["--check", "--repository", str(repository)])
@@ -89,17 +95,16 @@ def test_kept_runs_fill_the_table(repository):
     assert rows[1][6] == "12.30"
     assert rows[2][0] == "stock"
     assert set(rows[2][2:]) == {"not run"}
-    assert rows[3] == ["dagpam", "1", "10", "2", "3.000", "4.00", "8.00", "5", "1"]
+    assert rows[3] == ["dagpam", "1", "10", "4", "3.000", "4.00", "8.00", "5", "1"]
 
 
 def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
-    evaluated = {"perplexity_subword": 4.0, "perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
-    run = made_run(repository / "out", "dagpam", **{"eval-lm": evaluated})
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": EVALUATED})
     keep.main([str(run), "--repository", str(repository), "--without-speeds", "other work"])
     [line] = committed_results.read_task("shakespeare-lm", repository)
-    assert line["train"]["tokens_per_second"] is None
-    assert line["eval-lm"] == {**evaluated, "tokens_per_second": None, "seconds": None}
-    assert line["note"] == "speeds are left out: other work"
+    assert line.costs == Costs()
+    assert line.score("perplexity_word") == 8.0
+    assert line.note == "speeds are left out: other work"
     pages.rebuild(repository)
     shown = (repository / "README.md").read_text()
     assert re.search(r"\| dagpam .*\| +8\.00 +\| +not measured +\| +not measured +\|", shown)
@@ -116,39 +121,47 @@ def test_other_paths_are_refused(repository):
         keep.keep([run], repository)
 
 
-def test_keeping_again_changes_nothing_and_a_new_result_takes_the_place_of_the_old_one(repository):
-    runs = [made_run(repository / "out", name, seed) for name in ("wider", "dagpam", "stock") for seed in (10, 2)]
-    [path] = keep.keep(runs, repository)
+def test_keeping_again_changes_nothing_and_other_numbers_are_added_as_a_replicate(repository):
+    folders = [made_run(repository / "out", name, seed) for name in ("wider", "dagpam", "stock") for seed in (10, 2)]
+    [file] = keep.keep(folders, repository)
+    path = Path(file)
     assert path == repository / "examples/results/shakespeare-lm.jsonl"
     first = path.read_bytes()
-    keep.keep(runs[::-1], repository)
-    keep.keep(runs[2:4], repository)
+    keep.keep(folders[::-1], repository)
+    keep.keep(folders[2:4], repository)
     assert path.read_bytes() == first
-    order = [(run["name"], run["seed"]) for run in committed_results.read_lines(path)]
+    order = [(run.name, run.seed) for run in committed_results.read_task("shakespeare-lm", repository)]
     assert order == [(name, seed) for name in ("stock", "dagpam", "wider") for seed in (2, 10)]
 
-    stage_results.update(runs[2], {"train": {**stage_results.read(runs[2])["train"], "valid_loss": 2.5}})
-    keep.keep([runs[2]], repository)
-    lines, old = path.read_bytes().splitlines(), first.splitlines()
-    assert [number for number in range(6) if lines[number] != old[number]] == [3]
-    assert committed_results.read_lines(path)[3]["train"]["valid_loss"] == 2.5
-
-
-def test_a_line_reads_the_same_whatever_machine_and_commit_it_came_from(repository):
-    path = repository / "examples/results/shakespeare-lm.jsonl"
-    line = {
-        "task": "shakespeare-lm",
-        "name": "dagpam",
-        "seed": 1,
-        "train": {"parameters": 1, "updates": 1},
-        "unknown": [1],
-    }
-    line["train"] |= {"valid_loss": 1.0, "tokens_per_second": None}
-    path.write_text(json.dumps(line) + "\n")
+    stage_results.update(folders[2], {"eval-lm": EVALUATED})
+    assert len(keep.keep([folders[2]], repository)) == 1
+    kept = committed_results.read_task("shakespeare-lm", repository)
+    assert len(kept) == 6 and kept[3].score("perplexity_word") == 8.0
+    stage_results.update(folders[2], {"eval-lm": {**EVALUATED, "perplexity_word": 8.5}})
+    _, said = keep.keep([folders[2]], repository)
+    assert "dagpam seed 10 is there with other numbers; added as dagpam seed 10 (replicate 2)" in said
+    kept = committed_results.read_task("shakespeare-lm", repository)
+    assert [run.score("perplexity_word") for run in kept[3:5]] == [8.0, 8.5]
+    keep.keep([folders[2]], repository)
+    assert committed_results.read_task("shakespeare-lm", repository) == kept
     pages.rebuild(repository)
-    assert "not measured" in (repository / "README.md").read_text()
-    path.write_text(json.dumps(line) + "\n{}\n")
-    with pytest.raises(ValueError, match=r"shakespeare-lm\.jsonl, line 2: not a run"):
+    assert "10 (replicate 2)" in (repository / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "one"}, 'seed is "one"; allowed: a whole number'),
+        ({"sed": 1}, r"unknown key sed; allowed: task, .*\(nearest: seed\)"),
+        ({"budget": "half"}, 'budget is "half"; allowed: default, full'),
+        ({"losses": [{"split": "valid"}]}, r"losses\[0\].value is missing; allowed: a number"),
+    ],
+)
+def test_a_line_that_is_not_a_run_is_named_with_its_key_and_what_is_allowed(repository, change, message):
+    path = repository / "examples/results/shakespeare-lm.jsonl"
+    line = json.loads(to_line(runs.made_run(task="shakespeare-lm")))
+    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, **change}) + "\n")
+    with pytest.raises(ValueError, match=r"shakespeare-lm\.jsonl, line 2: " + message):
         pages.rebuild(repository)
 
 
@@ -162,8 +175,8 @@ def shown_rows(repository, marker):
 
 
 def test_a_marker_chooses_names_and_seeds_and_what_was_not_run_says_so(repository):
-    runs = [made_run(repository / "out", name, seed) for name in ("stock", "wider", "other") for seed in (1, 2)]
-    keep.keep(runs, repository)
+    folders = [made_run(repository / "out", name, seed) for name in ("stock", "wider", "other") for seed in (1, 2)]
+    keep.keep(folders, repository)
     published = ("softmax, published: paper", "–", "–")
     marker = "<!-- results: shakespeare-lm{} -->"
     everything = [(name, seed, "10") for name in ("stock", "other", "wider") for seed in "12"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import made_run
 from scipy import stats
 
 import keep
@@ -28,6 +29,7 @@ stock = { mechanism = "stock" }
 wider = { mechanism = "stock", flags = "--encoder-ffn-embed-dim 280", tasks = ["bible-de-en"] }
 """
 MARKER = "<!-- comparison: made -->"
+FOREST, LAYERS, SCATTER = study.PICTURES
 BITS = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1)}
 
 
@@ -52,20 +54,27 @@ def keep_made_runs(repository, leave_out=(), more_flags="", analysed=False):
         if plan.run_group == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
             nll = BITS[plan.name][plan.seed - 1]
             command = f"{shlex.join(study.command(planned))} {more_flags}"
-            train = {"command": command, "valid_nll_loss": nll, "parameters": 10}
-            run = {"task": plan.run_group, "name": plan.name, "seed": plan.seed, "train": train}
-            train["environment"] = {"versions": {"torch": "2"}, "commit": "abc"}
-            train["environment"]["machine"] = {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []}
-            scores = {"bleu": 10 * nll, "chrf": 20 * nll, "bleu_signature": "tok:13a", "chrf_signature": "nc:6"}
-            kept_runs.append({**run, "score": scores, "collapse": {"mean_cosine, decoder": nll}})
+            machine = {"cpu": "a CPU", "cores": 2, "threads": "1"}
+            environment = {"versions": {"torch": "2"}, "commit": "abc", "machine": machine}
+            training = {"command": command, "parameters": 10, "updates": 1, "environment": environment}
+            values = {"training": training, "measures": [("decoder", 2, "mean_cosine", nll)]}
+            values["scores"] = [
+                {"metric": "bleu", "value": 10 * nll, "signature": "tok:13a"},
+                {"metric": "chrf", "value": 20 * nll, "signature": "nc:6"},
+            ]
             if analysed:
-                ratios = [[layer, nll / 2**layer] for layer in range(3)]
-                kept_runs[-1]["by_layer"] = {"residual_ratio, encoder": ratios, "query_gradient, cross": ratios[1:]}
-                kept_runs[-1]["benchmark"] = {"seconds": None, "peak_memory_mib": 1000 * plan.seed}
+                for site, metric, layers in (
+                    ("encoder", "residual_ratio", (-1, 0, 1)),
+                    ("cross", "query_gradient", (0, 1)),
+                ):
+                    values["measures"] += [(site, layer, metric, nll / 2 ** (layer + 1)) for layer in layers]
+                values["costs"] = {"peak_memory_mib": 1000.0 * plan.seed}
             if plan.name == "dagpam":
-                layers = {f"encoder{layer}_lambda_plus": [[1100, layer + plan.seed]] for layer in (1, 2)}
-                kept_runs[-1]["lambdas"] = {**layers, "cross1_lambda_minus": [[1100, 0.25]]}
-    keep.write("bible-de-en", kept_runs, repository)
+                lambdas = [("encoder", layer, "plus", [[1100, layer + 1 + plan.seed]]) for layer in (0, 1)]
+                values["lambdas"] = [*lambdas, ("cross", 0, "minus", [[1100, 0.25]])]
+            kept_runs.append(made_run(plan.name, plan.seed, nll, "bible-de-en", **values))
+    (repository / "examples/results/bible-de-en.jsonl").unlink(missing_ok=True)
+    keep.write(kept_runs, repository)
 
 
 def cells(text, arm):
@@ -96,7 +105,7 @@ def test_the_table_is_what_the_kept_runs_say(repository):
     assert text.index("| stock |") < text.index("| dagpam |") < text.index("| wider |")
     assert "**bible-de-en: test BLEU (higher is better)**" in text
     assert "test loss" not in text.partition("shakespeare-lm")[0]
-    assert "shakespeare-lm: test loss per subword (nats)**: no run of the baseline `stock`" in text
+    assert "shakespeare-lm: test loss per subword (nats)**\n\nThere is no run of the baseline `stock`" in text
     assert "Not run with any seed of 1, 2, 3: stock, dagpam." in text
     assert "| arm | λ⁺ encoder | λ⁻ cross |" in text
     assert "| dagpam | 3.50 (3.00 to 4.00) | 0.25 (0.25 to 0.25) |" in text
@@ -135,7 +144,7 @@ def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(reposit
     assert "memory" not in shown(repository)
     keep_made_runs(repository, analysed=True, leave_out=[("wider", 1), ("wider", 3)])
     text = shown(repository)
-    assert "| measure | arm | seeds | layer 0 | layer 1 | layer 2 |" in text
+    assert "| measure | arm | seeds | input | layer 0 | layer 1 |" in text
     means = [f"{np.mean(BITS['dagpam']) / 2**layer:.3g}" for layer in range(3)]
     assert f"| residual ratio, encoder | dagpam | 3 | {' | '.join(means)} |" in text
     assert f"| query gradient, cross | dagpam | 3 | – | {' | '.join(means[1:])} |" in text
@@ -145,15 +154,15 @@ def test_measures_by_layer_are_means_over_seeds_in_a_table_and_a_picture(reposit
     assert "| arm | peak memory (MiB) |" in text
     assert "| stock | 2,000 |" in text
     assert "validation" not in text and "Spearman" not in text
-    picture = (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes()
-    assert f"](bible-de-en{study.LAYERS})" in text
+    picture = (repository / study.FOLDER / f"made/bible-de-en{LAYERS}").read_bytes()
+    assert f"](bible-de-en{LAYERS})" in text
     pages.main(["--check", "--repository", str(repository)])
     keep_made_runs(repository, analysed=True)
     shown(repository)
-    assert (repository / study.FOLDER / f"made/bible-de-en{study.LAYERS}").read_bytes() != picture
+    assert (repository / study.FOLDER / f"made/bible-de-en{LAYERS}").read_bytes() != picture
     page.write_text("<!-- comparison: made show=costs -->\n<!-- /comparison -->\n")
     shown(repository)
-    assert not list(repository.rglob(f"*{study.LAYERS}"))
+    assert not list(repository.rglob(f"*{LAYERS}"))
 
 
 def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
@@ -163,7 +172,7 @@ def test_collapse_against_performance_has_every_counted_run_in_table_and_picture
     text = shown(repository)
     assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
     assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
-    assert (page.parent / f"bible-de-en{study.SCATTER}").exists()
+    assert (page.parent / f"bible-de-en{SCATTER}").exists()
 
 
 def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
@@ -174,12 +183,12 @@ def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_l
     for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
         assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
     points = {
-        one["measure"]: one["points"]
-        for one in compare.collapse(committed_results.read_task("bible-de-en", repository))
+        (entry["metric"], entry["site"]): entry["points"]
+        for entry in compare.collapse(committed_results.read_task("bible-de-en", repository))
     }
     cosine, ratio, gradient = (
-        [x for x, *_ in points[name]]
-        for name in ("mean_cosine, decoder", "residual_ratio, encoder", "query_gradient, cross")
+        [x for x, *_ in points[place]]
+        for place in (("mean_cosine", "decoder"), ("residual_ratio", "encoder"), ("query_gradient", "cross"))
     )
     assert ratio == gradient == pytest.approx([value / 4 for value in cosine])
     assert "- W_Q⁻: one for each head: dagpam\n" in text
@@ -201,8 +210,8 @@ def test_pictures_are_made_again_and_removed_when_no_page_shows_them(repository)
     keep_made_runs(repository)
     shown(repository)
     pictures = {path: path.read_bytes() for path in repository.rglob("*.svg")}
-    forests = {f"bible-de-en.{key}{study.FOREST}" for key in ("valid-loss", "bleu", "chrf")}
-    assert {path.name for path in pictures} == forests | {f"bible-de-en{study.SCATTER}"}
+    forests = {f"bible-de-en.{key}{FOREST}" for key in ("valid-loss", "bleu", "chrf")}
+    assert {path.name for path in pictures} == forests | {f"bible-de-en{SCATTER}"}
     missing, *others = pictures
     missing.unlink()
     with pytest.raises(SystemExit, match="run: python"):
@@ -213,7 +222,7 @@ def test_pictures_are_made_again_and_removed_when_no_page_shows_them(repository)
     assert {path: path.read_bytes() for path in repository.rglob("*.svg")} == pictures
     (repository / study.FOLDER / "made/README.md").unlink()
     shown(repository, "README.md")
-    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{study.FOREST}"]
+    assert [path.name for path in repository.rglob("*.svg")] == [f"bible-de-en.valid-loss{FOREST}"]
 
 
 @pytest.mark.parametrize(

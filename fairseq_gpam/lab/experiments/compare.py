@@ -12,7 +12,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,8 +21,10 @@ import numpy as np
 
 from fairseq_gpam import errors
 from fairseq_gpam.arguments import positive_number
-from fairseq_gpam.lab.experiments import committed_results, run_results, series, statistics
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments import run_results, series, statistics
 from fairseq_gpam.lab.experiments.grid import Grid
+from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
 from fairseq_gpam.lab.recipes.stages import rate_text
@@ -34,51 +36,63 @@ LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """A compared quantity, read from `path` in a run and multiplied by `factor`.
+    """A compared quantity, read from a run with `read` and multiplied by `factor`.
 
-    `resolution` is the step to which fairseq's log rounds it, in the quantity's unit.
+    `resolution` is the step to which fairseq's log rounds it, in the quantity's unit; `of_translations` says which
+    tasks have it, None that all have.
     """
 
     key: str
     label: str
     unit: str
-    path: tuple[str, str]
+    read: Callable[[Run], float | None]
     lower_is_better: bool
+    of_translations: bool | None
     factor: float = 1.0
     resolution: float = 0.0
 
+    @property
+    def is_test(self) -> bool:
+        """Tells whether it is measured on the test set."""
+        return self.of_translations is not None
+
     def measures(self, kind: str) -> bool:
         """Tells whether runs of a task with this `result_kind` have the quantity."""
-        return self.path[0] == "train" or (self.path[0] == "score") == (kind == "translation")
+        return self.of_translations is None or self.of_translations == (kind == "translation")
 
-    def of(self, run: dict[str, Any]) -> float | None:
+    def of(self, run: Run) -> float | None:
         """Returns the run's value, None if it was not measured or is not finite."""
-        value = self._logged(run)
+        value = self.read(run)
         return None if value is None or not math.isfinite(value) else value * self.factor
 
-    def diverged(self, run: dict[str, Any]) -> bool:
+    def diverged(self, run: Run) -> bool:
         """Tells whether the run's training diverged, or its value is there but not finite."""
-        value = self._logged(run)
-        return bool(run.get("train", {}).get("diverged")) or (value is not None and not math.isfinite(value))
-
-    def _logged(self, run: dict[str, Any]) -> float | None:
-        return run.get(self.path[0], {}).get(self.path[1])
+        value = self.read(run)
+        return run.training.diverged is not None or (value is not None and not math.isfinite(value))
 
 
 QUANTITIES = (
     Quantity(
-        *("valid-loss", "validation negative log-likelihood", "nats", ("train", "valid_nll_loss"), True),
+        *("valid-loss", "validation negative log-likelihood", "nats", lambda run: run.loss("valid"), True, None),
         factor=NATS,
         resolution=0.001 * NATS,
     ),
-    Quantity("bleu", "test BLEU", "BLEU", ("score", "bleu"), False),
-    Quantity("chrf", "test chrF", "chrF", ("score", "chrf"), False),
+    Quantity("bleu", "test BLEU", "BLEU", lambda run: run.score("bleu"), False, True),
+    Quantity("chrf", "test chrF", "chrF", lambda run: run.score("chrf"), False, True),
     Quantity(
-        *("test-loss", "test loss per subword", "nats", ("eval-lm", "bits_per_subword"), True),
+        *("test-loss", "test loss per subword", "nats", lambda run: run.loss("test"), True, False),
         factor=NATS,
         resolution=0.0001 * NATS,
     ),
 )
+COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
+    ("parameters", "parameters", lambda run: run.training.parameters),
+    ("training_seconds", "training (s)", lambda run: run.costs.training_seconds),
+    ("peak_memory_mib", "peak memory (MiB)", lambda run: run.costs.peak_memory_mib),
+    ("training_tokens_per_second", "training tokens/s", lambda run: run.costs.training_tokens_per_second),
+    ("test_tokens_per_second", "test tokens/s", lambda run: run.costs.evaluation_tokens_per_second),
+)
+"""The costs of a run: key, label, and where a run has it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,30 +140,26 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 
-def read_runs(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Returns the runs of folders, which they name, and of .jsonl files of kept runs.
 
-    Raises `FileNotFoundError` for a missing file or a folder without a finished training, `ValueError` if a task, name
-    and seed are there twice.
+    Raises `FileNotFoundError` for a folder without a finished training, `ValueError` for a missing file or if a run of
+    a task, learning rate, arm and seed is there twice; of replicates the first one is returned.
     """
-    found: list[dict[str, Any]] = []
+    runs: list[Run] = []
     places: dict[tuple[str, str, int], Path] = {}
     for path in paths:
-        if path.suffix == ".jsonl" and not path.exists():
-            raise FileNotFoundError(f"{path}: no such file")
-        own = (
-            committed_results.read_lines(path)
-            if path.suffix == ".jsonl"
-            else [{**run_results.read(path), "folder": str(path)}]
-        )
-        for one in own:
-            key = (one["task"], one["name"], int(one["seed"]))
+        kept = schema.read_json_lines(path, Run) if path.suffix == ".jsonl" else [run_results.read(path)]
+        for run in kept:
+            key = (run.group, run.name, run.seed)
+            if run.replicate > 1:
+                continue
             if key in places:
-                what = f"the run of {one['task']}, {one['name']}, seed {one['seed']}"
+                what = f"the run of {run.group}, {run.name}, seed {run.seed}"
                 raise ValueError(f"{what} is in {places[key]} and in {path}; allowed: one of them")
             places[key] = path
-        found += own
-    return found
+            runs.append(run)
+    return runs
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -163,18 +173,13 @@ def read_comparison(path: Path) -> dict[str, Any]:
     return found
 
 
-def arm_and_rate(run: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Returns a run's arm and, if its grid has several, its learning rate."""
-    return run.get("arm", run["name"]), run.get("learning_rate")
-
-
 def title(task: str, rate: float | None) -> str:
     """Returns the title of a group of runs that are compared with each other."""
     return task if rate is None else f"{task}, learning rate {rate_text(rate)}"
 
 
 def comparison(
-    runs: Sequence[dict[str, Any]],
+    runs: Sequence[Run],
     baseline: str,
     deltas: dict[str, float] = DELTAS,
     arms: Sequence[str] | None = None,
@@ -185,46 +190,44 @@ def comparison(
     `planned` has the seeds of all arms that each group, of a task and a learning rate, will have, if those at hand are
     not all. Raises `ValueError` if no run is of the baseline, or none is of one of the `arms`.
     """
-    known = dict.fromkeys(arm_and_rate(one)[0] for one in runs)
+    known = dict.fromkeys(run.arm for run in runs)
     for given, chosen in (("--baseline is", [baseline]), ("--arms has", arms or ())):
         unknown = [arm for arm in chosen if arm not in known]
         if unknown:
             raise ValueError(f"{given} {unknown[0]!r}; allowed: an arm of the runs: {', '.join(known)}")
-    runs = [one for one in runs if arms is None or arm_and_rate(one)[0] in (*arms, baseline)]
-    groups: dict[tuple[str, float | None], list[dict[str, Any]]] = {at: [] for at in planned}
-    for one in runs:
-        groups.setdefault((one["task"], arm_and_rate(one)[1]), []).append(one)
-    found: dict[str, Any] = {"baseline": baseline, "deltas": deltas, **{key: [] for key in LISTS}}
-    found["collapse"] = collapse(runs)
+    runs = [run for run in runs if arms is None or run.arm in (*arms, baseline)]
+    groups: dict[tuple[str, float | None], list[Run]] = {at: [] for at in planned}
+    for run in runs:
+        groups.setdefault((run.group, run.learning_rate), []).append(run)
+    result: dict[str, Any] = {"baseline": baseline, "deltas": deltas, **{key: [] for key in LISTS}}
+    result["collapse"] = collapse(runs)
     for at, members in groups.items():
         group, plan = title(*at), planned.get(at, {})
-        by_arm: dict[str, list[dict[str, Any]]] = {}
-        for one in sorted(members, key=lambda one: (arm_and_rate(one)[0] != baseline, int(one["seed"]))):
-            by_arm.setdefault(arm_and_rate(one)[0], []).append(one)
+        by_arm: dict[str, list[Run]] = {}
+        for run in sorted(members, key=lambda run: (run.arm != baseline, run.seed)):
+            by_arm.setdefault(run.arm, []).append(run)
         missing = {
-            arm: [seed for seed in seeds if seed not in {int(one["seed"]) for one in by_arm.get(arm, ())}]
+            arm: [seed for seed in seeds if seed not in {run.seed for run in by_arm.get(arm, ())}]
             for arm, seeds in plan.items()
         }
         remarks = not_run(missing, next(iter(plan.values()), ()))
         if members and baseline not in by_arm:
             remarks.insert(0, f"Not compared, because no run is of the baseline {baseline}: {', '.join(by_arm)}.")
-        tables = [table(group, by_arm, baseline, one, deltas[one.unit], len(plan) - 1) for one in QUANTITIES]
-        found["tables"] += [one for one in tables if one]
-        diverged = [f"{arm} seed {one['seed']}" for arm in by_arm for one in by_arm[arm] if QUANTITIES[0].diverged(one)]
+        tables = [table(group, by_arm, baseline, each, deltas[each.unit], len(plan) - 1) for each in QUANTITIES]
+        result["tables"] += filter(None, tables)
+        diverged = [run.label for runs in by_arm.values() for run in runs if QUANTITIES[0].diverged(run)]
         if diverged and not any(tables):
             remarks.append(f"Diverged: {'; '.join(diverged)}.")
-        found["remarks"] += [{"group": group, "text": text} for text in remarks]
-        for arm, own in by_arm.items():
-            found["costs"].append({"group": group, "arm": arm, **costs(own)})
-            shown = {
-                "points": series.curve(own),
-                "differences": series.curve(own, by_arm.get(baseline, ())) if arm != baseline else [],
-            }
-            found["curves"].append({"group": group, "arm": arm, **shown})
-            found["lambdas"] += [{"group": group, "arm": arm, **shown} for shown in series.mean_lambdas(own)]
-            found["layers"] += [{"group": group, "arm": arm, **shown} for shown in series.by_layer(own)]
-        found["bootstrap"] += bootstrap(group, by_arm, baseline)
-    return found
+        result["remarks"] += [{"group": group, "text": text} for text in remarks]
+        for arm, of_arm in by_arm.items():
+            place = {"group": group, "arm": arm}
+            differences = series.curve(of_arm, by_arm.get(baseline, ())) if arm != baseline else []
+            result["costs"].append({**place, **costs(of_arm)})
+            result["curves"].append({**place, "points": series.curve(of_arm), "differences": differences})
+            result["lambdas"] += [{**place, **entry} for entry in series.mean_lambdas(of_arm)]
+            result["layers"] += [{**place, **entry} for entry in series.by_layer(of_arm)]
+        result["bootstrap"] += bootstrap(group, by_arm, baseline)
+    return result
 
 
 def not_run(missing: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> list[str]:
@@ -241,7 +244,7 @@ def _list(seeds: Sequence[int]) -> str:
 
 def table(
     group: str,
-    by_arm: dict[str, list[dict[str, Any]]],
+    by_arm: Mapping[str, Sequence[Run]],
     baseline: str,
     quantity: Quantity,
     delta: float,
@@ -253,7 +256,7 @@ def table(
     """
     values: dict[str, dict[int, float]] = {}
     for arm in (baseline, *(arm for arm in by_arm if arm != baseline)):
-        measured = {int(one["seed"]): value for one in by_arm.get(arm, ()) if (value := quantity.of(one)) is not None}
+        measured = {run.seed: value for run in by_arm.get(arm, ()) if (value := quantity.of(run)) is not None}
         if measured:
             values[arm] = measured
     if baseline not in values:
@@ -266,9 +269,8 @@ def table(
         shown = statistics.interval(list(measured.values()))
         row: dict[str, Any] = {"arm": arm, "parameters": costs(by_arm[arm])["parameters"], **dataclasses.asdict(shown)}
         if arm in differences:
-            one = differences[arm]
-            row["difference"] = dataclasses.asdict(one)
-            row["seeds_for_delta"] = statistics.seeds_needed(delta, one.interval.sd, tests)
+            row["difference"] = dataclasses.asdict(differences[arm])
+            row["seeds_for_delta"] = statistics.seeds_needed(delta, differences[arm].interval.sd, tests)
         rows.append(row)
     spread = list(values[baseline].values())
     return {
@@ -278,87 +280,73 @@ def table(
         "lower_is_better": quantity.lower_is_better,
         "delta": delta,
         "tests": tests,
-        "diverged": [[arm, int(one["seed"])] for arm, own in by_arm.items() for one in own if quantity.diverged(one)],
-        "decoded_otherwise": decoded_otherwise(by_arm, {"score": "generate"}.get(quantity.path[0], quantity.path[0])),
+        "diverged": [[arm, run.seed] for arm, runs in by_arm.items() for run in runs if quantity.diverged(run)],
+        "decoded_otherwise": decoded_otherwise(by_arm) if quantity.is_test else [],
         "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
         "rows": rows,
     }
 
 
-def decoded_otherwise(by_arm: dict[str, list[dict[str, Any]]], stage: str) -> list[str]:
+def decoded_otherwise(by_arm: Mapping[str, Sequence[Run]]) -> list[str]:
     """Returns a phrase for each way in which runs were decoded unlike the first run, with the names of these runs.
 
-    Empty for the stage `train`. Of paths, such as those of the checkpoints, only the last part counts.
+    Of paths, such as those of the checkpoints, only the last part counts.
     """
-    if stage == "train":
-        return []
     first: list[str] = []
     unlike: dict[str, list[str]] = {}
-    for arm, own in by_arm.items():
-        for one in own:
-            words = shlex.split(one.get(stage, {}).get("command", ""))
-            command = [":".join(Path(part).name for part in word.split(":")) if "/" in word else word for word in words]
-            first = first or command
-            if command and (phrases := run_folder.differing_flags(first, command)):
-                unlike.setdefault("; ".join(phrases), []).append(f"{arm} seed {one['seed']}")
+    for run in (run for runs in by_arm.values() for run in runs):
+        words = shlex.split(run.evaluation.command) if run.evaluation else []
+        command = [":".join(Path(part).name for part in word.split(":")) if "/" in word else word for word in words]
+        first = first or command
+        if command and (phrases := run_folder.differing_flags(first, command)):
+            unlike.setdefault("; ".join(phrases), []).append(run.label)
     return [f"{', '.join(runs)}: {phrases}" for phrases, runs in unlike.items()]
 
 
-def costs(own: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def costs(runs: Sequence[Run]) -> dict[str, float | None]:
     """Returns the medians of an arm's costs, None for what was not measured."""
-    found: dict[str, float | None] = {}
-    for key, _, (stage, entry) in run_results.COSTS:
-        values = [one[stage][entry] for one in own if one.get(stage, {}).get(entry) is not None]
-        found[key] = float(np.median(values)) if values else None
-    return found
+    medians: dict[str, float | None] = {}
+    for key, _, read in COSTS:
+        values = [value for run in runs if (value := read(run)) is not None]
+        medians[key] = float(np.median(values)) if values else None
+    return medians
 
 
-def bootstrap(group: str, by_arm: dict[str, list[dict[str, Any]]], baseline: str) -> list[dict[str, Any]]:
+def bootstrap(group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str, Any]]:
     """Returns sacreBLEU's paired bootstrap of each seed whose hypotheses are at hand, against the baseline's."""
     from fairseq_gpam.lab.recipes import score
 
-    def at_hand(one: dict[str, Any]) -> bool:
-        return "folder" in one and (Path(one["folder"]) / run_folder.HYPOTHESES).exists()
+    def at_hand(run: Run) -> bool:
+        return bool(run.folder) and (Path(run.folder) / run_folder.HYPOTHESES).exists()
 
-    base = {one["seed"]: one["folder"] for one in by_arm.get(baseline, ()) if at_hand(one)}
-    found = []
-    for arm, own in by_arm.items():
-        for one in own:
-            if arm != baseline and at_hand(one) and one["seed"] in base:
-                first, second = Path(base[one["seed"]]), Path(one["folder"])
-                measured, signatures = score.paired_bootstrap(first, second, score.references(first))
-                for metric, (_, value) in measured.items():
-                    entry = {"group": group, "arm": arm, "seed": one["seed"], "metric": metric}
-                    entry |= {"score": float(value.score), "p": float(value.p_value)}
-                    found.append({**entry, "signature": signatures[metric]})
-    return found
+    base = {run.seed: Path(run.folder) for run in by_arm.get(baseline, ()) if at_hand(run)}
+    entries = []
+    for arm, run in ((arm, run) for arm, runs in by_arm.items() for run in runs):
+        if arm != baseline and at_hand(run) and run.seed in base:
+            first = base[run.seed]
+            measured, signatures = score.paired_bootstrap(first, Path(run.folder), score.references(first))
+            for metric, (_, value) in measured.items():
+                entry = {"group": group, "arm": arm, "seed": run.seed, "metric": metric}
+                entry |= {"score": float(value.score), "p": float(value.p_value)}
+                entries.append({**entry, "signature": signatures[metric]})
+    return entries
 
 
-def collapse(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns Spearman's ρ of each collapse measure against each task's first quantity that the runs have.
-
-    The measures are those of the last layer, with those that are kept by layer alone.
-    """
-    found = []
-    for task in dict.fromkeys(one["task"] for one in runs):
+def collapse(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Returns Spearman's ρ of each collapse measure of the last layer against the validation loss, for each task."""
+    entries = []
+    for group in dict.fromkeys(run.group for run in runs):
         measured = [
-            (one["name"], int(one["seed"]), _last_layer(one), value)
-            for one in runs
-            if one["task"] == task and (value := QUANTITIES[0].of(one)) is not None
+            (run, run_results.in_last_layer(run), value)
+            for run in runs
+            if run.group == group and (value := QUANTITIES[0].of(run)) is not None
         ]
-        for name in dict.fromkeys(name for *_, measures, _ in measured for name in measures):
-            own = [(arm, seed, measures[name], value) for arm, seed, measures, value in measured if name in measures]
-            names, seeds, x, y = zip(*own, strict=True)
-            if len(x) >= 3:
-                entry = dataclasses.asdict(statistics.spearman(x, y, names, seeds))
-                points = [list(point) for point in zip(x, y, names, strict=True)]
-                found.append({"group": task, "measure": name, **entry, "points": points})
-    return found
-
-
-def _last_layer(one: dict[str, Any]) -> dict[str, float]:
-    """Returns the collapse measures of a run, by measure and site, in the last layer of each stack."""
-    measures: dict[str, float] = dict(one.get("collapse", {}))
-    for name, points in one.get("by_layer", {}).items():
-        measures.setdefault(name, points[-1][1])
-    return measures
+        for place in dict.fromkeys(place for _, measures, _ in measured for place in measures):
+            points = [(measures[place], value, run) for run, measures, value in measured if place in measures]
+            if len(points) >= 3:
+                x, y, places = zip(*points, strict=True)
+                names, seeds = [run.name for run in places], [run.seed for run in places]
+                entry = {"group": group, "metric": place[0], "site": place[1]}
+                entry |= dataclasses.asdict(statistics.spearman(x, y, names, seeds))
+                entries.append({**entry, "points": [list(point) for point in zip(x, y, names, strict=True)]})
+    return entries

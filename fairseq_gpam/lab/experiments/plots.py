@@ -12,31 +12,30 @@ from matplotlib.figure import Figure
 from fairseq_gpam.analysis import drawing
 from fairseq_gpam.analysis.definitions import describe
 from fairseq_gpam.analysis.drawing import Panel, Series, look, panels
-from fairseq_gpam.lab.experiments.run_results import place_of
+from fairseq_gpam.lab.experiments.records import Run
 
 BAND = "Lines are means over seeds; bands reach from the lowest to the highest seed."
 
 
-def learning_curves(runs: Sequence[dict[str, Any]]) -> Figure:
+def learning_curves(runs: Sequence[Run]) -> Figure:
     """Returns training (dotted) and validation loss of every run over updates, in bits per subword.
 
     With runs of `stock` and of other arms, a second panel shows the validation loss of each run minus that of the stock
     run with the same seed (or else the first stock run), at the updates that both have.
     """
 
-    stock = {run["seed"]: dict(run["train"]["curve"]["valid"]) for run in runs if run["name"] == "stock"}
+    stock = {run.seed: dict(run.training.valid) for run in runs if run.name == "stock"}
     valid, train, differences = [], [], []
     for number, run in enumerate(runs):
-        label, style = f"{run['name']}, seed {run['seed']}", look(number)
-        points = run["train"]["curve"]["valid"]
-        train.append(Series("", run["train"]["curve"]["train"], dash=2, **{**style, "marker": ""}))
-        valid.append(Series(label, points, **style))
-        if stock and run["name"] != "stock":
-            reference = stock.get(run["seed"], next(iter(stock.values())))
-            shared = [(update, loss - reference[update]) for update, loss in points if update in reference]
+        label, style = f"{run.name}, seed {run.seed}", look(number)
+        train.append(Series("", run.training.train, dash=2, **{**style, "marker": ""}))
+        valid.append(Series(label, run.training.valid, **style))
+        if stock and run.name != "stock":
+            reference = stock.get(run.seed, next(iter(stock.values())))
+            shared = [(update, loss - reference[update]) for update, loss in run.training.valid if update in reference]
             differences.append(Series(label, shared, **style))
     loss = "loss, with label smoothing if any (bits per subword)"
-    shown = [Panel(f"{runs[0]['task']}: validation loss (dotted: training)", "updates", loss, [*train, *valid])]
+    shown = [Panel(f"{runs[0].group}: validation loss (dotted: training)", "updates", loss, [*train, *valid])]
     if any(series.points for series in differences):
         title, difference = "difference to stock: below 0 is better", "validation loss − stock's (bits per subword)"
         shown.append(Panel(title, "updates", difference, differences, zero=True))
@@ -78,11 +77,11 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> Figure:
     """
 
     palettes = {"plus": ("λ⁺", colormaps["Blues"], 0), "minus": ("λ⁻", colormaps["Oranges"], 1)}
-    places = [place_of(entry["name"]) for entry in entries]
-    sites = list(dict.fromkeys(site for site, _, _ in places))
-    last = max(layer for _, layer, _ in places)
+    sites = list(dict.fromkeys(entry["site"] for entry in entries))
+    last = max(entry["layer"] for entry in entries)
     shown: dict[tuple[str, str], list[Series]] = {}
-    for entry, (site, layer, sign) in zip(entries, places, strict=True):
+    for entry in entries:
+        site, layer, sign = entry["site"], entry["layer"], entry["sign"]
         name, palette, dash = palettes.get(sign, ("λ", colormaps["Greys"], 2))
         label = f"{name}, layers 0 (pale) to {last}" if layer == last else ""
         colour = to_hex(palette(0.4 + 0.55 * layer / max(1, last)))
@@ -102,7 +101,7 @@ def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
 
     looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
     shown = []
-    for name in dict.fromkeys(entry["name"] for entry in entries):
+    for metric, site in dict.fromkeys((entry["metric"], entry["site"]) for entry in entries):
         series = [
             Series(
                 entry["arm"],
@@ -111,12 +110,10 @@ def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
                 **looks[entry["arm"]],
             )
             for entry in entries
-            if entry["name"] == name
+            if (entry["metric"], entry["site"]) == (metric, site)
         ]
-        logarithmic = describe(name.partition(", ")[0]).logarithmic
-        shown.append(
-            Panel(_two_lines(name), "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES)
-        )
+        titles, logarithmic = _two_lines(metric, site), describe(metric).logarithmic
+        shown.append(Panel(titles, "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES))
     return panels(shown, columns=2 if len(shown) < 5 else 3, heading=title, note=BAND)
 
 
@@ -126,7 +123,7 @@ def correlation(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
     arms = list(dict.fromkeys(arm for entry in entries for _, _, arm in entry["points"]))
     shown = [
         Panel(
-            _two_lines(entry["measure"]),
+            _two_lines(entry["metric"], entry["site"]),
             f"last layer; ρ {'–' if entry['rho'] is None else format(entry['rho'], '.2f')}",
             "validation nll (nats)",
             [
@@ -140,9 +137,9 @@ def correlation(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
     return panels(shown, columns=3, heading=title, note="A point is a run.")
 
 
-def _two_lines(name: str) -> str:
-    """Returns a measure and its site, such as "mean_cosine, encoder", as a panel's title."""
-    return name.replace("_", " ").replace(", ", "\n")
+def _two_lines(metric: str, site: str) -> str:
+    """Returns a panel's title."""
+    return f"{metric.replace('_', ' ')}\n{site}"
 
 
 def forest(table: dict[str, Any], baseline: str, differences: dict[str, str]) -> Figure:

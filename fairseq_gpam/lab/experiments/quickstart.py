@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-from fairseq_gpam.lab.experiments import tables
-from fairseq_gpam.lab.recipes import prepare, score, stage_results, stages, tasks
+from fairseq_gpam.lab.experiments import run_results, tables
+from fairseq_gpam.lab.recipes import prepare, score, stages, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
 from fairseq_gpam.lab.recipes.stages import RunSettings
 
@@ -89,7 +89,7 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
         for_each(stages.evaluate, runs, arguments.jobs)
     step("results")
     report = out / "quickstart" / f"{task.name}{'-full' if arguments.full else ''}"
-    print(tables.report([stage_results.read(folder) for folder in folders], report))
+    print(tables.report([run_results.read(folder) for folder in folders], report))
     print(f"\nwritten to {report}: table.md, results.json, learning-curves.png")
 
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     # Some of fairseq's modules set the root logger to DEBUG when imported.
     logging.getLogger().setLevel(logging.WARNING)
     if args.results_command == "table":
-        print(tables.table([run_results.read(run) for run in args.runs]))
+        print(tables.table_of_runs([run_results.read(run) for run in args.runs]))
     else:
         print(tables.report([run_results.read(run) for run in args.runs], args.out))
     return 0

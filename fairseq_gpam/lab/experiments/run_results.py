@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments.records import Lambda, Measure, Run
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 
-COLLAPSE = (
+LAST_LAYER = (
     *("residual_ratio", "mean_cosine", "effective_rank", "attention_output_residual_ratio"),
     *("attention_output_mean_cosine", "attention_output_effective_rank", "entropy_normalised", "negative_mass"),
 )
+"""The measures of collapse that are compared with performance, in the last layer of each stack."""
 BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
-"""The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states."""
-COSTS = (
-    ("parameters", "parameters", ("train", "parameters")),
-    ("training_seconds", "training (s)", ("benchmark", "seconds")),
-    ("peak_memory_mib", "peak memory (MiB)", ("benchmark", "peak_memory_mib")),
-    ("training_tokens_per_second", "training tokens/s", ("train", "tokens_per_second")),
-    ("decoding_tokens_per_second", "decoding tokens/s", ("generate", "tokens_per_second")),
-)
-"""The costs of a run: key, label, and where a run has it: stage and entry."""
+"""The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states, in every layer."""
 ATTEMPT = re.compile(r"^\[[^]]*\] (training; all|training had ended|trained already)", re.MULTILINE)
 RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
-LAMBDA = re.compile(r"gpam_(\w+?_lambda\w*)")
+LAMBDA = re.compile(r"gpam_(encoder|decoder|cross)(\d*)_lambda(?:_(plus|minus))?\w*")
+COUNTS = ("sentences", "tokens", "words", "characters")
+SCORES = ("bleu", "chrf", "tokenized_bleu", "perplexity_subword", "perplexity_word", "bits_per_character")
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -56,31 +54,79 @@ class Analysis(msgspec.Struct, frozen=True):
     records: list[Measured]
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Returns what the stages of a run in `OUT/runs/TASK/NAME/SEED` recorded, with data from other files there.
+def read(folder: Path) -> Run:
+    """Returns a run in `OUT/runs/TASK/NAME/SEED` with its λ over training, measures and costs, if they are there.
 
-    These are λ over training, collapse measures, also by layer, and the cost of training, each only if it was
-    recorded. Raises `FileNotFoundError` if the training has not ended.
+    Raises `FileNotFoundError` if the training has not ended, `SchemaError` if what was recorded is not a run.
     """
-    run = stage_results.read(folder)
-    if "train" not in run:
+    stages = stage_results.read(folder)
+    if "train" not in stages:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
-    run["task"] = folder.resolve().parents[1].name
     log, analysis = folder / run_folder.TRAIN_LOG, folder / "analysis/results.json"
+    values = from_stages(stages)
+    if folder.resolve().parents[1].name == f"{values['task']}-full":
+        values["budget"] = "full"
+    values["costs"] |= training_cost(folder)
+    run = schema.check(values, Run, str(folder / "results.json"))
     lambdas = lambda_history(logs.read(log))
-    if lambdas:
-        run["lambdas"] = lambdas
-    if analysis.exists():
-        measured = schema.read_json(analysis, Analysis)
-        run["collapse"], run["by_layer"] = collapse_measures(measured), measures_by_layer(measured)
-    cost = training_cost(folder)
-    if cost:
-        run["benchmark"] = cost
+    measured = measures(schema.read_json(analysis, Analysis)) if analysis.exists() else []
+    return replace(run, folder=str(folder), lambdas=tuple(lambdas), measures=tuple(measured))
+
+
+def from_stages(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a run from what its stages recorded; `records.Run` has their meaning."""
+    train, scored = stages["train"], stages.get("score", {})
+    evaluated = stages.get("generate") or stages.get("eval-lm")
+    command = shlex.split(train["command"])
+    curve = train["curve"]
+    training = {
+        key: train[key] for key in ("parameters", "updates", "best_update", "diverged", "environment") if key in train
+    }
+    smoothing = float(run_folder.last_flag(command, "--label-smoothing") or 0)
+    losses = [{"split": "valid", "value": train["valid_loss"], "smoothing": smoothing}]
+    if smoothing and "valid_nll_loss" in train:
+        losses.append({"split": "valid", "value": train["valid_nll_loss"]})
+    run: dict[str, Any] = {
+        "task": stages["task"],
+        "arm": stages.get("arm", stages["name"]),
+        "mechanism": run_folder.last_flag(command, "--gpam-mechanism") or "stock",
+        "seed": stages["seed"],
+        "training": {"command": train["command"], **training, "valid": curve["valid"], "train": curve.get("train", [])},
+        "costs": {"training_tokens_per_second": train.get("tokens_per_second")},
+        "losses": losses,
+    }
+    if "learning_rate" in stages:
+        run["learning_rate"] = stages["learning_rate"]
+    if "initial_weights" in train:
+        run["initial_weights"] = train["initial_weights"]
+    if evaluated:
+        counts = {key: evaluated[key] for key in COUNTS if key in evaluated}
+        run["evaluation"] = {"command": evaluated["command"], "counts": counts}
+        if "environment" in evaluated:
+            run["evaluation"]["environment"] = evaluated["environment"]
+        run["costs"] |= {f"evaluation_{key}": evaluated.get(key) for key in ("seconds", "tokens_per_second")}
+        if "bits_per_subword" in evaluated:
+            losses.append({"split": "test", "value": evaluated["bits_per_subword"]})
+        scored = {**evaluated, **scored}
+    run["scores"] = [
+        {"metric": metric, "value": scored[metric], "signature": signature(scored, metric)}
+        for metric in SCORES
+        if metric in scored
+    ]
+    for test_set, answered in scored.get("answers", {}).items():
+        losses.append({"split": "test", "value": answered["loss"], "unit": "answer", "test_set": test_set})
+        run["scores"].append({"metric": "accuracy", "value": answered["accuracy"], "test_set": test_set})
     return run
 
 
+def signature(scored: Mapping[str, Any], metric: str) -> str:
+    """Returns a score's signature, which also says whether compounds were split."""
+    split = "|compounds:split" if scored.get(f"{metric}_compounds_split") else ""
+    return scored.get(f"{metric}_signature", "") + split
+
+
 def training_cost(folder: Path) -> dict[str, float]:
-    """Returns `seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
+    """Returns `training_seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
     Empty if they were not measured, or if the measured job did not train from update 0 to the end: Snakemake measures
     only the last attempt, which may find a training that began or ended before.
@@ -90,46 +136,52 @@ def training_cost(folder: Path) -> dict[str, float]:
     if not benchmark.exists() or ATTEMPT.findall(attempts) != ["training; all"] or RESUMED.search(logged):
         return {}
     row: dict[str, Any] = next(csv.DictReader(logs.read(benchmark).splitlines(), delimiter="\t"), {})
-    columns = {"seconds": "s", "peak_memory_mib": "max_rss"}
+    columns = {"training_seconds": "s", "peak_memory_mib": "max_rss"}
     return {name: float(row[column]) for name, column in columns.items() if logs.is_number(row.get(column))}
 
 
-def lambda_history(log: str) -> dict[str, list[list[float]]]:
-    """Returns [update, value] of every λ in a log written with --gpam-log-attention.
-
-    Log intervals without a recorded λ are left out.
-    """
-    history: dict[str, dict[int, float]] = {}
+def lambda_history(log: str) -> list[Lambda]:
+    """Returns every λ in fairseq's log of a training with --gpam-log-attention; intervals without one are left out."""
+    history: dict[tuple[Any, int, Any], dict[int, float]] = {}
     for record in logs.records(log, "train_inner"):
         for name, value in record.items():
             if (match := LAMBDA.fullmatch(name)) and logs.is_number(value):
-                history.setdefault(match[1], {})[int(record["num_updates"])] = float(value)
-    return {name: [[update, points[update]] for update in sorted(points)] for name, points in history.items()}
+                place = (match[1], int(match[2] or 0), match[3] or "")
+                history.setdefault(place, {})[int(record["num_updates"])] = float(value)
+    return [
+        Lambda(site, layer, sign, tuple((update, points[update]) for update in sorted(points)))
+        for (site, layer, sign), points in history.items()
+    ]
 
 
-def place_of(name: str) -> tuple[str, int, str]:
-    """Returns the site, the layer and the sign ("plus", "minus", or "") of a λ such as `encoder1_lambda_plus`."""
-    place = name.partition("_")[0]
-    site = place.rstrip("0123456789")
-    sign = next((sign for sign in ("plus", "minus") if sign in name), "")
-    return site, int(place[len(site) :] or 1), sign
-
-
-def collapse_measures(analysis: Analysis) -> dict[str, float]:
-    """Returns each collapse measure in the last layer of each stack, from analyze's results for the full model."""
-    return {name: points[-1][1] for name, points in _points(analysis, COLLAPSE)}
-
-
-def measures_by_layer(analysis: Analysis) -> dict[str, list[list[float]]]:
-    """Returns [layer, value] of each measure of `BY_LAYER`, from analyze's results for the full model."""
-    return dict(_points(analysis, BY_LAYER))
-
-
-def _points(analysis: Analysis, metrics: tuple[str, ...]) -> Iterator[tuple[str, list[list[float]]]]:
-    """Yields "METRIC, SITE" with its defined [layer, value], in the order of layers; no single heads or variants."""
-    series: dict[str, list[list[float]]] = {}
+def measures(analysis: Analysis) -> list[Measure]:
+    """Returns the measures of `BY_LAYER`, and the last ones of `LAST_LAYER`, from analyze's results, full model."""
+    points: dict[tuple[str, Any], dict[int, float]] = {}
     for record in analysis.records:
         whole = record.variant == analysis.runs[0].variant and record.head is None
-        if record.metric in metrics and whole and record.mean is not None:
-            series.setdefault(f"{record.metric}, {record.site}", []).append([record.layer, record.mean])
-    yield from ((name, sorted(points)) for name, points in series.items())
+        if record.metric in (*LAST_LAYER, *BY_LAYER) and whole and record.mean is not None:
+            points.setdefault((record.metric, record.site), {})[record.layer] = record.mean
+    return [
+        Measure(site, layer, metric, by_layer[layer])
+        for (metric, site), by_layer in points.items()
+        for layer in (sorted(by_layer) if metric in BY_LAYER else [max(by_layer)])
+    ]
+
+
+def in_last_layer(run: Run) -> dict[tuple[str, str], float]:
+    """Returns each measure of a run, by metric and site, in the last layer that has it."""
+    last: dict[tuple[str, str], Measure] = {}
+    for measure in run.measures:
+        place = (measure.metric, measure.site)
+        if place not in last or measure.layer > last[place].layer:
+            last[place] = measure
+    return {place: measure.value for place, measure in last.items()}
+
+
+def by_layer(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """Returns the values of all runs in each layer, by metric and site, of what was measured in more than one layer."""
+    values: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in runs:
+        for measure in run.measures:
+            values.setdefault((measure.metric, measure.site), {}).setdefault(measure.layer, []).append(measure.value)
+    return {place: layers for place, layers in values.items() if len(layers) > 1}

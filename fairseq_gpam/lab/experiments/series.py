@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.lab.experiments import statistics
+from fairseq_gpam.lab.experiments import run_results, statistics
+from fairseq_gpam.lab.experiments.records import Run
 
 NATS = math.log(2)
 """A bit in nats: fairseq logs base 2."""
 
 
-def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | None = None) -> list[list[float | None]]:
+def curve(runs: Sequence[Run], baseline: Sequence[Run] | None = None) -> list[list[float | None]]:
     """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
 
     With runs of a baseline, of the difference to theirs, paired by seed. With fewer than three there is no interval.
     """
-    curves = {one["seed"]: _valid_curve(one) for one in own}
+    curves = {run.seed: _valid_curve(run) for run in runs}
     if baseline is not None:
-        others = {one["seed"]: _valid_curve(one) for one in baseline}
+        others = {run.seed: _valid_curve(run) for run in baseline}
         curves = {
             seed: {update: loss - others[seed][update] for update, loss in losses.items() if update in others[seed]}
             for seed, losses in curves.items()
@@ -36,47 +37,42 @@ def curve(own: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]] | No
     return points
 
 
-def _valid_curve(one: dict[str, Any]) -> dict[int, float]:
-    points = one["train"].get("curve", {}).get("valid", [])
-    return {update: loss * NATS for update, loss in points if math.isfinite(loss)}
+def _valid_curve(run: Run) -> dict[int, float]:
+    return {update: loss * NATS for update, loss in run.training.valid if math.isfinite(loss)}
 
 
-def mean_lambdas(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def mean_lambdas(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Returns each λ of an arm over training, the mean over the seeds that logged it at an update.
 
     `last` is the mean over seeds of each one's last value: seeds may end at different updates.
     """
-    return [
-        {
-            "name": name,
-            "last": float(np.mean([ends[-1][1] for one in own if (ends := _finite(one, "lambdas", name))])),
-            "points": [[update, float(np.mean(found))] for update, found in points],
-        }
-        for name, points in _values(own, "lambdas").items()
-    ]
+    logged: dict[tuple[str, int, str], list[list[tuple[int, float]]]] = {}
+    for run in runs:
+        for entry in run.lambdas:
+            finite = [(update, value) for update, value in entry.points if math.isfinite(value)]
+            if finite:
+                logged.setdefault((entry.site, entry.layer, entry.sign), []).append(finite)
+    shown = []
+    for (site, layer, sign), histories in logged.items():
+        at_update: dict[int, list[float]] = {}
+        for update, value in (point for history in histories for point in history):
+            at_update.setdefault(update, []).append(value)
+        points = [[update, float(np.mean(values))] for update, values in sorted(at_update.items())]
+        last = float(np.mean([history[-1][1] for history in histories]))
+        shown.append({"site": site, "layer": layer, "sign": sign, "last": last, "points": points})
+    return shown
 
 
-def by_layer(own: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_layer(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Returns each measure of an arm's analysed runs as [layer, mean, least, greatest] over their seeds."""
     return [
         {
-            "name": name,
-            "seeds": max(len(found) for _, found in points),
-            "points": [[layer, float(np.mean(found)), min(found), max(found)] for layer, found in points],
+            "metric": metric,
+            "site": site,
+            "seeds": max(map(len, layers.values())),
+            "points": [
+                [layer, float(np.mean(values)), min(values), max(values)] for layer, values in sorted(layers.items())
+            ],
         }
-        for name, points in _values(own, "by_layer").items()
+        for (metric, site), layers in run_results.by_layer(runs).items()
     ]
-
-
-def _values(own: Sequence[dict[str, Any]], key: str) -> dict[str, list[tuple[int, list[float]]]]:
-    """Returns, for each name that runs have under `key`, the finite values of all runs at each update or layer."""
-    values: dict[str, dict[int, list[float]]] = {}
-    for one in own:
-        for name in one.get(key, {}):
-            for at, value in _finite(one, key, name):
-                values.setdefault(name, {}).setdefault(at, []).append(value)
-    return {name: sorted(found.items()) for name, found in values.items()}
-
-
-def _finite(one: dict[str, Any], key: str, name: str) -> list[tuple[int, float]]:
-    return [(int(at), value) for at, value in one.get(key, {}).get(name, ()) if math.isfinite(value)]

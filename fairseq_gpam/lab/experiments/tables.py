@@ -5,56 +5,88 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import msgspec
+
+from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.recipes import run_folder, stage_results, tasks
 
-Column = tuple[str, Callable[[dict[str, Any]], Any], str]
 
-COMMON: list[Column] = [
-    ("mechanism", lambda run: run["name"], ""),
-    ("seed", lambda run: run["seed"], ""),
-    ("parameters", lambda run: run["train"]["parameters"], ","),
-    ("updates", lambda run: run["train"]["updates"], ","),
-    ("valid loss (bits)", lambda run: run["train"]["valid_loss"], ".3f"),
-]
-TRAINING_SPEED: Column = (
-    "training tokens/s",
-    lambda run: run["train"]["tokens_per_second"],
-    ",.0f",
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a run, one that was not made, or one that was published with some values as text."""
+
+    name: str
+    seed: str
+    run: Run | None = None
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key and heading, what it reads, what must have been run, and the number's format."""
+
+    key: str
+    title: str
+    read: Callable[[Run], float | None]
+    form: str
+    stage: Callable[[Run], object] = lambda run: run.training
+
+
+def _of_score(key: str, title: str, form: str) -> Column:
+    return Column(key, title, lambda run: run.score(key), form, lambda run: run.scores)
+
+
+COMMON = (
+    Column("parameters", "parameters", lambda run: run.training.parameters, ","),
+    Column("updates", "updates", lambda run: run.training.updates, ","),
 )
-TRANSLATION: list[Column] = [
-    *COMMON[:-1],
-    ("valid loss (bits, label-smoothed)", *COMMON[-1][1:]),
-    ("BLEU", lambda run: run["score"]["bleu"], ".1f"),
-    ("chrF", lambda run: run["score"]["chrf"], ".1f"),
-    ("tokenised BLEU", lambda run: run["score"]["tokenized_bleu"], ".1f"),
-    TRAINING_SPEED,
-    ("decoding tokens/s", lambda run: run["generate"]["tokens_per_second"], ",.0f"),
-]
-LANGUAGE_MODEL: list[Column] = [
+TRAINING_SPEED = Column(
+    "training_tokens_per_second", "training tokens/s", lambda run: run.costs.training_tokens_per_second, ",.0f"
+)
+VALID_LOSS = Column("valid_loss", "valid loss (bits)", lambda run: run.loss("valid", smoothed=True), ".3f")
+
+
+def _speed(title: str) -> Column:
+    read, stage = (lambda run: run.costs.evaluation_tokens_per_second), (lambda run: run.evaluation)
+    return Column("evaluation_tokens_per_second", title, read, ",.0f", stage)
+
+
+TRANSLATION = (
     *COMMON,
-    ("perplexity per subword", lambda run: run["eval-lm"]["perplexity_subword"], ".2f"),
-    ("perplexity per word", lambda run: run["eval-lm"]["perplexity_word"], ".2f"),
+    Column("valid_loss", "valid loss (bits, label-smoothed)", VALID_LOSS.read, ".3f"),
+    _of_score("bleu", "BLEU", ".1f"),
+    _of_score("chrf", "chrF", ".1f"),
+    _of_score("tokenized_bleu", "tokenised BLEU", ".1f"),
     TRAINING_SPEED,
-    ("evaluation tokens/s", lambda run: run["eval-lm"]["tokens_per_second"], ",.0f"),
-]
+    _speed("decoding tokens/s"),
+)
+WORDS = (
+    *(*COMMON, VALID_LOSS),
+    _of_score("perplexity_subword", "perplexity per subword", ".2f"),
+    _of_score("perplexity_word", "perplexity per word", ".2f"),
+    *(TRAINING_SPEED, _speed("evaluation tokens/s")),
+)
+CHARACTERS = (
+    *(*COMMON, VALID_LOSS),
+    _of_score("bits_per_character", "bits per character", ".3f"),
+    *(TRAINING_SPEED, _speed("evaluation tokens/s")),
+)
+COLUMNS = {"translation": TRANSLATION, "words": WORDS, "characters": CHARACTERS}
+OPTIONAL = "tokenized_bleu"
+"""The column that a table shows only if a run has it."""
 
 
-CHARACTERS: list[Column] = [
-    *COMMON,
-    ("bits per character", lambda run: run["eval-lm"]["bits_per_character"], ".3f"),
-    *LANGUAGE_MODEL[-2:],
-]
-COLUMNS = {"translation": TRANSLATION, "words": LANGUAGE_MODEL, "characters": CHARACTERS}
-OPTIONAL = frozenset({"tokenised BLEU"})
-"""Columns that a table shows only if a run has them."""
+def row_of(run: Run) -> Row:
+    """Returns the row of a run."""
+    return Row(run.name, str(run.seed) + (f" (replicate {run.replicate})" if run.replicate > 1 else ""), run)
 
 
-def kind_of(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns the key of `COLUMNS` for the runs, according to the recipe of their task.
+def kind_of(runs: Sequence[Run]) -> str:
+    """Returns the key of `COLUMNS` for the runs.
 
     Raises `ValueError` for runs of different kinds, which cannot share a table.
     """
@@ -64,77 +96,68 @@ def kind_of(runs: Sequence[dict[str, Any]]) -> str:
     return kinds.pop()
 
 
-def _kind(run: dict[str, Any]) -> str:
+def _kind(run: Run) -> str:
     """Returns the kind of a run's results by what was measured, or else by the recipe of its task."""
-    if "generate" in run:
-        return "translation"
-    if "eval-lm" in run:
-        return "characters" if "bits_per_character" in run["eval-lm"] else "words"
-    return tasks.of_runs(run["task"]).result_kind
+    if run.score("bits_per_character") is not None:
+        return "characters"
+    if run.evaluation:
+        return "words" if run.loss("test") is not None else "translation"
+    return tasks.load(run.task).result_kind
 
 
-def table(runs: Sequence[dict[str, Any]], kind: str | None = None) -> str:
-    """Returns runs as a Markdown table, in which missing runs are marked as not run.
-
-    Raises `ValueError` for runs of different kinds, which cannot share a table.
-    """
+def table(rows: Sequence[Row], kind: str) -> str:
+    """Returns runs as a Markdown table, in which missing runs are marked as not run."""
     from tabulate import tabulate
 
-    columns = COLUMNS[kind or kind_of(runs)]
-    rows = [[_cell(run, value, form) for _, value, form in columns] for run in runs]
-    shown = [
-        number
-        for number, (name, value, _) in enumerate(columns)
-        if name not in OPTIONAL or any(has(run, value) for run in runs)
+    columns = [
+        column
+        for column in COLUMNS[kind]
+        if column.key != OPTIONAL or any(column.key in row.published or _value(row, column) is not None for row in rows)
     ]
     return tabulate(
-        [[row[n] for n in shown] for row in rows],
-        headers=[columns[n][0] for n in shown],
+        [[row.name, row.seed, *(_cell(row, column) for column in columns)] for row in rows],
+        headers=["mechanism", "seed", *(column.title for column in columns)],
         tablefmt="github",
-        colalign=["left"] + ["right"] * (len(shown) - 1),
+        colalign=["left"] + ["right"] * (len(columns) + 1),
         disable_numparse=True,
     )
 
 
-def has(run: dict[str, Any], value: Callable[[dict[str, Any]], Any]) -> bool:
-    """Returns whether the run recorded the value."""
-    try:
-        value(run)
-    except KeyError:
-        return False
-    return True
+def _value(row: Row, column: Column) -> float | None:
+    return None if row.run is None else column.read(row.run)
 
 
-def _cell(run: dict[str, Any], value: Callable[[dict[str, Any]], Any], form: str) -> str:
-    if not has(run, value):
-        return "–" if run.get("published") else "not run"
-    number = value(run)
-    if isinstance(number, str):
-        return number
-    return "not measured" if number is None else format(number, form)
+def _cell(row: Row, column: Column) -> str:
+    if row.published:
+        return row.published.get(column.key, "–")
+    if row.run is None or not column.stage(row.run):
+        return "not run"
+    value = column.read(row.run)
+    return "not measured" if value is None else format(value, column.form)
 
 
-def footnotes(runs: Sequence[dict[str, Any]]) -> list[str]:
+def footnotes(runs: Sequence[Run]) -> list[str]:
     """Returns notes on daGPAM's kind of W_Q⁻, and on score signatures, machines and versions, each once."""
     notes: dict[str, None] = dict.fromkeys(negative_projections(runs))
     for run in runs:
-        for name in ("bleu", "chrf"):
-            if "score" in run:
-                notes[f"{name}: {run['score'][f'{name}_signature']}"] = None
-        environment = run["train"]["environment"]
-        machine = environment["machine"]
-        device = ", ".join(machine["accelerators"]) or machine["cpu"]
-        notes[f"machine: {device}, {machine['cores']} cores, {machine['threads']} thread(s)"] = None
-        notes["versions: " + ", ".join(f"{name} {version}" for name, version in environment["versions"].items())] = None
-        notes[f"commit: {environment['commit']}"] = None
+        for score in run.scores:
+            if score.metric in ("bleu", "chrf") and score.signature:
+                notes[f"{score.metric}: {score.signature}"] = None
+        if (environment := run.training.environment) is not None:
+            machine = environment.machine
+            device = ", ".join(machine.accelerators) or machine.cpu
+            notes[f"machine: {device}, {machine.cores} cores, {machine.threads} thread(s)"] = None
+            versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
+            notes[f"versions: {versions}"] = None
+            notes[f"commit: {environment.commit}"] = None
     return list(notes)
 
 
-def negative_projections(runs: Sequence[dict[str, Any]]) -> list[str]:
+def negative_projections(runs: Sequence[Run]) -> list[str]:
     """Returns a sentence on the kind of W_Q⁻ of each daGPAM run, from its command line; none without daGPAM runs."""
     names: dict[str, dict[str, None]] = {}
     for run in runs:
-        flags = run_folder.flags_of(shlex.split(run["train"].get("command", "")))
+        flags = run_folder.flags_of(shlex.split(run.training.command))
         chosen = " ".join(words[0] for flag, words in flags.items() if flag.endswith("mechanism") and words)
         if "dagpam" not in re.findall(r"\w+", chosen):
             continue
@@ -144,19 +167,24 @@ def negative_projections(runs: Sequence[dict[str, Any]]) -> list[str]:
             kind = "shared by the heads of a layer"
         else:
             kind = "one for each head"
-        names.setdefault(kind, {})[run["name"]] = None
+        names.setdefault(kind, {})[run.name] = None
     return ["W_Q⁻: " + "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items())] if names else []
 
 
-def report(runs: Sequence[dict[str, Any]], out: Path) -> str:
+def table_of_runs(runs: Sequence[Run]) -> str:
+    """Returns finished runs as a Markdown table; raises `ValueError` for runs of different kinds."""
+    return table([row_of(run) for run in runs], kind_of(runs))
+
+
+def report(runs: Sequence[Run], out: Path) -> str:
     """Writes `table.md`, `results.json` and `learning-curves.png`; returns the table."""
     from fairseq_gpam.analysis import embed
     from fairseq_gpam.lab.experiments.plots import learning_curves
 
     out.mkdir(parents=True, exist_ok=True)
-    text = table(runs)
+    text = table_of_runs(runs)
     notes = "".join(f"- {note}\n" for note in footnotes(runs))
     stage_results.write_atomically(out / "table.md", f"{text}\n\n{notes}")
-    stage_results.write_atomically(out / "results.json", json.dumps(list(runs), indent=2) + "\n")
+    stage_results.write_atomically(out / "results.json", json.dumps(msgspec.to_builtins(list(runs)), indent=2) + "\n")
     embed.write(learning_curves(runs), out / "learning-curves.png")
     return text

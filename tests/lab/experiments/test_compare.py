@@ -3,34 +3,35 @@
 import csv
 import json
 import math
-import re
 from html.parser import HTMLParser
 
 import pytest
+from msgspec.structs import replace
+from runs import made_run, stages_of
 
 import keep
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import compare, comparison_report, grid, run_results, series
+from fairseq_gpam.lab.experiments import compare, comparison_report, grid, run_results, sections, series
+from fairseq_gpam.lab.experiments.records import Measure, to_line
 from fairseq_gpam.lab.recipes import stage_results
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
 NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
 
 
-def made_run(name, seed, shift=None):
-    nll = 4 + 0.1 * seed + (SHIFTS[name] if shift is None else shift) + (0 if name == "stock" else NOISE[seed - 1])
-    curve = {"valid": [[update, nll + 1 / update] for update in (1, 2, 4)]}
-    train = {"parameters": 10, "updates": 4, "valid_loss": nll, "valid_nll_loss": nll, "tokens_per_second": 5.0}
-    run = {"task": "made-lm", "name": name, "seed": seed, "train": {**train, "curve": curve}}
-    run["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, 0.1 * seed]]} if name == "good" else {}
-    run["collapse"] = {"mean_cosine, decoder": nll}
-    run["by_layer"] = {"mean_cosine, decoder": [[1, 0.5 + 0.1 * seed], [2, nll]]} if name == "good" else {}
-    return run
+def run_of(name, seed, shift=None, **values):
+    bits = 4 + 0.1 * seed + (SHIFTS[name] if shift is None else shift) + (0 if name == "stock" else NOISE[seed - 1])
+    measures = [("decoder", 1, "mean_cosine", bits)]
+    if name == "good":
+        values.setdefault("lambdas", [("decoder", 0, "plus", [[0, 0.0], [4, 0.1 * seed]])])
+        measures.insert(0, ("decoder", 0, "mean_cosine", 0.5 + 0.1 * seed))
+    values["costs"] = {"training_tokens_per_second": 5.0}
+    return made_run(name, seed, bits, **{"measures": measures, **values})
 
 
 @pytest.fixture(scope="module")
 def found():
-    return compare.comparison([made_run(name, seed) for name in SHIFTS for seed in range(1, 6)], "stock")
+    return compare.comparison([run_of(name, seed) for name in SHIFTS for seed in range(1, 6)], "stock")
 
 
 def test_verdicts_on_synthetic_runs_with_known_differences(found):
@@ -47,10 +48,12 @@ def test_verdicts_on_synthetic_runs_with_known_differences(found):
 
 
 def test_a_run_that_diverged_is_named_and_not_counted(tmp_path):
-    runs = [made_run(name, seed) for name in ("stock", "bad") for seed in range(1, 6)]
-    runs[-1]["train"] |= {"valid_loss": math.nan, "valid_nll_loss": math.nan}
-    runs[-1]["train"]["curve"] = {"valid": [[1, 5.0], [2, math.inf], [4, math.nan]]}
-    runs[-1]["lambdas"] = {"decoder1_lambda_plus": [[0, 0.0], [4, math.nan]]}
+    runs = [run_of(name, seed) for name in ("stock", "bad") for seed in range(1, 6)]
+    lambdas = [("decoder", 0, "plus", [[0, 0.0], [4, math.nan]])]
+    losses = [{"split": "valid", "value": math.nan}]
+    runs[-1] = run_of("bad", 5, losses=losses, lambdas=lambdas)
+    training = replace(runs[-1].training, valid=((1, 5.0), (2, math.inf), (4, math.nan)))
+    runs[-1] = replace(runs[-1], training=training)
     [table] = compare.comparison(runs, "stock")["tables"]
     assert [row["n"] for row in table["rows"]] == [5, 4]
     assert table["rows"][1]["difference"]["verdict"] == "worse"
@@ -71,10 +74,10 @@ def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(foun
         assert difference == pytest.approx((-0.1 + sum(NOISE) / 5) * math.log(2))
         assert high - low < 0.01
     [layers] = found["layers"]
-    assert (layers["arm"], layers["name"], layers["seeds"]) == ("good", "mean_cosine, decoder", 5)
-    assert layers["points"][0] == [1, pytest.approx(0.8), pytest.approx(0.6), 1.0]
+    assert (layers["arm"], layers["metric"], layers["site"], layers["seeds"]) == ("good", "mean_cosine", "decoder", 5)
+    assert layers["points"][0] == [0, pytest.approx(0.8), pytest.approx(0.6), 1.0]
     [shown] = found["lambdas"]
-    assert (shown["arm"], shown["name"]) == ("good", "decoder1_lambda_plus")
+    assert [shown[key] for key in ("arm", "site", "layer", "sign")] == ["good", "decoder", 0, "plus"]
     assert shown["points"] == [[0, 0.0], [4, pytest.approx(0.3)]]
 
 
@@ -82,7 +85,7 @@ def test_learning_rates_are_compared_among_themselves():
     runs = []
     for rate, shift in ((0.001, 0.0), (0.01, 0.5)):
         for name in ("stock", "good"):
-            runs += [{**made_run(name, n, SHIFTS[name] + shift), "arm": name, "learning_rate": rate} for n in (1, 2, 3)]
+            runs += [run_of(name, n, SHIFTS[name] + shift, learning_rate=rate) for n in (1, 2, 3)]
     tables = compare.comparison(runs, "stock")["tables"]
     assert [table["group"] for table in tables] == ["made-lm, learning rate 0.001", "made-lm, learning rate 0.01"]
     means = [table["rows"][1]["difference"]["interval"]["mean"] for table in tables]
@@ -90,37 +93,39 @@ def test_learning_rates_are_compared_among_themselves():
 
 
 def test_arms_with_fewer_pairs_than_seeds_show_both_numbers(found):
-    runs = [made_run(name, seed) for name in ("stock", "good") for seed in range(1, 6)]
+    runs = [run_of(name, seed) for name in ("stock", "good") for seed in range(1, 6)]
     [table] = compare.comparison(runs[1:], "stock")["tables"]
-    assert [row[1] for row in comparison_report.cells(table)] == ["4", "5, 4 pairs"]
-    assert [row[1] for row in comparison_report.cells(found["tables"][0])] == ["5"] * 4
+    assert [row[1] for row in sections.of_table(table, "stock").rows] == ["4", "5, 4 pairs"]
+    assert [row[1] for row in sections.of_table(found["tables"][0], "stock").rows] == ["5"] * 4
 
 
 def test_the_last_lambda_is_the_mean_of_each_seeds_own_last_one_wherever_its_training_ended():
-    runs = [made_run("good", seed) for seed in (1, 2, 3)]
-    for one, last in zip(runs, ([[4, 0.1]], [[4, 0.2], [6, 0.3]], [[4, 0.2], [8, 0.5], [9, math.nan]]), strict=True):
-        one["lambdas"] = {"decoder1_lambda_plus": last}
+    histories = ([[4, 0.1]], [[4, 0.2], [6, 0.3]], [[4, 0.2], [8, 0.5], [9, math.nan]])
+    runs = [
+        made_run("good", seed, lambdas=[("decoder", 0, "plus", history)]) for seed, history in enumerate(histories, 1)
+    ]
     [shown] = series.mean_lambdas(runs)
     assert shown["points"][-1] == [8, 0.5]
     assert shown["last"] == pytest.approx((0.1 + 0.3 + 0.5) / 3)
-    _, [row] = comparison_report.lambda_table([{"arm": "good", **shown}])
+    [section] = sections.of_lambdas("made-lm", [{"arm": "good", **shown}])
+    [row] = section.rows
     assert row == ["good", "0.30 (0.30 to 0.30)"]
 
 
-def translated(run, checkpoint, flags=""):
-    """The run with a score, and the command line of its translation in a folder of its own."""
-    place = f"out-{run['seed']}/runs/made-lm/{run['name']}/checkpoints/{checkpoint}"
-    command = f"fairseq-generate out-{run['seed']}/data-bin/made --path {place} --beam 4 {flags}"
-    scores = {"bleu": 20.0 + run["seed"], "chrf": 40.0}
-    return {**run, "score": scores, "generate": {"command": command, "tokens_per_second": 1.0}}
+def translated(name, seed, checkpoint, flags=""):
+    """A run with a score, and the command line of its translation in a folder of its own."""
+    place = f"out-{seed}/runs/made-lm/{name}/checkpoints/{checkpoint}"
+    command = f"fairseq-generate out-{seed}/data-bin/made --path {place} --beam 4 {flags}"
+    scores = [{"metric": "bleu", "value": 20.0 + seed}, {"metric": "chrf", "value": 40.0}]
+    return run_of(name, seed, scores=scores, evaluation={"command": command})
 
 
 def test_runs_that_were_decoded_otherwise_are_named_below_the_tables_of_their_scores(tmp_path):
-    runs = [translated(made_run(name, seed), "best.pt") for name in ("stock", "good") for seed in (1, 2, 3)]
+    runs = [translated(name, seed, "best.pt") for name in ("stock", "good") for seed in (1, 2, 3)]
     tables = compare.comparison(runs, "stock")["tables"]
     assert [table["decoded_otherwise"] for table in tables] == [[]] * 3
-    runs[4:] = [translated(run, "average.pt") for run in runs[4:]]
-    runs[3] = translated(runs[3], "best.pt", "--beam 5")
+    runs[4:] = [translated("good", seed, "average.pt") for seed in (2, 3)]
+    runs[3] = translated("good", 1, "best.pt", "--beam 5")
     comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
     text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     note = (
@@ -153,7 +158,7 @@ def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_ta
     ):
         folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
         folders[-1].mkdir(parents=True)
-        stage_results.update(folders[-1], {key: made_run(name, seed)[key] for key in ("name", "seed", "train")})
+        stage_results.update(folders[-1], stages_of(replace(run_of(name, seed), task=task)))
     compare.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
     remarks = {
         "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
@@ -200,7 +205,7 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tm
     assert all(address.startswith("data:") for address in page.addresses)
     written = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     [table] = written["tables"]
-    for row in comparison_report.cells(table):
+    for row in sections.of_table(table, "stock").rows:
         assert row in page.cells
     rows = {row["arm"]: row for row in table["rows"]}
     shown = next(row for row in page.cells if row[:1] == ["good"])
@@ -232,12 +237,12 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
         for seed in (1, 2):
             folder = tmp_path / f"runs/made-lm/{name}/{seed}"
             folder.mkdir(parents=True)
-            run = made_run(name, seed)
-            stage_results.update(folder, {key: run[key] for key in ("name", "seed", "train")})
+            run = run_of(name, seed)
+            stage_results.update(folder, stages_of(run))
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
             (folder / "train.job.log").write_text(TRAINING)
-            record = {"num_updates": "2", "gpam_decoder1_lambda_plus": "0.25", "gpam_decoder1_entropy": "1"}
-            later = {**record, "num_updates": "4", "gpam_decoder1_lambda_plus": "0.5"}
+            record = {"num_updates": "2", "gpam_decoder0_lambda_plus": "0.25", "gpam_decoder0_entropy": "1"}
+            later = {**record, "num_updates": "4", "gpam_decoder0_lambda_plus": "0.5"}
             log = "".join(f"x | INFO | train_inner | {json.dumps(one)}\n" for one in (record, later))
             (folder / "train.log").write_text(log)
             folders.append(folder)
@@ -249,23 +254,23 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
     records += [{**record, "metric": "query_gradient", "layer": 1, "mean": 2 / 3}]
     analysis.write_text(json.dumps({"runs": [{"variant": "full"}], "records": records}))
     runs = compare.read_runs(folders)
-    assert runs[0]["collapse"] == {"mean_cosine, decoder": 1 / 3}
-    layers = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 1 / 3]], "query_gradient, decoder": [[1, 2 / 3]]}
-    assert runs[0]["by_layer"] == layers
-    assert not {"collapse", "by_layer"} & runs[1].keys()
-    line = keep.kept_line(folders[0])
-    assert line["collapse"] == {"mean_cosine, decoder": 0.333333}
-    assert line["lambdas"] == {"decoder1_lambda_plus": [[4, 0.5]]}
-    rounded = {"mean_cosine, decoder": [[1, 0.9], [2, 0.5], [3, 0.3333]], "query_gradient, decoder": [[1, 0.6667]]}
-    assert line["by_layer"] == rounded
-    assert line["benchmark"] == runs[0]["benchmark"]
-    assert keep.kept_line(folders[0], "shared")["benchmark"] == {"seconds": None, "peak_memory_mib": 345.6}
-    assert runs[0]["benchmark"] == {"seconds": 12.5, "peak_memory_mib": 345.6}
-    assert runs[0]["lambdas"] == {"decoder1_lambda_plus": [[2, 0.25], [4, 0.5]]}
+    in_layers = [(1, 0.9), (2, 0.5), (3, 1 / 3)]
+    cosines = [Measure("decoder", layer, "mean_cosine", value) for layer, value in in_layers]
+    assert runs[0].measures == (*cosines, Measure("decoder", 1, "query_gradient", 2 / 3))
+    assert runs[1].measures == ()
+    line = keep.kept_run(folders[0])
+    assert [measure.value for measure in line.measures] == [0.9, 0.5, 0.333333, 0.666667]
+    assert [entry.points for entry in line.lambdas] == [((4, 0.5),)]
+    assert line.costs == runs[0].costs
+    assert (line.costs.training_seconds, line.costs.peak_memory_mib) == (12.5, 345.6)
+    without = keep.kept_run(folders[0], "shared").costs
+    assert (without.training_seconds, without.peak_memory_mib) == (None, 345.6)
+    [entry] = runs[0].lambdas
+    assert (entry.site, entry.layer, entry.sign, entry.points) == ("decoder", 0, "plus", ((2, 0.25), (4, 0.5)))
     main(["compare", *map(str, folders), "--baseline", "stock", "--out", str(tmp_path / "out")])
     text = (tmp_path / "out/comparison.md").read_text(encoding="utf-8")
     assert "95 % (nats)" in text
-    assert re.search(r"\| good \| 10 \| 12 \| 346 \| 5 \| not measured \|", text)
+    assert "| good | 12 | 346 | 5 |" in text
     assert "too few seeds" in text
     with pytest.raises(SystemExit, match="--baseline is 'other'; allowed: an arm of the runs: stock, good"):
         main(["compare", *map(str, folders), "--baseline", "other", "--out", str(tmp_path / "out")])
@@ -275,9 +280,9 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
 
 def test_wrong_input_is_refused_with_what_is_allowed(found, tmp_path, capsys):
     lines = tmp_path / "runs.jsonl"
-    lines.write_text("".join(json.dumps(made_run(name, seed)) + "\n" for name in ("stock", "good") for seed in (1, 2)))
+    lines.write_text("".join(to_line(run_of(name, seed)) + "\n" for name in ("stock", "good") for seed in (1, 2)))
     again = tmp_path / "again.jsonl"
-    again.write_text(json.dumps(made_run("good", 2)) + "\n")
+    again.write_text(to_line(run_of("good", 2)) + "\n")
     comparison_report.write(found, tmp_path / "a")
     written, broken, other = (tmp_path / name for name in ("a/comparison.json", "broken.json", "other.json"))
     broken.write_text("{")
@@ -328,7 +333,7 @@ def test_the_cost_of_a_training_is_that_of_a_job_that_trained_from_its_first_upd
     (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
     (tmp_path / "train.job.log").write_text(said)
     (tmp_path / "train.log").write_text(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {loaded}\n")
-    assert run_results.training_cost(tmp_path) == ({"seconds": 12.5} if measured else {})
+    assert run_results.training_cost(tmp_path) == ({"training_seconds": 12.5} if measured else {})
 
 
 def test_an_interval_without_a_lambda_is_left_out_of_its_history():
@@ -338,4 +343,4 @@ def test_an_interval_without_a_lambda_is_left_out_of_its_history():
         for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
     ]
     history = run_results.lambda_history("\n".join(head + json.dumps(record) for record in records))
-    assert list(history.values()) == [[[100, 0.5], [300, 0.25]]]
+    assert [entry.points for entry in history] == [((100, 0.5), (300, 0.25))]

@@ -5,25 +5,32 @@ import re
 
 import browser
 import pytest
-from test_compare import SHIFTS, made_run
+from msgspec.structs import replace
+from test_compare import SHIFTS, run_of
 
 from fairseq_gpam.lab.experiments import compare, comparison_report
+from fairseq_gpam.lab.experiments.records import Score
 
 SEEDS = range(1, 6)
 
 
 def scored_run(name, seed):
-    run = made_run(name, seed)
-    nll = run["train"]["valid_nll_loss"]
-    run["score"] = {"bleu": 40 - nll + 0.01 * seed * len(name), "chrf": 60 - nll}
-    return {**run, "name": f"{name}-with-a-name-that-is-as-long-as-a-line-of-flags", "benchmark": {"seconds": 1234.5}}
+    run = run_of(name, seed)
+    bits = run.loss("valid")
+    scores = {"bleu": 40 - bits + 0.01 * seed * len(name), "chrf": 60 - bits}
+    return replace(
+        run,
+        arm=f"{name}-with-a-name-that-is-as-long-as-a-line-of-flags",
+        scores=tuple(Score(metric=metric, value=value) for metric, value in scores.items()),
+        costs=replace(run.costs, training_seconds=1234.5),
+    )
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     runs = [scored_run(name, seed) for name in SHIFTS for seed in SEEDS]
     out = tmp_path_factory.mktemp("page")
-    page = comparison_report.write(compare.comparison(runs, runs[0]["name"]), out)
+    page = comparison_report.write(compare.comparison(runs, runs[0].arm), out)
     return page, json.loads((out / "comparison.json").read_text(encoding="utf-8"))
 
 
@@ -72,21 +79,20 @@ def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
             for cells, row in zip(lines, table["rows"], strict=True):
                 shown = dict(zip(map(named, head), cells, strict=True))
                 check_row(shown, row, 4 if table["unit"] == "nats" else 2)
-        _, *costs = tables[3]
+        head, *costs = tables[3]
+        assert head == ["arm", "training (s)", "training tokens/s"]
         for cells, entry in zip(costs, found["costs"], strict=True):
-            assert cells[:2] == [entry["group"], entry["arm"]]
-            for shown, value in zip(cells[2:], list(entry.values())[2:], strict=True):
-                assert shown == ("not measured" if value is None else f"{value:,.0f}")
+            assert cells == [entry["arm"], "1,234", "5"]
         name = next(entry["arm"] for entry in found["lambdas"])
         last = sum(entry["points"][-1][1] for entry in found["lambdas"]) / len(found["lambdas"])
         assert tables[4] == [["arm", "λ⁺ decoder"], [name, f"{last:.2f} ({last:.2f} to {last:.2f})"]]
         [entry] = found["layers"]
         (head, shown), means = tables[5], [mean for _, mean, _, _ in entry["points"]]
-        assert head == ["measure", "arm", "seeds", "layer 1", "layer 2"]
+        assert head == ["measure", "arm", "seeds", "layer 0", "layer 1"]
         assert shown == ["mean cosine, decoder", entry["arm"], "5", *(f"{mean:.3g}" for mean in means)]
         _, *collapse = tables[6]
         for cells, entry in zip(collapse, found["collapse"], strict=True):
-            assert cells[:3] == [entry["group"], entry["measure"].replace("_", " "), str(entry["n"])]
+            assert cells[:3] == [entry["group"], f"mean cosine, {entry['site']}", str(entry["n"])]
             for shown, key in zip(cells[3:], ("rho", "low", "high", "between", "within"), strict=True):
                 near(shown, entry[key], 2)
         assert len(tables) == 7

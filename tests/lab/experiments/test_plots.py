@@ -1,12 +1,17 @@
 """The pictures of runs and comparisons show the numbers of these runs."""
 
+import itertools
+
 import pytest
+from msgspec.structs import replace
+from runs import made_run
 
 from fairseq_gpam.lab.experiments import compare, plots
 
 
 def run(name, seed, valid):
-    return {"name": name, "seed": seed, "task": "toy", "train": {"curve": {"train": [], "valid": valid}}}
+    made = made_run(name, seed)
+    return replace(made, training=replace(made.training, valid=tuple(valid)))
 
 
 def lines(axes):
@@ -41,13 +46,10 @@ def test_a_comparison_shows_means_and_differences_and_every_lambda():
     assert differences.get_ylim() == pytest.approx((-1.8, 1.8))
 
     tied = [[0, 0.5], [10, 0.25]]
-    names = [
-        f"{site}{layer}_lambda_{sign}"
-        for site in ("encoder", "cross")
-        for layer in (0, 1)
-        for sign in ("plus", "minus")
-    ]
-    figure = plots.lambdas([{"arm": "dagpam", "name": name, "points": tied} for name in names])
+    places = itertools.product(("encoder", "cross"), (0, 1), ("plus", "minus"))
+    figure = plots.lambdas(
+        [{"arm": "dagpam", "site": site, "layer": layer, "sign": sign, "points": tied} for site, layer, sign in places]
+    )
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["dagpam\nencoder", "dagpam\ncross"]
     for axes in figure.axes:
         looks = [(line.get_color(), line.get_linestyle(), line.get_linewidth()) for line in axes.lines[1:]]
@@ -56,12 +58,15 @@ def test_a_comparison_shows_means_and_differences_and_every_lambda():
 
 def test_layers_and_correlations_have_every_measure_and_arm():
     points = [[-1, 0.5, 0.4, 0.6], [0, 0.1, 0.1, 0.1]]
-    entries = [{"arm": arm, "name": "residual_norm, encoder", "seeds": 2, "points": points} for arm in ("a", "b")]
+    entries = [
+        {"arm": arm, "metric": "residual_norm", "site": "encoder", "seeds": 2, "points": points} for arm in ("a", "b")
+    ]
     [axes] = plots.layers("title", entries).axes
     assert lines(axes) == {arm: [[-1, 0.5], [0, 0.1]] for arm in ("a", "b")}
     assert axes.get_yscale() == "log" and len(axes.collections) == 2
     measured = {
-        "measure": "mean_cosine, decoder",
+        "metric": "mean_cosine",
+        "site": "decoder",
         "rho": None,
         "points": [[0.1, 2.0, "a"], [0.2, 3.0, "b"], [0.3, 1.0, "a"]],
     }
@@ -71,11 +76,7 @@ def test_layers_and_correlations_have_every_measure_and_arm():
 
 def test_a_forest_plot_has_the_intervals_of_the_table():
     bits = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1), "single": (3.0,)}
-    runs = [
-        {"task": "made", "name": name, "seed": seed, "train": {"valid_nll_loss": value}}
-        for name, values in bits.items()
-        for seed, value in enumerate(values, start=1)
-    ]
+    runs = [made_run(name, seed, value) for name, values in bits.items() for seed, value in enumerate(values, start=1)]
     [table] = compare.comparison(runs, "stock")["tables"]
     [axes] = plots.forest(table, "stock", {name: "±" for name in bits}).axes
     rows = {row["arm"]: row["difference"]["interval"] for row in table["rows"] if row.get("difference")}

@@ -1,15 +1,18 @@
 """Tables show the runs and mark those that are missing."""
 
-import json
 import subprocess
 import sys
 
 import pytest
+import runs
+from msgspec.structs import replace
 
 import keep
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import tables
-from fairseq_gpam.lab.recipes import stage_results, tasks
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments import run_results, tables
+from fairseq_gpam.lab.experiments.records import Run, Score
+from fairseq_gpam.lab.recipes import stage_results
 
 
 def made_run(folder, name="dagpam"):
@@ -21,7 +24,8 @@ def made_run(folder, name="dagpam"):
             "name": name,
             "seed": 1,
             "train": {
-                **{"parameters": 1234, "updates": 30, "valid_loss": 6.0, "tokens_per_second": 1600.0},
+                **{"command": "fairseq-train data", "parameters": 1234, "updates": 30, "valid_loss": 6.0},
+                **{"valid_nll_loss": 6.0, "tokens_per_second": 1600.0},
                 "curve": {"train": [[10, 9.0], [20, 7.0]], "valid": [[10, 8.0], [20, 6.0], [30, 6.5]]},
                 "environment": {
                     "versions": {"torch": "2"},
@@ -34,8 +38,10 @@ def made_run(folder, name="dagpam"):
 
 
 def test_table_and_report(tmp_path):
-    run = made_run(tmp_path / "run")
-    text = tables.table([run])
+    folder = tmp_path / "runs/bible-de-en/dagpam/1"
+    made_run(folder)
+    run = run_results.read(folder)
+    text = tables.table_of_runs([run])
     header, _, row = text.splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         *("mechanism", "seed", "parameters", "updates", "valid loss (bits, label-smoothed)"),
@@ -47,12 +53,13 @@ def test_table_and_report(tmp_path):
     ]
     assert tables.report([run], tmp_path / "report") == text
     assert (tmp_path / "report/table.md").read_text(encoding="utf-8").startswith(text)
-    assert json.loads((tmp_path / "report/results.json").read_text(encoding="utf-8")) == [run]
+    [written] = schema.read_json(tmp_path / "report/results.json", list[Run])
+    assert written == run
     assert (tmp_path / "report/learning-curves.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="either"):
-        tables.table([run, {**run, "task": "shakespeare-lm"}])
+        tables.table_of_runs([run, replace(run, task="shakespeare-lm")])
     assert "| valid loss (bits) |" in " ".join(tables.table([], "words").split())
-    shown = tables.table([{**run, "score": {"tokenized_bleu": 34.44}}])
+    shown = tables.table_of_runs([replace(run, scores=(Score(metric="tokenized_bleu", value=34.44),))])
     assert "tokenised BLEU" in shown
     assert "34.4" in shown
 
@@ -70,11 +77,10 @@ main(["compare", *runs, "--baseline", "stock", "--out", repository])
 
 
 def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_names_it(tmp_path):
-    runs = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
-    for run in runs:
-        train = made_run(run, run.parent.name)["train"]
-        stage_results.update(run, {"train": {**train, "valid_nll_loss": 5.0}})
-    command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, runs)]
+    folders = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
+    for run in folders:
+        made_run(run, run.parent.name)
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, folders)]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.stderr.endswith("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'\n")
     assert "Traceback" not in ended.stderr
@@ -105,21 +111,19 @@ def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection(
         "V2": "--gpam-mechanism dagpam --gpam-negative-source input",
         "another": "--gpam-mechanism differential_v2",
     }
-    runs = [
-        {"name": name, "train": {"command": f"fairseq-train data {words}"}}
+    shown = [
+        runs.made_run(name, training={"command": f"fairseq-train data {words}", "parameters": 1, "updates": 1})
         for name, words in flags.items()
         for _ in (1, 2)
     ]
-    assert tables.negative_projections(runs) == [
+    assert tables.negative_projections(shown) == [
         "W_Q⁻: one for each head: own, tied, own after all; shared by the heads of a layer: shared, in one stack; "
         "from the layer's input to all heads: V2"
     ]
-    assert tables.negative_projections([runs[0], runs[-1]]) == []
+    assert tables.negative_projections([shown[0], shown[-1]]) == []
 
 
 def test_the_recipe_says_how_a_task_is_measured():
-    kinds = {"bible-de-en-full": "translation", "ptb-lm": "words", "wikitext-103-lm.softmax": "words"}
+    kinds = {"bible-de-en": "translation", "ptb-lm": "words", "wikitext-103-lm.softmax": "words"}
     for task, kind in {**kinds, "enwik8-lm": "characters"}.items():
-        assert tables.kind_of([{"task": task}, {"task": task}]) == kind
-    with pytest.raises(tasks.TaskError, match="full_budget"):
-        tables.kind_of([{"task": "ptb-lm-full"}])
+        assert tables.kind_of([runs.made_run(task=task)] * 2) == kind
