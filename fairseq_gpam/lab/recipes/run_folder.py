@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.checkpoints import load
-from fairseq_gpam.errors import read_text
 from fairseq_gpam.lab.recipes import checkpoints as checkpoint_files
 from fairseq_gpam.lab.recipes import dictionaries, logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import (
@@ -98,8 +97,8 @@ def _holder(descriptor: int) -> str:
     if not process:
         return "another process that uses this folder"
     path = Path(log)
-    lines = logs.read(path).splitlines() if path.is_file() else []
-    progress = next((f" ({text})" for line in reversed(lines) if (text := training_line(line))), "")
+    lines = reversed(logs.read(path).splitlines() if path.is_file() else [])
+    progress = next((f" ({text})" for line in lines if (text := training_line(line))), "")
     return f"process {process}, which still uses this folder{progress}; to stop it: kill {process}"
 
 
@@ -140,7 +139,7 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
     if not path.exists():
         _write_command(path, command)
         return True
-    differences = differing_flags(read_command(path), command)
+    differences = differing_flags(stage_results.read_command(path), command)
     if differences:
         raise RunError(
             f"{folder} was made by another train command line, which differs in {'; '.join(differences)}.\n"
@@ -150,19 +149,9 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
     return False
 
 
-def read_command(path: Path) -> list[str]:
-    """Returns the words of a stage's command line; raises RunError if the file is damaged."""
-    try:
-        return shlex.split(read_text(path))
-    except ValueError as error:
-        raise RunError(
-            f"{path} is damaged ({error}); to start afresh: rm -r {shlex.quote(str(path.parent))}"
-        ) from error
-
-
 def _whole_number(command: Sequence[str], flag: str) -> int | None:
     given = last_flag(command, flag)
-    if given and not given.isdecimal():
+    if given is not None and not given.isdecimal():
         raise RunError(f"{flag} {given} is not allowed; allowed: a whole number")
     return int(given) if given else None
 
@@ -360,8 +349,7 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
         run.say("translating")
         output, log = run.folder / "generate.out", run.folder / "generate.log"
         execute(command, log, lock, output=output, report=GenerationProgress(run.label))
-        text = logs.read(output)
-        hypotheses = logs.parse_hypotheses(text)
+        hypotheses = logs.parse_hypotheses(text := logs.read(output))
         measured = logs.parse_generation_log(logs.read(log) + text)
         if len(hypotheses) != measured["sentences"]:
             raise logs.CountMismatchError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fairseq_gpam.errors import writing_to
+from fairseq_gpam.errors import read_text, writing_to
 from fairseq_gpam.lab import schema
 
 RESULTS = "results.json"
@@ -96,3 +97,12 @@ def update(folder: Path, entries: dict[str, Any], without: Sequence[str] = ()) -
     recorded = {name: entry for name, entry in {**read(folder), **entries}.items() if name not in without}
     write_atomically(folder / RESULTS, json.dumps(recorded, indent=2) + "\n")
     return recorded
+
+
+def read_command(path: Path) -> list[str]:
+    """Returns the words of a stage's command line; raises SchemaError if the file is damaged."""
+    try:
+        return shlex.split(read_text(path))
+    except ValueError as error:
+        afresh = f"to start afresh: rm -r {shlex.quote(str(path.parent))}"
+        raise schema.SchemaError(f"{path} is damaged ({error}); {afresh}") from error

@@ -14,7 +14,7 @@ import fairseq_gpam
 from fairseq_gpam import engine
 from fairseq_gpam.arguments import positive_number, seed
 from fairseq_gpam.attention.core.base import check_known
-from fairseq_gpam.lab.recipes import answering, run_folder, tasks
+from fairseq_gpam.lab.recipes import answering, run_folder, stage_results, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
 from fairseq_gpam.lab.recipes.tasks import Task
@@ -151,7 +151,7 @@ def evaluation_command(run: RunSettings) -> list[str]:
     trained = run.folder / "train.command"
     if program == "fairseq-eval-lm" and trained.exists():
         # fairseq silently skips blocks that are longer than the model allows.
-        length = run_folder.last_flag(run_folder.read_command(trained), "--tokens-per-sample")
+        length = run_folder.last_flag(stage_results.read_command(trained), "--tokens-per-sample")
         if length and length != run_folder.last_flag(flags, "--tokens-per-sample"):
             flags += ["--tokens-per-sample", length]
     return [
