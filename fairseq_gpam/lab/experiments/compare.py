@@ -24,7 +24,7 @@ from fairseq_gpam.arguments import positive_number
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import run_results, series, statistics
 from fairseq_gpam.lab.experiments.grid import Grid
-from fairseq_gpam.lab.experiments.records import Run
+from fairseq_gpam.lab.experiments.records import COSTS, Run
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
 from fairseq_gpam.lab.recipes.stages import rate_text
@@ -85,14 +85,6 @@ QUANTITIES = (
         resolution=0.0001 * NATS,
     ),
 )
-COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
-    ("parameters", "parameters", lambda run: run.training.parameters),
-    ("training_seconds", "training (s)", lambda run: run.costs.training_seconds),
-    ("peak_memory_mib", "peak memory (MiB)", lambda run: run.costs.peak_memory_mib),
-    ("training_tokens_per_second", "training tokens/s", lambda run: run.costs.training_tokens_per_second),
-    ("test_tokens_per_second", "test tokens/s", lambda run: run.costs.evaluation_tokens_per_second),
-)
-"""The costs of a run: key, label, and where a run has it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

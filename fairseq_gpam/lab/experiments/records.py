@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -172,6 +173,16 @@ class Run(Strict, frozen=True, kw_only=True, omit_defaults=True):
         ]
         same = all(_same(results[0][key], results[1][key]) for key in results[0].keys() & results[1].keys())
         return same and self.training.valid == other.training.valid
+
+
+COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
+    ("parameters", "parameters", lambda run: run.training.parameters),
+    ("training_seconds", "training (s)", lambda run: run.costs.training_seconds),
+    ("peak_memory_mib", "peak memory (MiB)", lambda run: run.costs.peak_memory_mib),
+    ("training_tokens_per_second", "training tokens/s", lambda run: run.costs.training_tokens_per_second),
+    ("test_tokens_per_second", "test tokens/s", lambda run: run.costs.evaluation_tokens_per_second),
+)
+"""The costs of a run: key, label, and where a run has it."""
 
 
 def _same(first: float, second: float) -> bool:

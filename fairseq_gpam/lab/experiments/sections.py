@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fairseq_gpam.analysis.definitions import describe
-from fairseq_gpam.lab.experiments import compare, plots
+from fairseq_gpam.lab.experiments import plots, records
 
 Entries = Sequence[dict[str, Any]]
 SIGNS = {"plus": "λ⁺", "minus": "λ⁻", "": "λ"}
@@ -146,7 +146,7 @@ def _cost(value: float | None) -> str:
 
 def of_costs(group: str, entries: Entries) -> list[Section]:
     """Returns what was measured of the arms' costs; the number of parameters stands in every other table."""
-    measured = [(key, label) for key, label, _ in compare.COSTS[1:] if any(entry[key] is not None for entry in entries)]
+    measured = [(key, label) for key, label, _ in records.COSTS[1:] if any(entry[key] is not None for entry in entries)]
     if not measured:
         return []
     rows = [[entry["arm"], *(_cost(entry[key]) for key, _ in measured)] for entry in entries]
