@@ -10,7 +10,7 @@ from fairseq import checkpoint_utils, tasks
 from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
-from tiny import BASE, OURS, build, dictionary
+from tiny import BASE, OURS, STOCK, build, dictionary
 
 from fairseq_gpam.hub import from_pretrained
 
@@ -179,6 +179,19 @@ def test_another_mechanism_is_announced_with_both_names(translation, folder, cap
     assert "--gpam-encoder-mechanism 'dagpam', this model has 'softmax'" in caplog.text
 
 
+def test_a_stock_checkpoint_is_answered_with_both_ways_to_load_it_whenever_it_is_loaded(caplog):
+    caplog.set_level("INFO")
+    stock = build("translation", STOCK["translation"]).state_dict()
+    model = build("translation", OURS["translation"], "--gpam-mechanism", "dagpam")
+    for _ in range(2):
+        caplog.clear()
+        model.load_state_dict(dict(stock))
+        assert "--restore-file and --reset-optimizer, or with --finetune-from-model" in caplog.text
+    caplog.clear()
+    model.load_state_dict(model.state_dict())
+    assert "--restore-file" not in caplog.text
+
+
 def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):
     for name in ("dict.a.txt", "dict.b.txt"):
         dictionary(20).save(str(tmp_path / name))
@@ -190,3 +203,14 @@ def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):
     for ask in (lambda: hub.score(["w1"], ["w2"]), lambda: hub.attention("w1")):
         with pytest.raises(ValueError, match="TranslationMultiSimpleEpochTask, which adds to the tokens"):
             ask()
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-cross-attention", "--cross-self-attention"]])
+def test_every_row_and_column_of_attention_has_its_token(folder, tmp_path, flags):
+    path = checkpoint(tmp_path, "translation", folder / "data", OURS["translation"], *BASE["translation"], *flags)
+    attention = from_pretrained(path, folder / "data", source_lang="b", target_lang="a").attention("w1 w2 w3", "w4 w5")
+    assert {site for site, _ in attention.weights} == {"encoder", "decoder"} | ({"cross"} if not flags else set())
+    for (site, _), weights in attention.weights.items():
+        assert weights.shape[1:] == (len(attention.queries(site)), len(attention.keys(site)))
+    own = attention.source if flags else []
+    assert attention.keys("decoder") == [*own, *attention.target]

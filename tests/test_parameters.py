@@ -140,6 +140,8 @@ def test_info_counts_what_a_mechanism_adds(capsys, flags, added):
         (["--arch", "transformer_gpam", "--vocabulary", "3"], "--vocabulary 3 is not allowed; allowed: 5 or more"),
         (["--arch", "transformer_lm_gpam_wiki103"], "--vocabulary 10000 is not allowed with .*last cutoff.*60000"),
         (["--arch", "transformer_gpam", "--gpam-mechanism", "dnas"], "cannot be used for decoder"),
+        (["--arch", "transformer_gpam", "--encoder-attention-heads", "3"], r"-heads 3 cannot be built: .*num_heads\n$"),
+        (["--arch", "transformer_gpam", "--decoder-attention-heads", "0"], r"-heads 0 cannot be built: .*zero\n$"),
     ],
 )
 def test_refusals(capsys, words, why):

@@ -222,3 +222,7 @@ def test_refusals():
         Probe(model, ["everything"])
     with pytest.raises(ValueError, match="no fairseq transformer layers"):
         Probe(torch.nn.Linear(2, 2))
+    for kind in ("stock", "ours"):
+        model = model_of("translation", kind, "--no-cross-attention", "--cross-self-attention")
+        with pytest.raises(ValueError, match=r"not possible with --cross-self-attention, .*; allowed: models"):
+            Probe(model)

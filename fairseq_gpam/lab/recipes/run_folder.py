@@ -149,10 +149,10 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
     return False
 
 
-def _whole_number(command: Sequence[str], flag: str) -> int | None:
+def _whole_number(command: Sequence[str], flag: str, lowest: int = 0) -> int | None:
     given = last_flag(command, flag)
-    if given is not None and not given.isdecimal():
-        raise RunError(f"{flag} {given} is not allowed; allowed: a whole number")
+    if given is not None and (not given.removeprefix("-").isdecimal() or int(given) < lowest):
+        raise RunError(f"{flag} {given} is not allowed; allowed: a whole number from {lowest}")
     return int(given) if given else None
 
 
@@ -215,12 +215,12 @@ def launcher_rank(command: Sequence[str]) -> int:
     As in fairseq (`infer_init_method`), `--distributed-rank` decides if given, else torchrun's variables, else SLURM's
     if `--distributed-port` is given. Without it, SLURM's tasks are trainings of their own.
     """
-    given, port = (last_flag(command, f"--distributed-{name}") for name in ("rank", "port"))
-    if given:
-        return int(given)
+    rank, port = _whole_number(command, "--distributed-rank"), _whole_number(command, "--distributed-port", -1)
+    if rank is not None:
+        return rank
     if all(name in os.environ for name in TORCHRUN):
         return int(os.environ["RANK"])
-    return int(os.environ.get("SLURM_PROCID", 0)) if int(port or 0) > 0 else 0
+    return int(os.environ.get("SLURM_PROCID", 0)) if (port or 0) > 0 else 0
 
 
 def train(run: Run, command: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ import os
 import re
 import shlex
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -236,9 +236,11 @@ def _path(name: str) -> Path:
     return Path(name) if name.endswith(OWN) else FOLDER / f"{name}{OWN}"
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, based_on_it: Sequence[Path] = ()) -> dict[str, Any]:
     """Returns the keys of a recipe and its base."""
     path = _path(name)
+    if path.resolve() in based_on_it:
+        raise TaskError(f"'{name}' is not allowed: it is based on this recipe itself; allowed: another recipe")
     if name.endswith(OWN):
         _check_name(path)
     elif name not in (known := names()):
@@ -255,7 +257,7 @@ def _read(name: str) -> dict[str, Any]:
             raise TaskError(f"{path}: a translation needs the keys 'source' and 'target', not {languages[0]} alone")
         base_name = "bible-de-en" if languages else "shakespeare-lm"
     try:
-        base = _read(base_name)
+        base = _read(base_name, [*based_on_it, path.resolve()])
     except TaskError as error:
         raise TaskError(f"{path}: base: {error}") from error
     more = values.pop("train_more", "")

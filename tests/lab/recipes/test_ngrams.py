@@ -36,6 +36,15 @@ def test_the_command_writes_text(tmp_path):
         assert {word for line in lines for word in line.split()} <= {"t0", "t1", "t2", "t3"}
 
 
+@pytest.mark.parametrize("flag", ["order", "vocabulary", "length", "train", "concentration"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "two"])
+def test_what_makes_no_sequences_is_refused(tmp_path, capsys, flag, value):
+    with pytest.raises(SystemExit) as end:
+        main(["ngrams", "--out", str(tmp_path / "out"), f"--{flag}", value])
+    assert end.value.code == 2 and f"{value} is not allowed; allowed: a" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_predictors_count_only_what_stood_before():
     vocabulary, prior = 3, 0.5
     sequences = ngrams.markov_sequences(1, vocabulary, 4, 12, seed=5)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -289,6 +290,15 @@ def test_in_a_distributed_training_only_process_0_writes_to_the_folder(tmp_path,
         run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
     logs = ["lock", "train.failed.log"] if rank == 0 else [f"train.rank-{rank}.log"]
     assert sorted(path.name for path in folder.iterdir()) == logs
+
+
+@pytest.mark.parametrize("flag", ["--max-update", "--distributed-rank", "--distributed-port"])
+@pytest.mark.parametrize("value", ["one", "1.5", "-2", "", "$RANK"])
+def test_a_flag_that_is_read_before_the_engine_runs_must_be_a_number(tmp_path, flag, value):
+    with pytest.raises(
+        run_folder.RunError, match=f"{flag} {re.escape(value)} is not allowed; allowed: a whole number from"
+    ):
+        run_folder.train(run_folder.Run(tmp_path, "made", "dagpam", 1), ["fairseq-train", flag, value])
 
 
 def test_process_1_does_not_train_what_has_been_trained(tmp_path, monkeypatch):

@@ -79,6 +79,19 @@ def test_a_variant_replaces_keys_and_adds_flags(examples, monkeypatch):
     assert tasks.load("made").data.files[0].url == "file:///elsewhere/made.txt"
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_recipes_that_are_based_on_each_other_are_refused(examples, length):
+    own = examples / "own"
+    own.mkdir()
+    for number in range(length):
+        base = (number + 1) % length
+        (own / f"own{number}.toml").write_text(f'base = "{own}/own{base}.toml"\n')
+        (examples / f"made.{number}.toml").write_text(f'base = "made.{base}"\n')
+    for name in (f"{own}/own0.toml", "made.0"):
+        with pytest.raises(TaskError, match=r"0\.toml: base: .*is not allowed: it is based on this recipe itself"):
+            tasks.load(name)
+
+
 def settings(task, tmp_path, mechanism="dagpam", extra=()):
     return stages.RunSettings(task, mechanism, 3, tmp_path, mechanism, extra=extra)
 
