@@ -32,6 +32,7 @@ from fairseq_gpam.lab.recipes.stages import rate_text
 DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
 LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap", "collapse")
 """What a comparison has besides its baseline and its δ's; the entries name their group."""
+NOT_OURS = "--json is {}; allowed: a comparison.json that this version of compare wrote"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
         if beside:
             raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
         found = read_comparison(arguments.json)
+        # An older version's file may have the same keys, with other entries.
+        with errors.blamed_on(NOT_OURS.format(arguments.json)):
+            print(comparison_report.write(found, arguments.out))
+        return 0
     elif not arguments.baseline:
         raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
     else:
@@ -136,16 +141,14 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Returns the runs of folders, which they name, and of .jsonl files of kept runs.
 
     Raises `FileNotFoundError` for a folder without a finished training, `ValueError` for a missing file or if a run of
-    a task, learning rate, arm and seed is there twice; of replicates the first one is returned.
+    a task, learning rate, arm, seed and replicate is there twice.
     """
     runs: list[Run] = []
-    places: dict[tuple[str, str, int], Path] = {}
+    places: dict[tuple[str, str, int, int], Path] = {}
     for path in paths:
         kept = schema.read_json_lines(path, Run) if path.suffix == ".jsonl" else [run_results.read(path)]
         for run in kept:
-            key = (run.group, run.name, run.seed)
-            if run.replicate > 1:
-                continue
+            key = (run.group, run.name, run.seed, run.replicate)
             if key in places:
                 what = f"the run of {run.group}, {run.name}, seed {run.seed}"
                 raise ValueError(f"{what} is in {places[key]} and in {path}; allowed: one of them")
@@ -161,7 +164,7 @@ def read_comparison(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"--json is {path}; allowed: a comparison.json ({error})") from error
     if not isinstance(found, dict) or not {"baseline", "deltas", *LISTS} <= found.keys():
-        raise ValueError(f"--json is {path}; allowed: a comparison.json that this version of compare wrote")
+        raise ValueError(NOT_OURS.format(path))
     return found
 
 
@@ -180,14 +183,16 @@ def comparison(
     """Returns everything that the report shows, as plain JSON.
 
     `planned` has the seeds of all arms that each group, of a task and a learning rate, will have, if those at hand are
-    not all. Raises `ValueError` if no run is of the baseline, or none is of one of the `arms`.
+    not all. Replicates are named, not counted. Raises `ValueError` if no run is of the baseline, or none is of one of
+    the `arms`.
     """
     known = dict.fromkeys(run.arm for run in runs)
     for given, chosen in (("--baseline is", [baseline]), ("--arms has", arms or ())):
         unknown = [arm for arm in chosen if arm not in known]
         if unknown:
             raise ValueError(f"{given} {unknown[0]!r}; allowed: an arm of the runs: {', '.join(known)}")
-    runs = [run for run in runs if arms is None or run.arm in (*arms, baseline)]
+    chosen_runs = [run for run in runs if arms is None or run.arm in (*arms, baseline)]
+    runs = [run for run in chosen_runs if run.replicate == 1]
     groups: dict[tuple[str, float | None], list[Run]] = {at: [] for at in planned}
     for run in runs:
         groups.setdefault((run.group, run.learning_rate), []).append(run)
@@ -205,6 +210,7 @@ def comparison(
         remarks = not_run(missing, next(iter(plan.values()), ()))
         if members and baseline not in by_arm:
             remarks.insert(0, f"Not compared, because no run is of the baseline {baseline}: {', '.join(by_arm)}.")
+        remarks += not_counted([run for run in chosen_runs if (run.group, run.learning_rate) == at])
         tables = [table(group, by_arm, baseline, each, deltas[each.unit], len(plan) - 1) for each in QUANTITIES]
         result["tables"] += filter(None, tables)
         diverged = [run.label for runs in by_arm.values() for run in runs if QUANTITIES[0].diverged(run)]
@@ -228,6 +234,12 @@ def not_run(missing: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> list[
     partly = [f"{arm} seeds {_list(own)}" for arm, own in missing.items() if 0 < len(own) < len(seeds)]
     said = [f"Not run with any seed of {_list(seeds)}: {', '.join(wholly)}."] if wholly else []
     return [*said, *([f"Not run yet: {'; '.join(partly)}."] if partly else [])]
+
+
+def not_counted(runs: Sequence[Run]) -> list[str]:
+    """Returns a sentence that names the replicates among runs, if there are any."""
+    replicates = [run.label for run in runs if run.replicate > 1]
+    return [f"Not counted, because the first run of their seed is: {', '.join(replicates)}."] if replicates else []
 
 
 def _list(seeds: Sequence[int]) -> str:

@@ -16,15 +16,16 @@ from fairseq_gpam.lab.recipes import stage_results
 
 def write(comparison: dict[str, Any], out: Path) -> Path:
     """Writes comparison.json, .csv, .md and .html into `out`; returns the page."""
-    out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    stage_results.write_atomically(out / "comparison.json", text)
     # Reparsed, so that tuples become lists and a page made from the file alone is identical.
     comparison = json.loads(text)
     shown = sections.of_comparison(comparison)
-    stage_results.write_atomically(out / "comparison.csv", as_csv(comparison))
-    stage_results.write_atomically(out / "comparison.md", as_markdown(comparison["baseline"], shown))
-    stage_results.write_atomically(out / "comparison.html", as_html(comparison["baseline"], shown))
+    files = {"json": text, "csv": as_csv(comparison), "md": as_markdown(comparison["baseline"], shown)}
+    files["html"] = as_html(comparison["baseline"], shown)
+    # Nothing is written of a comparison that cannot be shown.
+    out.mkdir(parents=True, exist_ok=True)
+    for ending, content in files.items():
+        stage_results.write_atomically(out / f"comparison.{ending}", content)
     return out / "comparison.html"
 
 

@@ -311,6 +311,36 @@ def test_wrong_input_is_refused_with_what_is_allowed(found, tmp_path, capsys):
     assert json.loads((tmp_path / "out/comparison.json").read_text())["deltas"] == {**compare.DELTAS, "nats": 0.5}
 
 
+def test_replicates_are_named_and_not_counted(tmp_path):
+    lines = [to_line(run_of(name, seed)) for name in ("stock", "good") for seed in (1, 2, 3)]
+    again = [to_line(run_of("good", seed, shift=9.0, replicate=2)) for seed in (2, 3)]
+    tables = {}
+    for name, kept in (("first", lines), ("all", lines + again)):
+        (tmp_path / "runs.jsonl").write_text("\n".join(kept) + "\n")
+        main(["compare", str(tmp_path / "runs.jsonl"), "--baseline", "stock", "--out", str(tmp_path / name)])
+        tables[name] = json.loads((tmp_path / name / "comparison.json").read_text())["tables"]
+    assert tables["first"] == tables["all"]
+    said = "Not counted, because the first run of their seed is: good seed 2 (replicate 2), good seed 3 (replicate 2)."
+    for file in ("comparison.md", "comparison.html"):
+        assert said in (tmp_path / "all" / file).read_text(encoding="utf-8")
+        assert "Not counted" not in (tmp_path / "first" / file).read_text(encoding="utf-8")
+
+
+def test_a_comparison_of_an_older_version_is_refused_in_a_sentence(found, tmp_path):
+    older = [{key: value for key, value in found.items() if key != left_out} for left_out in found]
+    for name in ("tables", "costs", "curves", "lambdas", "layers"):
+        for entry in ({}, {"group": "made-lm"}, {"task": "made-lm", "rows": [], "arm": "stock"}, None, 3):
+            older.append({**found, name: [entry]})
+    for comparison in older:
+        (tmp_path / "older.json").write_text(json.dumps(comparison))
+        with pytest.raises(
+            SystemExit, match=r"--json is .*older\.json; allowed: a comparison\.json that this ver"
+        ) as end:
+            main(["compare", "--json", str(tmp_path / "older.json"), "--out", str(tmp_path / "out")])
+        assert end.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
 TRAINING = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
 
 
