@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.analysis import embed
-from fairseq_gpam.lab.experiments import committed_results, compare, grid, sections, series, tables
+from fairseq_gpam.lab.experiments import committed_results, compare, contrasts, grid, sections, series, tables
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.sections import Section
 from fairseq_gpam.lab.recipes import run_folder, stages
@@ -118,7 +118,7 @@ def section(
     for group in groups(chosen, repository):
         if tasks and group.task not in tasks:
             continue
-        for file, shown in sections_of(group, chosen.baseline, measures or known, show):
+        for file, shown in sections_of(group, chosen, measures or known, show):
             parts += [f"**{shown.title}**"] if shown.title else []
             parts += [sections.markdown_table(shown.head, shown.rows)] if shown.head else []
             parts += [shown.note] if shown.note else []
@@ -134,10 +134,10 @@ def section(
 
 
 def sections_of(
-    group: Group, baseline: str, measures: Sequence[str], show: Sequence[str]
+    group: Group, chosen: grid.Grid, measures: Sequence[str], show: Sequence[str]
 ) -> Iterator[tuple[str, Section]]:
     """Yields the chosen sections of a group, with the beginning of the names of their pictures; computes no others."""
-    arms = [arm for arm, runs in group.by_arm.items() if runs]
+    arms, baseline = [arm for arm, runs in group.by_arm.items() if runs], chosen.baseline
     for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
         if quantity.key in measures and quantity.measures(group.kind):
             delta, planned = compare.DELTAS[quantity.unit], len(group.by_arm) - 1
@@ -146,7 +146,15 @@ def sections_of(
                 title = f"{group.title}: {quantity.label} ({quantity.unit})"
                 yield "", Section(title, note=f"There is no run of the baseline `{baseline}`, too few seeds.")
                 continue
-            section = sections.of_table(table, baseline, arms)
+            if chosen.primary:
+                primary = contrasts.section(
+                    *(group.title, group.by_arm, chosen.primary, quantity, delta, len(chosen.seeds))
+                )
+                if primary is not None and "table" in show:
+                    yield "", primary
+                table = contrasts.exploratory(table)
+            order = [row["arm"] for row in table["rows"]] if chosen.primary else []
+            section = sections.of_table(table, baseline, [*order, *(arm for arm in arms if arm not in order)])
             picture = section.picture if "picture" in show else None
             shown = replace(section, picture=picture) if "table" in show else Section("", picture=picture)
             yield f"{group.file}.{quantity.key}", shown

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
 
 from fairseq_gpam.lab.experiments import statistics
+from fairseq_gpam.lab.experiments.compare import Quantity
 from fairseq_gpam.lab.experiments.grid import MIN_SEEDS
+from fairseq_gpam.lab.experiments.records import Run
+from fairseq_gpam.lab.experiments.sections import Section
+from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.experiments.statistics import ALPHA, POWER, Difference
 
 Contrast = tuple[str, str]
@@ -33,7 +38,7 @@ def primary(
     """Returns first − second for each primary contrast, Holm-corrected over all of them, run or not, with a verdict.
 
     `arms` holds values by seed, rounded to steps of `resolution`. With fewer than eight common seeds the verdict is
-    "too few seeds"; a contrast without any is left out.
+    `TOO_FEW`; a contrast without any is left out.
     """
     found = {
         (arm, other): one
@@ -46,7 +51,7 @@ def primary(
     for pair, one in found.items():
         one = dataclasses.replace(one, p_holm=corrected.get(repr(pair)))
         enough = one.interval.n >= MIN_SEEDS
-        said = statistics.verdict(one, delta, lower_is_better) if enough else "too few seeds"
+        said = statistics.verdict(one, delta, lower_is_better) if enough else TOO_FEW
         result[pair] = dataclasses.replace(one, verdict=said)
     return result
 
@@ -191,10 +196,18 @@ HEAD = (
     *("contrast", "seeds", "difference ± 95 %", "verdict", "p (Holm)", "p (t)", "p (sign flips)"),
     *("in deviations of a run", "updates saved", "at equal time", "least effect found"),
 )
+NOTE = (
+    "Holm's correction is over the primary contrasts alone. *In deviations of a run*: the difference divided by the "
+    "pooled standard deviation of single runs. *Updates saved*: how much earlier the first arm has the loss with which "
+    "the second one ends. *At equal time*: only with times of an update that were measured apart. *Least effect "
+    "found*: the true difference that is found in 80 % of studies with this spread."
+)
+TOO_FEW = "too few seeds"
+BATCHES_ONLY = "† The arms share batches, but not the initial weights."
 
 
-def rows(found: Sequence[Effect]) -> list[list[str]]:
-    """Returns the cells of a table of primary contrasts below `HEAD`."""
+def rows(found: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[list[str]]:
+    """Returns the cells of a table below `HEAD`; contrasts in `unlike` share batches only, and are marked."""
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
@@ -203,12 +216,71 @@ def rows(found: Sequence[Effect]) -> list[list[str]]:
     for one in found:
         shown, tested = one.difference.interval, one.difference
         half = "" if shown.high is None else f" ± {shown.high - shown.mean:.4f}"
+        # A p value is left out where there is no verdict.
+        tests = (tested.p_holm, tested.p_t, tested.p_sign_flip) if tested.verdict != TOO_FEW else [None] * 3
         cells.append(
             [
-                *(" − ".join(one.contrast), str(shown.n), f"{shown.mean:+.4f}{half}", tested.verdict),
-                *(number(p, ".4f") for p in (tested.p_holm, tested.p_t, tested.p_sign_flip)),
+                " − ".join(one.contrast) + " †" * (one.contrast in unlike),
+                *(str(shown.n), f"{shown.mean:+.4f}{half}", tested.verdict),
+                *(number(p, ".4f") for p in tests),
                 *(number(one.deviations, "+.1f"), number(one.updates, "+,.0f")),
                 *(number(one.equal_time, "+.4f"), number(one.least, ".4f")),
             ]
         )
     return cells
+
+
+def section(
+    group: str,
+    by_arm: Mapping[str, Sequence[Run]],
+    named: Sequence[Contrast],
+    quantity: Quantity,
+    delta: float,
+    planned: int = MIN_SEEDS,
+) -> Section | None:
+    """Returns the primary contrasts of a group of runs in one quantity, None if none of them has been run.
+
+    There is no verdict before all `planned` seeds of both arms have been trained.
+    """
+    values = {
+        arm: {run.seed: value for run in runs if (value := quantity.of(run)) is not None}
+        for arm, runs in by_arm.items()
+    }
+    curves = {
+        arm: {run.seed: [(update, loss * NATS) for update, loss in run.training.valid] for run in runs}
+        for arm, runs in by_arm.items()
+    }
+    found = effects(values, curves, named, delta, quantity.lower_is_better, quantity.resolution)
+    if not found:
+        return None
+    for number, one in enumerate(found):
+        if any(len(by_arm[arm]) < planned for arm in one.contrast):
+            waiting = dataclasses.replace(one.difference, verdict=TOO_FEW)
+            found[number] = dataclasses.replace(one, difference=waiting)
+    starts = {(arm, run.seed): run.initial_weights for arm, runs in by_arm.items() for run in runs}
+    unlike = {
+        one.contrast
+        for one in found
+        for seed in one.difference.seeds
+        if len({start for arm in one.contrast if (start := starts[arm, seed])}) == 2
+    }
+    note = (
+        f"δ = {delta:g} {quantity.unit}. No verdict before all {planned} planned seeds are in. {NOTE}"
+        + f" {BATCHES_ONLY}" * bool(unlike)
+    )
+    return Section(f"{group}: primary contrasts, {quantity.label} ({quantity.unit})", HEAD, rows(found, unlike), note)
+
+
+def exploratory(table: dict[str, Any]) -> dict[str, Any]:
+    """Returns a comparison's table without verdicts and corrected p values, the best arm first below the baseline."""
+    sign = 1 if table["lower_is_better"] else -1
+
+    def without(row: dict[str, Any]) -> dict[str, Any]:
+        found = row.get("difference")
+        if not found or found["verdict"] == TOO_FEW:
+            return row
+        return {**row, "difference": {**found, "p_holm": None, "verdict": "exploratory"}}
+
+    first, *others = map(without, table["rows"])
+    others.sort(key=lambda row: sign * row["difference"]["interval"]["mean"] if row.get("difference") else math.inf)
+    return {**table, "rows": [first, *others], "tests": 0}

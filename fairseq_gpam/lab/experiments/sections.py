@@ -128,7 +128,9 @@ def _cells(row: dict[str, Any], table: dict[str, Any], is_baseline: bool) -> lis
 def _table_note(table: dict[str, Any]) -> str:
     """Returns the sentences about the baseline's spread, the correction, and runs that diverged or are not alike."""
     noise, unit, tests = table["noise"], table["unit"], table["tests"]
-    rule = f"δ = {table['delta']:g} {unit}. Holm's correction is over {tests} arm{'s' if tests != 1 else ''}."
+    rule = f"δ = {table['delta']:g} {unit}."
+    # An exploratory table corrects nothing.
+    rule += f" Holm's correction is over {tests} arm{'s' if tests != 1 else ''}." if tests else ""
     if table["diverged"]:
         rule += f" Diverged and not counted: {'; '.join(f'{arm} seed {seed}' for arm, seed in table['diverged'])}."
     if table["decoded_otherwise"]:
