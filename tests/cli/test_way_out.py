@@ -92,8 +92,9 @@ def test_an_exported_language_model_has_the_same_perplexity_without_user_dir(com
     train_language_model(command, monolingual, save_dir, "--max-update", "5", "--gpam-mechanism", "scaled_softmax")
     trained, exported = save_dir / "checkpoint_last.pt", save_dir / "exported.pt"
     assert main(["export", str(trained), "--out", str(exported)]) == 0
-    ours = evaluate(command, monolingual, trained)
-    stock = evaluate(command, monolingual, exported, user_dir=False)
+    # Beside numpy 2 an unmodified fairseq cannot break samples at sentences.
+    ours = evaluate(command, monolingual, trained, "--sample-break-mode", "none")
+    stock = evaluate(command, monolingual, exported, "--sample-break-mode", "none", user_dir=False)
     assert loss(ours.text) == loss(stock.text)
 
 

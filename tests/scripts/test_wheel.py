@@ -33,7 +33,9 @@ def command(wheel, tmp_path_factory, script_environment):
     subprocess.run([*PIP, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
     # As a virtual environment in a project of the user's, whose commit says nothing about this package.
     subprocess.run(["git", "init", "--quiet", installed], check=True)
-    environment = {**script_environment, "PYTHONPATH": str(installed)}
+    # Coverage counts the files of the repository, not their copies.
+    kept = {name: value for name, value in script_environment.items() if not name.startswith("COV")}
+    environment = {**kept, "PYTHONPATH": str(installed)}
 
     def run(folder, *words):
         line = [installed / "bin/fairseq-gpam", *words]

@@ -63,7 +63,12 @@ def read(folder: Path) -> Run:
     if "train" not in stages:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     log, analysis = folder / run_folder.TRAIN_LOG, folder / "analysis/results.json"
-    values = from_stages(stages)
+    try:
+        values = from_stages(stages)
+    except KeyError as error:
+        raise schema.SchemaError(
+            f"{folder / 'results.json'}: {error.args[0]} is missing: repeat the run's commands"
+        ) from error
     if folder.resolve().parents[1].name == f"{values['task']}-full":
         values["budget"] = "full"
     values["costs"] |= training_cost(folder)
@@ -121,8 +126,8 @@ def from_stages(stages: Mapping[str, Any]) -> dict[str, Any]:
 
 def signature(scored: Mapping[str, Any], metric: str) -> str:
     """Returns a score's signature, which also says whether compounds were split."""
-    split = "|compounds:split" if scored.get(f"{metric}_compounds_split") else ""
-    return scored.get(f"{metric}_signature", "") + split
+    written = scored.get(f"{metric}_signature", "")
+    return f"{written}|compounds:split" if scored.get(f"{metric}_compounds_split") else written
 
 
 def training_cost(folder: Path) -> dict[str, float]:

@@ -93,12 +93,12 @@ def test_a_broken_download_is_resumed(interpreter, tmp_path):
 
     missing = {**environment, "ENWIK8_URL": (tmp_path / "made/nowhere.zip").as_uri()}
     done = subprocess.run(prepare, cwd=tmp_path, env=missing, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "run again to resume, or fetch it yourself and pass --archive" in done.stderr
 
     other = {**environment, "ENWIK8_SHA256": "0" * 64}
     done = subprocess.run(prepare, cwd=tmp_path, env=other, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "has sha256" in done.stderr
 
 

@@ -1,7 +1,11 @@
-"""The synthetic tasks: what their lines promise, and the best possible loss."""
+"""The synthetic tasks: what their lines promise, and the best possible loss; the commands of their pages."""
 
 import itertools
 import math
+import os
+import re
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 from fairseq_gpam import answers
-from fairseq_gpam.lab.recipes import synthetic, tasks
+from fairseq_gpam.lab.recipes import stage_results, synthetic, tasks
 
 TASKS = [name for name in tasks.names() if tasks.load(name).data.corpus in synthetic.GENERATORS]
 
@@ -107,3 +111,14 @@ class Symbols:
 
     def pad(self):
         return 0
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("name", ["filler-lookup", "flip-flop", "in-context-bigrams", "key-lookup", "set-difference"])
+def test_the_commands_of_a_page_lead_to_a_result(name, interpreter, tmp_path):
+    page = (Path(__file__).parents[3] / "examples" / name / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    short = re.sub("( train .*)", r"\1 -- --max-update 2 --validate-interval-updates 2", block)
+    environment = {**os.environ, "PATH": f"{interpreter.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", short], cwd=tmp_path, env=environment, check=True)
+    assert "eval-lm" in stage_results.read(tmp_path / f"out/runs/{name}/dagpam/1")
