@@ -81,9 +81,7 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
         if others:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         names = {run.settings.name for runs in arms.values() for run in runs}
-        replicates = [run.label for run in kept if run.replicate > 1 and run.name in names]
-        if replicates:
-            remarks.append(f"Not counted, because the first run of their seed is: {', '.join(replicates)}.")
+        remarks += compare.not_counted([run for run in kept if run.name in names])
         title = compare.title(task, rate)
         recipe = recipes.of_runs(task)
         file = task if rate is None else f"{task}_lr{stages.rate_text(rate)}"
