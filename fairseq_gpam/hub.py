@@ -314,7 +314,7 @@ def from_pretrained(
             raise FileNotFoundError(f"{path} does not exist")
     for path in folders:
         if not Path(path).is_dir():
-            raise ValueError(f"data={path!r} is not allowed: this is no folder; allowed: one with dictionaries")
+            raise ValueError(f"data={path}: a file, not a folder with dictionaries")
     overrides: dict[str, Any] = dict(more)
     if "gpam_import" in more:
         overrides["gpam_import"] = import_file(more["gpam_import"])

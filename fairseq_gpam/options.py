@@ -122,10 +122,10 @@ def grouped() -> dict[str, tuple[Option, ...]]:
     groups: dict[str, tuple[Option, ...]] = {"": GENERAL_OPTIONS}
     listed = set(GENERAL_OPTIONS)
     for name in ("dagpam", *sorted(set(REGISTRY) - {"dagpam"})):
-        own = tuple(option for option in REGISTRY[name].options if option not in listed)
-        listed.update(own)
-        if own:
-            groups[name] = own
+        new = tuple(option for option in REGISTRY[name].options if option not in listed)
+        listed.update(new)
+        if new:
+            groups[name] = new
     return groups
 
 

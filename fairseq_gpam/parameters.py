@@ -137,7 +137,7 @@ def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
         counted.update(id(parameter) for parameter in new)
         key = (mechanism.site.name, mechanism.spec if isinstance(mechanism, MixedHeads) else mechanism.name)
         number, extra = rows.get(key, (0, 0))
-        rows[key] = (number + 1, extra + sum(one.numel() for one in new))
+        rows[key] = (number + 1, extra + sum(parameter.numel() for parameter in new))
     return [(site, name, number, extra) for (site, name), (number, extra) in rows.items()]
 
 
@@ -201,7 +201,7 @@ def resize(model: Model, parameters: int, wanted: int) -> Model:
     middle = round((wanted - parameters) / sum(units.values()))
     candidates: list[dict[str, int]] = [{}]
     for stack in units:
-        candidates = [{**one, stack: step} for one in candidates for step in range(middle - 1, middle + 2)]
+        candidates = [{**steps, stack: step} for steps in candidates for step in range(middle - 1, middle + 2)]
 
     def distance(steps: dict[str, int]) -> tuple[int, int]:
         missing = wanted - parameters - sum(units[stack] * step for stack, step in steps.items())

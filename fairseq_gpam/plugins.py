@@ -53,8 +53,7 @@ def import_file(path: str) -> str:
     spec = importlib.util.spec_from_file_location(name, file) if file.suffix == ".py" and file.is_file() else None
     if spec is None or spec.loader is None:
         raise ValueError(
-            f"{IMPORT_FLAG} {path!r} is not allowed: there is no such Python file; allowed: the file that defines the "
-            f"model's mechanism. For a checkpoint whose file has moved: --model-overrides \"{{'gpam_import': 'PATH'}}\""
+            f"{IMPORT_FLAG} {path}: no such Python file; name the file that defines the model's mechanism. For a checkpoint whose file has moved: --model-overrides \"{{'gpam_import': 'PATH'}}\""
         )
     logger.warning(f"{IMPORT_FLAG} runs the Python file {file}")
     module = importlib.util.module_from_spec(spec)
@@ -65,10 +64,7 @@ def import_file(path: str) -> str:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ValueError(
-            f"{IMPORT_FLAG} {path!r} is not allowed: the file ends with {type(error).__name__}: {error}; allowed: a "
-            "file that runs to its end"
-        ) from error
+        raise ValueError(f"{IMPORT_FLAG} {path}: the file ends with {type(error).__name__}: {error}") from error
     return str(file)
 
 

@@ -70,8 +70,8 @@ prepare_metadata_for_build_editable = hook("prepare_metadata_for_build_editable"
 
 
 if __name__ == "__main__":
-    this = sys.version_info[:2]
-    refusal = problem(this, with_engine=True)
+    version = sys.version_info[:2]
+    refusal = problem(version, with_engine=True)
     if refusal:
         sys.exit(refusal)
-    print("wheel" if has_wheel(this, platform.system(), platform.machine()) else "compiled")
+    print("wheel" if has_wheel(version, platform.system(), platform.machine()) else "compiled")

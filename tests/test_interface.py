@@ -156,7 +156,7 @@ def test_the_dictionaries_alone_suffice(folder, translation, translator, tmp_pat
     "arguments, message",
     [
         ({"source": "a"}, "source is not allowed; allowed: gpam_import, source_lang, target_lang"),
-        ({"data": __file__}, "this is no folder"),
+        ({"data": __file__}, "not a folder"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"checkpoint": "."}, "a folder, not a checkpoint"),
         ({"gpam_import": "nowhere.py"}, "no such Python file"),

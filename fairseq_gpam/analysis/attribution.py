@@ -105,8 +105,8 @@ def deletion_test(loaded: LoadedModel, batch: dict[str, Any], maps: dict[str, Te
     if candidates == 0:
         return []
     count = max(1, round(REMOVED_SHARE * candidates))
-    found = deletion_losses(loss, {name: values[removable] for name, values in scores.items()}, count)
-    return [{"map": name, "removed": count, "tokens": candidates, "increase": value} for name, value in found.items()]
+    increases = deletion_losses(loss, {name: values[removable] for name, values in scores.items()}, count)
+    return [{"map": name, "removed": count, "tokens": candidates, "increase": loss} for name, loss in increases.items()]
 
 
 def describe_deletions(rows: list[dict[str, Any]]) -> str:

@@ -135,10 +135,11 @@ def run(arguments: argparse.Namespace) -> int:
             flags = architectures[number - len(arguments.checkpoints)]
             loaded = loading.from_architecture(flags, arguments.data, name, arguments.seed)
         samples = loading.choose_samples(loaded, arguments.subset, arguments.samples)
-        with_maps = sorted(samples.numbers, key=lambda one: (abs(samples.length(one) - 16), one))[: arguments.maps]
+        near_16_tokens = sorted(samples.numbers, key=lambda sample: (abs(samples.length(sample) - 16), sample))
+        with_maps = near_16_tokens[: arguments.maps]
         frozen = [name for name in ("operator", "path-loss") if getattr(arguments, name.replace("-", "_"))]
         for variant in dict.fromkeys(variants):
-            found = collect(
+            measurement = collect(
                 loaded,
                 samples,
                 variant,
@@ -148,11 +149,11 @@ def run(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed,
                 frozen=frozen,
             )
-            measurements.append(found)
-            logger.info(f"{name}, {found.variant}: loss {found.loss:.4g} ({time.time() - start:.0f} s)")
-            if found.deletions:
-                logger.info(f"{name}, {found.variant}: {describe_deletions(found.deletions)}")
-            for option, reason in found.refusals.items():
+            measurements.append(measurement)
+            logger.info(f"{name}, {measurement.variant}: loss {measurement.loss:.4g} ({time.time() - start:.0f} s)")
+            if measurement.deletions:
+                logger.info(f"{name}, {measurement.variant}: {describe_deletions(measurement.deletions)}")
+            for option, reason in measurement.refusals.items():
                 logger.warning(f"{name} has no --{option}: {reason}")
 
     settings: dict[str, Any] = {
@@ -170,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = report.write_report(measurements, arguments.out, settings, history)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
     full = [measurement for measurement in measurements if not measurement.without]
-    none_made = [f"--{option}" for option in frozen if full and all(option in one.refusals for one in full)]
+    none_made = [f"--{option}" for option in frozen if full and all(option in model.refusals for model in full)]
     if none_made:
         logger.error(f"{' and '.join(none_made)} could be made for none of the models")
     return 1 if none_made else 0
@@ -180,10 +181,10 @@ def architecture_names(architectures: list[list[str]]) -> list[str]:
     """Returns a short, distinct name for every fresh model: its architecture and the flags that distinguish it."""
     flags = [re.split(r" (?=--[a-z])", " ".join(words)) for words in architectures]
     names: list[str] = []
-    for own in flags:
-        others = [other for other in flags if other is not own and other[0] == own[0]]
-        apart = [flag for flag in own[1:] if not all(flag in other for other in others)] if others else []
-        name = " ".join([own[0], *apart]).replace("--arch ", "").replace("--gpam-", "").replace("--", "")
+    for model_flags in flags:
+        others = [other for other in flags if other is not model_flags and other[0] == model_flags[0]]
+        apart = [flag for flag in model_flags[1:] if not all(flag in other for other in others)] if others else []
+        name = " ".join([model_flags[0], *apart]).replace("--arch ", "").replace("--gpam-", "").replace("--", "")
         while name in names:
             name += "'"
         names.append(name)

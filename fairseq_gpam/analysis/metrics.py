@@ -107,9 +107,9 @@ def residual_ratio_argmin(states: Tensor, tokens: Tensor | None = None, steps: i
 def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Returns the mean cosine of all pairs of different tokens; a zero vector counts as orthogonal to all others."""
     units = torch.nn.functional.normalize(without_padding(states, tokens), dim=-1, eps=1e-30)
-    own = units.pow(2).sum(dim=(-2, -1))
+    diagonal = units.pow(2).sum(dim=(-2, -1))
     count = _count(states, tokens)
-    pairs = units.sum(dim=-2).pow(2).sum(dim=-1) - own
+    pairs = units.sum(dim=-2).pow(2).sum(dim=-1) - diagonal
     return torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
 
 
@@ -235,8 +235,8 @@ def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
     heads = maps.size(-2)
     if heads < 2:
         return torch.full_like(maps[..., 0, 0], torch.nan)
-    own = maps.pow(2).sum(dim=(-2, -1))
-    return 1 - (maps.sum(dim=-2).pow(2).sum(dim=-1) - own) / (heads * (heads - 1))
+    diagonal = maps.pow(2).sum(dim=(-2, -1))
+    return 1 - (maps.sum(dim=-2).pow(2).sum(dim=-1) - diagonal) / (heads * (heads - 1))
 
 
 @metric("softmax Jacobian, L1", "2(1 − Σp²), p = softmax(QKᵀ/√D + M), mean over rows", GPAM + ", Lemma 3")

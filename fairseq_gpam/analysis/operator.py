@@ -61,7 +61,7 @@ class FrozenModel:
             error = float((made[stack] - output).abs().max() / output.abs().max())
             # The negation also catches NaN.
             if not error < TOLERANCE:
-                used = {type(one).name for one in model.modules() if isinstance(one, AttentionMechanism)}
+                used = {type(module).name for module in model.modules() if isinstance(module, AttentionMechanism)}
                 more = ", ".join(sorted(used & NOT_WEIGHTS_TIMES_VALUES)) or "an attention of this model"
                 raise OperatorError(
                     f"--operator and --path-loss require attention to output its weights times the values, but {more} "
@@ -220,5 +220,5 @@ def deletion_losses(
 
     generator = torch.Generator().manual_seed(seed)
     random = [without(torch.randperm(length, generator=generator)[:count]) for _ in range(draws)]
-    found = {name: without(values.topk(count).indices) for name, values in scores.items()}
-    return {**found, "random": sum(random) / draws}
+    increases = {name: without(values.topk(count).indices) for name, values in scores.items()}
+    return {**increases, "random": sum(random) / draws}

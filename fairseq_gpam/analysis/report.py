@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import torch
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from fairseq_gpam.analysis import drawing, embed, pictures
 from fairseq_gpam.analysis.collect import Measurement, SampleMaps, slopes
 from fairseq_gpam.analysis.definitions import GROUPS, describe
+from fairseq_gpam.analysis.templates import render
 
 GROUPS_FOR_EVERY_SETTING = (
     "Rank of the hidden states",
@@ -59,6 +59,7 @@ def write_report(
     page = {
         "title": "Attention report: " + ", ".join(checkpoints),
         "css": embed.CSS,
+        "format_number": format_number,
         "results": results,
         "figure_4": draw.figure_4(drawn),
         "curves": draw.curves(drawn),
@@ -70,15 +71,8 @@ def write_report(
         "histories": draw.history(history),
         "tables": tables(results["records"]),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fairseq_gpam.analysis", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["format_number"] = format_number
     target = out / "report.html"
-    target.write_text(environment.get_template("report.html.j2").render(page), encoding="utf-8")
+    target.write_text(render("fairseq_gpam.analysis", "report.html.j2", **page), encoding="utf-8")
     return target
 
 

@@ -48,7 +48,7 @@ def test_translation_generates_with_the_file_that_it_was_trained_with_if_it_is_n
 
     moved = file.rename(tmp_path / "moved.py")
     missing = generate(command, parallel, save_dir, "--model-overrides", f"{{'gpam_import': '{file}'}}", ok=False)
-    assert f"--gpam-import '{file}' is not allowed: there is no such Python file" in missing.text
+    assert f"--gpam-import {file}: no such Python file" in missing.text
     override = ["--model-overrides", f"{{'gpam_import': '{moved}'}}"]
     again = generate(command, parallel, save_dir, *override)
     assert [line for line in again.stdout.splitlines() if line.startswith("H-")] == [

@@ -155,11 +155,12 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
             # Stock with dropout, and the reference, allocate T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
-            found = [memory.measure(what, length, dropout, device, dtype)["mebibytes"] for length in lengths]
-            slope = exponent(lengths[1:], [max(amount, 0.1) for amount in found[1:]])
+            mebibytes = [memory.measure(what, length, dropout, device, dtype)["mebibytes"] for length in lengths]
+            slope = exponent(lengths[1:], [max(amount, 0.1) for amount in mebibytes[1:]])
             label = f"{what}, attention dropout {dropout:g}"
-            print(f"{label:64}" + "".join(f"{amount:8.0f}" for amount in found) + f"  {slope:.2f}", flush=True)
-            rows.append({"what": what, "dropout": dropout, "lengths": lengths, "mebibytes": found, "exponent": slope})
+            print(f"{label:64}" + "".join(f"{amount:8.0f}" for amount in mebibytes) + f"  {slope:.2f}", flush=True)
+            row = {"what": what, "dropout": dropout, "lengths": lengths, "mebibytes": mebibytes, "exponent": slope}
+            rows.append(row)
     return rows
 
 

@@ -39,9 +39,9 @@ def step_after(layers: list[nn.Module], length: int) -> tuple[Step, int]:
     @torch.no_grad()
     def step() -> None:
         # Each step works on a copy, so that the next one starts from the same tokens.
-        own = {name: dict(saved) for name, saved in state.items()}
+        state_copy = {name: dict(saved) for name, saved in state.items()}
         for layer in layers:
-            layer(token, token, token, incremental_state=own, need_weights=False)
+            layer(token, token, token, incremental_state=state_copy, need_weights=False)
 
     kept = (tensor for saved in state.values() for tensor in saved.values() if torch.is_tensor(tensor))
     return step, sum(tensor.numel() * tensor.element_size() for tensor in kept)

@@ -112,17 +112,17 @@ def run(arguments: argparse.Namespace) -> int:
         beside = [flag for flag, value in flags.items() if value is not None]
         if beside:
             raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
-        found = read_comparison(arguments.json)
+        saved = read_comparison(arguments.json)
         # An older version's file may have the same keys, with other entries.
         with errors.blamed_on(NOT_OURS.format(arguments.json)):
-            print(comparison_report.write(found, arguments.out))
+            print(comparison_report.write(saved, arguments.out))
         return 0
     elif not arguments.baseline:
         raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
     else:
         deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
-        found = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
-    print(comparison_report.write(found, arguments.out))
+        compared = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
+    print(comparison_report.write(compared, arguments.out))
     return 0
 
 
@@ -131,7 +131,7 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     from fairseq_gpam.lab.experiments import comparison_report
 
     planned = {
-        group: {arm: [run.settings.seed for run in own] for arm, own in arms.items()}
+        group: {arm: [run.settings.seed for run in arm_runs] for arm, arm_runs in arms.items()}
         for group, arms in chosen.groups().items()
     }
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
@@ -160,12 +160,12 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def read_comparison(path: Path) -> dict[str, Any]:
     """Returns the comparison in a comparison.json; raises `ValueError` with the file if it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"--json is {path}; allowed: a comparison.json ({error})") from error
-    if not isinstance(found, dict) or not {"baseline", "deltas", *LISTS} <= found.keys():
+    if not isinstance(saved, dict) or not {"baseline", "deltas", *LISTS} <= saved.keys():
         raise ValueError(NOT_OURS.format(path))
-    return found
+    return saved
 
 
 def title(task: str, rate: float | None) -> str:
@@ -230,8 +230,8 @@ def comparison(
 
 def not_run(missing: Mapping[str, Sequence[int]], seeds: Sequence[int]) -> list[str]:
     """Returns sentences that name the missing seeds of each arm, of all planned `seeds`."""
-    wholly = [arm for arm, own in missing.items() if len(own) == len(seeds)]
-    partly = [f"{arm} seeds {_list(own)}" for arm, own in missing.items() if 0 < len(own) < len(seeds)]
+    wholly = [arm for arm, absent in missing.items() if len(absent) == len(seeds)]
+    partly = [f"{arm} seeds {_list(absent)}" for arm, absent in missing.items() if 0 < len(absent) < len(seeds)]
     said = [f"Not run with any seed of {_list(seeds)}: {', '.join(wholly)}."] if wholly else []
     return [*said, *([f"Not run yet: {'; '.join(partly)}."] if partly else [])]
 

@@ -18,11 +18,11 @@ COST_NOTE = "Medians over the runs that were measured. Times and speeds count on
 COLLAPSE_NOTE = (
     "Each measure is that of the last layer; performance is the validation loss, so a negative ρ says that more of the "
     "measure goes with lower loss. The bootstrap draws arms and seeds; with fewer than four arms or two seeds there is "
-    "no interval. *Between arms* is ρ of the arms' means over seeds; *within arms* is ρ of what is left of each run "
+    "no interval. “Between arms” is ρ of the arms' means over seeds; “within arms” is ρ of what is left of each run "
     "when the effects of arm and seed are subtracted. Intervals are not corrected for the number of measures."
 )
 COLLAPSE_HEAD = ("task", "measure", "runs", "Spearman's ρ", "95 % low", "95 % high", "between arms", "within arms")
-LAYERS_NOTE = "Means over seeds, measured with the best checkpoint on test examples; *input* is what enters layer 0."
+LAYERS_NOTE = "Means over seeds, measured with the best checkpoint on test examples; “input” is what enters layer 0."
 
 
 @dataclass(frozen=True)

@@ -142,12 +142,12 @@ def difference(arm: Mapping[int, float], baseline: Mapping[int, float], resoluti
     return Difference(seeds, shown, paired_t(shown), sign_flip(values))
 
 
-def verdict(found: Difference, delta: float, lower_is_better: bool) -> str:
-    """Returns the verdict in words; `found` must contain the corrected p."""
-    shown = found.interval
-    if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or found.p_holm is None:
+def verdict(difference: Difference, delta: float, lower_is_better: bool) -> str:
+    """Returns the verdict in words; `difference` must contain the corrected p."""
+    shown = difference.interval
+    if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or difference.p_holm is None:
         return "too few seeds"
-    if found.p_holm < ALPHA:
+    if difference.p_holm < ALPHA:
         return "better" if (shown.mean < 0) == lower_is_better else "worse"
     return "equivalent within ±δ" if -delta <= shown.low and shown.high <= delta else "inconclusive"
 
@@ -179,17 +179,17 @@ def compare(
     baseline, if `arms` are not all of them. An arm that shares no seed with the baseline is left out. Raises `KeyError`
     if there is no baseline.
     """
-    found = {
-        name: one
+    differences = {
+        name: tested
         for name, values in arms.items()
-        if name != baseline and (one := difference(values, arms[baseline], resolution)) is not None
+        if name != baseline and (tested := difference(values, arms[baseline], resolution)) is not None
     }
-    tested = {name: one.p_t for name, one in found.items() if one.p_t is not None}
-    p_holm = holm(tested, planned)
+    p_t = {name: tested.p_t for name, tested in differences.items() if tested.p_t is not None}
+    p_holm = holm(p_t, planned)
     result = {}
-    for name, one in found.items():
-        one = dataclasses.replace(one, p_holm=p_holm.get(name))
-        result[name] = dataclasses.replace(one, verdict=verdict(one, delta, lower_is_better))
+    for name, tested in differences.items():
+        tested = dataclasses.replace(tested, p_holm=p_holm.get(name))
+        result[name] = dataclasses.replace(tested, verdict=verdict(tested, delta, lower_is_better))
     return result
 
 
@@ -230,9 +230,9 @@ def spearman(
     seed_names, seed_of = np.unique(np.asarray(seeds), return_inverse=True)
     counts = np.bincount(arm_of)
     means = [np.bincount(arm_of, values) / counts for values in (a, b)]
-    found = Correlation(len(a), rho, between=_rank_correlation(*means), within=_within(a, b, arm_of, seed_of))
+    correlation = Correlation(len(a), rho, between=_rank_correlation(*means), within=_within(a, b, arm_of, seed_of))
     if len(arm_names) < 4 or len(seed_names) < 2:
-        return found
+        return correlation
     generator = np.random.default_rng(seed)
     drawn = []
     for _ in range(samples):
@@ -245,9 +245,9 @@ def spearman(
         if value is not None:
             drawn.append(value)
     if not drawn:
-        return found
+        return correlation
     low, high = np.quantile(drawn, (ALPHA / 2, 1 - ALPHA / 2))
-    return dataclasses.replace(found, low=float(low), high=float(high))
+    return dataclasses.replace(correlation, low=float(low), high=float(high))
 
 
 def _within(x: np.ndarray, y: np.ndarray, arm_of: np.ndarray, seed_of: np.ndarray) -> float | None:

@@ -168,7 +168,7 @@ def negative_projections(runs: Sequence[Run]) -> list[str]:
         else:
             kind = "one for each head"
         names.setdefault(kind, {})[run.name] = None
-    return ["W_Q⁻: " + "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items())] if names else []
+    return ["W_Q⁻: " + "; ".join(f"{kind}: {', '.join(runs)}" for kind, runs in names.items())] if names else []
 
 
 def table_of_runs(runs: Sequence[Run]) -> str:

@@ -24,5 +24,5 @@ def answer(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
 
     if not record_evaluation(run, "eval-lm", command, overwrite, measure):
         run.say(f"evaluated already: {run.folder}")
-    for name, found in stage_results.read(run.folder)["eval-lm"]["answers"].items():
-        run.say(f"{name}: {found['accuracy']:.1%} of the answers right, {found['loss']:.4f} bits an answer")
+    for name, answer in stage_results.read(run.folder)["eval-lm"]["answers"].items():
+        run.say(f"{name}: {answer['accuracy']:.1%} of the answers right, {answer['loss']:.4f} bits an answer")

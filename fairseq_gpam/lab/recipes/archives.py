@@ -150,21 +150,21 @@ def unpack(paths: Iterable[Path], names: Iterable[str], folder: Path) -> dict[st
     Raises ArchiveError with the names that no archive contains, or if one of them is not text.
     """
     paths, missing = list(paths), set(names)
-    found: dict[str, Path] = {}
+    extracted: dict[str, Path] = {}
     for path in paths:
         with reading(path, "a tar archive"):
             for member, content in tar_members(path):
                 name = Path(member).name
                 if name in missing:
-                    found[name] = folder / name
-                    with found[name].open("wb") as out:
+                    extracted[name] = folder / name
+                    with extracted[name].open("wb") as out:
                         copy(content, out, f"{path}: {member}")
-                    with found[name].open("rb") as text:
+                    with extracted[name].open("rb") as text:
                         check_text(text, f"{path}: {member}", complete=False)
                     missing.remove(name)
     if missing:
         raise ArchiveError(f"missing from {', '.join(map(str, paths))}: {', '.join(sorted(missing))}")
-    return found
+    return extracted
 
 
 @contextlib.contextmanager

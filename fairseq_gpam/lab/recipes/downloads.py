@@ -50,11 +50,11 @@ def check_sum(path: Path, checksum: str) -> None:
     A checksum is a sha256, or an md5 after `md5:`. Raises DownloadError with both if they differ.
     """
     algorithm = "md5" if checksum.startswith("md5:") else "sha256"
-    found = digest(path, algorithm)
+    actual = digest(path, algorithm)
     if not checksum:
-        print(f"warning: no published checksum is known for {path}; it has sha256 {found}", file=sys.stderr)
-    elif found not in checksum.removeprefix("md5:").split():
-        raise DownloadError(f"{path} has {algorithm} {found}, expected {checksum.removeprefix('md5:')}")
+        print(f"warning: no published checksum is known for {path}; it has sha256 {actual}", file=sys.stderr)
+    elif actual not in checksum.removeprefix("md5:").split():
+        raise DownloadError(f"{path} has {algorithm} {actual}, expected {checksum.removeprefix('md5:')}")
 
 
 def fetch(file: File, folder: Path) -> Path:
@@ -136,15 +136,15 @@ def local_files(data: Data, archive: Path) -> list[Path]:
         raise DownloadError(f"no such file: {archive}")
     if not archive.is_dir():
         raise DownloadError(f"--archive must be a folder with {', '.join(file.file for file in data.files)}")
-    found = []
+    paths = []
     for file in data.files:
         path = _in_folder(archive, file.file)
         if path is not None:
             check_sum(path, file.checksum)
-            found.append(path)
+            paths.append(path)
         elif not data.partial:
             raise DownloadError(f"no such file: {archive / file.file}")
-    return found
+    return paths
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:

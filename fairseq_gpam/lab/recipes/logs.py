@@ -107,7 +107,7 @@ def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType(
     best = min(finite, key=lambda number: finite[number], default=0)
     best_loss = math.nan if diverged else losses[best]
     trained = {number: float(train[number]["loss"]) for number in sorted(train)}
-    answered = {number: float(one["valid_accuracy"]) for number, one in valid.items() if "valid_accuracy" in one}
+    answered = {n: float(record["valid_accuracy"]) for n, record in valid.items() if "valid_accuracy" in record}
     return {
         "parameters": sum({kind: _number(n) for kind, n in PARAMETERS.findall(log)}.values()),
         "updates": max(losses) if losses else max(train, default=0),
@@ -170,14 +170,14 @@ def parse_answers(log: str) -> dict[str, dict[str, float]]:
 
     Raises `ValueError` if the log has none.
     """
-    found = {}
+    answers = {}
     for name, text in RECORD.findall(log):
         if name.startswith("test"):
             values = json.loads(text)
-            found[name] = {key: float(values[f"{name}_{key}"]) for key in ("loss", "accuracy")}
-    if not found:
+            answers[name] = {key: float(values[f"{name}_{key}"]) for key in ("loss", "accuracy")}
+    if not answers:
         raise ValueError("the log of fairseq-validate has no line of a test set")
-    return found
+    return answers
 
 
 def count_tokens(path: Path) -> int:

@@ -110,9 +110,9 @@ def differing_flags(there: Sequence[str], now: Sequence[str]) -> list[str]:
     values = [flags_of(command) for command in (there, now)]
     phrases = []
     for flag in dict.fromkeys((*values[0], *values[1])):
-        found = [value.get(flag) for value in values]
-        if found[0] != found[1] and flag not in FLAGS_THAT_CHANGE_NO_LOSS:
-            shown = ["not given" if words is None else shlex.join(words) or "given" for words in found]
+        given = [value.get(flag) for value in values]
+        if given[0] != given[1] and flag not in FLAGS_THAT_CHANGE_NO_LOSS:
+            shown = ["not given" if words is None else shlex.join(words) or "given" for words in given]
             phrases.append(f"{flag or 'arguments'} (there: {shown[0]}; now: {shown[1]})")
     return phrases
 

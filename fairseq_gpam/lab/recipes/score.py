@@ -175,12 +175,12 @@ def paired_bootstrap(
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
     different = len(set(zip(systems[0][1], systems[1][1], references[0], strict=True)))
     for metric in metrics:
-        baseline, other = (cast(Result, one) for one in measured[metric])
+        baseline, other = (cast(Result, score) for score in measured[metric])
         # sacreBLEU counts resamples that differ more than the observed scores, of which there are none in these cases.
         if different < 2 or baseline.score == other.score:
             other.p_value = 1.0
     return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {
-        name: str(one) for name, one in signatures.items()
+        name: str(signature) for name, signature in signatures.items()
     }
 
 

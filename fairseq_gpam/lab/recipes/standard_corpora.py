@@ -53,10 +53,10 @@ def segments(path: Path) -> list[str]:
 
     Raises ArchiveError if there is none.
     """
-    found = [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
-    if not found:
+    sentences = [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
+    if not sentences:
         raise ArchiveError(f'{path.name} holds no sentence; expected a test set with <seg id="1"> and so on')
-    return found
+    return sentences
 
 
 def _straight_quotes(lines: Iterable[str]) -> Iterator[str]:
