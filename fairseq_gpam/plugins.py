@@ -53,7 +53,7 @@ def import_file(path: str) -> str:
     spec = importlib.util.spec_from_file_location(name, file) if file.suffix == ".py" and file.is_file() else None
     if spec is None or spec.loader is None:
         raise ValueError(
-            f"{IMPORT_FLAG} {path}: no such Python file; name the file that defines the model's mechanism. For a "
+            f"{IMPORT_FLAG} {path}: no such Python file; allowed: the file that defines the model's mechanism. For a "
             f"checkpoint whose file has moved: --model-overrides \"{{'gpam_import': 'PATH'}}\""
         )
     logger.warning(f"{IMPORT_FLAG} runs the Python file {file}")
