@@ -38,7 +38,7 @@ def primary(
     """Returns first − second for each primary contrast, Holm-corrected over all of them, run or not, with a verdict.
 
     `arms` holds values by seed, rounded to steps of `resolution`. With fewer than eight common seeds the verdict is
-    `TOO_FEW`; a contrast without any is left out.
+    `statistics.TOO_FEW`; a contrast without any is left out.
     """
     found = {
         (arm, other): one
@@ -51,7 +51,7 @@ def primary(
     for pair, one in found.items():
         one = dataclasses.replace(one, p_holm=corrected.get(repr(pair)))
         enough = one.interval.n >= MIN_SEEDS
-        said = statistics.verdict(one, delta, lower_is_better) if enough else TOO_FEW
+        said = statistics.verdict(one, delta, lower_is_better) if enough else statistics.TOO_FEW
         result[pair] = dataclasses.replace(one, verdict=said)
     return result
 
@@ -202,7 +202,6 @@ NOTE = (
     "the second one ends. *At equal time*: only with times of an update that were measured apart. *Least effect "
     "found*: the true difference that is found in 80 % of studies with this spread."
 )
-TOO_FEW = "too few seeds"
 BATCHES_ONLY = "† The arms share batches, but not the initial weights."
 
 
@@ -217,7 +216,7 @@ def rows(found: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[lis
         shown, tested = one.difference.interval, one.difference
         half = "" if shown.high is None else f" ± {shown.high - shown.mean:.4f}"
         # A p value is left out where there is no verdict.
-        tests = (tested.p_holm, tested.p_t, tested.p_sign_flip) if tested.verdict != TOO_FEW else [None] * 3
+        tests = (tested.p_holm, tested.p_t, tested.p_sign_flip) if tested.verdict != statistics.TOO_FEW else [None] * 3
         cells.append(
             [
                 " − ".join(one.contrast) + " †" * (one.contrast in unlike),
@@ -255,7 +254,7 @@ def section(
         return None
     for number, one in enumerate(found):
         if any(len(by_arm[arm]) < planned for arm in one.contrast):
-            waiting = dataclasses.replace(one.difference, verdict=TOO_FEW)
+            waiting = dataclasses.replace(one.difference, verdict=statistics.TOO_FEW)
             found[number] = dataclasses.replace(one, difference=waiting)
     starts = {(arm, run.seed): run.initial_weights for arm, runs in by_arm.items() for run in runs}
     unlike = {
@@ -277,7 +276,7 @@ def exploratory(table: dict[str, Any]) -> dict[str, Any]:
 
     def without(row: dict[str, Any]) -> dict[str, Any]:
         found = row.get("difference")
-        if not found or found["verdict"] == TOO_FEW:
+        if not found or found["verdict"] == statistics.TOO_FEW:
             return row
         return {**row, "difference": {**found, "p_holm": None, "verdict": "exploratory"}}
 

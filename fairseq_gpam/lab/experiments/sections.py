@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fairseq_gpam.analysis.definitions import describe
-from fairseq_gpam.lab.experiments import plots, records
+from fairseq_gpam.lab.experiments import plots, records, statistics
 
 Entries = Sequence[dict[str, Any]]
 SIGNS = {"plus": "λ⁺", "minus": "λ⁻", "": "λ"}
@@ -115,9 +115,9 @@ def _cells(row: dict[str, Any], table: dict[str, Any], is_baseline: bool) -> lis
         return [row["arm"], str(row["n"]), mean, "–", verdict, *["–"] * 4, parameters]
     interval = difference["interval"]
     seeds = str(row["n"]) + (f", {interval['n']} pairs" if interval["n"] != row["n"] else "")
-    if difference["verdict"] == "too few seeds":
+    if difference["verdict"] == statistics.TOO_FEW:
         # The p value is left out if the arm gets no verdict; the CSV and the JSON have it.
-        tests = ["too few seeds", *["–"] * 4]
+        tests = [statistics.TOO_FEW, *["–"] * 4]
     else:
         needed = str(row["seeds_for_delta"] or "over 10,000") if interval["sd"] else "–"
         p_values = (_number(difference[key]) for key in ("p_holm", "p_t", "p_sign_flip"))

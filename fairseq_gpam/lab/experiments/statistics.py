@@ -33,6 +33,7 @@ from scipy import special, stats
 ALPHA = 0.05
 POWER = 0.8
 MIN_PAIRS = 3
+TOO_FEW = "too few seeds"
 MOST_SEEDS = 10_000
 EXACT_PAIRS = 16
 """Up to this many pairs all sign flips are enumerated."""
@@ -58,7 +59,7 @@ class Difference:
     p_t: float | None
     p_sign_flip: float | None
     p_holm: float | None = None
-    verdict: str = "too few seeds"
+    verdict: str = TOO_FEW
 
 
 def interval(values: Sequence[float], least_sd: float = 0.0) -> Interval:
@@ -146,7 +147,7 @@ def verdict(difference: Difference, delta: float, lower_is_better: bool) -> str:
     """Returns the verdict in words; `difference` must contain the corrected p."""
     shown = difference.interval
     if shown.n < MIN_PAIRS or shown.low is None or shown.high is None or difference.p_holm is None:
-        return "too few seeds"
+        return TOO_FEW
     if difference.p_holm < ALPHA:
         return "better" if (shown.mean < 0) == lower_is_better else "worse"
     return "equivalent within ±δ" if -delta <= shown.low and shown.high <= delta else "inconclusive"

@@ -155,7 +155,7 @@ def test_contrasts_that_share_batches_only_are_marked():
 
 def test_a_study_has_no_verdict_and_no_p_before_all_planned_seeds_are_in():
     by_arm = {arm: [made_run(arm, seed, 3 + shift) for seed in range(9)] for arm, shift in (("a", 0), ("b", -0.5))}
-    for planned, verdict in ((9, "better"), (10, contrasts.TOO_FEW)):
+    for planned, verdict in ((9, "better"), (10, statistics.TOO_FEW)):
         (row,) = contrasts.section("made", by_arm, NAMED[:1], compare.QUANTITIES[0], 0.01, planned).rows
         assert row[3] == verdict
-        assert (row[4] == "–") == (verdict == contrasts.TOO_FEW)
+        assert (row[4] == "–") == (verdict == statistics.TOO_FEW)
