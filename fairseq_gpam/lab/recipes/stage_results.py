@@ -84,8 +84,9 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        schema.read_json(path, Results)
-        return schema.read_json(path, dict[str, Any])
+        recorded = schema.read_json(path, dict[str, Any])
+        schema.check(recorded, Results, str(path))
+        return recorded
     except schema.SchemaError as error:
         raise schema.SchemaError(
             f"{error}. Remove the file and repeat the commands of the run: a finished training is not repeated"
