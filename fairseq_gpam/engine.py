@@ -102,7 +102,7 @@ def allow_checkpoint_types() -> None:
     if torch_version < (2, 6):
         # fairseq leaves the choice to torch, which loads safely by default from 2.6 on.
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    multiarray: Any = sys.modules.get("numpy._core.multiarray") or np.core.multiarray
+    multiarray: Any = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
     kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
     for function in (multiarray._reconstruct, multiarray.scalar):

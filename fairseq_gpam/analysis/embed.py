@@ -52,13 +52,15 @@ def _cell_titles(axes: Axes, words_at: Callable[[float, float], str]) -> str:
     figure = axes.get_figure(root=True)
     assert figure is not None
     width, height = 72 * figure.get_size_inches()
-    place, weights = axes.get_position(), np.ma.getmaskarray(axes.images[0].get_array())
-    rows, columns = weights.shape
+    place, weights = axes.get_position(), axes.images[0].get_array()
+    assert weights is not None
+    is_masked = np.ma.getmaskarray(weights)
+    rows, columns = is_masked.shape
     cells = "".join(
         f'<path d="M{column} {row}h1v1h-1z"><title>{html.escape(words_at(column, row))}</title></path>'
         for row in range(rows)
         for column in range(columns)
-        if not weights[row, column]
+        if not is_masked[row, column]
     )
     across, down = place.width * width / columns, place.height * height / rows
     moved = f"translate({place.x0 * width:.2f} {(1 - place.y1) * height:.2f}) scale({across:.4f} {down:.4f})"

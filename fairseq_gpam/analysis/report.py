@@ -371,7 +371,7 @@ def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
 def write_maps(measurements: Sequence[Measurement], path: Path) -> None:
     """Saves every map in full: attention as `run/sample/site/layer`, others as `run/sample/relevance`."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for run, measurement in enumerate(measurements, start=1):
         for sample in measurement.sample_maps:
             for (site, layer), weights in sample.maps.items():
