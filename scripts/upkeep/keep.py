@@ -1,5 +1,7 @@
 """Adds the results of finished runs to examples/results, without training curves and paths.
 
+Translations are kept beside them, compressed, as hypotheses/TASK/ARM/SEED-REPLICATE.txt.xz.
+
 What a run that is there already did not have before is added to it. A run of the same task, arm, learning rate and seed
 with other numbers is a replicate, which is added and named; nothing is replaced by other numbers.
 """
@@ -7,9 +9,11 @@ with other numbers is a replicate, which is added and named; nothing is replaced
 from __future__ import annotations
 
 import argparse
+import lzma
 import re
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,7 +21,7 @@ from msgspec.structs import replace
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import committed_results, run_results
 from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
-from fairseq_gpam.lab.recipes import stage_results
+from fairseq_gpam.lab.recipes import run_folder, stage_results
 
 _USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
@@ -55,19 +59,22 @@ def keep(folders: Sequence[Path], repository: Path, without_speeds: str = "") ->
 
     The lines have a fixed order, so that keeping a run again changes nothing.
     """
-    by_group: dict[str, list[Run]] = {}
+    by_group: dict[str, dict[Path, Run]] = {}
     for folder in folders:
         run = kept_run(folder, without_speeds)
-        by_group.setdefault(run.group, []).append(run)
-    return [line for runs in by_group.values() for line in write(runs, repository)]
+        by_group.setdefault(run.group, {})[folder] = run
+    return [line for runs in by_group.values() for line in write([*runs.values()], repository, [*runs])]
 
 
-def write(runs: Sequence[Run], repository: Path) -> list[str]:
-    """Adds kept runs of one task to the task's file; returns the file, and a sentence for each replicate."""
+def write(runs: Sequence[Run], repository: Path, folders: Sequence[Path] = ()) -> list[str]:
+    """Adds kept runs of one task to the task's file, and the translations in their folders.
+
+    Returns the file, and a sentence for each replicate.
+    """
     path = repository / committed_results.FOLDER / f"{runs[0].group}.jsonl"
     there = committed_results.read_task(runs[0].group, repository)
     said = [str(path)]
-    for run in runs:
+    for run, folder in zip_longest(runs, folders):
         of_seed = [old for old in there if (old.name, old.seed) == (run.name, run.seed)]
         repeated = next((old for old in of_seed if run.repeats(old)), None)
         if repeated is None and of_seed:
@@ -77,6 +84,10 @@ def write(runs: Sequence[Run], repository: Path) -> list[str]:
             run = replace(run, replicate=repeated.replicate)
             there.remove(repeated)
         there.append(run)
+        if folder and (hypotheses := folder / run_folder.HYPOTHESES).exists():
+            translations = path.parent / "hypotheses" / run.group / run.name / f"{run.seed}-{run.replicate}.txt.xz"
+            translations.parent.mkdir(parents=True, exist_ok=True)
+            translations.write_bytes(lzma.compress(hypotheses.read_bytes(), preset=9))
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{to_line(run)}\n" for run in sorted(there, key=committed_results.key)]
     stage_results.write_atomically(path, "".join(lines))

@@ -1,6 +1,7 @@
 """The results tables of README.md and examples/ are what the committed results say."""
 
 import json
+import lzma
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ import pages
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import committed_results
 from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
-from fairseq_gpam.lab.recipes import stage_results
+from fairseq_gpam.lab.recipes import run_folder, stage_results
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -138,10 +139,14 @@ def test_keeping_again_changes_nothing_and_other_numbers_are_added_as_a_replicat
     kept = committed_results.read_task("shakespeare-lm", repository)
     assert len(kept) == 6 and kept[3].score("perplexity_word") == 8.0
     stage_results.update(folders[2], {"eval-lm": {**EVALUATED, "perplexity_word": 8.5}})
+    (folders[2] / run_folder.HYPOTHESES).write_text("ein Satz\n")
     _, said = keep.keep([folders[2]], repository)
     assert "dagpam seed 10 is there with other numbers; added as dagpam seed 10 (replicate 2)" in said
     kept = committed_results.read_task("shakespeare-lm", repository)
     assert [run.score("perplexity_word") for run in kept[3:5]] == [8.0, 8.5]
+    [translations] = (path.parent / "hypotheses").rglob("*.xz")
+    assert translations.relative_to(path.parent / "hypotheses").parts == ("shakespeare-lm", "dagpam", "10-2.txt.xz")
+    assert lzma.decompress(translations.read_bytes()).decode() == "ein Satz\n"
     keep.keep([folders[2]], repository)
     assert committed_results.read_task("shakespeare-lm", repository) == kept
     pages.rebuild(repository)

@@ -22,7 +22,7 @@ import numpy as np
 from fairseq_gpam import errors
 from fairseq_gpam.arguments import positive_number
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import run_results, series, statistics
+from fairseq_gpam.lab.experiments import resampling, run_results, series, statistics
 from fairseq_gpam.lab.experiments.grid import Grid
 from fairseq_gpam.lab.experiments.records import COSTS, Run
 from fairseq_gpam.lab.experiments.series import NATS
@@ -224,7 +224,7 @@ def comparison(
             result["curves"].append({**place, "points": series.curve(of_arm), "differences": differences})
             result["lambdas"] += [{**place, **entry} for entry in series.mean_lambdas(of_arm)]
             result["layers"] += [{**place, **entry} for entry in series.by_layer(of_arm)]
-        result["bootstrap"] += bootstrap(group, by_arm, baseline)
+        result["bootstrap"] += resampling.of_arms(group, by_arm, baseline)
     return result
 
 
@@ -314,26 +314,6 @@ def costs(runs: Sequence[Run]) -> dict[str, float | None]:
         values = [value for run in runs if (value := read(run)) is not None]
         medians[key] = float(np.median(values)) if values else None
     return medians
-
-
-def bootstrap(group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str, Any]]:
-    """Returns sacreBLEU's paired bootstrap of each seed whose hypotheses are at hand, against the baseline's."""
-    from fairseq_gpam.lab.recipes import score
-
-    def at_hand(run: Run) -> bool:
-        return bool(run.folder) and (Path(run.folder) / run_folder.HYPOTHESES).exists()
-
-    base = {run.seed: Path(run.folder) for run in by_arm.get(baseline, ()) if at_hand(run)}
-    entries = []
-    for arm, run in ((arm, run) for arm, runs in by_arm.items() for run in runs):
-        if arm != baseline and at_hand(run) and run.seed in base:
-            first = base[run.seed]
-            measured, signatures = score.paired_bootstrap(first, Path(run.folder), score.references(first))
-            for metric, (_, value) in measured.items():
-                entry = {"group": group, "arm": arm, "seed": run.seed, "metric": metric}
-                entry |= {"score": float(value.score), "p": float(value.p_value)}
-                entries.append({**entry, "signature": signatures[metric]})
-    return entries
 
 
 def collapse(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -197,18 +197,17 @@ def _mean_and_range(values: Sequence[float]) -> str:
 
 
 def of_bootstrap(group: str, entries: Entries) -> list[Section]:
-    """Returns sacreBLEU's paired bootstrap."""
-    signatures = ", ".join(dict.fromkeys(f"{entry['metric']} {entry['signature']}" for entry in entries))
-    rows = [
-        [entry["arm"], str(entry["seed"]), entry["metric"], _number(entry["score"], 2), _number(entry["p"])]
-        for entry in entries
-    ]
+    """Returns the differences in BLEU and chrF with the intervals of the nested bootstrap."""
+    rows = []
+    for entry in entries:
+        interval = (f"{entry[edge]:+.2f}" for edge in ("difference", "low", "high"))
+        rows.append([entry["arm"], str(len(entry["seeds"])), entry["metric"], *interval])
     note = (
-        "A small p says that the two trained models differ on test sets like this one, not that their arms do: another "
-        f"seed may reverse it. Not corrected. {signatures}"
+        "Each of 1,000 samples draws seeds, and sentences of the test set for each of them; with one seed the interval "
+        "is that of two trained models, not of their arms. Not corrected for the number of arms."
     )
-    title = f"{group}: sacreBLEU's paired bootstrap, seed by seed"
-    return [Section(title, ("arm", "seed", "metric", "score", "p"), rows, note)]
+    head = ("arm", "seeds", "metric", "difference", "95 % from", "to")
+    return [Section(f"{group}: translations, sentences drawn within seeds", head, rows, note)]
 
 
 def of_layers(group: str, entries: Entries) -> list[Section]:
