@@ -13,7 +13,8 @@ import textwrap
 
 from fairseq_gpam import engine, options, plugins
 from fairseq_gpam.attention import REGISTRY
-from fairseq_gpam.attention.core.base import Option, check_known
+from fairseq_gpam.attention.core.base import Option
+from fairseq_gpam.attention.core.presets import PRESETS, check_known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,9 @@ def text(mechanism: str | None) -> str:
         for name, group in options.grouped().items():
             parts += [f"{name or 'every model'}:", *(_entry(option, width) for option in group), ""]
     else:
+        if mechanism in PRESETS:
+            parts += [_fill(f"{mechanism} is a preset: {PRESETS[mechanism].flags()}", width), ""]
+            mechanism = PRESETS[mechanism].mechanism
         chosen = REGISTRY[mechanism]
         parts += [f"{mechanism}: {chosen.formula}", *(_entry(option, width) for option in chosen.options), ""]
         general = ", ".join(option.flag for option in options.GENERAL_OPTIONS)

@@ -16,6 +16,7 @@ from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism, Option, 
 from fairseq_gpam.attention.core.affine import BACKENDS
 from fairseq_gpam.attention.core.heads import is_mixture
 from fairseq_gpam.attention.core.layers import is_layered
+from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.plugins import IMPORT_FLAG, TRUSTED, import_named_file, import_setting
 
 
@@ -26,8 +27,8 @@ def _mechanism(name: str, default: str | None, help: str) -> Option:
         str,
         default,
         help,
-        check=lambda spec: is_mixture(spec) or is_layered(spec) or spec in REGISTRY,
-        allowed=", ".join(sorted(REGISTRY)) + "; groups of heads as in dagpam:4,softmax:4; layers as in "
+        check=lambda spec: is_mixture(spec) or is_layered(spec) or spec in REGISTRY or spec in PRESETS,
+        allowed=", ".join(sorted({*REGISTRY, *PRESETS})) + "; groups of heads as in dagpam:4,softmax:4; layers as in "
         "softmax@0-2,4;dagpam@3,5 or the cycle softmax*3,dagpam",
     )
 

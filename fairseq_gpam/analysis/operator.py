@@ -22,8 +22,8 @@ from fairseq_gpam.modules.stacks import is_translation
 
 TOLERANCE = 1e-6
 NOT_WEIGHTS_TIMES_VALUES = {
-    *("compressed", "differential", "dint", "exclusive", "gated", "gated_linear", "nap", "neutreno", "non", "rela"),
-    *("softmax_rmsnorm", "value_residual"),
+    *("compressed", "differential", "dint", "exclusive", "gated", "gated_deltanet", "gated_linear", "laser", "nap"),
+    *("neutreno", "non", "rela", "softmax_rmsnorm", "value_residual", "zeros"),
 }
 """The mechanisms of this package whose output is more than their weights times the layer's values."""
 

@@ -51,8 +51,7 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     attention = _exchange(stock, site, settings, noise)
                     if site.name == "decoder" and stack.cross_self_attention:
                         attention.mechanism.refuse_source_keys()
-                    if attention.mechanism.needs_every_layer:
-                        _check_every_layer_runs(stack, layer, site, settings)
+                    _check_layer_runs(stack, layer, attention, settings)
                     setattr(layer, attribute, attention)
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
@@ -80,11 +79,17 @@ def _exchange(
     return GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
 
 
-def _check_every_layer_runs(stack: nn.Module, layer: nn.Module, site: Site, settings: Settings) -> None:
-    spec = settings[f"{site.name}_mechanism"]
-    refuse_layerdrop(stack, "encoder" if site.name == "encoder" else "decoder", f"--gpam-mechanism {spec}")
+def _check_layer_runs(
+    stack: nn.Module, layer: nn.Module, attention: GPAMMultiheadAttention, settings: Settings
+) -> None:
+    """Raises ValueError if a layer may be skipped or run twice whose mechanism does not allow that."""
+    mechanism = attention.mechanism
+    spec = settings[f"{mechanism.site.name}_mechanism"]
+    if mechanism.needs_every_layer:
+        name = "encoder" if mechanism.site.name == "encoder" else "decoder"
+        refuse_layerdrop(stack, name, f"--gpam-mechanism {spec}")
     # fairseq's checkpoint_wrapper replaces the layer's method by a partial.
-    if isinstance(layer.forward, functools.partial):
+    if (mechanism.needs_every_layer or mechanism.runs_once) and isinstance(layer.forward, functools.partial):
         raise ValueError(
             f"--checkpoint-activations is not allowed with --gpam-mechanism {spec}, whose layers cannot be rerun "
             "separately; allowed: training without it"

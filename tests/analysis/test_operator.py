@@ -68,7 +68,7 @@ def test_a_mechanism_that_does_more_than_weights_times_values_is_refused_and_no_
     if name not in NOT_WEIGHTS_TIMES_VALUES:
         assert FrozenModel(model, sentence("translation")).block_norms("decoder", "encoder").isfinite().all()
         return
-    with pytest.raises(OperatorError, match=f"{name} computes more than that.*; allowed: stock attention, attn_scale"):
+    with pytest.raises(OperatorError, match=f"{name} computes more than that.*allowed: stock attention, affine_scaled"):
         FrozenModel(model, sentence("translation"))
 
 

@@ -208,6 +208,8 @@ class AttentionMechanism(nn.Module):
     default_skip_weight: ClassVar[float] = 1.0
     # Whether each layer passes data to the next, so that none may be skipped or run twice.
     needs_every_layer: bool = False
+    # Whether a training forward pass changes it, so that none may be repeated (--checkpoint-activations).
+    runs_once: bool = False
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
     # Whose positions among the keys it relies on: `none`, the queries' `own` (the last T), or those of `all` keys.
@@ -286,15 +288,6 @@ def register_mechanism(cls: type[AttentionMechanism]) -> type[AttentionMechanism
 def on_registration(listener: Callable[[], None]) -> None:
     """Calls `listener` after every later registration, so that copies of the registry's options can be updated."""
     _registration_listeners.append(listener)
-
-
-def check_known(name: str, spec: str) -> None:
-    """Raises ValueError if `spec` names a mechanism that is not registered."""
-    if name not in REGISTRY:
-        within = "" if name == spec else f" (in {spec!r})"
-        near = nearest(name, REGISTRY)
-        allowed = ", ".join(sorted(REGISTRY))
-        raise ValueError(f"--gpam-mechanism {name!r}{within} is not allowed{near}; allowed: {allowed}")
 
 
 def neutral_settings(mechanism: type[AttentionMechanism], settings: Settings) -> Settings:

@@ -7,11 +7,11 @@ from fairseq_gpam.attention.core.base import (
     AttentionMechanism,
     Settings,
     Site,
-    check_known,
     neutral_settings,
 )
 from fairseq_gpam.attention.core.heads import MixedHeads, is_mixture, parse_mixture
 from fairseq_gpam.attention.core.layers import spec_of_layer
+from fairseq_gpam.attention.core.presets import apply_preset, check_known
 
 
 def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMechanism:
@@ -32,7 +32,8 @@ def build_mechanism(spec: str, site: Site, settings: Settings) -> AttentionMecha
         mechanism = MixedHeads(site, settings, groups, lambda name, part: build_mechanism(name, part, settings))
     else:
         check_known(chosen, spec)
-        cls = REGISTRY[chosen]
+        name, site, settings = apply_preset(chosen, site, settings)
+        cls = REGISTRY[name]
         mechanism = cls(site, neutral_settings(cls, settings) if settings.warm_start else settings)
     if mechanism.needs_every_layer and chosen != spec:
         raise ValueError(

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, SiteName, check_known
+from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, SiteName
 from fairseq_gpam.attention.core.layers import NUMBER
+from fairseq_gpam.attention.core.presets import check_known
 
 
 def is_mixture(spec: str) -> bool:
@@ -72,6 +73,7 @@ class MixedHeads(AttentionMechanism):
             self.groups[name] = build(name, site.with_heads(count))
             self.counts.append(count)
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
+        self.runs_once = any(group.runs_once for group in self.groups.values())
         self.caches_keys = any(group.caches_keys for group in self.groups.values())
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:

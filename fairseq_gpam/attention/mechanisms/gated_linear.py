@@ -6,17 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import (
-    AttentionInput,
-    AttentionMechanism,
-    Settings,
-    Site,
-    apply_weights,
-    register_mechanism,
-)
-from fairseq_gpam.attention.core.causal import new_positions_hidden, require_causal
-from fairseq_gpam.attention.core.families import refuse_fused, rms_norm, split_heads, upcast
+from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.causal import new_positions_hidden
+from fairseq_gpam.attention.core.families import rms_norm, split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
+from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
 
 CHUNK = 16
 RANK = 16
@@ -68,7 +62,7 @@ def gated_linear_sums(
 
 
 @register_mechanism
-class GatedLinearAttention(AttentionMechanism):
+class GatedLinearAttention(RecurrentMechanism):
     """Causal linear attention without a normaliser, whose state decays by a gate for each channel.
 
     α = sigmoid(x W₁W₂ + b)^(1/16), W₁W₂ of rank 16, as in the authors' code. The output of each head goes through
@@ -85,49 +79,31 @@ class GatedLinearAttention(AttentionMechanism):
     row_sum = "any, before the norm"
     cost = "D·(T+S) instead of T·S; D× with attention dropout"
     why_never_neutral = "its weights are not normalised"
-    sites = ("decoder",)
-    key_positions = "all"
-    caches_keys = False
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        refuse_fused(self.name, settings)
         self.decay_down = nn.Linear(site.embed_dim, RANK, bias=False)
         self.decay_up = nn.Linear(RANK, site.num_heads * site.query_dim)
         self.gate_proj = nn.Linear(site.embed_dim, site.num_heads * site.head_dim, bias=False)
         self.norm_weight = nn.Parameter(torch.ones(site.head_dim))
 
-    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        require_causal(self.name, inputs)
-        if inputs.mask.bias is not None:
-            raise ValueError(
-                "a bias in attn_mask is not allowed with --gpam-mechanism gated_linear, which has no scores"
-            )
-        if inputs.q.size(-2) != inputs.k.size(-2):
-            raise ValueError(
-                f"--gpam-mechanism gated_linear is not allowed with {inputs.k.size(-2)} keys for {inputs.q.size(-2)} "
-                "queries; allowed: one key and value for each query"
-            )
-        past = inputs.past
-        if past is not None and (inputs.need_weights or inputs.dropout_p > 0):
-            raise ValueError(
-                "weights and attention dropout are not allowed while --gpam-mechanism gated_linear decodes step by "
-                "step: no key is cached; allowed: a full forward pass"
-            )
-        q, k, v = upcast(inputs.q) * inputs.q.size(-1) ** -0.5, upcast(inputs.k), upcast(inputs.v)
+    def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        q, k = upcast(inputs.q) * inputs.q.size(-1) ** -0.5, upcast(inputs.k)
         log_decay = F.logsigmoid(upcast(self.decay_up(self.decay_down(inputs.x)))) / TEMPERATURE
         log_decay = split_heads(log_decay, q.size(1))
         hidden = new_positions_hidden(inputs)
         if hidden is not None:
             k, log_decay = (part.masked_fill(hidden[:, None, :, None], 0.0) for part in (k, log_decay))
-        weights = None
-        if inputs.need_weights or inputs.dropout_p > 0:
-            weights = gated_linear_weights(q, k, log_decay)
-            heads = apply_weights(weights, v, inputs.dropout_p)
-        else:
-            heads, state = gated_linear_sums(q, k, v, log_decay, None if past is None else past.get("state"))
-            if past is not None:
-                past["state"] = state
-        gate = F.silu(upcast(split_heads(self.gate_proj(inputs.x), q.size(1))))
-        output = (rms_norm(heads, self.norm_weight, 1e-5) * gate).type_as(inputs.v)
-        return output, weights.type_as(inputs.v) if inputs.need_weights and weights is not None else None
+        return upcast(inputs.v), (q, k, log_decay)
+
+    def matrix(self, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return gated_linear_weights(*parts)
+
+    def sums(self, v: Tensor, parts: tuple[Tensor, Tensor, Tensor], past: dict[str, Tensor]) -> Tensor:
+        q, k, log_decay = parts
+        output, past["state"] = gated_linear_sums(q, k, v, log_decay, past.get("state"))
+        return output
+
+    def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
+        gate = F.silu(upcast(split_heads(self.gate_proj(inputs.x), output.size(1))))
+        return rms_norm(output, self.norm_weight, 1e-5) * gate

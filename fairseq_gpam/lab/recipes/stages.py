@@ -13,7 +13,7 @@ from pathlib import Path
 import fairseq_gpam
 from fairseq_gpam import engine
 from fairseq_gpam.arguments import positive_number, seed
-from fairseq_gpam.attention.core.base import check_known
+from fairseq_gpam.attention.core.presets import check_known
 from fairseq_gpam.lab.recipes import answering, run_folder, stage_results, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError

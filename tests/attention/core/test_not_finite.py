@@ -86,7 +86,7 @@ def test_a_token_that_is_not_finite_makes_the_layers_output_nan(name, site, valu
     future = FUTURE if site == "decoder" else None
     for training in (True, False):
         layer.train(training)
-        layer.dropout_module.p = 0.1 if training and name != "fastmax" else 0.0
+        layer.dropout_module.p = 0.1 if training and name not in ("fastmax", "laser") else 0.0
         output = attend(x, future=future)
         assert not output[BAD, 0].isfinite().any()
         assert output[:, 1].isfinite().all()

@@ -1,0 +1,50 @@
+"""Elastic softmax: every weight is lowered by a learned share of 1/n and cut at 0 (Fu et al. 2026)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, format_values, softmax_weights
+from fairseq_gpam.attention.core.lambdas import no_decay_parameter
+from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+
+
+def elastic_softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, tau: Tensor) -> Tensor:
+    """Returns P_ij = relu(softmax_ij + τ_h/n_i) on the n_i keys visible to row i, 0 elsewhere: B × H × T × S.
+
+    τ is H. A τ above 0 would give hidden keys a weight, so the mask applies again. Fu et al. 2026, arXiv 2601.00919;
+    Fzkuji/flash-lazy-attention.
+    """
+    weights = softmax_weights(q, k, mask)
+    counts = mask.visible_counts(q.size(-2), k.size(-2), weights)
+    return zero_hidden(torch.relu(weights + tau.to(weights.dtype).view(-1, 1, 1) / counts), mask)
+
+
+@register_mechanism
+class ElasticSoftmaxAttention(MatrixMechanism):
+    """Softmax weights above a threshold of −τ/n, lowered by it; τ = 0 is softmax attention.
+
+    τ is learned for each head from −1, the paper's value, at which a row that sees one key is 0; the authors' second
+    file starts at −0.5 because −1 learns slowly. The rest of their layer, a learned bias for each distance, is not
+    provided; rotary positions are (`--gpam-position rotary`).
+    """
+
+    name = "elastic_softmax"
+    formula = "P = relu(softmax(QKᵀ/√D + M) + τ/n)"
+    source = "Fu et al. 2026, arXiv 2601.00919; Fzkuji/flash-lazy-attention"
+    row_sum = "between 0 and 1 for −1 ≤ τ ≤ 0"
+    cost = "1×"
+    neutral = (("elastic_tau", 0.0),)
+    options = (Option("elastic_tau", float, -1.0, "the initial τ of every head"),)
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        self.tau = no_decay_parameter(torch.full((site.num_heads,), settings.elastic_tau))
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        return elastic_softmax_weights(inputs.q, inputs.k, inputs.mask, self.tau)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, τ {format_values(self.tau)}"

@@ -1,0 +1,56 @@
+"""LASER: attention over exp(V), of which the logarithm is taken (Duvvuri & Dhillon 2024)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, upcast
+from fairseq_gpam.attention.core.masks import hide, zero_rows
+
+ROWS = 16
+
+
+def log_sum_exp(log_weights: Tensor, values: Tensor) -> Tensor:
+    """Returns log Σ_j exp(log P_ij + v_jd), B × H × T × D; log P is B × H × T × S, −inf on hidden keys.
+
+    The authors' listing subtracts the largest of all values first, whether or not a row may see it, so that one large
+    later value makes every earlier row overflow. Here each row subtracts the largest of its own terms.
+    """
+    return torch.logsumexp(log_weights.unsqueeze(-1) + values.unsqueeze(-3), dim=-2)
+
+
+@register_mechanism
+class LaserAttention(MatrixMechanism):
+    """The logarithm of attention over the values' exponentials: the softmax's gradient grows with the values.
+
+    A row with one visible key has that key's value. A few rows are computed at a time, and again in the backward pass,
+    because each row has S × D terms; the weights that are returned are those of the softmax. Attention dropout is
+    refused: a row whose weights are all dropped has the logarithm of 0.
+    """
+
+    name = "laser"
+    formula = "O = log(softmax(QKᵀ/√D + M)·exp(V))"
+    source = "Duvvuri & Dhillon 2024, arXiv 2411.03493"
+    row_sum = "1, before the logarithm"
+    cost = "1×, and T·S·D exponentials"
+    why_never_neutral = "the logarithm of a mean of exponentials is not the mean"
+
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        if inputs.dropout_p > 0:
+            raise ValueError(
+                f"--attention-dropout {inputs.dropout_p} is not allowed with --gpam-mechanism laser, which takes the "
+                "logarithm of a weighted sum; allowed: 0"
+            )
+        scores, fully_masked = hide(dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask)
+        log_weights, values = torch.log_softmax(scores, dim=-1), upcast(inputs.v)
+        blocks = log_weights.split(ROWS, dim=-2)
+        if torch.is_grad_enabled() and len(blocks) > 1:
+            rows = [checkpoint(log_sum_exp, block, values, use_reentrant=False) for block in blocks]
+        else:
+            rows = [log_sum_exp(block, values) for block in blocks]
+        output = zero_rows(torch.cat(rows, dim=-2), fully_masked).type_as(inputs.v)
+        weights = zero_rows(log_weights.exp(), fully_masked).type_as(inputs.v) if inputs.need_weights else None
+        return output, weights

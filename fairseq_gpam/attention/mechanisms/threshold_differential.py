@@ -1,0 +1,68 @@
+"""Threshold differential attention: squared cosines above a threshold, minus those of a second view (Huang et al.)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, split_heads, upcast
+from fairseq_gpam.attention.core.lambdas import no_decay_parameter
+from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+
+
+def exceedances(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+    """Returns relu(q̂·k̂ − τ_i)² on the n_i keys visible to row i, τ_i = √(2·ln n_i / D): B × H × T × S.
+
+    q̂ and k̂ have length 1; a finite bias of the mask is added to their product. Huang et al. 2026, arXiv 2601.12145,
+    with the threshold's factor β at its start, 1, because no gradient reaches it in snap-research/TDA.
+    """
+    scores = dot_scores(F.normalize(upcast(q), dim=-1), F.normalize(upcast(k), dim=-1), mask, scale=1.0)
+    counts = mask.visible_counts(scores.size(-2), scores.size(-1), scores)
+    return zero_hidden(torch.relu(scores - (2 * counts.log() / q.size(-1)).sqrt()).square(), mask)
+
+
+@register_mechanism
+class ThresholdDifferentialAttention(MatrixMechanism):
+    """Two sparse views of the same values, the second one weighted by −λ, 0 ≤ λ ≤ 1; no row is normalised.
+
+    The second view has its own query and key projections, initialised as fairseq's own; λ starts at 0.5, one number for
+    each layer. In decoding the second keys are cached too. Only a kernel is public, so how the authors make the second
+    view is not known. Before training, most rows of a long sequence find no key above the threshold: such a row gives 0
+    and passes no gradient on (`info --mechanism threshold_differential` counts them).
+    """
+
+    name = "threshold_differential"
+    formula = "P = relu(q̂₁k̂₁ᵀ − τ)² − λ·relu(q̂₂k̂₂ᵀ − τ)², τ = √(2·ln n/D)"
+    source = "Huang et al. 2026, arXiv 2601.12145; snap-research/TDA"
+    row_sum = "any, often 0"
+    cost = "1.5×, and second projections of queries and keys"
+    why_never_neutral = "its weights are not normalised"
+    sites = ("encoder", "decoder")
+    key_positions = "all"
+
+    def __init__(self, site: Site, settings: Settings) -> None:
+        super().__init__(site, settings)
+        width = site.num_heads * site.query_dim
+        self.second_q_proj, self.second_k_proj = nn.Linear(site.embed_dim, width), nn.Linear(site.embed_dim, width)
+        for projection in (self.second_q_proj, self.second_k_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
+        self.strength = no_decay_parameter(torch.tensor([0.5]))
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        second_q, second_k = (
+            split_heads(projection(inputs.x), inputs.q.size(1))
+            for projection in (self.second_q_proj, self.second_k_proj)
+        )
+        if inputs.past is not None:
+            if "second_k" in inputs.past:
+                second_k = torch.cat([inputs.past["second_k"], second_k], dim=-2)
+            inputs.past["second_k"] = second_k
+        first, second = exceedances(inputs.q, inputs.k, inputs.mask), exceedances(second_q, second_k, inputs.mask)
+        return first - self.strength.to(first.dtype).clamp(0, 1) * second
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, λ {self.strength.item():.3f}"
