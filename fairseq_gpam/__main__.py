@@ -6,8 +6,6 @@ so is everything after `--`. A module with several commands is given as `MODULE:
 attributes.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib

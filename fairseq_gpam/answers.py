@@ -1,7 +1,5 @@
 """`--criterion answer_cross_entropy`: the loss of the answers alone, in texts where a word "?…" asks for the next."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

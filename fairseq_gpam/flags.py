@@ -4,8 +4,6 @@ They are flags of fairseq-train for the architectures of this package (`--arch t
 --help does not show.
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

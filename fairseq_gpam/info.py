@@ -1,7 +1,5 @@
 """Prints what is installed and registered; with --arch, a model's number of parameters and the overhead over stock."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """Logs a digest of the weights that a training starts from, so that a comparison knows which runs share them."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import re

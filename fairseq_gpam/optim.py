@@ -1,8 +1,5 @@
 """fairseq's Adam that leaves the λ's out of weight decay."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import Any
 
 from fairseq.optim import register_optimizer
@@ -12,12 +9,7 @@ from torch import nn
 from fairseq_gpam.attention.core.lambdas import NO_DECAY_GROUP
 
 
-@dataclass
-class GPAMAdamConfig(FairseqAdamConfig):
-    """The options of `--optimizer adam`."""
-
-
-@register_optimizer("gpam_adam", dataclass=GPAMAdamConfig)
+@register_optimizer("gpam_adam", dataclass=FairseqAdamConfig)
 class GPAMAdam(FairseqAdam):
     """`--optimizer gpam_adam`: `adam` that exempts the λ's and similar coefficients of mechanisms from --weight-decay.
 

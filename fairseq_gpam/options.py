@@ -4,8 +4,6 @@ The flags have no argparse default; those that are absent are filled in after th
 explicit flag overrides a preset and a preset overrides the default.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

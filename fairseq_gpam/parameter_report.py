@@ -1,7 +1,5 @@
 """Prints a model's number of parameters, the overhead over stock, and the controls of equal size."""
 
-from __future__ import annotations
-
 from fairseq_gpam import parameters
 
 

@@ -1,7 +1,5 @@
 """Mechanisms from outside the package: of installed packages by an entry point, of a single file by --gpam-import."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib

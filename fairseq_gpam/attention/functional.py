@@ -1,7 +1,5 @@
 """daGPAM as a function, in the manner of `torch.nn.functional.scaled_dot_product_attention`, and PyTorch's masks."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

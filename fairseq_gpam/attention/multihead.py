@@ -1,7 +1,5 @@
 """A module that takes the place of `torch.nn.MultiheadAttention` and computes any mechanism."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from fairseq_gpam.attention.core.base import (
     SiteName,
 )
 from fairseq_gpam.attention.core.build import build_mechanism
-from fairseq_gpam.attention.core.families import join_heads, split_heads
+from fairseq_gpam.attention.core.families import append_constant_keys, join_heads, split_heads
 from fairseq_gpam.attention.functional import split_additive, torch_mask
 
 KEYWORDS_OF_TORCH = ("add_bias_kv", "add_zero_attn", "kdim", "vdim", "batch_first", "device", "dtype")
@@ -92,9 +90,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = (split_heads(projected, self.num_heads) for projected in self._project(query, key, value))
         padding, bias, hidden = self._read_masks(key_padding_mask, attn_mask, q, k)
         mask = torch_mask(padding, bias, hidden, is_causal, q, k)
-        k, v, added = self._append_constant_keys(k, v)
-        if added:
-            mask = mask.expanded(q.size(2), k.size(2) - added, k.device).extended(added)
+        k, v, mask = append_constant_keys(k, v, mask, q.size(2), (self.bias_k, self.bias_v), self.add_zero_attn)
         inputs = AttentionInput(q, k, v, mask, query, self.dropout if self.training else 0.0, need_weights)
         heads, weights = self.mechanism(inputs)
         output = F.linear(join_heads(heads).transpose(0, 1), self.out_proj.weight, self.out_proj.bias)
@@ -167,20 +163,6 @@ class MultiheadAttention(nn.MultiheadAttention):
                 added = added[:, None, None, :]
                 bias = added if bias is None else bias + added
         return padding, bias, hidden
-
-    def _append_constant_keys(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Appends the keys and values of `add_bias_kv` and `add_zero_attn`, and returns how many these are."""
-        added = 0
-        if self.bias_k is not None and self.bias_v is not None:
-            k, v = (
-                torch.cat([x, split_heads(constant, self.num_heads).expand(x.size(0), -1, -1, -1)], dim=2)
-                for x, constant in ((k, self.bias_k), (v, self.bias_v))
-            )
-            added += 1
-        if self.add_zero_attn:
-            k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
-            added += 1
-        return k, v, added
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         mechanism_prefix = f"{prefix}mechanism."

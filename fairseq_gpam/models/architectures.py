@@ -1,7 +1,5 @@
 """Registers a counterpart of each of fairseq's transformer architectures, with the same preset, for our models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

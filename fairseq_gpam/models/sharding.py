@@ -1,7 +1,5 @@
 """Refuses `--ddp-backend fully_sharded`, in which fairscale wraps each layer and cannot share parameters among them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """fairseq's translation transformer with any attention mechanism."""
 
-from __future__ import annotations
-
 from fairseq.models import register_model
 from fairseq.models.transformer import TransformerModel
 

@@ -1,7 +1,5 @@
 """What both models add to fairseq's: building the mechanisms chosen by flags, and loading stock checkpoints."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from typing import Any, ClassVar

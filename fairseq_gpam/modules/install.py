@@ -1,7 +1,5 @@
 """Replaces every attention module of a stock fairseq transformer by one with a mechanism."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

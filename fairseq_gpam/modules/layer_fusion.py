@@ -1,7 +1,5 @@
 """Hierarchical fusion: the output of a stack combines all of its layers (Shi et al. 2022, arXiv 2202.08625)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

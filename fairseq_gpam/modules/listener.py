@@ -3,8 +3,6 @@
 Layers count from 0; the input of the first is reported as the states of layer −1.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterator

@@ -13,6 +13,7 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, AttentionMechanism, FutureMask
+from fairseq_gpam.attention.core.families import append_constant_keys
 from fairseq_gpam.modules.projections import project
 
 XFORMERS_REFUSAL = (
@@ -133,7 +134,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
             self._set_input_buffer(incremental_state, buffer)
 
         mask = AttentionMask.from_fairseq(padding, attn_mask)
-        k, v, mask = self._append_constant_keys(k, v, mask, num_queries)
+        k, v, mask = append_constant_keys(k, v, mask, num_queries, (self.bias_k, self.bias_v), self.add_zero_attn)
 
         # Beams of one sentence share the encoder's keys and are treated as further queries to them.
         x = query.transpose(0, 1)
@@ -250,23 +251,6 @@ class GPAMMultiheadAttention(MultiheadAttention):
             pending = saved.get("beam_order")
             saved["beam_order"] = new_order if pending is None else pending.index_select(0, new_order)
         return incremental_state
-
-    def _append_constant_keys(
-        self, k: Tensor, v: Tensor, mask: AttentionMask, num_queries: int
-    ) -> tuple[Tensor, Tensor, AttentionMask]:
-        """Appends the learned key of bias_kv and the zero key of zero_attn, visible to every query and never cached."""
-        rows, _, num_keys, _ = k.shape
-        keys, values = [k], [v]
-        if self.bias_k is not None and self.bias_v is not None:
-            keys.append(self._split_heads(self.bias_k.expand(-1, rows, -1)))
-            values.append(self._split_heads(self.bias_v.expand(-1, rows, -1)))
-        if self.add_zero_attn:
-            keys.append(k.new_zeros(rows, self.num_heads, 1, k.size(-1)))
-            values.append(v.new_zeros(rows, self.num_heads, 1, v.size(-1)))
-        if len(keys) == 1:
-            return k, v, mask
-        mask = mask.expanded(num_queries, num_keys, k.device).extended(len(keys) - 1)
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2), mask
 
     def _get_reserve_head_index(self, num_heads_to_keep: int) -> list[tuple[int, int]]:
         raise ValueError(

@@ -1,7 +1,5 @@
 """Several linear maps of one input, with input gradients accumulated inside the matrix products."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

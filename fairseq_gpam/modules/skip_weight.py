@@ -1,7 +1,5 @@
 """`--gpam-skip-weight w`: scales the skip connection around self-attention by w; 0 removes it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

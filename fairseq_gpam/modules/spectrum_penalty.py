@@ -1,7 +1,5 @@
 """`--gpam-spectrum-penalty W`: penalises the variance of the QK eigenspectrum in training (arXiv 2402.02098)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

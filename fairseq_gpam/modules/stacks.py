@@ -1,7 +1,5 @@
 """The layers of fairseq's encoders and decoders."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fairseq.modules import BaseLayer, LayerDropModuleList

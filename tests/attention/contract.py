@@ -38,9 +38,9 @@ def masks(kind, queries, keys=LENGTH, heads=HEADS, batch=BATCH):
     return made.mask, torch.as_tensor(made.added, dtype=torch.float64).expand(shape), made.visible.expand(shape)
 
 
-def row_by_row(queries, keys, visible, weigh):
+def row_by_row(visible, weigh):
     """Weights B × H × T × S, one row at a time: `weigh(b, h, i, seen)` gives those of row i on the keys `seen`."""
-    batch, heads = visible.shape[:2]
+    batch, heads, queries, keys = visible.shape
     maps = []
     for b in range(batch):
         for h in range(heads):
@@ -60,8 +60,7 @@ def plain_softmax(scores):
 
 def softmax_map(q, k, bias, visible):
     """softmax(QKᵀ/√D + M), row by row."""
-    scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
-    return row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))
+    return Contract().weights(None, q, k, None, bias, visible)
 
 
 def uniform_map(visible):
@@ -93,7 +92,10 @@ def future_gradients(call, length=LENGTH, heads=HEADS):
 
 
 class Contract:
-    """Inherit as `class TestCoda(Contract)`; give `name` and `reference`, and `variants` of the options."""
+    """Inherit as `class TestCoda(Contract)`; give `name`, what differs from softmax, and `variants` of the options.
+
+    What differs is a `row` of weights, all `weights`, how the weighted sum is to `finish`, or the whole `reference`.
+    """
 
     name = ""
     heads = HEADS
@@ -128,7 +130,20 @@ class Contract:
 
     def reference(self, mechanism, q, k, v, x, bias, visible):
         """Output B × H × T × D and weights B × H × T × S in plain float64."""
-        raise NotImplementedError
+        weights = self.weights(mechanism, q, k, x, bias, visible)
+        return self.finish(mechanism, weights @ v, x), weights
+
+    def weights(self, mechanism, q, k, x, bias, visible):
+        """The weights in plain float64; by default those of each row from its visible scores."""
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+        return row_by_row(visible, lambda b, h, i, seen: self.row(mechanism, scores[b, h, i, seen], h))
+
+    def row(self, mechanism, scores, head):
+        return plain_softmax(scores)
+
+    def finish(self, mechanism, output, x):
+        """What becomes of the weighted sum, B × H × T × D."""
+        return output
 
     def build(self, variant, site=None, dtype=torch.float64, layer=1):
         """The mechanism in the middle of three layers, its parameters moved away from their neutral start."""

@@ -1,7 +1,5 @@
 """Builds what `--gpam-mechanism` and its relatives name: a mechanism, or one for each layer or group of heads."""
 
-from __future__ import annotations
-
 from fairseq_gpam.attention.core.base import (
     REGISTRY,
     AttentionMechanism,

@@ -1,7 +1,5 @@
 """Helpers for mechanisms whose weights depend on the order of the positions, in decoder self-attention only."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

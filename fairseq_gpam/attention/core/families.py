@@ -1,7 +1,5 @@
 """The two kinds of mechanisms: members of the affine family, and those that compute their own matrix of weights."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -19,8 +17,8 @@ class AffineMechanism(AttentionMechanism):
     """A member of the affine family: it declares its terms, and `affine_attention` computes the result."""
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        """Returns this mechanism's coefficients and second branch, if it has one."""
-        raise NotImplementedError
+        """Returns this mechanism's coefficients and second branch, if it has one: by default those of softmax."""
+        return AffineTerms()
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         output, weights = affine_attention(inputs, self.terms(inputs), self.backend)
@@ -96,6 +94,31 @@ def join_heads(heads: Tensor) -> Tensor:
 def split_heads(joined: Tensor, num_heads: int) -> Tensor:
     """Maps B × T × (H·D) to B × H × T × D."""
     return joined.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def append_constant_keys(
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    num_queries: int,
+    biases: tuple[Tensor | None, Tensor | None],
+    add_zero_attn: bool,
+) -> tuple[Tensor, Tensor, AttentionMask]:
+    """Appends the learned key of bias_kv and the zero key of zero_attn, visible to every query, to B × H × S × D.
+
+    `biases` are a key and a value, each 1 × 1 × C, or None.
+    """
+    rows, num_heads, num_keys, _ = k.shape
+    keys, values = [k], [v]
+    for parts, bias in zip((keys, values), biases, strict=True):
+        if bias is not None:
+            parts.append(split_heads(bias.expand(rows, -1, -1), num_heads))
+        if add_zero_attn:
+            parts.append(parts[0].new_zeros(rows, num_heads, 1, parts[0].size(-1)))
+    if len(keys) == 1:
+        return k, v, mask
+    mask = mask.expanded(num_queries, num_keys, k.device).extended(len(keys) - 1)
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2), mask
 
 
 def format_values(values: Tensor) -> str:

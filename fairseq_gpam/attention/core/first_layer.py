@@ -1,7 +1,5 @@
 """The values of a stack's first layer, passed from layer to layer within one forward pass."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import Site

@@ -1,7 +1,5 @@
 """Mixed heads: each group of heads has its own mechanism (Multiformer, arXiv 2205.07100)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Attention whose weights are φ(q)·φ(k), in time linear in the length, by running sums over the keys."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast

@@ -1,7 +1,5 @@
 """The sources of daGPAM's λ's: two numbers; the query's token (λ⁻ only); or a trained ratio and a fixed row sum."""
 
-from __future__ import annotations
-
 import math
 
 import torch

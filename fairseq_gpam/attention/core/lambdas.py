@@ -1,7 +1,5 @@
 """The coefficients λ: fixed or trainable; one for a model, a layer or a head; bounded or free."""
 
-from __future__ import annotations
-
 import math
 
 import torch

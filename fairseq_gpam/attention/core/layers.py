@@ -1,7 +1,5 @@
 """A mechanism for each layer: `linear@0-2,4;softmax@3,5` names the layers, `linear*3,dagpam` is a cycle."""
 
-from __future__ import annotations
-
 import re
 
 from fairseq_gpam.attention.core.base import Site

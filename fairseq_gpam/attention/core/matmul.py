@@ -5,8 +5,6 @@ uses it wherever it exists. Both compute in fp32 but add in different orders, so
 `torch.backends.mkldnn.flags(False)` selects MKL everywhere.
 """
 
-from __future__ import annotations
-
 import functools
 import platform
 from pathlib import Path

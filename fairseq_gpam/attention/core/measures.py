@@ -5,8 +5,6 @@ key; states … × T × C; tokens bool … × T, True = not padding. None means 
 the leading dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """W_Q⁻, the projection to the queries of daGPAM's negative branch: one for each head, or one for a layer."""
 
-from __future__ import annotations
-
 import math
 
 import torch

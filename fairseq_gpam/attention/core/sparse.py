@@ -1,7 +1,5 @@
 """The base of the mechanisms that give many keys a weight of exactly 0, using the `entmax` package."""
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 

@@ -1,25 +1,13 @@
 """AttnScale, which scales up the part of softmax attention that is not uniform, and FeatScale (Wang et al. 2022)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.affine import AffineTerms, Coefficient
+from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import AffineMechanism, format_values, upcast
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-
-
-def attn_scale_terms(scale: Coefficient) -> AffineTerms:
-    """Returns P = U + (1+λ)·(softmax(QKᵀ/√D + M) − U), B × H × T × S, U uniform over the keys visible to a row.
-
-    `scale` is λ, broadcastable to P; the low-pass part U keeps the weight 1. Wang et al. 2022, arXiv 2203.05962,
-    section 4.1; learned per head from 0 in VITA-Group/ViT-Anti-Oversmoothing, which has no masks. For masked attention,
-    U over the visible keys (a running mean under a causal mask) is our reading.
-    """
-    return AffineTerms(positive=1 + scale, uniform=scale)
 
 
 class FeatScale(nn.Module):
@@ -55,6 +43,10 @@ class FeatScale(nn.Module):
 @register_mechanism
 class AttnScaleAttention(AffineMechanism):
     """Softmax attention whose high-frequency part is scaled by 1+λ, one λ for each head; λ = 0 is softmax attention.
+
+    The low-pass part U, uniform over the keys visible to a row, keeps the weight 1: P = U + (1+λ)·(softmax − U), as in
+    section 4.1. The authors' code has no masks; U over the visible keys, under a causal mask a running mean, is our
+    reading.
 
     With `--gpam-attn-scale-features` FeatScale follows the output projection, as in the source, which offers it as an
     alternative. Its mean leaves out padding. In a decoder it is, at each token, the mean over the tokens up to it; this
@@ -93,7 +85,8 @@ class AttnScaleAttention(AffineMechanism):
             self.key_positions = "all"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return attn_scale_terms(self.scale.view(-1, 1, 1))
+        scale = self.scale.view(-1, 1, 1)
+        return AffineTerms(positive=1 + scale, uniform=scale)
 
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         if self.features is None:

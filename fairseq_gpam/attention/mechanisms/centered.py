@@ -1,25 +1,17 @@
 """Centred attention: softmax minus uniform weights, so that rows sum to 0."""
 
-from __future__ import annotations
-
 from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 
 
-def centered_terms() -> AffineTerms:
-    """Returns P = softmax(QKᵀ/√D + M) − U, B × H × T × S, U uniform over the keys visible to a row.
-
-    Ali, Galanti & Wolf 2023, arXiv 2306.01610; Nait Saada, Naderi & Tanner 2024 (Mind the Gap), arXiv 2410.07799,
-    where U is 1/S everywhere. Under a causal mask U is 1/(i+1) on the keys 0…i of row i, so that the future has no
-    weight; it yields a running mean of the values.
-    """
-    return AffineTerms(uniform=1.0)
-
-
 @register_mechanism
 class CenteredAttention(AffineMechanism):
-    """Softmax attention without its uniform part."""
+    """Softmax attention without its uniform part, U: 1/n on the n keys visible to a row.
+
+    In the sources (Ali, Galanti & Wolf 2023; Nait Saada, Naderi & Tanner 2024, Mind the Gap) U is 1/S everywhere. Under
+    a causal mask it is 1/(i+1) on the keys 0…i of row i: a running mean of the values.
+    """
 
     name = "centered"
     formula = "P = softmax(QKᵀ/√D + M) − U"
@@ -29,4 +21,4 @@ class CenteredAttention(AffineMechanism):
     why_never_neutral = "its uniform part is always subtracted"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return centered_terms()
+        return AffineTerms(uniform=1.0)

@@ -1,7 +1,5 @@
 """CoDA: weights that add, subtract or drop a value, from a similarity and a dissimilarity (Tay et al. 2019)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

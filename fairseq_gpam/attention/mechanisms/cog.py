@@ -1,7 +1,5 @@
 """Cog attention: softmax of the absolute scores, times the signs of the scores (Lv et al. 2024)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Compressed attention: a strided convolution shortens the keys and values (Multiformer's ConvAttention)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """daGPAM: dual-attention generalised probabilistic attention (Heo & Choi 2024, arXiv 2410.15578)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

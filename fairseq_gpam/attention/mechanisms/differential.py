@@ -1,7 +1,5 @@
 """Differential attention, first version: two softmax maps for each pair of heads, one subtracted (Ye et al. 2024)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

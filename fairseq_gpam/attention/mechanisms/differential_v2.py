@@ -1,7 +1,5 @@
 """Differential attention, second version: minus a second softmax, weighted by a coefficient computed per token."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """DINT: differential attention plus the mean weight that each key gets (Cang et al. 2025)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """DNAS: doubly normalised attention, over the queries first and then over the keys (Ding et al. 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

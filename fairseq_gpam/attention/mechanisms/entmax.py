@@ -1,7 +1,5 @@
 """α-entmax with a learned α: between softmax (α → 1) and sparsemax (α = 2), and beyond (Correia et al. 2019)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

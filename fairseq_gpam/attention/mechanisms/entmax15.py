@@ -1,7 +1,5 @@
 """1.5-entmax: halfway between softmax and sparsemax (Peters, Niculae & Martins 2019)."""
 
-from __future__ import annotations
-
 from fairseq_gpam.attention.core.base import register_mechanism
 from fairseq_gpam.attention.core.sparse import SparseMechanism
 

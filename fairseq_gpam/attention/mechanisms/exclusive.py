@@ -1,11 +1,8 @@
 """Exclusive self-attention: the output's component along the token's own value is removed (Zhai 2026)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism, upcast
 
@@ -36,9 +33,6 @@ class ExclusiveAttention(AffineMechanism):
     why_never_neutral = "it removes the component along the token's own value at every setting"
     sites = ("encoder", "decoder")
     key_positions = "own"
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return without_own_value(output, inputs.v[..., inputs.v.size(-2) - output.size(-2) :, :])

@@ -1,7 +1,5 @@
 """Fastmax: a polynomial in place of the exponential, so that time can be linear in length (Gerami et al. 2024)."""
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import replace

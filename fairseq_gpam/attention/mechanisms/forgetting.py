@@ -1,7 +1,5 @@
 """Forgetting attention: softmax attention with gates that let older keys fade (Lin et al. 2025)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

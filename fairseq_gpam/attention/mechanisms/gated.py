@@ -1,11 +1,8 @@
 """Gated attention: the output of softmax attention is gated by the query's token (Qiu et al. 2025)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism, split_heads, upcast
 
@@ -63,9 +60,6 @@ class GatedAttention(AffineMechanism):
             nn.init.xavier_uniform_(self.gate_proj.weight)
         else:
             nn.init.zeros_(self.gate_proj.weight)
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return self.gain * gate_heads(output, self.gate_proj(inputs.x))

@@ -1,7 +1,5 @@
 """Gated linear attention: a state of D × D numbers that fades channel by channel (Yang et al. 2023)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

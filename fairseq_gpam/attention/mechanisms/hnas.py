@@ -1,7 +1,5 @@
 """HNAS: a learned mixture of doubly normalised and softmax attention (Ding et al. 2020)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

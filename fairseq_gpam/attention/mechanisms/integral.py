@@ -1,13 +1,10 @@
 """Integral attention: a softmax of scores averaged over several signals (Kobyzev et al. 2025)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
 from torch import Tensor
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 
@@ -55,9 +52,6 @@ class IntegralAttention(AffineMechanism):
                 f"--gpam-integral-signals {self.signals} is not allowed with queries of {site.query_dim} channels "
                 f"in a head; allowed: a number that divides {site.query_dim}"
             )
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         return super().forward(replace(inputs, q=integral_queries(inputs.q, self.signals)))

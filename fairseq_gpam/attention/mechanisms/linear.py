@@ -1,7 +1,5 @@
 """Linear attention: a positive feature map in place of the exponential (Katharopoulos et al. 2020)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

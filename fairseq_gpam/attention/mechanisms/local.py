@@ -1,13 +1,10 @@
 """Local attention: softmax over the keys of a window around the query's own position."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 from fairseq_gpam.attention.core.masks import AttentionMask
@@ -55,9 +52,6 @@ class LocalAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.reach: int = settings.local_window
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         sizes = inputs.q.size(-2), inputs.k.size(-2)

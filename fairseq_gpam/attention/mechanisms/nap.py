@@ -1,7 +1,5 @@
 """NAP, normalised attention pooling: scores normalised to mean 0 and variance 1 in place of probabilities."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,10 +1,7 @@
 """NeuTRENO: softmax attention pulled back towards the first layer's values (Nguyen, Nguyen & Baraniuk 2023)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 from fairseq_gpam.attention.core.first_layer import first_layer_values
@@ -50,9 +47,6 @@ class NeutrenoAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.strength: float = settings.neutreno_lambda
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         num_queries, num_keys = output.size(-2), inputs.v.size(-2)

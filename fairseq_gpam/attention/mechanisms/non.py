@@ -1,7 +1,5 @@
 """NON: attention with unnormalised scores as weights, divided by the square root of the number of keys."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """ReLA: rectified scores as weights, followed by a gated RMSNorm (Zhang, Titov & Sennrich 2021)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,13 +1,10 @@
 """Scalable softmax: scores grow with the logarithm of the number of keys (Nakanishi 2025)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism, format_values
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
@@ -45,9 +42,6 @@ class ScalableSoftmaxAttention(AffineMechanism):
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
         self.scale = no_decay_parameter(torch.full((site.num_heads,), settings.scalable_softmax_start))
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         return super().forward(scale_queries(inputs, self.scale))

@@ -1,16 +1,9 @@
 """(1+λ⁺)·softmax: the control for the factor 1+λ⁺ of daGPAM."""
 
-from __future__ import annotations
-
-from fairseq_gpam.attention.core.affine import AffineTerms, Coefficient
+from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 from fairseq_gpam.attention.core.lambdas import LAMBDA_PLUS_OPTIONS, build_lambda, is_trained
-
-
-def scaled_softmax_terms(lambda_plus: Coefficient) -> AffineTerms:
-    """Returns P = (1+λ⁺)·softmax(QKᵀ/√D + M), B × H × T × S; λ⁺ broadcastable to it. A control of this project."""
-    return AffineTerms(positive=1 + lambda_plus)
 
 
 @register_mechanism
@@ -35,4 +28,4 @@ class ScaledSoftmaxAttention(AffineMechanism):
         self.lambda_plus = build_lambda("lambda_plus", self.name, site, settings)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return scaled_softmax_terms(self.lambda_plus())
+        return AffineTerms(positive=1 + self.lambda_plus())

@@ -1,7 +1,5 @@
 """Selective attention: a token may lower the weight of earlier tokens for all that follow (Leviathan et al. 2024)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Shaped attention: identity plus centred softmax, each with a learned weight."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

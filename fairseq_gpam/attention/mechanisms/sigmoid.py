@@ -1,7 +1,5 @@
 """Sigmoid attention: each weight depends on its own score only, not on the other keys (Ramapuram et al. 2024)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

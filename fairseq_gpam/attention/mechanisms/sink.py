@@ -1,7 +1,5 @@
 """Softmax with a sink: an additional logit that takes a share of the weight and has no value."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -14,18 +12,13 @@ from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 SMALLEST_WEIGHT = 2.0**-100
 
 
-def sink_terms(logits: Tensor) -> AffineTerms:
-    """Returns P_ij = exp(S_ij) / (exp(s_h) + Σ_j exp(S_ij)), B × H × T × S, S = QKᵀ/√D + M, from the logits s, H.
-
-    A learned s is the sink of openai/gpt-oss; s = 0 is softmax-off-by-one, which is stock attention with a zero key and
-    a zero value appended (`add_zero_attn`).
-    """
-    return AffineTerms(sink=logits)
-
-
 @register_mechanism
 class SinkAttention(AffineMechanism):
-    """Softmax attention whose heads need not attend to any key: each has a sink, learned or with a logit fixed at 0."""
+    """Softmax attention whose heads need not attend to any key: each has a sink, learned or with a logit fixed at 0.
+
+    A learned logit is the sink of openai/gpt-oss; s = 0 is softmax-off-by-one, which is stock attention with a zero key
+    and a zero value appended (`add_zero_attn`).
+    """
 
     name = "sink"
     formula = "P = exp(S)/(exp(s) + Σ exp(S)), S = QKᵀ/√D + M; s learned or 0"
@@ -62,7 +55,7 @@ class SinkAttention(AffineMechanism):
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         if self.weight is None:
-            return sink_terms(self.logits)
+            return AffineTerms(sink=self.logits)
         if self.training and inputs.q.dtype == torch.float16:
             raise ValueError(
                 "--gpam-sink-kind 'weight' (which --gpam-warm-start selects) is not allowed in fp16, where the "
@@ -70,7 +63,7 @@ class SinkAttention(AffineMechanism):
             )
         # d exp(s)/d|w| is 1 however small the sink is; the gradient of a learned logit would vanish.
         logits = upcast(self.weight).abs().clamp(min=SMALLEST_WEIGHT).log()
-        return sink_terms(logits.to(self.weight.dtype))
+        return AffineTerms(sink=logits.to(self.weight.dtype))
 
     def extra_repr(self) -> str:
         if self.weight is not None:

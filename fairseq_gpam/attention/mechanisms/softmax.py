@@ -1,18 +1,7 @@
 """Softmax attention (Vaswani et al. 2017)."""
 
-from __future__ import annotations
-
-from fairseq_gpam.attention.core.affine import AffineTerms
-from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
+from fairseq_gpam.attention.core.base import register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
-
-
-def softmax_terms() -> AffineTerms:
-    """Returns the terms of P = softmax(QKᵀ/√D + M), B × H × T × S.
-
-    Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
-    """
-    return AffineTerms()
 
 
 @register_mechanism
@@ -25,6 +14,3 @@ class SoftmaxAttention(AffineMechanism):
     row_sum = "1"
     cost = "1×"
     neutral = ()
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return softmax_terms()

@@ -1,21 +1,10 @@
 """Softmax attention followed by an RMSNorm of each head: a control that isolates the effect of Differential's norm."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism, rms_norm
-
-
-def normed_heads(heads: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns RMSNorm(softmax(QKᵀ/√D + M)·V); `heads`, the output of softmax attention, and the result B × H × T × D.
-
-    `weight`, D, is shared by the heads, as in Differential V1 (arXiv 2410.05258). A control of this project.
-    """
-    return rms_norm(heads, weight, eps)
 
 
 @register_mechanism
@@ -33,8 +22,5 @@ class SoftmaxRMSNormAttention(AffineMechanism):
         super().__init__(site, settings)
         self.norm_weight = nn.Parameter(torch.ones(site.head_dim))
 
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
-
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        return normed_heads(output, self.norm_weight)
+        return rms_norm(output, self.norm_weight, 1e-5)

@@ -1,7 +1,5 @@
 """Softpick: weights that are rectified and need not sum to 1 (Zuhri, Fuadi & Aji 2025)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Sparsemax: the Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016)."""
 
-from __future__ import annotations
-
 from fairseq_gpam.attention.core.base import register_mechanism
 from fairseq_gpam.attention.core.sparse import SparseMechanism
 

@@ -1,7 +1,5 @@
 """Stick-breaking attention: from the newest back, each key takes a share of the weight left (Tan et al. 2024)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Talking heads: scores and weights are mixed across the heads (Shazeer et al. 2020)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

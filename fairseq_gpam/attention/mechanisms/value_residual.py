@@ -1,13 +1,10 @@
 """Value residual learning: every layer adds the first layer's values to its own (Zhou et al. 2024)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
 from fairseq_gpam.attention.core.first_layer import first_layer_values
@@ -54,9 +51,6 @@ class ValueResidualAttention(AffineMechanism):
         self.factors: nn.Parameter | None = None
         if settings.value_residual_learned and site.layer > 0:
             self.factors = no_decay_parameter(torch.tensor(self.fixed))
-
-    def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return AffineTerms()
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         first_values = first_layer_values(self.name, self.site, inputs.v)

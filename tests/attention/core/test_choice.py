@@ -12,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fairseq_gpam.attention import AttentionInput, AttentionMask
 from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention, choose, describe_choices, sdpa
 from fairseq_gpam.attention.core.affine.choice import CHOICES
-from fairseq_gpam.attention.core.affine.naive import naive_attention
+from fairseq_gpam.attention.core.affine.naive import naive_attention, short_attention
 from fairseq_gpam.attention.core.affine.sdpa import sdpa_attention
-from fairseq_gpam.attention.core.affine.short import short_attention
 
 BATCH, HEADS, WIDTH = 3, 2, 8
 LAUNCHES = Path(__file__).parents[3] / "examples/benchmark/launches.json"

@@ -1,7 +1,7 @@
 """Cog attention."""
 
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings, softmax_map
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, settings, softmax_map
 
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 
@@ -11,15 +11,8 @@ class TestCog(Contract):
     variants = ({}, {"cog_everywhere": True})
     model_options = {"cog_everywhere": True}  # noqa: RUF012
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
-        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
-
-        def weigh(b, h, i, seen):
-            row = scores[b, h, i, seen]
-            return torch.where(row < 0, -1.0, 1.0) * plain_softmax(torch.where(row < 0, -row, row))
-
-        weights = row_by_row(q.size(2), k.size(2), visible, weigh)
-        return weights @ v, weights
+    def row(self, mechanism, scores, head):
+        return torch.where(scores < 0, -1.0, 1.0) * plain_softmax(torch.where(scores < 0, -scores, scores))
 
 
 def test_the_first_and_the_last_layer_keep_softmax():

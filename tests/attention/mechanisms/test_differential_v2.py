@@ -10,13 +10,12 @@ from fairseq_gpam.attention import Site, build_mechanism
 class TestDifferentialV2(Contract):
     name = "differential_v2"
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         second = x @ mechanism.second_q_proj.weight.T + mechanism.second_q_proj.bias
         second = torch.stack([second[..., h * WIDTH : (h + 1) * WIDTH] for h in range(self.heads)], dim=1)
         strength = 1 / (1 + torch.exp(-(x @ mechanism.strength_proj.weight.T)))
         strength = strength.permute(0, 2, 1)[..., None]
-        weights = softmax_map(q, k, bias, visible) - strength * softmax_map(second, k, bias, visible)
-        return weights @ v, weights
+        return softmax_map(q, k, bias, visible) - strength * softmax_map(second, k, bias, visible)
 
 
 def test_the_strength_starts_as_a_linear_map_or_by_xavier():

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from contract import WIDTH, Contract, plain_softmax, row_by_row
+from contract import WIDTH, Contract, softmax_map
 
 
 class TestDint(Contract):
@@ -18,8 +18,7 @@ class TestDint(Contract):
         vectors = (mechanism.lambda_q1, mechanism.lambda_k1, mechanism.lambda_q2, mechanism.lambda_k2)
         strength = torch.exp(vectors[0] @ vectors[1]) - torch.exp(vectors[2] @ vectors[3])
         strength = strength + 0.8 - 0.6 * math.exp(-0.3 * mechanism.site.layer)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1)) + bias
-        maps = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))
+        maps = softmax_map(q, k, bias, visible)
         first, second = maps[:, 0::2], maps[:, 1::2]
         result = []
         for b in range(q.size(0)):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, row_by_row, settings
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings
 
 from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
 from fairseq_gpam.attention.mechanisms.entmax import ALPHA_FLOOR
@@ -32,15 +32,11 @@ class TestEntmax(Contract):
     name = "entmax"
     variants = ({}, {"entmax_alpha": 1.6}, {"entmax_alpha": 2.5, "entmax_form": "softplus"})
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
-        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
+    def row(self, mechanism, scores, head):
         alpha = 1 + 1 / (1 + torch.exp(-mechanism.theta))
         if mechanism.form == "softplus":
             alpha = ALPHA_FLOOR + torch.log(1 + torch.exp(mechanism.theta))
-        weights = row_by_row(
-            q.size(2), k.size(2), visible, lambda b, h, i, seen: solve(scores[b, h, i, seen], alpha[h])
-        )
-        return weights @ v, weights
+        return solve(scores, alpha[head])
 
 
 def mechanism(name, **options):

@@ -9,7 +9,6 @@ class TestHnas(Contract):
     name = "hnas"
     mixes_queries = True
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         share = (1 / (1 + torch.exp(-mechanism.theta))).reshape(-1, 1, 1)
-        weights = share * doubly_normalised(q, k, bias, visible) + (1 - share) * softmax_map(q, k, bias, visible)
-        return weights @ v, weights
+        return share * doubly_normalised(q, k, bias, visible) + (1 - share) * softmax_map(q, k, bias, visible)

@@ -10,12 +10,11 @@ class TestIntegral(Contract):
     variants = ({"integral_signals": WIDTH}, {"integral_signals": 1})
     model_options = {"integral_signals": 2}  # noqa: RUF012
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         part = q.size(-1) // mechanism.signals
         signals = [
             q[..., start : start + part] @ k[..., start : start + part].transpose(-1, -2) / math.sqrt(part)
             for start in range(0, q.size(-1), part)
         ]
         scores = sum(signals) / len(signals) + bias
-        weights = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))
-        return weights @ v, weights
+        return row_by_row(visible, lambda b, h, i, seen: plain_softmax(scores[b, h, i, seen]))

@@ -27,7 +27,7 @@ class TestNap(Contract):
             std = (deviation**2).mean() ** 0.5
             return mechanism.gain[h] * deviation / (std + 1e-3) + mechanism.bias[h]
 
-        weights = row_by_row(q.size(2), k.size(2), visible, weigh)
+        weights = row_by_row(visible, weigh)
         output = weights @ v
         if mechanism.order == "gelu-layernorm":
             output = gelu(output)

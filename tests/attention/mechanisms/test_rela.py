@@ -1,7 +1,7 @@
 """ReLA."""
 
 import torch
-from contract import Contract, joined, row_by_row
+from contract import Contract, joined
 
 from fairseq_gpam.attention.mechanisms.rela import gated_rms_norm
 
@@ -9,15 +9,14 @@ from fairseq_gpam.attention.mechanisms.rela import gated_rms_norm
 class TestRela(Contract):
     name = "rela"
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
-        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5 + bias
-        weights = row_by_row(
-            q.size(2), k.size(2), visible, lambda b, h, i, seen: torch.clamp(scores[b, h, i, seen], min=0)
-        )
-        rows = joined(weights @ v)
+    def row(self, mechanism, scores, head):
+        return torch.clamp(scores, min=0)
+
+    def finish(self, mechanism, output, x):
+        rows = joined(output)
         normed = mechanism.norm_scale * rows / ((rows**2).mean(-1, keepdim=True) + 1e-8) ** 0.5
         normed = normed / (1 + torch.exp(-mechanism.norm_gate * rows))
-        return torch.stack(normed.split(q.size(-1), dim=-1), dim=1), weights
+        return torch.stack(normed.split(output.size(-1), dim=-1), dim=1)
 
 
 def test_a_position_whose_weights_are_all_zero_gets_no_gradient_that_overflows():

@@ -8,12 +8,11 @@ class TestScaledSoftmax(Contract):
     name = "scaled_softmax"
     variants = ({}, {"lambda_scope": "layer", "lambda_max": 2.0}, {"lambda": "fixed", "lambda_plus": -0.4})
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         lam = mechanism.lambda_plus
         if lam.theta is None:
             value = lam.initial
         else:
             value = lam.theta if lam.bound is None else lam.bound / (1 + torch.exp(-lam.theta))
             value = value.reshape(-1, 1, 1)
-        weights = (1 + value) * softmax_map(q, k, bias, visible)
-        return weights @ v, weights
+        return (1 + value) * softmax_map(q, k, bias, visible)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, row_by_row, settings
+from contract import HEADS, LENGTH, WIDTH, Contract, settings
 from fairseq.modules import MultiheadAttention
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
@@ -13,16 +13,10 @@ class TestSink(Contract):
     name = "sink"
     variants = ({}, {"sink_kind": "off-by-one"}, {"sink_kind": "weight"}, {"sink_start": -1.5})
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
-        scores = q @ k.transpose(-1, -2) / WIDTH**0.5 + bias
-
-        def weigh(b, h, i, seen):
-            powers = torch.exp(scores[b, h, i, seen])
-            sink = torch.exp(mechanism.logits[h]) if mechanism.weight is None else mechanism.weight[h].abs()
-            return powers / (sink + powers.sum())
-
-        weights = row_by_row(q.size(2), k.size(2), visible, weigh)
-        return weights @ v, weights
+    def row(self, mechanism, scores, head):
+        powers = torch.exp(scores)
+        sink = torch.exp(mechanism.logits[head]) if mechanism.weight is None else mechanism.weight[head].abs()
+        return powers / (sink + powers.sum())
 
 
 def sink(kind, **chosen):

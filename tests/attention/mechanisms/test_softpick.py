@@ -1,9 +1,7 @@
 """Softpick."""
 
-import math
-
 import torch
-from contract import Contract, row_by_row
+from contract import Contract
 
 from fairseq_gpam.attention import AttentionMask
 from fairseq_gpam.attention.mechanisms.softpick import softpick_weights
@@ -12,16 +10,9 @@ from fairseq_gpam.attention.mechanisms.softpick import softpick_weights
 class TestSoftpick(Contract):
     name = "softpick"
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1)) + bias
-
-        def weigh(b, h, i, seen):
-            row = torch.exp(scores[b, h, i, seen]) - 1
-            largest = torch.exp(scores[b, h, i, seen].max().clamp(min=0))
-            return torch.where(row > 0, row, 0.0) / (row.abs().sum() + 1e-8 * largest)
-
-        weights = row_by_row(q.size(2), k.size(2), visible, weigh)
-        return weights @ v, weights
+    def row(self, mechanism, scores, head):
+        powers, largest = torch.exp(scores) - 1, torch.exp(scores.max().clamp(min=0))
+        return torch.where(powers > 0, powers, 0.0) / (powers.abs().sum() + 1e-8 * largest)
 
 
 def test_a_row_without_a_positive_score_is_zero_and_large_scores_are_finite():

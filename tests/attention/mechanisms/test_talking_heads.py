@@ -10,18 +10,17 @@ class TestTalkingHeads(Contract):
     name = "talking_heads"
     variants = ({}, {"talking_heads_dropout": "after"})
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5
         mixed = torch.stack(
             [sum(mechanism.mix_scores[g, f] * scores[:, f] for f in range(self.heads)) for g in range(self.heads)],
             dim=1,
         )
         mixed = mixed + bias
-        maps = row_by_row(q.size(2), k.size(2), visible, lambda b, h, i, seen: plain_softmax(mixed[b, h, i, seen]))
-        weights = torch.stack(
+        maps = row_by_row(visible, lambda b, h, i, seen: plain_softmax(mixed[b, h, i, seen]))
+        return torch.stack(
             [sum(mechanism.mix_weights[h, g] * maps[:, g] for g in range(self.heads)) for h in range(self.heads)], dim=1
         )
-        return weights @ v, weights
 
 
 def test_dropout_before_the_second_mixture_reaches_every_head():

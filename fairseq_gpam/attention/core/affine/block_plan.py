@@ -3,8 +3,6 @@
 Shapes: n heads in a group, r rows in a block, s keys visible to the block.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ backward. The masked half of a causal matrix is skipped. Every branch is stored 
 by its row sums l only after the products, which are smaller: P = Σ (c/l)·E, where c is the weight of the branch.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

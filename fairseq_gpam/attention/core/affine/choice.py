@@ -1,7 +1,5 @@
 """How a member of the family is computed: the table of choices and the function that applies it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.core.affine.blocks import block_attention
-from fairseq_gpam.attention.core.affine.naive import naive_attention
+from fairseq_gpam.attention.core.affine.naive import naive_attention, short_attention
 from fairseq_gpam.attention.core.affine.sdpa import sdpa_attention
-from fairseq_gpam.attention.core.affine.short import short_attention
 from fairseq_gpam.attention.core.affine.terms import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput
 

@@ -1,7 +1,5 @@
 """Computes each branch by PyTorch's scaled_dot_product_attention: on every GPU, and on a CPU where it is faster."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

@@ -1,7 +1,5 @@
 """The terms of a member of the affine family: P = s·I + a·softmax(QKᵀ/√D + M) − b·softmax(Q⁻K⁻ᵀ/√D + M) − u·U."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor
