@@ -1,4 +1,4 @@
-"""daGPAM in plain float64, written from the formula (Heo & Choi 2024, arXiv 2410.15578).
+"""daGPAM in plain float64, written from the formula (Heo & Choi 2024, arXiv 2410.15578), and how results are compared.
 
 Imports nothing of the package.
 
@@ -35,6 +35,14 @@ def row_softmax(scores, visible):
     powers = torch.where(visible, torch.exp(torch.where(visible, scores - top, torch.zeros_like(scores))), 0.0)
     total = powers.sum(-1, keepdim=True)
     return powers / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def assert_same(found, expected, leaves, rtol=1e-7, atol=1e-8):
+    """The gradients in a random direction are the same, and the outputs even to a hundredth of that difference."""
+    torch.testing.assert_close(found, expected, rtol=rtol / 100, atol=atol / 100)
+    direction, options = torch.randn_like(expected), {"allow_unused": True, "materialize_grads": True}
+    gradients = [torch.autograd.grad(each, leaves, direction, True, **options) for each in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=rtol, atol=atol)
 
 
 def dagpam_weights(q, k, plus, minus, negative_weight, negative_bias, visible, added=0.0):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from masks import make_masks
+from reference import assert_same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask
@@ -85,14 +86,6 @@ def members(length, like=draw):
             [a, negative_q, negative_k],
         ),
     }
-
-
-def assert_same(found, expected, leaves):
-    torch.testing.assert_close(found, expected)
-    upstream = torch.randn_like(found)
-    gradients = [torch.autograd.grad(output, leaves, upstream) for output in (found, expected)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", MASKS)
