@@ -29,21 +29,27 @@ def seed():
 
 
 @pytest.fixture(scope="session")
-def interpreter(tmp_path_factory):
-    """A replacement for the interpreter that forks instead of importing fairseq again; one for each test process."""
+def server(tmp_path_factory):
+    """A replacement for the interpreter and the process behind it, one of each for a test process."""
     import forked
 
-    python, server = forked.start(tmp_path_factory.mktemp("interpreter"), forked.RECIPES)
-    yield python
-    server.stdin.close()
-    server.wait()
+    python, process = forked.start(tmp_path_factory.mktemp("interpreter"), forked.RECIPES)
+    yield python, process
+    process.stdin.close()
+    process.wait()
 
 
-@pytest.fixture(scope="module")
-def machines():
-    """A machine that can be killed, and others after it."""
-    from machine import Machines
+@pytest.fixture(scope="session")
+def interpreter(server):
+    """A replacement for the interpreter that forks instead of importing fairseq again."""
+    return server[0]
 
-    machines = Machines()
-    yield machines
-    machines.kill()
+
+@pytest.fixture
+def machine(server):
+    """A machine that can be killed."""
+    from machine import Machine
+
+    machine = Machine(*server)
+    yield machine
+    machine.kill()

@@ -3,10 +3,7 @@
 import contextlib
 import os
 import subprocess
-import tempfile
-from pathlib import Path
 
-import forked
 import psutil
 
 
@@ -17,13 +14,14 @@ def send(signal):
 
 
 class Machine:
-    """`start` runs a command whose `python` and fairseq commands are this machine's; `kill` ends all of them."""
+    """`start` runs a command whose `python` and fairseq commands are this machine's; `kill` ends all of them.
 
-    def __init__(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.python, server = forked.start(Path(self.folder.name), forked.RECIPES)
-        self.server = psutil.Process(server.pid)
-        self.started = [server]
+    The server itself, which only forks, stays: its imports take longer than most of what is killed.
+    """
+
+    def __init__(self, python, server):
+        self.python, self.server = python, psutil.Process(server.pid)
+        self.started = []
 
     def start(self, command, **environment):
         process = subprocess.Popen(
@@ -38,34 +36,19 @@ class Machine:
 
     def kill(self):
         """Ends every process with SIGKILL and returns how many; once stopped, none can start another meanwhile."""
-        roots = [self.server, *(psutil.Process(one.pid) for one in self.started[1:] if one.poll() is None)]
+        roots = [self.server, *(psutil.Process(one.pid) for one in self.started if one.poll() is None)]
         stopped = []
         while new := {one for root in roots for one in (root, *root.children(recursive=True))} - set(stopped):
             for process in new:
                 send(process.suspend)
             stopped += new
+        stopped.remove(self.server)
         for process in stopped:
             send(process.kill)
         for process in self.started:
             with process:
                 process.kill()
+        self.started.clear()
         psutil.wait_procs(stopped, timeout=30)
-        self.folder.cleanup()
+        self.server.resume()
         return len(stopped)
-
-
-class Machines:
-    """One machine at a time: a new one when the last has been killed."""
-
-    def __init__(self):
-        self.last = None
-
-    @property
-    def current(self):
-        self.last = self.last or Machine()
-        return self.last
-
-    def kill(self):
-        """Ends every process of the current machine and returns how many there were."""
-        machine, self.last = self.last, None
-        return machine.kill() if machine else 0

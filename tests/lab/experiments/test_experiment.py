@@ -70,18 +70,18 @@ def compared(out):
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machines, tmp_path):
+def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(machine, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = {}
     for condition in (in_training, in_translation):
-        wait_for(condition, start(machines.current, killed), killed)
-        assert machines.kill() > 5
+        wait_for(condition, start(machine, killed), killed)
+        assert machine.kill() > 5
         said |= {log: log.read_text() for log in killed.glob("runs/*/*/*/*.job.log") if log.stat().st_size}
         before = finished_jobs(killed)
         assert before
         assert not (killed / "comparison").exists()
 
-    process = start(machines.current, killed)
+    process = start(machine, killed)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     after = finished_jobs(killed)
@@ -97,7 +97,7 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     for log, text in said.items():
         assert log.read_text().startswith(text)
 
-    process = start(machines.current, whole)
+    process = start(machine, whole)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     assert f"{RUNS} of {RUNS} runs done" in text

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from subprocess import PIPE, STDOUT
 import psutil
 import pytest
 import slurm
-from test_experiment import REPOSITORY, SMOKE, prepared_grid
+from machine import send
+from test_experiment import REPOSITORY, SMOKE, compared, prepared_grid
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import slurm as jobs_on_slurm
@@ -94,7 +96,7 @@ def kill(process):
     """Kills a driver and Snakemake; what runs on the cluster is no child of theirs."""
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in tree:
-        member.kill()
+        send(member.kill)
     psutil.wait_procs(tree, timeout=60)
     process.communicate()
 
@@ -175,6 +177,27 @@ def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_whi
     assert queue(on_cluster)
     assert "failed: train of bible-de-en stock 1" in start(file, out).communicate(timeout=600)[0]
     assert (out / "prepared/bible-de-en.done").exists()
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@needs_slurm
+def test_a_grid_killed_three_times_ends_with_the_same_table(on_cluster, machine, tmp_path):
+    shutil.copytree(SMOKE.parent, tmp_path / "smoke")
+    file, killed, whole = tmp_path / "smoke/grid.toml", tmp_path / "killed", tmp_path / "whole"
+    text = file.read_text().replace("seeds = [1, 2]", "seeds = [1]").replace("--max-update 10", "--max-update 4")
+    file.write_text(text.replace("-updates 5", "-updates 2"))
+    for left in ("train.job.log", "train.done", "generate.job.log"):
+        process = start(file, killed)
+        wait_for(lambda left=left: any(killed.glob(f"runs/*/*/*/{left}")), process)
+        kill(process)
+        assert not (killed / "comparison").exists()
+    said = start(file, killed).communicate(timeout=600)[0]
+    assert "2 of 2 runs done" in said, said
+    command = [machine.python, "-m", "fairseq_gpam", "experiment", file, "--jobs", "2", "--out", whole]
+    said = machine.start(command, PYTHONPATH=str(REPOSITORY)).communicate(timeout=600)[0]
+    assert "2 of 2 runs done" in said, said
+    assert compared(killed) == compared(whole)
 
 
 @pytest.mark.slurm
