@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fairseq_gpam.errors import writing_to
+from fairseq_gpam.errors import blamed_on, writing_to
 
 EVALUATED = frozenset(
     """
@@ -71,11 +71,16 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     # A damaged file can make zipfile and torch raise anything.
     except Exception as error:
         raise CheckpointError(f"{file} {_reason(error, start == b'PK')}") from error
-    if not (isinstance(state, dict) and isinstance(state.get("model"), Mapping) and _has_settings(state)):
+    if not (isinstance(state, dict) and _has_parameters(state) and _has_settings(state)):
         raise CheckpointError(
             f"{file} is not a checkpoint of fairseq: it lacks the parameters or the settings of a model"
         )
     return state
+
+
+def _has_parameters(state: Mapping[str, Any]) -> bool:
+    model = state.get("model")
+    return isinstance(model, Mapping) and all(map(torch.is_tensor, model.values()))
 
 
 def _has_settings(state: Mapping[str, Any]) -> bool:
@@ -192,11 +197,13 @@ def guard_engine() -> None:
     def guarded(path: str, arg_overrides: Any = None, load_on_all_ranks: bool = False) -> dict[str, Any]:
         if not PathManager.path_requires_pathmanager(path):
             load(path)
-        state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
-        check_settings(path, [state.get("args"), state.get("cfg")])
-        # An OrderedDict takes attributes; the model, which gets nothing else of the checkpoint, compares them.
-        if isinstance(state["model"], OrderedDict):
-            vars(state["model"])["trained_with"] = _mechanisms(state)
+        # The engine's conversion of settings of a wrong form can raise anything.
+        with blamed_on(f"{path}, its settings"):
+            state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
+            check_settings(path, [state.get("args"), state.get("cfg")])
+            # An OrderedDict takes attributes; the model, which gets nothing else of the checkpoint, compares them.
+            if isinstance(state["model"], OrderedDict):
+                vars(state["model"])["trained_with"] = _mechanisms(state)
         return state
 
     checkpoint_utils.load_checkpoint_to_cpu = guarded

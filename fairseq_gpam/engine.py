@@ -13,6 +13,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 PINS = {"ve-fairseq": "0.12.3", "fairseq-fixed": "0.12.3.1"}
 """Distribution and version of the engines, the preferred one first; setup.py reads this table."""
 
@@ -102,6 +104,8 @@ def allow_checkpoint_types() -> None:
     if torch_version < (2, 6):
         # fairseq leaves the choice to torch, which loads safely by default from 2.6 on.
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    if os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None):
+        logger.warning("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is ignored: files that torch.load reads could run code")
     multiarray: Any = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
     kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
     allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]

@@ -115,7 +115,7 @@ def blamed_on(given: str) -> Iterator[None]:
     """Raises InputError that names what was `given` in place of an error of another program, such as fairseq."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if describe(error) is not None:
             raise
         raise InputError(f"{given}: {type(error).__name__}: {' '.join(str(error).split())}") from error

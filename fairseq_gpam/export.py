@@ -57,13 +57,12 @@ def export(checkpoint: Path, output: Path) -> float:
     part.touch()
     part.unlink()
     state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
-    ours_settings = state["cfg"]["model"]
-    settings = stock_settings(ours_settings)
     with blamed_on(str(checkpoint)):
+        ours_settings = state["cfg"]["model"]
+        settings = stock_settings(ours_settings)
         ours = _build(ours_settings, state["model"])
         weights = fold(ours, state["model"])
-        stock = _build(settings, weights)
-    difference = compare_logits(ours, stock)
+        difference = compare_logits(ours, _build(settings, weights))
     save(_stock_state(state, settings, weights), output)
     return difference
 

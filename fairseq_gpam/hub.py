@@ -318,14 +318,14 @@ def from_pretrained(
     overrides: dict[str, Any] = dict(more)
     if "gpam_import" in more:
         overrides["gpam_import"] = import_file(more["gpam_import"])
-    if data is not None:
-        overrides |= {"data": str(data), **languages(checkpoints[0], Path(folders[0]), more)}
     with blamed_on(f"{checkpoint}"):
+        if data is not None:
+            overrides |= {"data": str(data), **languages(checkpoints[0], Path(folders[0]), more)}
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task(checkpoints, overrides)
-    translates = is_translation(models[0])
-    if not translates and getattr(task.args, "add_bos_token", False):
-        raise ValueError("a language model of --add-bos-token is not allowed")
-    hub = (Translator if translates else LanguageModel)(cfg, task, models, lowercase)
+        translates = is_translation(models[0])
+        if not translates and getattr(task.args, "add_bos_token", False):
+            raise ValueError("a language model of --add-bos-token is not allowed")
+        hub = (Translator if translates else LanguageModel)(cfg, task, models, lowercase)
     if tokenizer is not None:
         hub.use_moses(dash_splits)
     if sentencepiece is not None:
@@ -338,4 +338,5 @@ def from_pretrained(
 def _encoder(kind: str, name: str, **settings: Any) -> Any:
     """Builds one of fairseq's tokenisers or subword encoders; its other settings keep fairseq's defaults."""
     build = {"tokenizer": encoders.build_tokenizer, "bpe": encoders.build_bpe}[kind]
-    return build(argparse.Namespace(**{kind: name}, **settings))
+    with blamed_on(f"{name} {settings}"):
+        return build(argparse.Namespace(**{kind: name}, **settings))

@@ -159,11 +159,13 @@ def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
     assert marker.exists(), "the pickle of this test must be a live one"
 
 
-def test_torchs_safe_loading_is_not_switched_off():
+def test_torchs_safe_loading_cannot_be_switched_off(monkeypatch, caplog):
     assert "weights_only=False" not in "".join(
         path.read_text(encoding="utf-8") for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
     )
-    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    engine.allow_checkpoint_types()
+    assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ and "is ignored" in caplog.text
 
 
 def test_nothing_that_can_run_code_is_allowed_by_name():

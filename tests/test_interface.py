@@ -1,5 +1,6 @@
 """The Python interface on untrained models: what it refuses, threads, ensembles, folders of dictionaries."""
 
+import argparse
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,10 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 from tiny import BASE, OURS, STOCK, build, dictionary
 
+from fairseq_gpam import errors
+from fairseq_gpam.export import export
 from fairseq_gpam.hub import from_pretrained
+from fairseq_gpam.lab.recipes.averaging import average
 
 SENTENCES = [f"w{n} w{n * 7 % 20} w{n * 3 % 20}" + " w5" * (n % 4) for n in range(4)]
 MECHANISM = ["--gpam-mechanism", "dagpam", "--gpam-decoder-mechanism", "value_residual"]
@@ -81,13 +85,15 @@ def functions(translator, language_model, sentence):
     )
 
 
-def test_eight_threads_get_what_one_gets(translator, language_model):
+def test_eight_threads_get_what_one_gets(folder, translation, translator, language_model):
     def call(sentence):
         return functions(translator, language_model, sentence)
 
     expected = list(map(call, SENTENCES))
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(call, 2 * SENTENCES)) == 2 * expected
+        loaded = threads.map(lambda _: from_pretrained(translation[0], folder / "data"), range(8))
+        assert all(hub.score(SENTENCES[:1], ["w1 w2"]) == expected[0][1] for hub in loaded)
 
 
 def test_a_text_gives_a_text_and_a_list_a_list(translator, language_model):
@@ -165,6 +171,54 @@ def test_the_dictionaries_alone_suffice(folder, translation, translator, tmp_pat
 def test_wrong_arguments_are_sentences(folder, translation, arguments, message):
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
         from_pretrained(**{"checkpoint": translation[0], "data": folder / "data", **arguments})
+
+
+def put_anywhere(made, node, value):
+    """Puts a value in the place of a field of a checkpoint, at any depth; returns the field's name."""
+    while True:
+        node = vars(node) if isinstance(node, argparse.Namespace) else node
+        key = made.choice(sorted(node) if isinstance(node, dict) else range(len(node)))
+        if not (isinstance(node[key], (dict, list, argparse.Namespace)) and node[key]) or made.random() < 0.3:
+            node[key] = value
+            return key
+        node = node[key]
+
+
+WRONG = [None, "x", "", [], {}, [[1]], (1,), True, -1, 10**30, float("nan"), b"x", "${x}", argparse.Namespace(x=1)]
+
+
+@pytest.mark.slow
+def test_a_field_of_a_checkpoint_of_another_type_is_a_sentence_or_does_not_matter(folder, translation, tmp_path):
+    made, path = random.Random(1), tmp_path / "made.pt"
+    flags = [OURS["language_modeling"], *BASE["language_modeling"]]
+    modelling = checkpoint(tmp_path, "language_modeling", tmp_path / "lm", *flags)
+    for _ in range(200):
+        origin, data = made.choice([(translation[0], folder / "data"), (modelling, tmp_path / "lm")])
+        state = torch.load(origin, weights_only=True)
+        wrong = made.choice(WRONG)
+        key = put_anywhere(made, state, wrong)
+        torch.save(state, path)
+        for use in (
+            lambda data=data: from_pretrained(path, data),
+            lambda: export(path, tmp_path / "out.pt"),
+            lambda: average([path, path]),
+        ):
+            try:
+                use()
+            except Exception as error:
+                assert errors.describe(error) is not None, (key, wrong, error)
+
+
+@pytest.mark.parametrize("content", [b"", b"x\n", b"\xff\xfe"])
+@pytest.mark.parametrize("name", ["sentencepiece", "subword_nmt", "dict.a.txt"])
+def test_a_damaged_file_of_words_is_named(folder, translation, tmp_path, name, content):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    path = tmp_path / "data" / name
+    path.write_bytes(content)
+    given = {} if name == "dict.a.txt" else {name: path}
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refusal:
+        from_pretrained(translation[0], tmp_path / "data", source_lang="b", target_lang="a", **given)
+    assert str(path if given else translation[0]) in str(refusal.value)
 
 
 def test_another_mechanism_is_announced_with_both_names(translation, folder, caplog):

@@ -66,17 +66,18 @@ def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
     with blamed_on(f"{path} with --data {data}"):
         state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
+        criterion = task.build_criterion(cfg.criterion).eval()
+        updates = int(state["optimizer_history"][-1]["num_updates"])
     check_finite(path, models[0])
-    history = state.get("optimizer_history") or [{}]
     return LoadedModel(
         name=name,
         origin=Path(path).name,
         group=str(Path(path).resolve().parent),
         arch=_arch(cfg.model),
-        updates=history[-1].get("num_updates"),
+        updates=updates,
         model=models[0],
         task=task,
-        criterion=task.build_criterion(cfg.criterion),
+        criterion=criterion,
     )
 
 

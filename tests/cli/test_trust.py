@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import SMALL, TRAIN, USER_DIR
 from foreign import Foreign
 
 from fairseq_gpam.__main__ import main
@@ -32,13 +33,30 @@ def checkpoint(request, translation, marker, tmp_path_factory):
     return path, reason
 
 
-@pytest.mark.parametrize("force", ["0", "1"])
-def test_no_command_of_fairseq_runs_it(command, parallel, checkpoint, marker, monkeypatch, force):
+def test_no_command_of_fairseq_runs_it(command, parallel, monolingual, checkpoint, marker, monkeypatch, tmp_path):
     path, reason = checkpoint
-    monkeypatch.setitem(command.environment, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
-    for name in ("fairseq-generate", "fairseq-interactive"):
-        result = command(name, parallel, "--path", path, "--cpu", ok=False)
-        assert reason in result.text.splitlines()[-1], name
+    monkeypatch.setitem(command.environment, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    translating = ["--arch", "transformer_gpam", *SMALL, *TRAIN, "--max-tokens", "400", "--save-dir", tmp_path]
+    modelling = ["task=language_modeling", f"task.data={monolingual}", "model=transformer_lm", "optimizer=adam"]
+    modelling += ["model._name=transformer_lm_gpam", "criterion=cross_entropy", "lr_scheduler=fixed"]
+    modelling += [
+        "dataset.max_tokens=256",
+        f"common.user_dir={USER_DIR}",
+        f"checkpoint.save_dir={tmp_path}",
+        f"hydra.run.dir={tmp_path}",
+    ]
+    for name, *words in (
+        ("fairseq-generate", parallel, "--path", path),
+        ("fairseq-interactive", parallel, "--path", path),
+        ("fairseq-validate", parallel, "--task", "translation", "--max-tokens", "400", "--path", path),
+        ("fairseq-eval-lm", monolingual, "--path", path),
+        ("fairseq-train", parallel, *translating, "--restore-file", path),
+        ("fairseq-train", parallel, *translating, "--finetune-from-model", path),
+        ("fairseq-hydra-train", *modelling, "common.cpu=true", f"checkpoint.restore_file={path}"),
+    ):
+        hydra = name == "fairseq-hydra-train"
+        result = command(name, *words, *(() if hydra else ("--cpu",)), ok=False, user_dir=not hydra)
+        assert reason in result.text, name
     assert not marker.exists()
 
 

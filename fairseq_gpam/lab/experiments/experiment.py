@@ -151,25 +151,25 @@ def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path,
 
 
 def stop(engine: subprocess.Popen[bytes], cluster: Path | None = None) -> None:
-    """Ends Snakemake, the leader of a process group, and its jobs, if it is still running.
+    """Ends Snakemake, the leader of a process group, if it is still running, and its jobs.
 
-    `cluster` is the output folder of jobs on a cluster.
+    `cluster` is the output folder of jobs on a cluster, which may run on however Snakemake has ended.
     """
-    if engine.poll() is not None:
-        return
-    # On SIGINT Snakemake cancels the jobs of a cluster; for those on this machine it would wait.
-    engine.send_signal(signal.SIGINT)
-    if cluster is None:
-        os.killpg(engine.pid, signal.SIGTERM)
-        engine.wait()
-    else:
+    running = engine.poll() is None
+    if running:
+        # On SIGINT Snakemake cancels the jobs of a cluster; for those on this machine it would wait.
+        engine.send_signal(signal.SIGINT)
+        if cluster is None:
+            os.killpg(engine.pid, signal.SIGTERM)
         try:
-            engine.wait(slurm.PATIENCE)
+            engine.wait(None if cluster is None else slurm.PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(engine.pid, signal.SIGKILL)
             engine.wait()
+    if cluster is not None:
         cancel_jobs(cluster, "jobs")
-    print("stopped; the same line goes on from here", file=sys.stderr)
+    if running:
+        print("stopped; the same line goes on from here", file=sys.stderr)
 
 
 def cancel_jobs(out: Path, what: str) -> None:

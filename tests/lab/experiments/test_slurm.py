@@ -17,9 +17,18 @@ from machine import send
 from test_experiment import REPOSITORY, SMOKE, compared, prepared_grid
 
 from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments import experiment
 from fairseq_gpam.lab.experiments import slurm as jobs_on_slurm
 
 needs_slurm = pytest.mark.skipif(not slurm.is_installed(), reason="needs Debian's slurm-wlm and munge")
+
+
+def stand_in(folder, monkeypatch, **commands):
+    """Puts commands, each a line of a shell, in the place of SLURM's."""
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    for name, line in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -40,15 +49,24 @@ needs_slurm = pytest.mark.skipif(not slurm.is_installed(), reason="needs Debian'
 def test_a_job_that_left_no_status_is_asked_about_and_no_answer_is_no_failure(
     tmp_path, monkeypatch, left, said, returned, expected
 ):
-    stream = 2 if returned else 1
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{said}' >&{stream}\nexit {returned}\n")
-    (tmp_path / "squeue").chmod(0o755)
+    stand_in(tmp_path, monkeypatch, squeue=f"echo '{said}' >&{2 if returned else 1}; exit {returned}")
     (tmp_path / "slurm").mkdir()
     if left is not None:
         (tmp_path / "slurm/7.exit").write_text(left)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     assert jobs_on_slurm.status("7") == expected
+
+
+def test_jobs_that_cannot_be_cancelled_are_named_however_snakemake_has_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs_on_slurm, "PATIENCE", 0)
+    ended = subprocess.Popen(["false"])
+    ended.wait()
+    stand_in(tmp_path, monkeypatch, squeue=f"echo '7 {tmp_path}'; echo '8 /other'; echo '9 {tmp_path}'", scancel="")
+    experiment.stop(ended, tmp_path)
+    assert capsys.readouterr().err == "jobs that still run, although cancelled: 7 9\n"
+    stand_in(tmp_path, monkeypatch, squeue="echo no controller >&2; exit 1")
+    experiment.stop(ended, tmp_path)
+    assert f"jobs in {tmp_path} may still be running on the cluster: SLURM does not answer" in capsys.readouterr().err
 
 
 def test_a_machine_without_slurm_is_named(tmp_path, monkeypatch):
