@@ -19,8 +19,10 @@ from fairseq.models import (
 from fairseq.utils import eval_str_list
 from torch import nn
 
+from fairseq_gpam.attention import REGISTRY, SITES
 from fairseq_gpam.attention.core.base import nearest
 from fairseq_gpam.attention.core.heads import MixedHeads
+from fairseq_gpam.attention.core.presets import PRESETS, check_known
 from fairseq_gpam.errors import blamed_on
 from fairseq_gpam.modules import attention_modules
 from fairseq_gpam.modules.layer_fusion import LayerFusion
@@ -44,6 +46,15 @@ class Model:
     def with_flags(self, *flags: str) -> Model:
         """Returns the model with further flags; of a repeated flag the last one counts."""
         return Model(self.arch, (*self.flags, *flags), self.vocabulary)
+
+    def with_mechanism(self, name: str) -> Model:
+        """Returns the model with a mechanism or preset wherever that is allowed, softmax elsewhere."""
+        check_known(name, name)
+        cls = REGISTRY[PRESETS[name].mechanism if name in PRESETS else name]
+        if cls.sites == SITES or TASKS[ARCH_MODEL_NAME_REGISTRY[self.arch]] == "language_modeling":
+            return self.with_flags("--gpam-mechanism", name)
+        chosen = [word for site in cls.sites for word in (f"--gpam-{site}-mechanism", name)]
+        return self.with_flags("--gpam-mechanism", "softmax", *chosen)
 
     def stock(self) -> Model:
         """Returns the model of fairseq's own architecture with the same preset, without the --gpam flags."""

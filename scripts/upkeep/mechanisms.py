@@ -17,17 +17,21 @@ from fairseq_gpam.attention import (
     SITES,
     AttentionInput,
     AttentionMask,
-    AttentionMechanism,
     Site,
     build_mechanism,
 )
-from fairseq_gpam.attention.core.base import describe_neutral
+from fairseq_gpam.attention.core.presets import PRESETS
+from fairseq_gpam.info import LENGTH
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
 # The attention of the base transformer, for which the page counts parameters.
 EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
+COLUMNS = (
+    *("name", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where", "neutral"),
+    *("paper", "weights"),
+)
 
 HEADER = """# Mechanisms
 
@@ -40,9 +44,18 @@ and `NAME*3,OTHER` cycles through three layers of one and one of the other. Laye
 are separated by `;`: `NAME:4,OTHER:4*2;NAME`.
 
 Shapes: Q is T × D, K and V are S × D for each head (T queries, S keys); M is the mask; U is uniform over the n keys
-visible to a row. *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock
-softmax attention, which has {stock:,}. *Cost* is the work on T × S matrices relative to softmax attention, counted from
-the formula, not timed.
+visible to a row. A click on a column's head sorts the table.
+
+- *Row sum at the start*: mean, least and greatest sum of a row of weights before training, before any norm or gate,
+  measured on {length} random tokens.
+- *Parameters* are those that one attention of {embed_dim} channels and {num_heads} heads adds to stock softmax
+  attention, which has {stock:,}.
+- *Multiply-adds*: those of this attention for one of {length} tokens, projections included, relative to softmax's
+  {softmax:,}; counted in matrix products and convolutions of the plain formula, not elementwise work, not timed.
+- *Decoding keeps*: numbers cached in one decoder layer.
+- *Neutral*: the flags with which it starts as softmax attention (see [Warm start](#warm-start)).
+
+`python -m fairseq_gpam info --mechanism NAME --arch ARCH --length N` prints the same for another architecture.
 
 The drawings show the weights of head 1 in the second of three layers, before any norm or gate, for one sentence:
 
@@ -58,7 +71,8 @@ WARM_START = """## Warm start
 
 With `--gpam-warm-start` a model loaded from a stock checkpoint (`--finetune-from-model stock.pt`, or
 `--restore-file stock.pt --reset-optimizer`) gives exactly the stock model's outputs before its first update: every
-mechanism starts training at its neutral setting. A mechanism without one is refused.
+mechanism starts training at its neutral setting, the flags in the table's column. A mechanism without one is refused;
+its section says why it has none.
 """
 
 CONTROLS = """## Controls with as many parameters
@@ -125,36 +139,58 @@ def flags_table(group: tuple[options.Option, ...]) -> str:
 
 def page_text() -> str:
     """Returns the whole page as Markdown."""
+    from fairseq_gpam import costs  # needs fairseq, which the drawings do not
+
     stock = 4 * (EMBED_DIM * EMBED_DIM + EMBED_DIM)
+    settings = options.resolve(argparse.Namespace())
+    softmax = costs.measure("softmax", settings, EMBED_DIM, NUM_HEADS, LENGTH).multiply_adds
     lines = [
-        HEADER.format(embed_dim=EMBED_DIM, num_heads=NUM_HEADS, stock=stock, sentence=" ".join(SENTENCE)),
-        "| name | row sum | parameters | cost | where | weights |",
-        "|---|---|---|---|---|---|",
+        HEADER.format(
+            embed_dim=EMBED_DIM,
+            num_heads=NUM_HEADS,
+            stock=stock,
+            sentence=" ".join(SENTENCE),
+            length=LENGTH,
+            softmax=softmax,
+        ),
+        f"| {' | '.join(COLUMNS)} |",
+        "|---" * len(COLUMNS) + "|",
     ]
-    for name, mechanism in sorted(REGISTRY.items()):
-        largest = example_weights(name).abs().max().item()
-        picture = f"![weights of {name}]({PICTURES}/{name}.svg) {largest:.2f}"
+    for name in sorted({*REGISTRY, *PRESETS}):
+        told, measured = costs.facts(name), costs.measure(name, settings, EMBED_DIM, NUM_HEADS, LENGTH)
+        picture = ""
+        if name in REGISTRY:
+            picture = f"![weights of {name}]({PICTURES}/{name}.svg) {example_weights(name).abs().max().item():.2f}"
         cells = [
             f"[`{name}`](#{name})",
-            mechanism.row_sum,
-            f"{extra_parameters(name):,}",
-            mechanism.cost,
-            where(mechanism),
+            told.row_sum,
+            measured.start(),
+            f"{measured.parameters:,}",
+            f"{measured.multiply_adds / softmax:.2f}×",
+            measured.state(),
+            "everywhere" if told.sites == SITES else ", ".join(told.sites),
+            f"`{told.neutral}`" if told.neutral.startswith("--") else told.neutral.partition(":")[0],
+            told.source,
             picture,
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for name, mechanism in sorted(REGISTRY.items()):
         lines += [f"## {name}", "", " ".join((mechanism.__doc__ or "").split()), ""]
-        lines += [f"- {mechanism.formula}", f"- source: {mechanism.source}"]
+        lines += [
+            f"- {mechanism.formula}",
+            f"- source: {mechanism.source}",
+            f"- work on T × S matrices: {mechanism.cost}",
+        ]
+        if mechanism.neutral is None:
+            lines.append(f"- no neutral setting: {mechanism.why_never_neutral}")
         for option in mechanism.options:
             lines.append(f"- `{option.flag}`: {option_text(option)}")
         lines.append("")
-    lines += [WARM_START, "| mechanism | neutral setting |", "|---|---|"]
-    for name, mechanism in sorted(REGISTRY.items()):
-        neutral = describe_neutral(mechanism)
-        lines.append(f"| `{name}` | {f'`{neutral}`' if neutral.startswith('--') else neutral} |")
-    lines.append("")
+    for name, preset in sorted(PRESETS.items()):
+        lines += [f"## {name}", "", f"A preset, a name for `{preset.flags()}`.", ""]
+        lines += [f"- {preset.formula}", f"- source: {preset.source}", ""]
+    lines.append(WARM_START)
     lines.append(CONTROLS)
     return "\n".join(lines)
 
@@ -168,18 +204,6 @@ def option_text(option: options.Option) -> str:
     if option.default is not None and option.type is not bool:
         words.append(f"default {option.default}")
     return "; ".join(words)
-
-
-def where(mechanism: type[AttentionMechanism]) -> str:
-    return "everywhere" if mechanism.sites == SITES else ", ".join(mechanism.sites)
-
-
-def extra_parameters(name: str) -> int:
-    """Returns how many parameters the mechanism adds to one attention of the base transformer, in layer 2 of 6."""
-    site = Site(REGISTRY[name].sites[0], 1, 6, EMBED_DIM, NUM_HEADS, EMBED_DIM // NUM_HEADS)
-    with torch.device("meta"):
-        mechanism = build_mechanism(name, site, options.resolve(argparse.Namespace()))
-    return sum(parameter.numel() for parameter in mechanism.parameters())
 
 
 def example_weights(name: str) -> Tensor:

@@ -1,7 +1,5 @@
 """Presets: names for a mechanism with certain values of its options."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any

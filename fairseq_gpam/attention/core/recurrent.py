@@ -1,7 +1,5 @@
 """Mechanisms of decoder self-attention that decode with a state of constant size: no key is cached."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

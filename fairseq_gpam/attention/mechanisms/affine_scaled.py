@@ -1,7 +1,5 @@
 """Affine-scaled attention: softmax times a factor of the token, plus a uniform part (Bae et al. 2026)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, distributed, nn
 

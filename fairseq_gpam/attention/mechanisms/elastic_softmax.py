@@ -1,7 +1,5 @@
 """Elastic softmax: every weight is lowered by a learned share of 1/n and cut at 0 (Fu et al. 2026)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Gated DeltaNet: a fading state from which each key first removes what it finds there (Yang, Kautz & Hatamizadeh)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

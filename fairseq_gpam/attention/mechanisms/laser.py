@@ -1,7 +1,5 @@
 """LASER: attention over exp(V), of which the logarithm is taken (Duvvuri & Dhillon 2024)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint

@@ -1,7 +1,5 @@
 """Threshold differential attention: squared cosines above a threshold, minus those of a second view (Huang et al.)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

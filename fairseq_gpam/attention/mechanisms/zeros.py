@@ -1,7 +1,5 @@
 """ZeroS: linear attention whose radial weights sum to 0, times the cosines of queries and keys (Lu et al. 2025)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -16,11 +16,10 @@ class TestAffineScaled(Contract):
         mechanism.average.copy_(torch.tensor([0.3, 0.6]))
         return mechanism
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         alpha = (0.1 * x @ mechanism.scale_proj.weight.T + 0.5).clamp(0, 1).permute(0, 2, 1)[..., None]
         uniform = (mechanism.average[:, None, None] - alpha) * uniform_map(visible)
-        weights = alpha * softmax_map(q, k, bias, visible) + uniform
-        return weights @ v, weights
+        return alpha * softmax_map(q, k, bias, visible) + uniform
 
 
 def made():

@@ -13,23 +13,21 @@ class TestThresholdDifferential(Contract):
     needs_positions = True
     mixes_queries = True
 
-    def reference(self, mechanism, q, k, v, x, bias, visible):
+    def weights(self, mechanism, q, k, x, bias, visible):
         def view(q, k):
             scores = (q @ k.transpose(-1, -2)) / (q.norm(dim=-1)[..., None] * k.norm(dim=-1)[..., None, :]) + bias
 
             def weigh(b, h, i, seen):
                 return torch.clamp(scores[b, h, i, seen] - math.sqrt(2 * math.log(len(seen)) / WIDTH), min=0) ** 2
 
-            return row_by_row(q.size(2), k.size(2), visible, weigh)
+            return row_by_row(visible, weigh)
 
         def second(projection):
             joined = x @ projection.weight.T + projection.bias
             return torch.stack([joined[..., h * WIDTH : (h + 1) * WIDTH] for h in range(self.heads)], dim=1)
 
-        weights = view(q, k) - mechanism.strength.clamp(0, 1) * view(
-            second(mechanism.second_q_proj), second(mechanism.second_k_proj)
-        )
-        return weights @ v, weights
+        other = view(second(mechanism.second_q_proj), second(mechanism.second_k_proj))
+        return view(q, k) - mechanism.strength.clamp(0, 1) * other
 
     def test_a_strength_outside_0_to_1_counts_as_its_bound(self):
         mechanism, made = self.build({}), self.inputs(LENGTH)
