@@ -106,25 +106,22 @@ def _kind(run: Run) -> str:
 
 
 def table(rows: Sequence[Row], kind: str) -> str:
-    """Returns runs as a Markdown table, in which missing runs are marked as not run."""
+    """Returns runs as a Markdown table that marks missing runs as not run and leaves out what no run has."""
     from tabulate import tabulate
 
-    columns = [
-        column
-        for column in COLUMNS[kind]
-        if column.key != OPTIONAL or any(column.key in row.published or _value(row, column) is not None for row in rows)
-    ]
+    columns = {column.title: [_cell(row, column) for row in rows] for column in COLUMNS[kind] if _shown(column, rows)}
     return tabulate(
-        [[row.name, row.seed, *(_cell(row, column) for column in columns)] for row in rows],
-        headers=["mechanism", "seed", *(column.title for column in columns)],
+        {"mechanism": [row.name for row in rows], "seed": [row.seed for row in rows], **columns},
+        headers="keys",
         tablefmt="github",
         colalign=["left"] + ["right"] * (len(columns) + 1),
         disable_numparse=True,
     )
 
 
-def _value(row: Row, column: Column) -> float | None:
-    return None if row.run is None else column.read(row.run)
+def _shown(column: Column, rows: Sequence[Row]) -> bool:
+    some = any(_cell(row, column) not in ("not run", "not measured", "–") for row in rows)
+    return some or (column.key != OPTIONAL and not any(row.run for row in rows))
 
 
 def _cell(row: Row, column: Column) -> str:

@@ -45,11 +45,11 @@ def test_table_and_report(tmp_path):
     header, _, row = text.splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         *("mechanism", "seed", "parameters", "updates", "valid loss (bits, label-smoothed)"),
-        *("BLEU", "chrF", "training tokens/s", "decoding tokens/s"),
+        "training tokens/s",
     ]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         *("dagpam", "1", "1,234", "30", "6.000"),
-        *("not run", "not run", "1,600", "not run"),
+        "1,600",
     ]
     assert tables.report([run], tmp_path / "report") == text
     assert (tmp_path / "report/table.md").read_text(encoding="utf-8").startswith(text)
