@@ -4,6 +4,8 @@ import math
 import re
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import sentencepiece
@@ -165,3 +167,36 @@ def test_the_code_of_the_page_runs(subwords, language_model, monolingual, tmp_pa
     steps = matrices["decoder-0"].shape[1]
     assert matrices["decoder-0"].shape == (2, steps, steps)
     assert matrices["cross-0"].shape[1:] == (steps, matrices["encoder-0"].shape[2])
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(command, folder, subwords, tmp_path, monkeypatch):
+    """Slow because it trains two models and starts a Jupyter kernel."""
+    data, _, model = subwords
+    text = tmp_path / "data/bible-de-en"
+    for path, target in (
+        *((tmp_path / "data-bin/bible-de-en", data), (text / "subword/spm.model", model)),
+        *((text / "test.de", folder / "test.a"), (text / "test.en", folder / "test.b")),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    for name, arch in (("stock", "transformer"), ("dagpam", "transformer_gpam")):
+        sizes = ["--decoder-layers", "3", "--decoder-attention-heads", "4"]
+        save_dir = tmp_path / f"runs/bible-de-en/{name}/1/checkpoints"
+        train_translation(command, data, save_dir, "--arch", arch, *sizes, "--max-epoch", "1")
+    monkeypatch.setenv("GPAM_OUT", str(tmp_path))
+    notebook = nbformat.read(PAGE.with_name("look-inside.ipynb"), 4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("number = 718", "number = 7")
+    nbclient.NotebookClient(notebook, timeout=300).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_the_notebook_is_committed_with_its_pictures_and_no_path_of_a_machine():
+    path = PAGE.with_name("look-inside.ipynb")
+    text = path.read_text(encoding="utf-8")
+    assert text.count('"image/png"') == 3
+    assert len(text.encode()) < 300_000
+    assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work|usr)/", text)
