@@ -1,6 +1,6 @@
-"""Draws what one head of two trained models does with the same sentence, side by side: the README's picture.
+"""Draws what one head of two trained models does with the same sentence, one below the other: the README's picture.
 
-`python scripts/upkeep/weights_picture.py STOCK.pt DAGPAM.pt --data BIN --sample 12 --layer 1 --head 2`
+`python scripts/upkeep/weights_picture.py STOCK.pt DAGPAM.pt --data BIN --sample 718 --layer 2 --head 2`
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
     shown = [weight_map(given.softmax, "softmax", given), weight_map(given.dagpam, "daGPAM", given)]
     bound = drawing.bound_of([part.weights for part in shown])
     words = ("word that is read", "word that is looked at")
-    figure = drawing.maps(shown, 2, bound, side=3.6, axis_labels=words, scale="attention weight")
+    figure = drawing.maps(shown, 1, bound, side=2.0, axis_labels=words, scale="attention weight")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     embed.write(figure, given.out)
     print(
