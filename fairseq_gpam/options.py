@@ -40,7 +40,7 @@ GENERAL_OPTIONS = (
         "import",
         str,
         None,
-        "a Python file that registers a mechanism; the checkpoint keeps its path, but the file runs again only where "
+        "registers a mechanism of your own; the checkpoint keeps its path, but the file runs again only where "
         "the command line or the environment variable GPAM_IMPORT names it too",
         allowed="a Python file",
     ),
@@ -139,7 +139,7 @@ def help_text(option: Option) -> str:
         words.append("one of: " + ", ".join(option.choices))
     elif option.allowed:
         words.append(option.allowed)
-    if option.default is not None:
+    if option.default is not None and option.type is not bool:
         words.append(f"default: {option.default}")
     readers = users(option)
     if readers:

@@ -10,8 +10,8 @@
 #   --seed N      default 1
 #   --jobs N      trainings at the same time, one thread each (default: 2 if there are 2 cores)
 #   --runs LIST   mechanisms to compare (default: "stock dagpam")
-# Everything after -- goes to every fairseq-train. Interrupted and started again with the same line,
-# it goes on where it stopped. Leaves table.md, results.json and learning-curves.png in
+# Everything after -- goes to every fairseq-train. After an interruption, the same command
+# continues where it stopped. Leaves table.md, results.json and learning-curves.png in
 # DIR/quickstart/TASK, and all else but the virtual environment below DIR.
 # Environment: PYTHON, the interpreter to use (default: python3.11, 3.12, 3.13); if it has the
 # package with the extras fairseq and analysis, nothing is installed. GPAM_TORCH, what pip is to

@@ -95,7 +95,15 @@ FLAGS_HEADER = """# Flags
 The flags are the same for `transformer_gpam`, `transformer_lm_gpam` and all architectures derived from them. A flag on
 the command line overrides the architecture's preset, and the preset overrides the default given here. A checkpoint
 stores its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation. A mechanism's flag with a
-value other than its default is refused if no mechanism of the model reads it.
+value other than its default is refused if no mechanism of the model reads it. `fairseq-gpam flags dagpam` prints
+those of a mechanism in the terminal.
+
+## The five that matter
+
+- `--gpam-mechanism NAME`: the [mechanism](mechanisms.md) of every attention, `dagpam` if the flag is absent.
+- `--gpam-lambda-plus X` and `--gpam-lambda-minus X`: the values from which daGPAM's λ⁺ and λ⁻ start, 0.5 if absent.
+- `--gpam-lambda fixed`: they keep these values, and are not trained.
+- `--gpam-warm-start`: the model starts with exactly the outputs of a stock checkpoint.
 
 """
 

@@ -113,7 +113,7 @@ def test_flags_prints_each_flag_with_its_choices_and_default(capsys, monkeypatch
     for option in options.all_options():
         found = shown[option.flag]
         assert all(choice in found for choice in option.choices or ()), option.flag
-        assert option.default is None or f"default: {option.default}" in found, option.flag
+        assert option.default in (None, False) or f"default: {option.default}" in found, option.flag
 
 
 @pytest.mark.parametrize("name", ["dagpam", "softmax", "sink"])

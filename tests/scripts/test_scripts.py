@@ -97,7 +97,7 @@ def test_without_a_gpu_pytorch_comes_from_its_own_place_or_soon_from_the_usual_o
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["no-such-task", "dagpam"], 2, "there are: bible-de-en enwik8-lm filler-lookup "),
+        (["no-such-task", "dagpam"], 2, "allowed: bible-de-en, enwik8-lm, filler-lookup, "),
         (["iwslt14-de-en.no-such-variant", "dagpam"], 2, "no recipe for task 'iwslt14-de-en.no-such-variant'"),
         (["ptb-lm", "dagpam", "--full"], 2, "ptb-lm has one budget; leave out --full"),
         (["bible-de-en"], 2, "the following arguments are required: MECHANISM"),

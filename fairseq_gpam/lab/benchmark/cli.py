@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--mechanisms", mechanisms, ["softmax", "dagpam"]),
         ("--backends", BACKENDS, ["auto"]),
     ):
-        words = f"comma-separated, of {', '.join(allowed)} (default: {','.join(default)})"
+        chosen = "all" if default == list(allowed) else ",".join(default)
+        words = f"comma-separated, of {', '.join(allowed)} (default: {chosen})"
         parser.add_argument(flag, type=_list_of(allowed), default=default, metavar="NAMES", help=words)
     parser.add_argument("--pairs", type=int, default=15, help="counted pairs of each comparison (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")

@@ -1,6 +1,6 @@
-"""Compare runs with a baseline, paired by seed: Markdown, CSV, JSON and one HTML page that works offline.
+"""Compares runs with a baseline, paired by seed: Markdown, CSV, JSON and one HTML page that works offline.
 
-RUNS are run folders or JSON lines files such as examples/results/bible-de-en.jsonl. The rule of the verdicts is the
+Each RUN is a run's folder or a file of runs such as examples/results/bible-de-en.jsonl. The rule of the verdicts is the
 docstring of fairseq_gpam/lab/experiments/statistics.py. With --json, the files are made from a comparison.json alone.
 """
 
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's folder, or a .jsonl file of runs")
     parser.add_argument("--baseline", metavar="ARM", help="the arm that the others are compared with")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these arms (default: all)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     parser.add_argument("--json", type=Path, metavar="FILE", help="make the files from this comparison.json alone")
     for unit, delta in DELTAS.items():
         text = f"δ of an equivalence (default: {delta} {unit})"

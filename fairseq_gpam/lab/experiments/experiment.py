@@ -1,8 +1,8 @@
-"""Run a grid of experiments: arms × tasks × seeds × learning rates, from the data to the comparison.
+"""Runs a grid of experiments: arms × tasks × seeds × learning rates, from the data to the comparison.
 
 Snakemake does the scheduling. The command may be killed at any moment and started again: nothing that has finished is
-repeated. A failed run does not stop the others and is reported at the end. The docstring of
-fairseq_gpam/lab/experiments/grid.py describes the grid file; examples/studies/ has examples.
+repeated. A failed run does not stop the others and is reported at the end. docs/comparing.md
+is the guide, the docstring of fairseq_gpam/lab/experiments/grid.py describes the grid file.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def stop(engine: subprocess.Popen[bytes], cluster: Path | None = None) -> None:
     if cluster is not None:
         cancel_jobs(cluster, "jobs")
     if running:
-        print("stopped; the same line goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
 
 
 def cancel_jobs(out: Path, what: str) -> None:

@@ -37,7 +37,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     loss = "loss, with label smoothing if any (bits per subword)"
     shown = [Panel(f"{runs[0].group}: validation loss (dotted: training)", "updates", loss, [*train, *valid])]
     if any(series.points for series in differences):
-        title, difference = "difference to stock: below 0 is better", "validation loss − stock's (bits per subword)"
+        title, difference = "difference from stock: below 0 is better", "validation loss − stock's (bits per subword)"
         shown.append(Panel(title, "updates", difference, differences, zero=True))
     return panels(shown, columns=2, size=(5.5, 3.4))
 
@@ -161,7 +161,7 @@ def forest(table: dict[str, Any], baseline: str, differences: dict[str, str]) ->
     unit = "" if table["unit"] in table["quantity"] else f" ({table['unit']})"
     return drawing.forest(
         effects,
-        f"{table['group']}: difference to {baseline} in {table['quantity']}{unit}",
+        f"{table['group']}: difference from {baseline} in {table['quantity']}{unit}",
         "Seeds in brackets; line: 95 % interval; hollow: too few seeds; "
         f"grey: ±δ = ±{table['delta']:g} {table['unit']}",
         sides=("better", "worse") if table["lower_is_better"] else ("worse", "better"),

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         task = tasks.load("shakespeare-lm" if arguments.kind == "lm" else "bible-de-en")
         compare(task, arguments)
     except KeyboardInterrupt:
-        print("stopped; the same line goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

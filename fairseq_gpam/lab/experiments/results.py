@@ -15,11 +15,10 @@ from fairseq_gpam.lab.experiments import run_results, tables
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="results_command", required=True, metavar="COMMAND")
-    command = commands.add_parser("table", help="Markdown table of runs")
-    command.add_argument("runs", type=Path, nargs="+")
-    command = commands.add_parser("report", help="table, JSON and learning curves of runs")
-    command.add_argument("runs", type=Path, nargs="+")
-    command.add_argument("--out", type=Path, required=True)
+    for name, summary in (("table", "Markdown table of runs"), ("report", "table, JSON and learning curves of runs")):
+        command = commands.add_parser(name, help=summary)
+        command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
 
 
 def run(args: argparse.Namespace) -> int:

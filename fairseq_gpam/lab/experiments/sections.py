@@ -82,7 +82,7 @@ def of_table(table: dict[str, Any], baseline: str, arms: Sequence[str] = (), rem
     picture = None
     if any(row.get("difference") for row in table["rows"]):
         effects = "; ".join(f"{cells[0]} {cells[3]}, {cells[4]}" for cells in list(rows.values())[1:])
-        what = f"{table['group']}, {table['quantity']}: difference to {baseline} with 95 % interval ({table['unit']})"
+        what = f"{table['group']}, {table['quantity']}: difference from {baseline} with 95 % interval ({table['unit']})"
         texts = {
             row["arm"]: _spread(row["difference"]["interval"], _digits(table), "+")
             for row in table["rows"]
@@ -161,7 +161,7 @@ def of_curves(group: str, entries: Entries, baseline: str) -> list[Section]:
     if not curves:
         return []
     ends = "; ".join(f"{entry['arm']} ends at {entry['points'][-1][1]:.3f}" for entry in curves)
-    what = "Mean validation loss in nats, with label smoothing if any, over updates, and its difference to"
+    what = "Mean validation loss in nats, with label smoothing if any, over updates, and its difference from"
     picture = Picture(lambda: plots.curves(curves, baseline), f"{what} {baseline}. {ends}.", ".curves.svg")
     return [Section(f"{group}: learning curves", picture=picture)]
 

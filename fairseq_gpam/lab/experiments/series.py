@@ -18,7 +18,7 @@ NATS = math.log(2)
 def curve(runs: Sequence[Run], baseline: Sequence[Run] | None = None) -> list[list[float | None]]:
     """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
 
-    With runs of a baseline, of the difference to theirs, paired by seed. With fewer than three there is no interval.
+    With runs of a baseline, of the difference from theirs, paired by seed. With fewer than three there is no interval.
     """
     curves = {run.seed: _valid_curve(run) for run in runs}
     if baseline is not None:

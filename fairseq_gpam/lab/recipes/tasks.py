@@ -245,7 +245,7 @@ def _read(name: str, based_on_it: Sequence[Path] = ()) -> dict[str, Any]:
         _check_name(path)
     elif name not in (known := names()):
         near = [f"{name}{OWN}"] if Path(f"{name}{OWN}").is_file() else difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}, or the path of a recipe"
         raise TaskError(f"no recipe for task '{name}'; {hint}")
     values = msgspec.to_builtins(schema.read_toml(path, Recipe))
     text = values.get("text")

@@ -163,7 +163,7 @@ def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_sam
     assert int((out / "experiment.lock").read_text()) in [process.pid for process in started]
     assert "sleep" in [process.name() for process in started]
     process.terminate()
-    assert "stopped; the same line goes on from here" in process.communicate(timeout=300)[0]
+    assert "stopped; run the same command again to continue" in process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM
     assert psutil.wait_procs(started, timeout=60)[1] == []
     assert not (out / "prepared/bible-de-en.done").exists()

@@ -181,7 +181,7 @@ def test_a_grid_that_is_terminated_leaves_no_job_even_from_a_script_in_the_backg
     wait_for((out / "begun").exists, process)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=600)[0]
-    assert "stopped; the same line goes on from here" in said and "still run" not in said
+    assert "stopped; run the same command again to continue" in said and "still run" not in said
     assert queue(on_cluster) == []
 
 

@@ -41,7 +41,7 @@ def test_every_recipe_is_valid(name):
 def test_an_unknown_task_is_answered_with_the_nearest_or_all(examples):
     with pytest.raises(TaskError, match="'mad'; did you mean made\\?"):
         tasks.load("mad")
-    with pytest.raises(TaskError, match="'ptb-lm'; there are: made"):
+    with pytest.raises(TaskError, match="'ptb-lm'; allowed: made"):
         tasks.load("ptb-lm")
 
 
