@@ -120,7 +120,7 @@ def translation(command, parallel, folder):
     """A translation model, trained for two epochs, then resumed for a third."""
     save_dir = folder / "translation"
     first = train_translation(command, parallel, save_dir, "--max-epoch", "2", *LAMBDAS, fresh=True)
-    second = train_translation(command, parallel, save_dir, "--max-epoch", "3", *LAMBDAS, fresh=True)
+    second = train_translation(command, parallel, save_dir, "--max-epoch", "3", *LAMBDAS)
     return save_dir, first.text, second.text
 
 

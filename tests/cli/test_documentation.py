@@ -64,6 +64,16 @@ def marked(pattern):
     return [each for each in BLOCKS if re.fullmatch(pattern, each.values[0].mark or "")]
 
 
+def to_run(pattern):
+    """The blocks to run here; all but the first of each kind are slow."""
+    cases, kinds = [], set()
+    for case in marked(pattern):
+        kind = case.values[0].mark.partition(" with ")[0]
+        cases.append(pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if kind in kinds else []))
+        kinds.add(kind)
+    return cases
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_names_the_test_that_runs_it(block):
     assert block.mark, f"say above it what runs:\n{block.content}"
@@ -92,7 +102,7 @@ def folder_of_a_user(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("block", marked(ON_A_CORPUS))
+@pytest.mark.parametrize("block", to_run(ON_A_CORPUS))
 def test_a_block_runs_on_a_small_corpus(block, command, request, folder_of_a_user):
     model, data = CORPORA[re.fullmatch(ON_A_CORPUS, block.mark)[1]]
     data_bin = str(request.getfixturevalue(data))
@@ -111,7 +121,7 @@ def test_a_block_runs_on_a_small_corpus(block, command, request, folder_of_a_use
             assert int(re.search(r"Evaluated ([\d,]+) tokens", shown.text)[1].replace(",", "")) > 0
 
 
-@pytest.mark.parametrize("block", marked(IN_A_SHELL))
+@pytest.mark.parametrize("block", to_run(IN_A_SHELL))
 def test_a_block_runs_and_gives_the_output_shown(block, interpreter, folder_of_a_user):
     flags = re.fullmatch(IN_A_SHELL, block.mark)[1] or ""
     done = subprocess.run(
@@ -125,7 +135,7 @@ def test_a_block_runs_and_gives_the_output_shown(block, interpreter, folder_of_a
     assert set(block.output.splitlines()) <= set(done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("block", marked(ON_A_MODEL))
+@pytest.mark.parametrize("block", to_run(ON_A_MODEL))
 def test_a_block_runs_on_a_small_model(block, capsys):
     names = {"model": build("translation", "transformer_gpam"), "batch": {"net_input": model_input("translation")}}
     exec(compile(block.content, str(block.page), "exec"), names)

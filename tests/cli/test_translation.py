@@ -40,7 +40,6 @@ def test_generate_translates_every_sentence_from_another_directory_and_score_rea
         *(parallel, "--path", translation[0] / "checkpoint_last.pt", "--beam", "5", "--cpu"),
         *("--required-batch-size-multiple", "1"),
         cwd=tmp_path,
-        fresh=True,
     )
     assert sorted(hypotheses(result.stdout)) == list(range(41))
     assert "BLEU4" in result.stdout

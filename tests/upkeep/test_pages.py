@@ -20,6 +20,7 @@ from fairseq_gpam.lab.recipes import run_folder, stage_results
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # compares all kept runs again
 def test_committed_tables_agree_with_the_committed_results():
     changed = pages.rebuild(REPOSITORY, write=False)
     assert not changed, "run: python scripts/upkeep/pages.py"
