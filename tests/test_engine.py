@@ -66,10 +66,6 @@ def test_an_unusable_fairseq_is_refused_in_one_sentence_that_says_what_to_instal
         assert "fairseq_gpam needs" in message
 
 
-def test_engine_error_is_an_import_error():
-    assert issubclass(engine.EngineError, ImportError)
-
-
 def test_the_fast_path_is_recognised_by_what_it_calls_and_not_by_a_version():
     class Fast:
         def forward(self, x):

@@ -1,7 +1,5 @@
 """`--optimizer gpam_adam`: trainable λ's are exempt from weight decay, and stock parameters are not."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 from fairseq.optim import FP16Optimizer, build_optimizer
@@ -50,13 +48,6 @@ def test_a_step_without_gradient_shrinks_all_but_the_lambdas():
     for name, parameter in model.named_parameters():
         factor = 1.0 if is_lambda(name) else 1 - 0.01 * 0.1
         assert torch.allclose(parameter, before[name] * factor, atol=1e-7), name
-
-
-def test_plain_adam_decays_the_lambdas_too():
-    """Why gpam_adam exists."""
-    model = build("language_modeling", OURS["language_modeling"])
-    optimizer = build_optimizer(config("adam"), trainable(model))
-    assert all(id(p) in decayed(optimizer) for name, p in model.named_parameters() if is_lambda(name))
 
 
 def test_without_weight_decay_it_is_adam():
@@ -145,18 +136,3 @@ def test_flat_gradients_with_weight_decay_are_refused_and_the_flag_is_named():
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         build_optimizer(config(), flat)
     build_optimizer(config(weight_decay=0.0), flat)
-
-
-def test_the_optimizer_is_offered_on_the_command_line():
-    from fairseq import options as fairseq_options
-
-    parser = fairseq_options.get_training_parser("language_modeling")
-    args = fairseq_options.parse_args_and_arch(
-        parser,
-        [
-            *("nowhere", "--task", "language_modeling", "--arch", OURS["language_modeling"]),
-            *("--optimizer", "gpam_adam", "--adam-betas", "(0.9, 0.98)", "--weight-decay", "0.01"),
-        ],
-    )
-    assert isinstance(args, Namespace)
-    assert (args.optimizer, args.weight_decay, args.adam_betas) == ("gpam_adam", 0.01, "(0.9, 0.98)")

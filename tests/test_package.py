@@ -31,12 +31,6 @@ def test_bare_call_prints_exactly_the_user_dir_from_anywhere(tmp_path):
     assert result.stdout == f"{PACKAGE}\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["path"]])
-def test_path_command_prints_exactly_the_user_dir(argv, capsys):
-    assert main(argv) == 0
-    assert capsys.readouterr().out == f"{PACKAGE}\n"
-
-
 def test_info_prints_versions_engine_models_architectures_and_mechanisms(capsys):
     import numpy
     import torch
@@ -147,17 +141,6 @@ def test_pip_refuses_before_it_downloads_anything(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--no-index", "--target", tmp_path / "target", tmp_path]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode and "fairseq-gpam needs Python 3.11, 3.12 or 3.13" in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".ci/run"),
-        *("fairseq_gpam", "examples", "scripts", "tests", "scripts/test.sh", "scripts/quickstart.sh"),
-    ],
-)
-def test_the_repository_contains(name):
-    assert (REPOSITORY / name).exists()
 
 
 SOURCES = {

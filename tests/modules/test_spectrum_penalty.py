@@ -125,21 +125,6 @@ def test_an_update_follows_the_mean_loss_plus_the_weighted_penalty(task_name, cr
     assert log_with["loss"] == pytest.approx(float(log["loss"])) or len(batches) == 4
 
 
-def test_two_processes_give_what_one_gives():
-    """As in fairseq's trainer: DDP's mean over processes, times their number, divided by the sum of sample sizes."""
-    batches = samples("translation", 2)
-    batches[1] = {**batches[1], "net_input": {**batches[1]["net_input"]}, "target": batches[1]["target"].clone()}
-    batches[1]["target"][0] = 1
-    batches[1]["ntokens"] = int(batches[1]["target"].ne(1).sum())
-    sizes = [batch["ntokens"] for batch in batches]
-    assert sizes[0] != sizes[1]
-    joined, *_ = gradients("translation", WEIGHT, batches)
-    each = [gradients("translation", WEIGHT, [batch])[0] for batch in batches]
-    for name, gradient in joined.items():
-        mean = sum(one[name] * size for one, size in zip(each, sizes, strict=True)) / 2
-        torch.testing.assert_close(mean * 2 / sum(sizes), gradient, rtol=1e-6, atol=1e-9, msg=name)
-
-
 def test_the_validation_loss_has_no_penalty():
     (sample,) = samples("translation", 1)
     losses = []
@@ -148,16 +133,3 @@ def test_the_validation_loss_has_no_penalty():
         losses.append(float(task.valid_step(sample, model, criterion)[0]))
         assert bool(criterion._forward_hooks) == bool(weight)
     assert losses[0] == losses[1]
-
-
-def test_fifty_updates_lower_the_penalty():
-    task, model, criterion = made("language_modeling", 1.0)
-    model.float()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    before = model_penalty(model).item()
-    (sample,) = samples("language_modeling", 1)
-    for _ in range(50):
-        optimiser.zero_grad()
-        task.train_step(sample, model, criterion, Optimiser(), 0)
-        optimiser.step()
-    assert model_penalty(model).item() < 0.5 * before

@@ -1,6 +1,5 @@
 """The daGPAM mechanism alone, B × H × T × D, against the formula in float64."""
 
-import itertools
 import math
 
 import pytest
@@ -77,31 +76,6 @@ def test_rows_sum_to_1_plus_minus_and_entries_stay_in_their_range(plus, minus):
     assert weights.min() >= -minus - 1e-6
     assert weights.max() <= 1 + plus + 1e-6
     assert (weights.triu(1) == 0).all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dropout_drops_the_combined_matrix(backend):
-    """Over many draws the output has mean P V and variance p/(1−p) · Σ_j P_ij² v_j²: P is dropped, not its branches."""
-    module = mechanism(backend=backend, **{"lambda": "fixed"}, lambda_plus=1.0, lambda_minus=1.0)
-    draws, probability = 20000, 0.25
-    q, k, v = (tensor[:1] for tensor in heads(queries=3, keys=4))
-    weights = attend(module, q, k, v, need_weights=True)[1].detach().double()
-    many = [tensor.expand(draws, -1, -1, -1) for tensor in (q, k, v)]
-    output = attend(module, *many, dropout_p=probability)[0].detach().double()
-    mean = (weights @ v.double())[0]
-    variance = probability / (1 - probability) * (weights**2 @ v.double() ** 2)[0]
-    error = (variance / draws).sqrt()
-    assert ((output.mean(0) - mean).abs() < 5 * error).all()
-    assert torch.allclose(output.var(0), variance, rtol=0.06)
-
-
-@pytest.mark.parametrize(("projection", "bias"), itertools.product(("head", "shared"), (False, True)))
-def test_projection_has_the_parameters_that_its_options_say(projection, bias):
-    module = mechanism(negative_projection=projection, negative_bias=bias)
-    blocks = HEADS if projection == "head" else 1
-    shapes = {name: tuple(parameter.shape) for name, parameter in module.negative_projection.named_parameters()}
-    expected = {"weight": (blocks * WIDTH, WIDTH)} | ({"bias": (blocks * WIDTH,)} if bias else {})
-    assert shapes == expected
 
 
 def fresh(**chosen):
