@@ -22,6 +22,9 @@ SiteName = Literal["encoder", "decoder", "cross"]
 SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
 
 
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def nearest(value: Any, known: Iterable[str]) -> str:
     """Returns a question after the known name that resembles `value` most, in brackets; "" if none does."""
     return "".join(f" (did you mean {name!r}?)" for name in difflib.get_close_matches(str(value), list(known), 1))
@@ -60,23 +63,14 @@ class Option:
         """
         if value is None:
             return self.default
-        parsed: Any
         try:
-            if self.type is bool:
-                parsed = _parse_bool(value)
-            elif self.type is int and isinstance(value, float):
-                if not value.is_integer():
-                    raise ValueError
-                parsed = int(value)
-            else:
-                parsed = self.type(value)
-        except (TypeError, ValueError):
+            parsed = BOOLEANS[str(value).lower()] if self.type is bool else self.type(value)
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError(self.refusal(value)) from None
-        if self.choices is not None and parsed not in self.choices:
-            raise ValueError(self.refusal(value))
-        if isinstance(parsed, float) and not math.isfinite(parsed):
-            raise ValueError(self.refusal(value))
-        if self.check is not None and not self.check(parsed):
+        is_rounded = self.type is int and isinstance(value, float) and parsed != value
+        is_finite = not isinstance(parsed, float) or math.isfinite(parsed)
+        is_chosen = self.choices is None or parsed in self.choices
+        if is_rounded or not is_finite or not is_chosen or (self.check is not None and not self.check(parsed)):
             raise ValueError(self.refusal(value))
         return parsed
 
@@ -87,16 +81,6 @@ class Option:
             allowed = ", ".join(self.choices) if self.choices else kinds[self.type]
         near = nearest(value, self.choices or (REGISTRY if self.name.endswith("mechanism") else ()))
         return f"{self.flag} {value!r} is not allowed{near}; allowed: {allowed}"
-
-
-def _parse_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in ("true", "1"):
-        return True
-    if str(value).lower() in ("false", "0"):
-        return False
-    raise ValueError
 
 
 class Settings(Mapping[str, Any]):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, SiteName
 from fairseq_gpam.attention.core.layers import NUMBER
@@ -81,33 +81,20 @@ class MixedHeads(AttentionMechanism):
             stop = start + count
             q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
             part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
-            if inputs.past is None:
+            with _past_of_group(name, inputs.past) as group_past:
+                part = replace(part, past=group_past)
+                if group_past is not None and self.caches_keys and not group.caches_keys:
+                    part = part.with_new_keys()
                 output, weights = group(part)
-            else:
-                output, weights = self._decode(name, group, part, inputs.past)
             outputs.append(output)
             maps.append(weights)
         return torch.cat(outputs, dim=1), torch.cat(maps, dim=1) if inputs.need_weights else None
 
-    def _decode(
-        self, name: str, group: nn.Module, part: AttentionInput, past: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attends with one group, whose decoding state is stored under the group's name."""
-        with _past_of_group(name, past) as group_past:
-            part = replace(part, past=group_past)
-            if self.caches_keys and not group.caches_keys:
-                part = part.with_new_keys()
-            output, weights = group(part)
-        return output, weights
-
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         for name, group in self.groups.items():
             assert isinstance(group, AttentionMechanism)
-            if inputs.past is None:
-                output = group.after_projection(output, inputs)
-            else:
-                with _past_of_group(name, inputs.past) as group_past:
-                    output = group.after_projection(output, replace(inputs, past=group_past))
+            with _past_of_group(name, inputs.past) as group_past:
+                output = group.after_projection(output, replace(inputs, past=group_past))
         return output
 
     def distinct_heads(self) -> list[int]:
@@ -122,8 +109,11 @@ class MixedHeads(AttentionMechanism):
 
 
 @contextmanager
-def _past_of_group(name: str, past: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _past_of_group(name: str, past: dict[str, Tensor] | None) -> Iterator[dict[str, Tensor] | None]:
     """Gives a group its part of the decoding state, under unprefixed names, and stores what the group leaves there."""
+    if past is None:
+        yield None
+        return
     prefix = f"{name}."
     group_past = {key.removeprefix(prefix): tensor for key, tensor in past.items() if key.startswith(prefix)}
     yield group_past

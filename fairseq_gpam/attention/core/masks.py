@@ -6,6 +6,7 @@ fairseq passes a key padding mask (bool or uint8, True or 1 = hidden, B × S) an
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 import torch
@@ -15,23 +16,16 @@ from torch import Tensor
 HIDDEN_BELOW = -1e4
 
 
-class FutureMask:
+class FutureMask(enum.Enum):
     """Stands for the decoder's causal mask without a T × T matrix."""
 
+    FUTURE = "future"
+
     def __repr__(self) -> str:
-        return "FUTURE"
-
-    def __deepcopy__(self, memo: object) -> FutureMask:
-        return self
-
-    def __copy__(self) -> FutureMask:
-        return self
-
-    def __reduce__(self) -> str:
-        return "FUTURE"
+        return self.name
 
 
-FUTURE = FutureMask()
+FUTURE = FutureMask.FUTURE
 
 
 @dataclass(frozen=True)
