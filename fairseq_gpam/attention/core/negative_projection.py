@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.base import Settings, Site
+from fairseq_gpam.attention.core.base import Settings, Site, refuse_options
 
 
 class PerHeadLinear(nn.Linear):
@@ -30,44 +30,33 @@ class PerHeadLinear(nn.Linear):
 
 
 def build_negative_projection(site: Site, settings: Settings) -> nn.Linear:
-    """Returns W_Q⁻, initialised by `--gpam-negative-init`, its bias at 0; not trained if `--gpam-negative-frozen`."""
-    head_dim, bias = site.query_dim, settings.negative_bias
+    """Returns W_Q⁻, initialised by `--gpam-negative-init`, its bias at 0; not trained if `--gpam-negative-frozen`.
+
+    It maps the queries, head by head, or the layer's input, C → H·D. Raises ValueError for options that do not fit.
+    """
+    head_dim, bias, gain = site.query_dim, settings.negative_bias, 1.0
     projection: nn.Linear
     if settings.negative_source == "input":
-        return _build_input_projection(site, settings)
-    if settings.negative_projection == "shared":
+        refusals: tuple[tuple[str, object, str], ...] = (("negative_projection", "head", "head"),)
+        if settings.negative_init != "zero":
+            refusals += (("negative_init", "xavier", "xavier, zero"),)
+        companion = "--gpam-negative-source 'input', where W_Q⁻ maps the model dimension to all heads"
+        refuse_options(settings, companion, refusals)
+        # As fairseq's query projection.
+        projection, gain = nn.Linear(site.embed_dim, site.num_heads * head_dim, bias=bias), 1 / math.sqrt(2)
+    elif settings.negative_projection == "shared":
         projection = nn.Linear(head_dim, head_dim, bias=bias)
     else:
         projection = PerHeadLinear(head_dim, site.num_heads, bias)
     with torch.no_grad():
-        for block in projection.weight.view(-1, head_dim, head_dim):
+        whole = settings.negative_source == "input"
+        for block in [projection.weight] if whole else projection.weight.view(-1, head_dim, head_dim):
             if settings.negative_init == "xavier":
-                nn.init.xavier_uniform_(block)
+                nn.init.xavier_uniform_(block, gain=gain)
             elif settings.negative_init == "zero":
                 nn.init.zeros_(block)
             else:
                 nn.init.eye_(block).neg_()
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
-    return projection.requires_grad_(not settings.negative_frozen)
-
-
-def _build_input_projection(site: Site, settings: Settings) -> nn.Linear:
-    """Returns a W_Q⁻ for the layer's input, C → H·D, initialised as fairseq's query projection or at 0."""
-    for name, refused, allowed in (
-        ("negative_projection", "shared", "head"),
-        ("negative_init", "minus-identity", "xavier, zero"),
-    ):
-        if settings[name] == refused:
-            raise ValueError(
-                f"--gpam-{name.replace('_', '-')} {refused!r} is not allowed with --gpam-negative-source 'input', "
-                f"where W_Q⁻ maps the model dimension to all heads; allowed: {allowed}"
-            )
-    projection = nn.Linear(site.embed_dim, site.num_heads * site.query_dim, bias=settings.negative_bias)
-    if settings.negative_init == "xavier":
-        nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
-    else:
-        nn.init.zeros_(projection.weight)
-    if projection.bias is not None:
-        nn.init.zeros_(projection.bias)
     return projection.requires_grad_(not settings.negative_frozen)

@@ -8,21 +8,15 @@ from torch import Tensor
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, format_values, softmax_weights
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-from fairseq_gpam.attention.core.masks import AttentionMask
 from fairseq_gpam.attention.mechanisms.dnas import dnas_weights
-
-
-def hnas_weights(q: Tensor, k: Tensor, mask: AttentionMask, share: Tensor) -> Tensor:
-    """Returns P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M), B × H × T × T; u, `share`, in [0, 1], broadcastable to P.
-
-    Ding et al. 2020, arXiv 2009.14308. One u for each head, u = sigmoid(θ), is our reading.
-    """
-    return share * dnas_weights(q, k, mask) + (1 - share) * softmax_weights(q, k, mask)
 
 
 @register_mechanism
 class HnasAttention(MatrixMechanism):
-    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. For encoders only, like DNAS."""
+    """A mixture of doubly normalised and softmax weights; u = 0 is softmax attention. For encoders only, like DNAS.
+
+    One u for each head, u = sigmoid(θ), is our reading.
+    """
 
     name = "hnas"
     formula = "P = u·DNAS + (1−u)·softmax(QKᵀ/√D + M)"
@@ -49,7 +43,8 @@ class HnasAttention(MatrixMechanism):
         self.theta = no_decay_parameter(torch.full((site.num_heads,), start))
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return hnas_weights(inputs.q, inputs.k, inputs.mask, torch.sigmoid(self.theta).view(-1, 1, 1))
+        share, call = torch.sigmoid(self.theta).view(-1, 1, 1), (inputs.q, inputs.k, inputs.mask)
+        return share * dnas_weights(*call) + (1 - share) * softmax_weights(*call)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, u {format_values(torch.sigmoid(self.theta))}"

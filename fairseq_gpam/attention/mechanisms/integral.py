@@ -9,14 +9,6 @@ from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, S
 from fairseq_gpam.attention.core.families import AffineMechanism
 
 
-def integral_queries(q: Tensor, signals: int) -> Tensor:
-    """Returns Q/√G, B × H × T × D, whose scores (Q/√G)Kᵀ/√D are (1/G)·Σ_g Q_g K_gᵀ/√(D/G), the mean of G signals.
-
-    Q_g and K_g are the g-th of G equal parts of a head's channels. Kobyzev et al. 2025, arXiv 2508.18387.
-    """
-    return q / math.sqrt(signals)
-
-
 @register_mechanism
 class IntegralAttention(AffineMechanism):
     """Softmax of the mean of G signals, each of them the scores of D/G channels: (1/G)·Σ_g Q_g K_gᵀ/√(D/G).
@@ -54,7 +46,7 @@ class IntegralAttention(AffineMechanism):
             )
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        return super().forward(replace(inputs, q=integral_queries(inputs.q, self.signals)))
+        return super().forward(replace(inputs, q=inputs.q / math.sqrt(self.signals)))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.signals} signals"

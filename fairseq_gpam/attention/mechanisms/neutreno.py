@@ -8,18 +8,11 @@ from fairseq_gpam.attention.core.first_layer import first_layer_values
 from fairseq_gpam.attention.core.masks import zero_rows
 
 
-def pull_back(heads: Tensor, first_values: Tensor, values: Tensor, strength: float) -> Tensor:
-    """Returns softmax(QKᵀ/√D + M)·V + λ·(V⁰ − V), all B × H × T × D; `heads` is the softmax part, `strength` is λ.
-
-    V⁰ are the first layer's values at the queries' own positions. Nguyen et al. 2023, arXiv 2312.00751; in
-    tamnguyen9520/NeuTRENO_NeurIPS2024 λ is 0.6 for vision and 0.4 for language, and gradients flow through V⁰ too.
-    """
-    return heads + strength * (first_values - values)
-
-
 @register_mechanism
 class NeutrenoAttention(AffineMechanism):
     """Softmax self-attention plus λ(V⁰ − V); the first layer is softmax attention, and so are all for λ = 0.
+
+    In the authors' code λ is 0.6 for vision and 0.4 for language, and gradients flow through V⁰ too.
 
     The first layer stores its values in `site.shared` and the last layer removes them. In decoding they are the values
     of the newest positions only, so nothing needs to be cached. Every layer must run exactly once, in order.
@@ -53,7 +46,7 @@ class NeutrenoAttention(AffineMechanism):
         current = inputs.v[..., num_keys - num_queries :, :]
         first = first_layer_values(self.name, self.site, current)
         fully_masked = inputs.mask.fully_masked(num_queries, num_keys, inputs.v.device)
-        return zero_rows(pull_back(output, first, current, self.strength), fully_masked)
+        return zero_rows(output + self.strength * (first - current), fully_masked)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {self.strength:g}"

@@ -11,18 +11,11 @@ from fairseq_gpam.attention.core.first_layer import first_layer_values
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 
 
-def mix_values(values: Tensor, first_values: Tensor, factor: Tensor | float, first_factor: Tensor | float) -> Tensor:
-    """Returns a·V + b·V⁰, B × H × S × D, before any weight is applied.
-
-    Zhou et al. 2024, arXiv 2410.17897; Zcchill/Value-Residual-Learning, where both factors are 0.5 in every layer but
-    the first, and gradients flow through V⁰.
-    """
-    return factor * values + first_factor * first_values
-
-
 @register_mechanism
 class ValueResidualAttention(AffineMechanism):
     """Softmax self-attention over 0.5·V + 0.5·V⁰, V⁰ the first layer's values; the first layer uses V⁰ alone.
+
+    Gradients flow through V⁰, as in the authors' code.
 
     The factors are fixed at 0.5, as in the authors' code, or learned for each layer with 0.5 as initial value. The
     factors 1 and 0 give softmax attention. In decoding the first layer's cached values serve all layers.
@@ -57,7 +50,7 @@ class ValueResidualAttention(AffineMechanism):
         if self.site.layer == 0:
             return super().forward(inputs)
         factor, first_factor = self.fixed if self.factors is None else self.factors.unbind()
-        return super().forward(replace(inputs, v=mix_values(inputs.v, first_values, factor, first_factor)))
+        return super().forward(replace(inputs, v=factor * inputs.v + first_factor * first_values))
 
     def extra_repr(self) -> str:
         factor, first_factor = self.fixed if self.factors is None else self.factors.tolist()
