@@ -3,7 +3,9 @@
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from fairseq_gpam.lab.recipes import logs, run_folder, score, stage_results
 
@@ -80,28 +82,19 @@ def test_compare_is_a_paired_test(tmp_path):
     assert "baseline" in text
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (["a cat", "a dog runs", "no"], ["a cat", "a dog runs", "no"]),
-        (["", ""], ["", ""]),
-        (["a cat sat on the mat"], ["a dog"]),
-        (["a cat"] * 5, ["a dog sat"] * 5),
-        (["a dog", "a cat"], ["", ""]),
-    ],
-    ids=["identical", "empty", "one sentence", "one sentence five times", "one side empty"],
-)
-def test_p_is_one_where_resampling_says_nothing(tmp_path, first, second):
-    texts = {"a": first, "b": second, "ref": ["a cat sat on the mat", "a dog runs away", "no more"][: len(first)]}
-    if len(first) == 5:
-        texts["ref"] = ["a cat sat"] * 5
-    for name, lines in texts.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / run_folder.HYPOTHESES).write_text("".join(f"{line}\n" for line in lines))
-    references = score.References(tmp_path / "ref" / run_folder.HYPOTHESES)
-    measured, _ = score.paired_bootstrap(tmp_path / "a", tmp_path / "b", references, samples=50)
+SENTENCES = st.sampled_from(["", "a", "a cat", "a dog runs", "a cat sat on the mat"])
+
+
+@given(st.lists(st.tuples(SENTENCES, SENTENCES, SENTENCES), min_size=1, max_size=5), st.booleans())
+def test_p_is_one_where_resampling_says_nothing(tmp_path_factory, rows, identical):
+    """Among them: one sentence, the same sentence several times, empty translations and references."""
+    folder = tmp_path_factory.mktemp("texts")
+    rows = [(first, first if identical else second, reference) for first, second, reference in rows]
+    for name, lines in zip("abr", zip(*rows, strict=True), strict=True):
+        translated(folder / name, hypotheses=lines)
+    references = score.References(folder / "r" / run_folder.HYPOTHESES)
+    measured, _ = score.paired_bootstrap(folder / "a", folder / "b", references, samples=20)
     for _, other in measured.values():
         assert 0 < other.p_value <= 1
-        if first == second or len(set(zip(first, second, texts["ref"], strict=True))) < 2:
+        if identical or len(set(rows)) < 2:
             assert other.p_value == 1
