@@ -69,6 +69,8 @@ def read(folder: Path) -> Run:
         raise schema.SchemaError(
             f"{folder / 'results.json'}: {error.args[0]} is missing: repeat the run's commands"
         ) from error
+    except ValueError as error:
+        raise schema.SchemaError(f"{folder / 'results.json'}: train.command is damaged ({error})") from error
     if folder.resolve().parents[1].name == f"{values['task']}-full":
         values["budget"] = "full"
     values["costs"] |= training_cost(folder)

@@ -18,51 +18,47 @@ RESULTS = "results.json"
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """What the end of every stage but `score` records."""
+    """What the end of every stage but `score` records; here and below, what has a default may be missing."""
 
-    command: str | None = None
+    command: str = ""
 
 
 class Curve(msgspec.Struct, frozen=True):
     """[update, loss] of the training and of the validations."""
 
-    valid: list[tuple[int, float]]
+    valid: list[tuple[int, float]] = []
     train: list[tuple[int, float]] = []
 
 
 class Training(Stage, frozen=True):
-    """What a training records, as far as tables and reports read it."""
+    """What a training records, as far as it is not checked as part of a `records.Run`."""
 
-    parameters: int | None = None
-    updates: int | None = None
-    valid_loss: float | None = None
-    curve: Curve | None = None
-    tokens_per_second: float | None = None
+    curve: Curve = Curve()
 
 
-class Generation(Stage, frozen=True):
-    """What tables and reports read of a translation."""
+class Answered(msgspec.Struct, frozen=True):
+    """How well the answers of one test set were predicted."""
 
-    tokens_per_second: float | None = None
+    loss: float
+    accuracy: float
 
 
-class Scores(msgspec.Struct, frozen=True):
-    """What tables and reports read of scores."""
+class Evaluation(Stage, frozen=True):
+    """What a translation, the evaluation of a language model, or scoring records, likewise."""
 
-    bleu: float | None = None
-    chrf: float | None = None
+    answers: dict[str, Answered] = {}
 
 
 class Results(msgspec.Struct, frozen=True, rename={"eval_lm": "eval-lm"}):
     """The stages that have ended."""
 
-    task: str | None = None
-    name: str | None = None
-    seed: int | None = None
-    train: Training | None = None
-    generate: Generation | None = None
-    eval_lm: Stage | None = None
-    score: Scores | None = None
+    task: str = ""
+    name: str = ""
+    seed: int = 0
+    train: Training = Training()
+    generate: Evaluation = Evaluation()
+    eval_lm: Evaluation = Evaluation()
+    score: Evaluation = Evaluation()
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -16,6 +16,11 @@ LOG = "".join(
     f'2026-11-29 10:00 | INFO | valid | {{"valid_num_updates": "{n}", "valid_loss": "{9 - n / 10}"}}\n'
     for n in range(1, 9)
 )
+ENVIRONMENT = {
+    "versions": {"torch": "2"},
+    "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
+    "commit": "abc",
+}
 TRAIN = {
     "command": "fairseq-train data --max-update 8",
     "parameters": 10,
@@ -25,9 +30,11 @@ TRAIN = {
     "best_update": 8,
     "tokens_per_second": 50.0,
     "curve": {"train": [[8, 8.2]], "valid": [[8, 8.2]]},
-    "environment": {},
+    "environment": ENVIRONMENT,
 }
 SCORE = {"sentences": 3, "bleu": 1.0, "bleu_signature": "a", "chrf": 2.0, "chrf_signature": "b"}
+SCORE["answers"] = {"test": {"loss": 1.0, "accuracy": 0.5}}
+GENERATE = {"command": "fairseq-generate data", "sentences": 3, "seconds": 1.5, "environment": ENVIRONMENT}
 ANALYSIS = {
     "runs": [{"variant": "full model"}],
     "records": [
@@ -40,7 +47,7 @@ ANALYSIS = {
 def run(tmp_path):
     folder = tmp_path / "out/runs/bible-de-en/stock/1"
     (folder / "analysis").mkdir(parents=True)
-    results = {"task": "bible-de-en", "name": "stock", "seed": 1, "train": TRAIN, "score": SCORE}
+    results = {"task": "bible-de-en", "name": "stock", "seed": 1, "train": TRAIN, "generate": GENERATE, "score": SCORE}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "analysis/results.json").write_text(json.dumps(ANALYSIS))
     (folder / "train.log").write_text(LOG)
@@ -86,6 +93,7 @@ def wrong_type(made, content):
 def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
     made, path = random.Random(name), run / name
     intact = path.read_bytes()
+    assert main(["results", "table", str(run)]) == 0
     for _ in range(CASES):
         content = wrong_type(made, intact) if name.endswith(".json") and made.random() < 0.5 else damage(made, intact)
         path.write_bytes(content)
@@ -100,6 +108,19 @@ def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
             status = end.code
         message = capsys.readouterr().err
         assert status in (0, 2) and "Traceback" not in message, (content, message)
+
+
+@pytest.mark.parametrize("command", ["compare RUN --baseline stock --out", "results report RUN --out"])
+def test_a_place_that_cannot_be_written_is_named(run, tmp_path, command, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").symlink_to("/dev/full")
+    words = [str(run) if word == "RUN" else word for word in command.split()]
+    assert main([*words, str(tmp_path / "written")]) == 0
+    for place in ("file/below", "full/below", "/proc/nothing/below", "long" * 100):
+        with pytest.raises(SystemExit) as end:
+            main([*words, str(tmp_path / place)])
+        message = capsys.readouterr().err
+        assert end.value.code == 2 and str((tmp_path / place).parts[-2]) in message and "Traceback" not in message
 
 
 def test_a_log_with_foreign_bytes_gives_all_other_records(run):
