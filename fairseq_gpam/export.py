@@ -86,6 +86,8 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise ExportError(
                     f"{site}: --gpam-query-rank {site.query_rank} cannot be exported, only {site.head_dim}"
                 )
+            if module.position != "none" or module.q_norm is not None:
+                raise ExportError(f"{site}: --gpam-position and --gpam-qk-norm cannot be exported")
             factors = torch.tensor(softmax_factors(module.mechanism))
             if bool((factors != 1).any()):
                 projection = f"{name}.out_proj.weight"

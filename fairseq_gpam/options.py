@@ -69,6 +69,22 @@ GENERAL_OPTIONS = (
         allowed="a whole number > 0",
     ),
     Option(
+        "position",
+        str,
+        "none",
+        "positions of self-attention in place of fairseq's position embeddings, which are then off: rotated queries "
+        "and keys (arXiv 2104.09864), or a bias that falls with the distance (ALiBi, arXiv 2108.12409); inputs may "
+        "then be longer than in training",
+        choices=("none", "rotary", "alibi"),
+    ),
+    Option(
+        "qk_norm",
+        bool,
+        False,
+        "RMSNorm of queries and keys over a head's channels, one weight vector for all heads, before any rotation, as "
+        "in Qwen3 (arXiv 2505.09388)",
+    ),
+    Option(
         "layer_fusion",
         str,
         "none",

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from typing import Any, ClassVar
 
 from fairseq.models import BaseFairseqModel
@@ -16,6 +17,7 @@ from fairseq_gpam.modules.listener import find_attentions
 from fairseq_gpam.modules.spectrum_penalty import penalise_spectrum
 
 logger = logging.getLogger(__name__)
+ADDED = re.compile(r"\.(mechanism|layer_fusion|q_norm|k_norm)\.")
 
 
 class WithMechanisms(BaseFairseqModel):
@@ -39,6 +41,8 @@ class WithMechanisms(BaseFairseqModel):
     def build_model(cls, args: Any, task: Any) -> Any:
         check_wrapping()
         settings = options.resolve(args)
+        if settings.position != "none":
+            args.no_token_positional_embeddings = True
         model = super().build_model(args, task)
         install_attention(model, settings)
         options.refuse_unread(settings, (each for each in model.modules() if isinstance(each, AttentionMechanism)))
@@ -55,7 +59,7 @@ class WithMechanisms(BaseFairseqModel):
         self.compare_mechanisms(getattr(state_dict, "trained_with", {}))
         known = set(state_dict)
         super().upgrade_state_dict(state_dict)
-        added = sorted(name for name in set(state_dict) - known if ".mechanism." in name or ".layer_fusion." in name)
+        added = sorted(name for name in set(state_dict) - known if ADDED.search(name))
         if added and not self.starts_neutral:
             used = {
                 type(each) for each in self.modules() if isinstance(each, AttentionMechanism) and each.name in REGISTRY

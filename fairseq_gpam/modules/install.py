@@ -8,12 +8,15 @@ from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, Trans
 from torch import Tensor, nn
 
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
-from fairseq_gpam.attention.core.base import SiteName
+from fairseq_gpam.attention.core.base import SiteName, refuse_options
 from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.skip_weight import install_skip_weight
 from fairseq_gpam.modules.stacks import refuse_layerdrop, transformer_layers
 from fairseq_gpam.modules.training_log import attach_training_log
+
+# More positions than any input has, for stacks without a table of positions.
+ANY_LENGTH = 10**9
 
 
 def install_attention(model: nn.Module, settings: Settings) -> None:
@@ -22,6 +25,9 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
     The projections built by fairseq are kept, so that with the same seed a model with any mechanism starts from the
     stock model's weights. Raises ValueError for a layer of an unknown type.
     """
+    if settings.warm_start:
+        unchanged = (("position", "none", "none"), ("qk_norm", False, "training without it"))
+        refuse_options(settings, "--gpam-warm-start, because it changes the stock model's output", unchanged)
     shared: dict[tuple[object, ...], Any] = {}
     for stack_name in ("encoder", "decoder"):
         stack = getattr(model, stack_name, None)
@@ -47,15 +53,30 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     rank = settings.query_rank
                     site = Site(site_name, index, len(layers), width, heads, head_dim, shared, rank)
                     attention = _exchange(stock, site, settings, noise)
+                    attention.set_form(settings.position, settings.qk_norm)
                     if site.name == "decoder" and stack.cross_self_attention:
                         attention.mechanism.refuse_source_keys()
                     _check_layer_runs(stack, layer, attention, settings)
                     setattr(layer, attribute, attention)
+        if settings.position != "none":
+            _lift_limit(stack)
         if stack_name == "decoder" and not stack.cross_self_attention:
             stack.buffered_future_mask = future_mask
     install_skip_weight(model, settings.skip_weight, settings.warm_start)
     install_layer_fusion(model, settings.layer_fusion, settings.warm_start)
     attach_training_log(model, settings.log_attention)
+
+
+def _lift_limit(stack: Any) -> None:
+    """Lets a stack whose positions are computed take inputs of any length. Raises ValueError if it joins two kinds."""
+    if getattr(stack, "cross_self_attention", False):
+        raise ValueError(
+            "--cross-self-attention is not allowed with --gpam-position, which the source's tokens do not have in the "
+            "decoder; allowed: without it"
+        )
+    for limit in ("max_source_positions", "max_target_positions"):
+        if hasattr(stack, limit):
+            setattr(stack, limit, ANY_LENGTH)
 
 
 def check_quantisation(model: nn.Module, args: Any) -> None:

@@ -279,5 +279,9 @@ def _softmax_branch(module: MultiheadAttention, arguments: dict[str, Any]) -> Te
         for projected in (module.q_proj(query), module.k_proj(key))
     )
     mask = AttentionMask.from_fairseq(arguments.get("key_padding_mask"), arguments.get("attn_mask"))
+    if isinstance(module, GPAMMultiheadAttention):
+        form = module.form(q, mask.padding, None)
+        q, k = form.query(q), form.key(k)
+        mask = module.with_positions(mask, q, k)
     bias, _ = mask.for_scores(query.size(0), key.size(0), q)
     return branch_weights(q, k, bias)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import AttentionInput, AttentionMask, AttentionMechanism, FutureMask
 from fairseq_gpam.attention.core.families import append_constant_keys
+from fairseq_gpam.attention.core.positions import EPSILON, Form, rotation, with_alibi
 from fairseq_gpam.modules.projections import project
 
 XFORMERS_REFUSAL = (
@@ -50,6 +51,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def _set_mechanism(self, mechanism: AttentionMechanism, q_noise: float, qn_block_size: int) -> None:
         self.mechanism = mechanism
         self.weights_hooks: OrderedDict[int, WeightsHook] = OrderedDict()
+        self.position = "none"
+        self.q_norm: nn.RMSNorm | None = None
+        self.k_norm: nn.RMSNorm | None = None
         if self.bias_k is not None or self.add_zero_attn:
             mechanism.refuse_appended_keys()
         if mechanism.site.query_dim != self.head_dim:
@@ -68,6 +72,39 @@ class GPAMMultiheadAttention(MultiheadAttention):
             setattr(self, name, quant_noise(projection, q_noise, qn_block_size))
         if self.bias_v is not None:
             self.register_parameter("bias_k", nn.Parameter(nn.init.xavier_normal_(self.bias_v.new_empty(1, 1, width))))
+
+    def set_form(self, position: str, qk_norm: bool) -> None:
+        """Gives self-attention positions (`rotary` or `alibi`), and any attention a norm of its queries and keys.
+
+        Raises ValueError if a position has no meaning for the mechanism.
+        """
+        width = self.mechanism.site.query_dim
+        if qk_norm:
+            self.q_norm, self.k_norm = (nn.RMSNorm(width, eps=EPSILON) for _ in "qk")
+        if position == "none" or not self.self_attention:
+            return
+        self.position = position
+        for part in self.mechanism.modules():
+            if isinstance(part, AttentionMechanism) and position not in part.positions:
+                allowed = ", ".join(("none", *part.positions))
+                raise ValueError(
+                    f"--gpam-position {position!r} is not allowed with --gpam-mechanism {part.name}; allowed: {allowed}"
+                )
+        if position == "rotary" and width % 2:
+            raise ValueError(
+                f"--gpam-position 'rotary' is not allowed with {width} channels of a query in a head "
+                "(--gpam-query-rank); allowed: an even number"
+            )
+
+    def form(self, q: Tensor, padding: Tensor | None, past: dict[str, Tensor] | None) -> Form:
+        """Returns the form of queries and keys at the positions of q, B × H × T × D, and counts them in `past`."""
+        turn = None
+        if self.position == "rotary":
+            turn, count = rotation(padding, None if past is None else past.get("tokens"), q)
+            if past is not None:
+                past["tokens"] = count
+        q_norm, k_norm = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
+        return Form(q_norm, k_norm, turn)
 
     @classmethod
     def from_stock(
@@ -114,26 +151,30 @@ class GPAMMultiheadAttention(MultiheadAttention):
             raise ValueError(f"query has {embed_dim} channels, but the attention has {self.embed_dim}")
 
         saved = self._get_input_buffer(incremental_state) if incremental_state is not None else {}
+        past = self._past(saved) if incremental_state is not None and self.self_attention else None
         if static_kv and "prev_key" in saved:
             if not self.encoder_decoder_attention:
                 raise ValueError("static_kv=True is only allowed for encoder-decoder attention")
             q = self._split_heads(*project(query, self.q_proj))
+            form = self.form(q, None, None)
+            q = form.query(q)
             k, v, padding = saved["prev_key"], saved["prev_value"], saved.get("prev_key_padding_mask")
             assert k is not None and v is not None
         else:
             # beam_size stays set after a beam search, so rows are treated as beams of one sentence only in decoding.
             decoding = incremental_state is not None
             q, k, v, padding = self._project(query, key, value, key_padding_mask, bsz, decoding)
+            form = self.form(q, padding, past)
+            q, k = form.query(q), form.key(k)
             if "prev_key" in saved:
                 k, v, padding = self._append_to_cache(saved, k, v, padding)
-        past = self._past(saved) if incremental_state is not None and self.self_attention else None
         buffer: dict[str, Tensor | None] = {}
         if incremental_state is not None:
             if past is None or self.mechanism.caches_keys:
                 buffer.update({"prev_key": k, "prev_value": v, "prev_key_padding_mask": padding})
             self._set_input_buffer(incremental_state, buffer)
 
-        mask = AttentionMask.from_fairseq(padding, attn_mask)
+        mask = self.with_positions(AttentionMask.from_fairseq(padding, attn_mask), q, k)
         k, v, mask = append_constant_keys(k, v, mask, num_queries, (self.bias_k, self.bias_v), self.add_zero_attn)
 
         # Beams of one sentence share the encoder's keys and are treated as further queries to them.
@@ -147,7 +188,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
         need_weights = need_weights or need_head_weights
         wants_weights = need_weights or bool(self.weights_hooks)
-        inputs = AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past)
+        inputs = AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past, form)
         heads, weights = self.mechanism(inputs)
         if beams > 1:
             heads = self._unfold_beams(heads, beams)
@@ -162,6 +203,10 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if not need_weights or weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
+
+    def with_positions(self, mask: AttentionMask, q: Tensor, k: Tensor) -> AttentionMask:
+        """Returns the mask with the bias of `--gpam-position alibi`; the queries are the last tokens among the keys."""
+        return with_alibi(mask, q, k.size(2)) if self.position == "alibi" else mask
 
     def _dropout_in_force(self) -> float:
         active = self.training or self.dropout_module.apply_during_inference
@@ -273,8 +318,12 @@ class GPAMMultiheadAttention(MultiheadAttention):
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Adds the mechanism's initial parameters to a stock checkpoint, so that it can be loaded."""
         super().upgrade_state_dict_named(state_dict, name)
-        prefix = f"{name}.mechanism." if name else "mechanism."
-        self._check_query_width(state_dict.get(f"{name}.q_proj.weight" if name else "q_proj.weight"))
+        own = f"{name}." if name else ""
+        prefix = f"{own}mechanism."
+        self._check_query_width(state_dict.get(f"{own}q_proj.weight"))
+        for norm, module in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
+            if module is not None:
+                state_dict.setdefault(f"{own}{norm}.weight", module.weight.detach())
         if any(key.startswith(prefix) for key in state_dict):
             return
         state_dict.update({prefix + key: value for key, value in self.mechanism.state_dict().items()})

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.masks import AttentionMask
+from fairseq_gpam.attention.core.positions import Form
 
 SiteName = Literal["encoder", "decoder", "cross"]
 SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
@@ -152,6 +153,7 @@ class AttentionInput:
     past: tensors that the mechanism keeps from one decoding step to the next, by names of its choice, with the batch
         as first dimension; it reads and replaces them here. Empty at the first step; None except in step-by-step
         decoding of decoder self-attention.
+    form: the norms and the rotation that q and k have had, for a mechanism that makes further queries or keys.
     """
 
     q: Tensor
@@ -162,6 +164,7 @@ class AttentionInput:
     dropout_p: float = 0.0
     need_weights: bool = False
     past: dict[str, Tensor] | None = None
+    form: Form = Form()  # noqa: RUF009
 
     def with_new_keys(self) -> AttentionInput:
         """Returns the input with only the keys and values at the queries' own positions."""
@@ -194,6 +197,8 @@ class AttentionMechanism(nn.Module):
     needs_every_layer: bool = False
     # Whether a training forward pass changes it, so that none may be repeated (--checkpoint-activations).
     runs_once: bool = False
+    # The values of --gpam-position that mean something to it.
+    positions: ClassVar[tuple[str, ...]] = ("rotary", "alibi")
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
     # Whose positions among the keys it relies on: `none`, the queries' `own` (the last T), or those of `all` keys.

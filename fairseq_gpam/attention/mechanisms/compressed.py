@@ -85,6 +85,7 @@ class CompressedAttention(AttentionMechanism):
     source = "Multiformer, Sant et al. 2022, arXiv 2205.07100; mt-upc/fairseq"
     row_sum = "1"
     cost = "1/s×, and two convolutions"
+    positions = ()
     why_never_neutral = "its convolutions are initialised at random"
     sites = ("encoder",)
     key_positions = "all"

@@ -85,8 +85,10 @@ class DualGPAMAttention(AffineMechanism):
         self.projects_input = settings.negative_source == "input"
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        source = inputs.x if self.projects_input else inputs.q
+        source = inputs.x if self.projects_input else inputs.form.unrotate(inputs.q)
         negative_q = self.negative_projection(torch.relu(source) if self.activates else source)
         if self.projects_input:
-            negative_q = split_heads(negative_q, inputs.q.size(1))
+            negative_q = inputs.form.query(split_heads(negative_q, inputs.q.size(1)))
+        else:
+            negative_q = inputs.form.rotate(negative_q)
         return dagpam_terms(negative_q, self.lambda_plus(), self.lambda_minus(inputs.x))

@@ -50,6 +50,7 @@ class DifferentialAttention(AttentionMechanism):
     source = "Ye et al. 2024, arXiv 2410.05258; microsoft/unilm Diff-Transformer"
     row_sum = "1−λ, before the norm"
     cost = "1×: twice the maps, half the heads"
+    positions = ("rotary",)
     why_never_neutral = "its RMSNorm follows the sum at every λ"
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -55,6 +55,5 @@ class DifferentialV2Attention(AffineMechanism):
             nn.init.xavier_uniform_(self.strength_proj.weight)
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
-        return differential_v2_terms(
-            split_heads(self.second_q_proj(inputs.x), inputs.q.size(1)), self.strength_proj(inputs.x)
-        )
+        second_q = inputs.form.query(split_heads(self.second_q_proj(inputs.x), inputs.q.size(1)))
+        return differential_v2_terms(second_q, self.strength_proj(inputs.x))

@@ -73,6 +73,7 @@ class GatedDeltaNet(RecurrentMechanism):
     source = "Yang, Kautz & Hatamizadeh 2024, arXiv 2412.06464; fla-org/flash-linear-attention"
     row_sum = "any, before the norm"
     cost = "D·(T+S) instead of T·S, and 4 taps of each channel; 1× with attention dropout"
+    positions = ()
     why_never_neutral = "its weights are not normalised"
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -76,6 +76,7 @@ class GatedLinearAttention(RecurrentMechanism):
     source = "Yang et al. 2023, arXiv 2312.06635; berlino/gated_linear_attention"
     row_sum = "any, before the norm"
     cost = "D·(T+S) instead of T·S; D× with attention dropout"
+    positions = ("rotary",)
     why_never_neutral = "its weights are not normalised"
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -48,6 +48,7 @@ class LinearAttention(MatrixMechanism):
     source = "Katharopoulos et al. 2020, arXiv 2006.16236"
     row_sum = "1"
     cost = "D·(T+S) instead of T·S; 1× with attention dropout"
+    positions = ("rotary",)
     why_never_neutral = "elu + 1 is not the exponential function"
     caches_keys = False
 

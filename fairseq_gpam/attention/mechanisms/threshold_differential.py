@@ -51,10 +51,9 @@ class ThresholdDifferentialAttention(MatrixMechanism):
         self.strength = no_decay_parameter(torch.tensor([0.5]))
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        second_q, second_k = (
-            split_heads(projection(inputs.x), inputs.q.size(1))
-            for projection in (self.second_q_proj, self.second_k_proj)
-        )
+        heads = inputs.q.size(1)
+        second_q = inputs.form.query(split_heads(self.second_q_proj(inputs.x), heads))
+        second_k = inputs.form.key(split_heads(self.second_k_proj(inputs.x), heads))
         if inputs.past is not None:
             if "second_k" in inputs.past:
                 second_k = torch.cat([inputs.past["second_k"], second_k], dim=-2)

@@ -70,6 +70,7 @@ class ZeroSAttention(RecurrentMechanism):
     source = "Lu et al. 2025, arXiv 2602.05230"
     row_sum = "any, before the norm; 0 without the cosines"
     cost = "3·D·(T+S) instead of T·S; 1× with attention dropout"
+    positions = ("rotary",)
     why_never_neutral = "its weights are cosines times weights that sum to 0"
 
     def __init__(self, site: Site, settings: Settings) -> None:
