@@ -165,14 +165,6 @@ def test_beams_with_one_copy_of_the_encoders_keys_find_the_same_hypotheses(trans
     assert_same(found, expected)
 
 
-def test_an_ensemble_of_a_model_with_itself_is_the_model(translator):
-    vocabulary = dictionary()
-    generator = SequenceGenerator([translator, translator], vocabulary, beam_size=4, max_len_b=10)
-    beams = generator.generate([translator, translator], source_batch(SOURCES[:10]))
-    found = [[(h["tokens"].tolist(), h["score"].item()) for h in sentence] for sentence in beams]
-    assert_same(found, hypotheses(translator, 10, count=10))
-
-
 def test_sampling_a_language_model_with_a_prefix_uses_the_prefix():
     """fairseq feeds the prefix through the cache; the continuation is the full forward's greedy choice."""
     model = model_of("language_modeling", scale=0.5).eval()

@@ -155,17 +155,6 @@ def test_hooking_a_model_of_stock_attention_is_refused():
         register_attention_hook(torch.nn.Linear(2, 2), lambda *_: None)
 
 
-def test_the_model_scope_shares_one_lambda_of_the_whole_model():
-    model = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
-    for name in ("lambda_plus", "lambda_minus"):
-        thetas = {id(getattr(m.mechanism, name).theta) for m in attention_modules(model)}
-        assert len(thetas) == 1
-    assert sum("theta" in name for name, _ in model.named_parameters()) == 2
-    other = build("translation", OURS["translation"], "--gpam-lambda-scope", "model")
-    first, second = (next(attention_modules(m)).mechanism.lambda_plus.theta for m in (model, other))
-    assert first is not second
-
-
 def test_the_model_scope_is_saved_loaded_and_warm_started_as_one():
     model = model_of("translation", "--gpam-lambda-scope", "model")
     with torch.no_grad():

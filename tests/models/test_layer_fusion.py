@@ -154,20 +154,6 @@ def test_fifty_updates_lower_the_loss_and_reach_every_parameter(task, kind):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_none_is_stock_bit_for_bit(task):
-    models = []
-    for kind in (None, "none"):
-        torch.manual_seed(1)
-        models.append(fused_model(task, kind, mechanism="softmax").eval())
-    torch.manual_seed(1)
-    stock = build(task, STOCK[task]).state_dict()
-    assert set(models[1].state_dict()) == set(stock)
-    assert all(torch.equal(value, stock[name]) for name, value in models[1].state_dict().items())
-    inputs = model_input(task)
-    assert torch.equal(*(logits(model, inputs) for model in models))
-
-
-@pytest.mark.parametrize("task", TASKS)
 def test_concat_starts_as_the_stock_model_that_it_is_loaded_from(task, caplog):
     stock = scramble(build(task, STOCK[task])).double().eval()
     ours = fused_model(task, "concat", mechanism="softmax", warm_start=True).double().eval()

@@ -186,15 +186,6 @@ def test_weights_that_are_returned_are_those_before_dropout():
     assert torch.equal(first, second)
 
 
-def steps(module, query, **kwargs):
-    state = {}
-    outputs = [
-        module(query[t : t + 1], query[t : t + 1], query[t : t + 1], incremental_state=state)[0]
-        for t in range(len(query))
-    ]
-    return torch.cat(outputs), state
-
-
 @pytest.mark.parametrize(("left", "dtype"), [(False, torch.bool), (True, torch.uint8)])
 def test_step_by_step_is_the_full_forward_with_padding_that_comes_and_goes(left, dtype):
     """fairseq passes the newest column of the padding mask, and only at the steps where something is padded."""

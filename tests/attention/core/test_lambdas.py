@@ -71,14 +71,6 @@ def test_bounded_lambda_is_max_times_sigmoid(theta):
     assert module.lambda_plus().min() >= 0 and module.lambda_plus().max() <= 0.8
 
 
-@pytest.mark.parametrize("value", [-3.0, 0.0, 7.0])
-def test_free_trainable_lambda_may_take_any_value(value):
-    (module, *_) = mechanisms()
-    with torch.no_grad():
-        module.lambda_minus.theta.fill_(value)
-    assert torch.equal(module.lambda_minus().flatten(), torch.full((4,), value))
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_fixed_lambda_may_stand_at_its_bound(value):
     (module, *_) = mechanisms(**{"lambda": "fixed"}, lambda_plus=value, lambda_minus=value, lambda_max=1.0)

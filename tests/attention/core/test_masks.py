@@ -36,38 +36,27 @@ def assert_hides(mask, visible):
     assert torch.isfinite(torch.softmax(scores, -1)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
-def test_padding_of_any_dtype_hides_its_keys(dtype):
-    visible, _ = visibility(BATCH, QUERIES, KEYS, padding=PADDING)
-    assert_hides(AttentionMask.from_fairseq(PADDING.to(dtype)), visible)
+PATTERN = (torch.arange(QUERIES * KEYS).view(QUERIES, KEYS) % 3 == 1).index_fill(0, torch.tensor([2]), True)
+LOW = [(float("-inf"), "float16"), (-1e4, "float16"), (-1e8, "float32"), (-1e8, "bfloat16"), (-1e4, "bfloat16")]
+HIDING = {
+    **{
+        f"padding {dtype}": (PADDING.to(dtype), None) for dtype in (torch.bool, torch.uint8, torch.int64, torch.float32)
+    },
+    **{f"future {kind}": (None, mask) for kind, mask in (("stand-in", FUTURE), ("tensor", FAIRSEQS_FUTURE))},
+    **{f"padded future {kind}": (PADDING, mask) for kind, mask in (("stand-in", FUTURE), ("tensor", FAIRSEQS_FUTURE))},
+    **{f"{low} {dtype}": (None, torch.where(PATTERN, low, 0.0).to(getattr(torch, dtype))) for low, dtype in LOW},
+    **{f"pattern {dtype}": (None, PATTERN.to(dtype)) for dtype in (torch.bool, torch.uint8)},
+}
 
 
-@pytest.mark.parametrize("future", [FUTURE, FAIRSEQS_FUTURE], ids=["FUTURE", "tensor"])
-@pytest.mark.parametrize("padding", [None, PADDING], ids=["", "padding"])
-def test_the_future_is_hidden_by_every_form_of_causal_mask(future, padding):
-    visible, _ = visibility(BATCH, QUERIES, KEYS, padding=padding, causal=True)
-    assert_hides(AttentionMask.from_fairseq(padding, future), visible)
-
-
-@pytest.mark.parametrize(
-    ("low", "dtype"),
-    [
-        *((low, dtype) for low in (float("-inf"), -1e4) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
-        *((-1e8, dtype) for dtype in (torch.float32, torch.bfloat16)),
-    ],
-)
-def test_fairseqs_low_numbers_mean_hidden_in_every_dtype(low, dtype):
-    pattern = torch.rand(QUERIES, KEYS) < 0.4
-    pattern[2] = True
-    additive = torch.zeros(QUERIES, KEYS, dtype=dtype).masked_fill(pattern, low)
-    visible = ~pattern.expand(BATCH, 1, QUERIES, KEYS)
-    assert_hides(AttentionMask.from_fairseq(None, additive), visible)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_a_boolean_attention_mask_hides_where_it_is_true(dtype):
-    pattern = torch.rand(QUERIES, KEYS) < 0.4
-    assert_hides(AttentionMask.from_fairseq(None, pattern.to(dtype)), ~pattern.expand(BATCH, 1, QUERIES, KEYS))
+@pytest.mark.parametrize("kind", HIDING)
+def test_every_kind_of_mask_hides_its_keys(kind):
+    padding, attn_mask = HIDING[kind]
+    is_future = attn_mask is FUTURE or attn_mask is FAIRSEQS_FUTURE
+    visible, _ = visibility(BATCH, QUERIES, KEYS, padding, causal=is_future)
+    if attn_mask is not None and not is_future:
+        visible = ~PATTERN.expand(BATCH, 1, QUERIES, KEYS)
+    assert_hides(AttentionMask.from_fairseq(padding, attn_mask), visible)
 
 
 def test_finite_numbers_are_added():
