@@ -45,7 +45,7 @@ def interpreter(server):
     return server[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def machine(server):
     """A machine that can be killed."""
     from machine import Machine

@@ -21,7 +21,7 @@ TRAIN = f"""--task translation --arch transformer_gpam --encoder-layers 1 --deco
 
 
 @pytest.fixture(scope="module")
-def data(machines, tmp_path_factory):
+def data(machine, tmp_path_factory):
     """Made sentence pairs, binarised; an epoch has about ten updates."""
     folder = tmp_path_factory.mktemp("resume")
     made = random.Random(1)
@@ -29,43 +29,43 @@ def data(machines, tmp_path_factory):
         lines = [[f"w{made.randrange(20)}" for _ in range(made.randint(2, 9))] for _ in range(count)]
         (folder / f"{split}.a").write_text("".join(" ".join(line) + "\n" for line in lines))
         (folder / f"{split}.b").write_text("".join(" ".join(line).upper() + "\n" for line in lines))
-    command = [machines.current.python.with_name("fairseq-preprocess"), "-s", "a", "-t", "b", "--destdir", "data-bin"]
+    command = [machine.python.with_name("fairseq-preprocess"), "-s", "a", "-t", "b", "--destdir", "data-bin"]
     prefixes = ["--trainpref", "train", "--validpref", "valid"]
-    assert machines.current.start(["env", "-C", folder, *command, *prefixes]).wait() == 0
+    assert machine.start(["env", "-C", folder, *command, *prefixes]).wait() == 0
     return folder / "data-bin"
 
 
-def start(machines, data, folder):
+def start(machine, data, folder):
     """Starts the runner on a machine that can be killed."""
     # The folder's name is no part of the command: all runs have the same one.
     command = ["fairseq-train", str(data), "--user-dir", fairseq_gpam.__path__[0], "--save-dir", "checkpoints", *TRAIN]
     code = "import sys; from pathlib import Path; from fairseq_gpam.lab.recipes.run_folder import Run, train\n"
     code += "train(Run(Path(sys.argv[1]), 'made', 'dagpam', 1), sys.argv[2:])"
     folder.mkdir(exist_ok=True)
-    return machines.current.start(["env", "-C", folder, machines.current.python, "-c", code, folder, *command])
+    return machine.start(["env", "-C", folder, machine.python, "-c", code, folder, *command])
 
 
-def finish(machines, data, folder):
-    process = start(machines, data, folder)
+def finish(machine, data, folder):
+    process = start(machine, data, folder)
     text = process.communicate()[0]
     assert process.returncode == 0, text
     return text
 
 
-def kill_when_logged(machines, process, log, text):
+def kill_when_logged(machine, process, log, text):
     """Kills the machine as soon as the log holds the text."""
     deadline = time.monotonic() + 120
     while not (log.exists() and text in log.read_text()):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    machines.kill()
+    machine.kill()
 
 
 @pytest.fixture(scope="module")
-def undisturbed(machines, data, tmp_path_factory):
+def undisturbed(machine, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    finish(machines, data, folder)
+    finish(machine, data, folder)
     return folder
 
 
@@ -81,46 +81,46 @@ def check_same(folder, undisturbed):
         assert recorded[0][key] == recorded[1][key], key
 
 
-def test_killed_in_the_third_epoch(machines, data, undisturbed, tmp_path):
+def test_killed_in_the_third_epoch(machine, data, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    kill_when_logged(machines, start(machines, data, folder), folder / "train.log", '"epoch": 3, "update": 2.')
+    kill_when_logged(machine, start(machine, data, folder), folder / "train.log", '"epoch": 3, "update": 2.')
     killed = (folder / "train.log").read_text()
     assert "done training" not in killed
     assert (folder / "checkpoints/checkpoint_last.pt").exists()
-    finish(machines, data, folder)
+    finish(machine, data, folder)
     assert "Loaded checkpoint" in (folder / "train.log").read_text()
     check_same(folder, undisturbed)
 
 
 @pytest.mark.slow
-def test_killed_after_the_last_checkpoint(machines, data, undisturbed, tmp_path):
+def test_killed_after_the_last_checkpoint(machine, data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     log = folder / "train.log"
-    kill_when_logged(machines, start(machines, data, folder), log, f"@ {UPDATES} updates, score")
+    kill_when_logged(machine, start(machine, data, folder), log, f"@ {UPDATES} updates, score")
     # If the engine was quick enough to end, this run is in the state of the next test; these lines undo that.
     lines = [line for line in log.read_text().splitlines(keepends=True) if "done training" not in line]
     log.write_text("".join(lines))
     for name in ("results.json", "config.json"):
         (folder / name).unlink(missing_ok=True)
     before = log.read_text()
-    assert "had ended before its results were recorded" in finish(machines, data, folder)
+    assert "had ended before its results were recorded" in finish(machine, data, folder)
     assert log.read_text() == before
     check_same(folder, undisturbed)
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(machines, data, undisturbed, tmp_path):
+def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(machine, data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     full = folder / "checkpoints/checkpoint_1_6.pt.tmp"
     full.parent.mkdir(parents=True)
     full.symlink_to("/dev/full")
-    process = start(machines, data, folder)
+    process = start(machine, data, folder)
     text = process.communicate()[0]
     assert process.returncode == 1
     assert "No space left on device" in text
     assert not (folder / "results.json").exists()
     full.unlink()
-    finish(machines, data, folder)
+    finish(machine, data, folder)
     log = (folder / "train.log").read_text()
     assert "checkpoint_last.pt (epoch 1 @ 3 updates)" in log
     check_same(folder, undisturbed)
@@ -147,13 +147,13 @@ def test_a_disk_too_full_to_record_the_results_costs_nothing(data, undisturbed, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", [[], ["config.json"]])
-def test_killed_between_the_end_and_the_record(machines, data, undisturbed, tmp_path, record):
+def test_killed_between_the_end_and_the_record(machine, data, undisturbed, tmp_path, record):
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     for name in {"results.json", "config.json"} - set(record):
         (folder / name).unlink()
     before = (folder / "train.log").read_text()
-    assert "had ended before its results were recorded" in finish(machines, data, folder)
+    assert "had ended before its results were recorded" in finish(machine, data, folder)
     assert (folder / "train.log").read_text() == before
     check_same(folder, undisturbed)
     assert (folder / "config.json").read_text() == (undisturbed / "config.json").read_text()
