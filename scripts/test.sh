@@ -19,4 +19,5 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 make_venv fairseq,analysis,entmax,test
 cd "$REPO"
-PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --numprocesses "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" "$@"
+PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --dist loadgroup \
+    --numprocesses "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" "$@"

@@ -16,6 +16,13 @@ hypothesis.settings.register_profile("shared", max_examples=EXAMPLES, deadline=N
 hypothesis.settings.load_profile("shared")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share trained models run in one of several processes, which trains them once."""
+    for item in items:
+        if item.path.parent.name in ("analysis", "cli"):
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 import fairseq_gpam
@@ -30,10 +31,9 @@ TRAINING = [
 ]
 
 
-def start(name, *arguments):
-    code = f"from fairseq_cli.{name} import cli_main; cli_main()"
+def start(command, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, (command, *arguments))), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -60,9 +60,11 @@ def trained(tmp_path_factory):
     translation, language_modeling = folder / "translation", folder / "language_modeling"
     run_here("preprocess", *flat, "--source-lang", "de", "--target-lang", "en", "--destdir", translation)
     run_here("preprocess", *single, "--only-source", "--destdir", language_modeling)
+    # Its processes have not imported this package.
+    python, server = forked.start(tmp_path_factory.mktemp("forking"))
     stock = [
         start(
-            *("train", folder / task, "--arch", arch, "--save-dir", folder / f"stock_{task}"),
+            *(python.with_name("fairseq-train"), folder / task, "--arch", arch, "--save-dir", folder / f"stock_{task}"),
             *(*SMALL[task], *TRAINING),
         )
         for task, arch in (("translation", "transformer"), ("language_modeling", "transformer_lm"))
@@ -74,4 +76,6 @@ def trained(tmp_path_factory):
     for process in stock:
         output, _ = process.communicate()
         assert process.returncode == 0, output
+    server.stdin.close()
+    server.wait()
     return folder
