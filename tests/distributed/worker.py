@@ -83,8 +83,11 @@ def compare(task, flags, rank, world, wrap):
     alone = backward(criterion, single, joined(batches))
     model, criterion = built(task, flags)
     wrapped = wrap(model)
+    start = [buffer.clone() for buffer in model.buffers()]
     for _ in range(2):  # a parameter that is left out is noticed at the next forward
         model.zero_grad()
+        for buffer, first in zip(model.buffers(), start, strict=True):
+            buffer.copy_(first)
         own = backward(criterion, wrapped, batches[rank])
         if hasattr(wrapped, "all_reduce_grads"):
             wrapped.all_reduce_grads()
