@@ -1,14 +1,10 @@
-"""Converts a checkpoint to fairseq's own model, which needs no --user-dir, if that is exact.
-
-Softmax is kept unchanged; the 1+λ⁺ of scaled softmax, of daGPAM whose λ⁻ is exactly 0, and of groups of such heads is
-multiplied into the output projections. All else is refused. The logits of both models are compared before the file is
-written.
-"""
+"""Converts a checkpoint to fairseq's own model; `export_command` says what is kept and what is refused."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,22 +120,17 @@ def stock_settings(settings: Any) -> dict[str, Any]:
     The architecture becomes the stock one of the same preset; the --gpam settings, --user-dir and this package's
     optimiser are removed. Raises ExportError if the model is neither a `transformer` nor a `transformer_lm`.
     """
-    values = _plain(settings)
-    for key in ("arch", "_name"):
-        if values.get(key):
-            values[key] = _stock_name(values[key])
+    values = {name: value for name, value in _plain(settings).items() if not name.startswith("gpam_")}
+    values.pop("user_dir", None)
     if values.get("optimizer") == "gpam_adam":
         values["optimizer"] = "adam"
-    return {name: value for name, value in values.items() if not name.startswith("gpam_") and name != "user_dir"}
-
-
-def _stock_name(name: str) -> str:
-    model = ARCH_MODEL_NAME_REGISTRY.get(name, name)
-    if model in STOCK:
-        return STOCK[model] + name.removeprefix(model)
-    if model not in STOCK.values():
-        raise ExportError(f"architecture {name!r} is not allowed; allowed: those of {', '.join(STOCK)}")
-    return name
+    for key in ("arch", "_name"):
+        if name := values.get(key):
+            model = ARCH_MODEL_NAME_REGISTRY.get(name, name)
+            if model not in (*STOCK, *STOCK.values()):
+                raise ExportError(f"architecture {name!r} is not allowed; allowed: those of {', '.join(STOCK)}")
+            values[key] = STOCK.get(model, model) + name.removeprefix(model)
+    return values
 
 
 @torch.no_grad()
@@ -148,22 +139,20 @@ def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
 
     The difference is relative to max(1, greatest logit). Raises ExportError if it exceeds TOLERANCE.
     """
+    limits = ours.max_positions()  # type: ignore[operator]
+    longest = min(12, int(np.min(limits)))
     generator = torch.Generator().manual_seed(1)
-    vocabulary, longest = _vocabulary(ours.state_dict(), "decoder"), min(12, _shortest_limit(ours))
 
-    def batch(entries: int) -> Tensor:
+    def batch(stack: str) -> Tensor:
+        entries = _vocabulary(ours.state_dict(), stack)
         tokens = torch.randint(4, entries, (4, longest), generator=generator)
-        for row in range(1, 4):
-            tokens[row, max(1, longest - 2 * row) :] = 1
-        return tokens
+        # Rows end in none, two, four and six symbols of padding, as far as they are long enough.
+        return tokens.masked_fill(torch.arange(longest) >= (longest - 2 * torch.arange(4)[:, None]).clamp(min=1), 1)
 
+    inputs = {"src_tokens": batch("encoder" if is_translation(ours) else "decoder")}
     if is_translation(ours):
-        source = batch(_vocabulary(ours.state_dict(), "encoder"))
-        inputs = {"src_tokens": source, "src_lengths": source.ne(1).sum(1), "prev_output_tokens": batch(vocabulary)}
-        visible = inputs["prev_output_tokens"].ne(1)
-    else:
-        inputs = {"src_tokens": batch(vocabulary)}
-        visible = inputs["src_tokens"].ne(1)
+        inputs |= {"src_lengths": inputs["src_tokens"].ne(1).sum(1), "prev_output_tokens": batch("decoder")}
+    visible = inputs.get("prev_output_tokens", inputs["src_tokens"]).ne(1)
     theirs, mine = (_logits(model, inputs)[visible] for model in (stock, ours))
     difference = float((theirs - mine).abs().max() / mine.abs().max().clamp(min=1))
     if not difference <= TOLERANCE:
@@ -181,22 +170,13 @@ def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return output[0]
 
 
-def _shortest_limit(model: Any) -> int:
-    limits = model.max_positions()
-    return int(min(limits) if isinstance(limits, tuple) else limits)
-
-
 def _vocabulary(weights: Mapping[str, Tensor], stack: str) -> int:
     """Returns the number of entries of a stack's dictionary; an adaptive input has several tables."""
-    prefix = f"{stack}.embed_tokens."
-    if prefix + "weight" in weights:
-        return weights[prefix + "weight"].size(0)
-    bands = [
-        weights[name] for name in weights if name.startswith(prefix + "embeddings.") and name.endswith(".0.weight")
-    ]
-    if not bands:
-        raise ExportError(f"{prefix}* holds no word embeddings (--character-embeddings cannot be exported)")
-    return sum(band.size(0) for band in bands)
+    table = re.compile(rf"{stack}\.embed_tokens\.(embeddings\.\d+\.0\.)?weight")
+    entries = sum(tensor.size(0) for name, tensor in weights.items() if table.fullmatch(name))
+    if not entries:
+        raise ExportError(f"{stack} has no word embeddings (--character-embeddings cannot be exported)")
+    return entries
 
 
 def _build(settings: Any, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -205,8 +185,7 @@ def _build(settings: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     for stack in ("encoder", "decoder"):
         if any(name.startswith(stack + ".") for name in weights):
             dictionaries[stack] = Dictionary()
-            for index in range(_vocabulary(weights, stack) - len(dictionaries[stack])):
-                dictionaries[stack].add_symbol(f"word{index}")
+            dictionaries[stack].pad_to_multiple_(_vocabulary(weights, stack))
     target = dictionaries["decoder"]
     task = SimpleNamespace(source_dictionary=dictionaries.get("encoder", target), target_dictionary=target)
     # Copies, because fairseq changes the settings and the dictionary when it builds and loads a model.
@@ -222,22 +201,16 @@ def _stock_state(state: Mapping[str, Any], settings: dict[str, Any], weights: di
     if isinstance(state["cfg"]["model"], argparse.Namespace):
         # fairseq and CTranslate2 read these settings as attributes. A Namespace is refused by torch's safe loading
         # unless a plugin allows it; an OrderedDict may have attributes and is allowed everywhere.
-        arguments: Any = OrderedDict(settings)
-        vars(arguments).update(settings)
-        exported["args"] = arguments
+        exported["args"] = OrderedDict(settings)
+        vars(exported["args"]).update(settings)
     else:
-        cfg = _plain(state["cfg"])
-        cfg["model"] = settings
-        cfg["common"]["user_dir"] = None
+        cfg = exported["cfg"] = _plain(state["cfg"])
+        cfg["model"], cfg["common"]["user_dir"] = settings, None
         if cfg["optimizer"]["_name"] == "gpam_adam":
             cfg["optimizer"]["_name"] = "adam"
-        exported["cfg"] = cfg
-    trained = {
-        name: value
-        for name, value in _plain(state["cfg"]["model"]).items()
-        if name.startswith("gpam_") or name == "arch"
-    }
-    exported["fairseq_gpam"] = {"version": fairseq_gpam.__version__, "exported_from": trained}
+    trained = _plain(state["cfg"]["model"])
+    given = {name: value for name, value in trained.items() if name.startswith("gpam_") or name == "arch"}
+    exported["fairseq_gpam"] = {"version": fairseq_gpam.__version__, "exported_from": given}
     return exported
 
 

@@ -145,9 +145,7 @@ def sections_of(
                 yield "", Section(title, note=f"There is no run of the baseline `{baseline}`, too few seeds.")
                 continue
             if chosen.primary:
-                primary = contrasts.section(
-                    *(group.title, group.by_arm, chosen.primary, quantity, delta, len(chosen.seeds))
-                )
+                primary = contrasts.section(group.title, group.by_arm, chosen, quantity, delta)
                 if primary is not None and "table" in show:
                     yield "", primary
                 table = contrasts.exploratory(table)

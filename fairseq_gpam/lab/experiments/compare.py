@@ -266,7 +266,8 @@ def table(
     if baseline not in values:
         return None
     rule = (delta, quantity.lower_is_better, quantity.resolution, planned)
-    differences = statistics.compare(values, baseline, *rule)
+    contrasts = [(arm, baseline) for arm in values if arm != baseline]
+    differences = {arm: tested for (arm, _), tested in statistics.compare(values, contrasts, *rule).items()}
     tests = max(planned, len(differences))
     rows = []
     for arm, measured in values.items():

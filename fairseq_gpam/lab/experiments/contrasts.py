@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,43 +18,14 @@ from scipy import optimize, special, stats
 
 from fairseq_gpam.lab.experiments import statistics
 from fairseq_gpam.lab.experiments.compare import Quantity
-from fairseq_gpam.lab.experiments.grid import MIN_SEEDS
+from fairseq_gpam.lab.experiments.grid import MIN_SEEDS, Grid
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.sections import Section
 from fairseq_gpam.lab.experiments.series import NATS
-from fairseq_gpam.lab.experiments.statistics import ALPHA, POWER, Difference
+from fairseq_gpam.lab.experiments.statistics import ALPHA, POWER, Contrast, Difference
 
-Contrast = tuple[str, str]
 Curve = Sequence[Sequence[float]]
 """[update, loss] of one run, in the order of updates."""
-
-
-def primary(
-    arms: Mapping[str, Mapping[int, float]],
-    contrasts: Sequence[Contrast],
-    delta: float,
-    lower_is_better: bool,
-    resolution: float = 0.0,
-) -> dict[Contrast, Difference]:
-    """Returns first − second for each primary contrast, Holm-corrected over all of them, run or not, with a verdict.
-
-    `arms` holds values by seed, rounded to steps of `resolution`. With fewer than eight common seeds the verdict is
-    `statistics.TOO_FEW`; a contrast without any is left out.
-    """
-    found = {
-        (arm, other): one
-        for arm, other in contrasts
-        if (one := statistics.difference(arms.get(arm, {}), arms.get(other, {}), resolution)) is not None
-    }
-    tested = {repr(pair): one.p_t for pair, one in found.items() if one.p_t is not None}
-    corrected = statistics.holm(tested, len(contrasts))
-    result = {}
-    for pair, one in found.items():
-        one = dataclasses.replace(one, p_holm=corrected.get(repr(pair)))
-        enough = one.interval.n >= MIN_SEEDS
-        said = statistics.verdict(one, delta, lower_is_better) if enough else statistics.TOO_FEW
-        result[pair] = dataclasses.replace(one, verdict=said)
-    return result
 
 
 def least_effect(pairs: int, tests: int) -> float | None:
@@ -99,15 +71,16 @@ def updates_saved(arm: Curve, other: Curve) -> float | None:
     Where it never does, it is counted how many updates before the end the other has what the arm ends with. The lowest
     loss so far is what has been reached. None if one of the curves never reaches the other's level.
     """
-    (own_updates, own), (updates, losses) = _finite(arm), _finite(other)
-    if not len(own) or not len(losses):
+    if not len(_finite(arm)[0]) or not len(_finite(other)[0]):
         return None
-    own, losses = np.minimum.accumulate(own), np.minimum.accumulate(losses)
-    if own[-1] <= losses[-1]:
-        reached = _first_below(own_updates, own, losses[-1])
-        return None if reached is None else float(updates[-1] - reached)
-    reached = _first_below(updates, losses, own[-1])
-    return None if reached is None else float(reached - own_updates[-1])
+    (updates, losses), (other_updates, other_losses) = (
+        (at, np.minimum.accumulate(curve)) for at, curve in map(_finite, (arm, other))
+    )
+    if losses[-1] <= other_losses[-1]:
+        reached = _first_below(updates, losses, other_losses[-1])
+        return None if reached is None else float(other_updates[-1] - reached)
+    reached = _first_below(other_updates, other_losses, losses[-1])
+    return None if reached is None else float(reached - updates[-1])
 
 
 def at_equal_time(arm: Curve, other: Curve, time_of_update: float) -> float | None:
@@ -120,8 +93,8 @@ def at_equal_time(arm: Curve, other: Curve, time_of_update: float) -> float | No
     if len(ends) < 2 or not time_of_update > 0:
         return None
     time = min(ends[0] * time_of_update, ends[1])
-    own, its = loss_at(arm, time / time_of_update), loss_at(other, time)
-    return None if own is None or its is None else own - its
+    losses = loss_at(arm, time / time_of_update), loss_at(other, time)
+    return None if None in losses else losses[0] - losses[1]  # type: ignore[operator]
 
 
 def _finite(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
@@ -160,30 +133,32 @@ def effects(
     delta: float,
     lower_is_better: bool,
     resolution: float = 0.0,
-    times: Mapping[str, float] | None = None,
+    times: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Effect]:
     """Returns the primary contrasts of a quantity, the largest effect first.
 
     `values` and the `curves` of losses are by arm and seed; `times` are the arms' times for an update, measured apart
     from the runs. Updates saved and the difference at equal time are means over the seeds.
     """
-    found = []
-    for (arm, other), one in primary(values, contrasts, delta, lower_is_better, resolution).items():
-        pairs = [(curves.get(arm, {}).get(seed, ()), curves.get(other, {}).get(seed, ())) for seed in one.seeds]
-        ratio = times[arm] / times[other] if times and arm in times and other in times else None
-        power = least_effect(one.interval.n, len(contrasts))
-        own, its = ([values[name][seed] for seed in one.seeds] for name in (arm, other))
-        found.append(
+    rule = (delta, lower_is_better, resolution, len(contrasts), MIN_SEEDS)
+    measured = []
+    for pair, tested in statistics.compare(values, contrasts, *rule).items():
+        first, second = ([curves.get(arm, {}).get(seed, ()) for seed in tested.seeds] for arm in pair)
+        ratio = times[pair[0]] / times[pair[1]] if times.keys() >= set(pair) else None
+        power, spread = least_effect(tested.interval.n, len(contrasts)), tested.interval.sd
+        measured.append(
             Effect(
-                (arm, other),
-                one,
-                in_seed_deviations(own, its),
-                _mean([updates_saved(*pair) for pair in pairs]),
-                None if ratio is None else _mean([at_equal_time(*pair, ratio) for pair in pairs]),
-                None if power is None or not one.interval.sd else power * one.interval.sd,
+                pair,
+                tested,
+                in_seed_deviations(*([values[arm][seed] for seed in tested.seeds] for arm in pair)),
+                _mean(list(map(updates_saved, first, second))),
+                None
+                if ratio is None
+                else _mean([at_equal_time(*curve, ratio) for curve in zip(first, second, strict=True)]),
+                None if power is None or not spread else power * spread,
             )
         )
-    return sorted(found, key=lambda one: -abs(one.difference.interval.mean))
+    return sorted(measured, key=lambda effect: -abs(effect.difference.interval.mean))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -205,41 +180,36 @@ NOTE = (
 BATCHES_ONLY = "† The arms share batches, but not the initial weights."
 
 
-def rows(found: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[list[str]]:
+def rows(effects: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[list[str]]:
     """Returns the cells of a table below `HEAD`; contrasts in `unlike` share batches only, and are marked."""
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
     cells = []
-    for one in found:
-        shown, tested = one.difference.interval, one.difference
-        half = "" if shown.high is None else f" ± {shown.high - shown.mean:.4f}"
+    for effect in effects:
+        interval, tested = effect.difference.interval, effect.difference
+        half = "" if interval.high is None else f" ± {interval.high - interval.mean:.4f}"
         # A p value is left out where there is no verdict.
         tests = (tested.p_holm, tested.p_t, tested.p_sign_flip) if tested.verdict != statistics.TOO_FEW else [None] * 3
         cells.append(
             [
-                " − ".join(one.contrast) + " †" * (one.contrast in unlike),
-                *(str(shown.n), f"{shown.mean:+.4f}{half}", tested.verdict),
+                " − ".join(effect.contrast) + " †" * (effect.contrast in unlike),
+                *(str(interval.n), f"{interval.mean:+.4f}{half}", tested.verdict),
                 *(number(p, ".4f") for p in tests),
-                *(number(one.deviations, "+.1f"), number(one.updates, "+,.0f")),
-                *(number(one.equal_time, "+.4f"), number(one.least, ".4f")),
+                *(number(effect.deviations, "+.1f"), number(effect.updates, "+,.0f")),
+                *(number(effect.equal_time, "+.4f"), number(effect.least, ".4f")),
             ]
         )
     return cells
 
 
 def section(
-    group: str,
-    by_arm: Mapping[str, Sequence[Run]],
-    named: Sequence[Contrast],
-    quantity: Quantity,
-    delta: float,
-    planned: int = MIN_SEEDS,
+    group: str, by_arm: Mapping[str, Sequence[Run]], chosen: Grid, quantity: Quantity, delta: float
 ) -> Section | None:
-    """Returns the primary contrasts of a group of runs in one quantity, None if none of them has been run.
+    """Returns the primary contrasts of a grid's group of runs in one quantity, None if none of them has been run.
 
-    There is no verdict before all `planned` seeds of both arms have been trained.
+    There is no verdict before all planned seeds of both arms have been trained.
     """
     values = {
         arm: {run.seed: value for run in runs if (value := quantity.of(run)) is not None}
@@ -249,25 +219,27 @@ def section(
         arm: {run.seed: [(update, loss * NATS) for update, loss in run.training.valid] for run in runs}
         for arm, runs in by_arm.items()
     }
-    found = effects(values, curves, named, delta, quantity.lower_is_better, quantity.resolution)
-    if not found:
+    rule, planned = (delta, quantity.lower_is_better, quantity.resolution), len(chosen.seeds)
+    measured = effects(values, curves, chosen.primary, *rule, chosen.times)
+    if not measured:
         return None
-    for number, one in enumerate(found):
-        if any(len(by_arm[arm]) < planned for arm in one.contrast):
-            waiting = dataclasses.replace(one.difference, verdict=statistics.TOO_FEW)
-            found[number] = dataclasses.replace(one, difference=waiting)
+    for number, effect in enumerate(measured):
+        if any(len(by_arm[arm]) < planned for arm in effect.contrast):
+            waiting = dataclasses.replace(effect.difference, verdict=statistics.TOO_FEW)
+            measured[number] = dataclasses.replace(effect, difference=waiting)
     starts = {(arm, run.seed): run.initial_weights for arm, runs in by_arm.items() for run in runs}
     unlike = {
-        one.contrast
-        for one in found
-        for seed in one.difference.seeds
-        if len({start for arm in one.contrast if (start := starts[arm, seed])}) == 2
+        effect.contrast
+        for effect in measured
+        for seed in effect.difference.seeds
+        if len({start for arm in effect.contrast if (start := starts[arm, seed])}) == 2
     }
     note = (
         f"δ = {delta:g} {quantity.unit}. No verdict before all {planned} planned seeds are in. {NOTE}"
         + f" {BATCHES_ONLY}" * bool(unlike)
     )
-    return Section(f"{group}: primary contrasts, {quantity.label} ({quantity.unit})", HEAD, rows(found, unlike), note)
+    title = f"{group}: primary contrasts, {quantity.label} ({quantity.unit})"
+    return Section(title, HEAD, rows(measured, unlike), note)
 
 
 def exploratory(table: dict[str, Any]) -> dict[str, Any]:
@@ -275,10 +247,10 @@ def exploratory(table: dict[str, Any]) -> dict[str, Any]:
     sign = 1 if table["lower_is_better"] else -1
 
     def without(row: dict[str, Any]) -> dict[str, Any]:
-        found = row.get("difference")
-        if not found or found["verdict"] == statistics.TOO_FEW:
+        tested = row.get("difference")
+        if not tested or tested["verdict"] == statistics.TOO_FEW:
             return row
-        return {**row, "difference": {**found, "p_holm": None, "verdict": "exploratory"}}
+        return {**row, "difference": {**tested, "p_holm": None, "verdict": "exploratory"}}
 
     first, *others = map(without, table["rows"])
     others.sort(key=lambda row: sign * row["difference"]["interval"]["mean"] if row.get("difference") else math.inf)

@@ -3,6 +3,7 @@
 baseline = "stock"
 seeds = [1, 2, 3]
 primary = [["dagpam-shared", "stock"]] # optional; contrasts that have a verdict, all others being exploratory
+times = {stock = 1.0, dagpam-shared = 1.06}   # optional; of an update, measured apart: differences at equal time
 learning_rates = [0.003, 0.005]        # optional; without it the recipe's
 train_flags = "--max-update 1200"      # optional; to every training
 plugin_flags = "--gpam-log-attention 100"   # optional; to every training but those of stock
@@ -134,6 +135,7 @@ class Grid(schema.Strict, frozen=True):
     tasks: Annotated[dict[str, GridTask], Meta(min_length=1)]
     arms: Annotated[dict[ArmName, str | GridArm], Meta(min_length=1)]
     primary: tuple[tuple[str, str], ...] = ()
+    times: dict[ArmName, Rate] = msgspec.field(default_factory=dict)
     learning_rates: tuple[Rate, ...] = ()
     train_flags: str = ""
     plugin_flags: str = ""
@@ -156,10 +158,11 @@ class Grid(schema.Strict, frozen=True):
             raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
         if self.primary and len(self.seeds) < MIN_SEEDS:
             raise ValueError(f"seeds is {schema.show(self.seeds)}; allowed with primary: at least {MIN_SEEDS} of them")
+        named = [("primary", name) for pair in self.primary for name in pair] + [("times", name) for name in self.times]
+        for key, name in named:
+            if name not in self.arms:
+                raise ValueError(f"{key} has {schema.show(name)}; {schema.allowed(name, self.arms)}")
         for first, second in self.primary:
-            for name in (first, second):
-                if name not in self.arms:
-                    raise ValueError(f"primary has {schema.show(name)}; {schema.allowed(name, self.arms)}")
             if first == second:
                 raise ValueError(f"primary has {schema.show(first)} twice in a contrast; allowed: two different arms")
         for name in self.arms:

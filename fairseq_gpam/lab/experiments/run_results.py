@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments.records import Lambda, Measure, Run
+from fairseq_gpam.lab.experiments.records import Lambda, Measure, Run, Site
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 
 LAST_LAYER = (
@@ -23,9 +22,6 @@ LAST_LAYER = (
 """The measures of collapse that are compared with performance, in the last layer of each stack."""
 BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
 """The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states, in every layer."""
-ATTEMPT = re.compile(r"^\[[^]]*\] (training; all|training had ended|trained already)", re.MULTILINE)
-RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
-LAMBDA = re.compile(r"gpam_(encoder|decoder|cross)(\d*)_lambda(?:_(plus|minus))?\w*")
 COUNTS = ("sentences", "tokens", "words", "characters")
 SCORES = ("bleu", "chrf", "tokenized_bleu", "perplexity_subword", "perplexity_word", "bits_per_character")
 
@@ -62,7 +58,7 @@ def read(folder: Path) -> Run:
     stages = stage_results.read(folder)
     if "train" not in stages:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
-    log, analysis = folder / run_folder.TRAIN_LOG, folder / "analysis/results.json"
+    analysis = folder / "analysis/results.json"
     try:
         values = from_stages(stages)
     except KeyError as error:
@@ -73,9 +69,9 @@ def read(folder: Path) -> Run:
         raise schema.SchemaError(f"{folder / 'results.json'}: train.command is damaged ({error})") from error
     if folder.resolve().parents[1].name == f"{values['task']}-full":
         values["budget"] = "full"
-    values["costs"] |= training_cost(folder)
+    values["costs"] |= training_cost(folder, stages["train"].get("seconds"))
     run = schema.check(values, Run, str(folder / "results.json"))
-    lambdas = lambda_history(logs.read(log))
+    lambdas = lambda_history(logs.read(folder / run_folder.TRAIN_LOG))
     measured = measures(schema.read_json(analysis, Analysis)) if analysis.exists() else []
     return replace(run, folder=str(folder), lambdas=tuple(lambdas), measures=tuple(measured))
 
@@ -132,17 +128,16 @@ def signature(scored: Mapping[str, Any], metric: str) -> str:
     return f"{written}|compounds:split" if scored.get(f"{metric}_compounds_split") else written
 
 
-def training_cost(folder: Path) -> dict[str, float]:
+def training_cost(folder: Path, trained: float | None) -> dict[str, float]:
     """Returns `training_seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
-    Empty if they were not measured, or if the measured job did not train from update 0 to the end: Snakemake measures
-    only the last attempt, which may find a training that began or ended before.
+    Empty if they were not measured, or if the measured job was shorter than the `trained` seconds of an uninterrupted
+    training: Snakemake measures only the last attempt, which may find a training that began or ended before.
     """
-    benchmark, said, log = (folder / name for name in ("train.benchmark.tsv", "train.job.log", run_folder.TRAIN_LOG))
-    attempts, logged = map(logs.read, (said, log))
-    if not benchmark.exists() or ATTEMPT.findall(attempts) != ["training; all"] or RESUMED.search(logged):
+    benchmark = logs.read(folder / "train.benchmark.tsv")
+    row: dict[str, Any] = next(csv.DictReader(benchmark.splitlines(), delimiter="\t"), {})
+    if trained is None or not logs.is_number(row.get("s")) or not float(row["s"]) >= trained:
         return {}
-    row: dict[str, Any] = next(csv.DictReader(logs.read(benchmark).splitlines(), delimiter="\t"), {})
     columns = {"training_seconds": "s", "peak_memory_mib": "max_rss"}
     return {name: float(row[column]) for name, column in columns.items() if logs.is_number(row.get(column))}
 
@@ -152,9 +147,11 @@ def lambda_history(log: str) -> list[Lambda]:
     history: dict[tuple[Any, int, Any], dict[int, float]] = {}
     for record in logs.records(log, "train_inner"):
         for name, value in record.items():
-            if (match := LAMBDA.fullmatch(name)) and logs.is_number(value):
-                place = (match[1], int(match[2] or 0), match[3] or "")
-                history.setdefault(place, {})[int(record["num_updates"])] = float(value)
+            place, is_lambda, sign = name.removeprefix("gpam_").partition("_lambda")
+            site = place.rstrip("0123456789")
+            if is_lambda and site in get_args(Site) and logs.is_number(value):
+                key = (site, int(place[len(site) :] or 0), sign[1:] if sign in ("_plus", "_minus") else "")
+                history.setdefault(key, {})[int(record["num_updates"])] = float(value)
     return [
         Lambda(site, layer, sign, tuple((update, points[update]) for update in sorted(points)))
         for (site, layer, sign), points in history.items()

@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ TOO_FEW = "too few seeds"
 MOST_SEEDS = 10_000
 EXACT_PAIRS = 16
 """Up to this many pairs all sign flips are enumerated."""
+Contrast = tuple[str, str]
+"""Two arms, of which the second is subtracted from the first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm compared with the baseline in one quantity; `p_holm` and `verdict` depend on the whole table."""
+    """Two arms compared in one quantity; `p_holm` and `verdict` depend on the whole table."""
 
     seeds: tuple[int, ...]
     interval: Interval
@@ -153,44 +155,46 @@ def verdict(difference: Difference, delta: float, lower_is_better: bool) -> str:
     return "equivalent within ±δ" if -delta <= shown.low and shown.high <= delta else "inconclusive"
 
 
-def holm(p_values: Mapping[str, float], tests: int = 0) -> dict[str, float]:
+def holm(p_values: Mapping[Contrast, float], tests: int = 0) -> dict[Contrast, float]:
     """Returns the p values corrected by Holm's step-down method (Holm 1979).
 
     `tests` is the planned number of tests if `p_values` are not all of them; the missing p are taken to be larger.
     statsmodels' multipletests gives the same, but runs the garbage collector, which takes a second with PyTorch loaded.
     """
     corrected, smallest, tests = {}, 0.0, max(tests, len(p_values))
-    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
+    for rank, (contrast, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
         smallest = max(smallest, min(1.0, (tests - rank) * p))
-        corrected[name] = smallest
+        corrected[contrast] = smallest
     return corrected
 
 
 def compare(
     arms: Mapping[str, Mapping[int, float]],
-    baseline: str,
+    contrasts: Iterable[Contrast],
     delta: float,
     lower_is_better: bool,
     resolution: float = 0.0,
     planned: int = 0,
-) -> dict[str, Difference]:
-    """Compares every arm with the baseline in one quantity, by seed, Holm-corrected over the arms.
+    least_pairs: int = MIN_PAIRS,
+) -> dict[Contrast, Difference]:
+    """Returns first − second for each contrast of two arms in one quantity, Holm-corrected over all of them.
 
-    `arms` holds values by seed, rounded to steps of `resolution`; `planned` is the planned number of arms besides the
-    baseline, if `arms` are not all of them. An arm that shares no seed with the baseline is left out. Raises `KeyError`
-    if there is no baseline.
+    `arms` holds values by seed, rounded to steps of `resolution`; `planned` is the planned number of contrasts, if
+    these are not all. There is no verdict with fewer than `least_pairs` common seeds; a contrast without any is left
+    out.
     """
     differences = {
-        name: tested
-        for name, values in arms.items()
-        if name != baseline and (tested := difference(values, arms[baseline], resolution)) is not None
+        (first, second): tested
+        for first, second in contrasts
+        if (tested := difference(arms.get(first, {}), arms.get(second, {}), resolution)) is not None
     }
-    p_t = {name: tested.p_t for name, tested in differences.items() if tested.p_t is not None}
-    p_holm = holm(p_t, planned)
+    corrected = holm({pair: tested.p_t for pair, tested in differences.items() if tested.p_t is not None}, planned)
     result = {}
-    for name, tested in differences.items():
-        tested = dataclasses.replace(tested, p_holm=p_holm.get(name))
-        result[name] = dataclasses.replace(tested, verdict=verdict(tested, delta, lower_is_better))
+    for pair, tested in differences.items():
+        tested = dataclasses.replace(tested, p_holm=corrected.get(pair))
+        if tested.interval.n >= least_pairs:
+            tested = dataclasses.replace(tested, verdict=verdict(tested, delta, lower_is_better))
+        result[pair] = tested
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from fairseq_gpam.lab.experiments.records import Run
-from fairseq_gpam.lab.recipes import run_folder, stage_results, tasks
+from fairseq_gpam.lab.recipes import run_folder, stage_results, stages, tasks
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def negative_projections(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         flags = run_folder.flags_of(shlex.split(run.training.command))
         chosen = " ".join(words[0] for flag, words in flags.items() if flag.endswith("mechanism") and words)
-        if "dagpam" not in re.findall(r"\w+", chosen):
+        if "dagpam" not in stages.mechanism_names(chosen):
             continue
         if flags.get("--gpam-negative-source") == ["input"]:
             kind = "from the layer's input to all heads"

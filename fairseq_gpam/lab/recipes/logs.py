@@ -13,6 +13,7 @@ from typing import Any
 
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
+RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
 NOT_FINITE = re.compile(r"^FloatingPointError: (?!Fatal error: gradients are inconsistent)(.*?)\.?$", re.MULTILINE)
 INITIAL_WEIGHTS = re.compile(r"\| initial weights: ([0-9a-f]{16})$", re.MULTILINE)
 TRANSLATED = re.compile(
@@ -68,6 +69,11 @@ def is_number(value: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def resumed(log: str) -> bool:
+    """Returns whether a training went on from a checkpoint after its first update."""
+    return RESUMED.search(log) is not None
 
 
 def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
@@ -186,31 +192,23 @@ def count_tokens(path: Path) -> int:
         return sum(len(line.split()) + 1 for line in lines)
 
 
-def _check_tokens(evaluation: dict[str, Any], subwords: int) -> None:
-    if evaluation["tokens"] != subwords:
-        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {subwords}")
+def of_text(evaluation: dict[str, Any], text: Path, subword: Path, by_bytes: bool = False) -> dict[str, Any]:
+    """Adds the perplexity per subword and per word of `text`, encoded in `subword`, both with an end for each line.
 
-
-def bits_per_character(evaluation: dict[str, Any], characters: int, tokens: int) -> dict[str, Any]:
-    """Adds the bits per character (a byte here): the total bits of the text divided by `characters`.
-
-    Raises `CountMismatchError` if the number of evaluated tokens is not `tokens`.
+    With `by_bytes`, where tokens are bytes, it adds the bits per character (a byte here) instead: the total bits of the
+    text divided by its size. Raises `CountMismatchError` if not all of the text was evaluated.
     """
-    _check_tokens(evaluation, tokens)
-    bits = evaluation["bits_per_subword"] * tokens / characters
-    return {**evaluation, "characters": characters, "bits_per_character": bits}
-
-
-def perplexities(evaluation: dict[str, Any], words: int, subwords: int) -> dict[str, Any]:
-    """Adds the perplexity per subword and per word, both counting one end-of-line symbol per line.
-
-    Raises `CountMismatchError` if the number of evaluated tokens is not `subwords`.
-    """
-    _check_tokens(evaluation, subwords)
-    bits = evaluation["bits_per_subword"]
-    return {
-        **evaluation,
-        "words": words,
-        "perplexity_subword": 2**bits,
-        "perplexity_word": 2 ** (bits * subwords / words),
-    }
+    tokens, bits = count_tokens(subword), evaluation["bits_per_subword"]
+    if evaluation["tokens"] == 0:
+        raise CountMismatchError(
+            f"fairseq-eval-lm evaluated 0 of {tokens:,} tokens: its blocks are longer than the model's; "
+            "pass the --tokens-per-sample of the training"
+        )
+    if evaluation["tokens"] != tokens:
+        raise CountMismatchError(f"{evaluation['tokens']} tokens evaluated, but the test text has {tokens}")
+    if by_bytes:
+        characters = text.stat().st_size
+        return {**evaluation, "characters": characters, "bits_per_character": bits * tokens / characters}
+    words = count_tokens(text)
+    perplexities = {"perplexity_subword": 2**bits, "perplexity_word": 2 ** (bits * tokens / words)}
+    return {**evaluation, "words": words, **perplexities}

@@ -249,13 +249,15 @@ def train(run: Run, command: Sequence[str]) -> None:
         repaired = checkpoint_files.repair_last(checkpoints)
         if repaired:
             run.say(repaired)
-        ended_badly = False
+        ended_badly, seconds = False, None
         if has_ended(checkpoints, log, max_update):
             run.say("training had ended before its results were recorded; recording them")
         else:
             run.say(f"training; all messages go to {log}")
+            begun = time.monotonic()
             try:
                 execute(command, log, lock, report=Progress(run.label, max_update))
+                seconds = time.monotonic() - begun
             except BaseException as error:
                 ended_badly = isinstance(error, EngineFailure)
                 if not (ended_badly and logs.divergence(logs.read(log), ended_badly)):
@@ -266,6 +268,8 @@ def train(run: Run, command: Sequence[str]) -> None:
                     raise
         text = logs.read(log)
         measured = logs.parse_training_log(text, logs.divergence(text, ended_badly))
+        if seconds is not None and not logs.resumed(text):
+            measured["seconds"] = round(seconds, 1)
         if (checkpoints / checkpoint_files.LAST).exists():
             checkpoint_files.write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
         run.record("train", command, measured)
@@ -367,34 +371,21 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
 
 
 def evaluate(
-    run: Run, command: Sequence[str], text: Path, subword: Path, by_bytes: bool = False, overwrite: bool = False
-) -> None:
-    """Evaluates a language model on `text`, encoded in `subword`, and records perplexities.
+    run: Run, command: Sequence[str], measure: Callable[[str], dict[str, Any]], overwrite: bool = False
+) -> dict[str, Any]:
+    """Evaluates a language model and records what `measure` reads from the log; returns what is recorded.
 
-    With `by_bytes`, tokens are bytes, and bits per character are recorded instead. Raises RunError if the run's
-    training has not ended, nothing was evaluated, or the result there is of another command line and `overwrite` is not
-    set; CountMismatchError if not all of the text was evaluated; EngineFailure if the command fails.
+    Raises RunError if the run's training has not ended or the result there is of another command line and `overwrite`
+    is not set; EngineFailure if the command fails; what `measure` raises.
     """
 
-    def measure(lock: int) -> dict[str, Any]:
+    def evaluate_once(lock: int) -> dict[str, Any]:
         run.say("evaluating")
         log = run.folder / "eval-lm.log"
         execute(command, log, lock)
-        evaluation = logs.parse_evaluation_log(logs.read(log))
-        subwords = logs.count_tokens(subword)
-        if evaluation["tokens"] == 0:
-            raise RunError(
-                f"fairseq-eval-lm evaluated 0 of {subwords:,} tokens: its blocks are longer than the model's; "
-                "pass the --tokens-per-sample of the training"
-            )
-        if by_bytes:
-            return logs.bits_per_character(evaluation, text.stat().st_size, subwords)
-        return logs.perplexities(evaluation, logs.count_tokens(text), subwords)
+        return measure(logs.read(log))
 
-    if not record_evaluation(run, "eval-lm", command, overwrite, measure):
+    if not record_evaluation(run, "eval-lm", command, overwrite, evaluate_once):
         run.say(f"evaluated already: {run.folder}")
-    entry = stage_results.read(run.folder)["eval-lm"]
-    if by_bytes:
-        run.say(f"{entry['bits_per_character']:.4f} bits per character")
-    else:
-        run.say(f"perplexity {entry['perplexity_subword']:.2f} per subword, {entry['perplexity_word']:.2f} per word")
+    entry: dict[str, Any] = stage_results.read(run.folder)["eval-lm"]
+    return entry

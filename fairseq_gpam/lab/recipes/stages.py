@@ -9,12 +9,13 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fairseq_gpam
 from fairseq_gpam import engine
 from fairseq_gpam.arguments import positive_number, seed
 from fairseq_gpam.attention.core.presets import check_known
-from fairseq_gpam.lab.recipes import answering, run_folder, stage_results, tasks
+from fairseq_gpam.lab.recipes import logs, run_folder, stage_results, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
 from fairseq_gpam.lab.recipes.tasks import Task
@@ -64,12 +65,17 @@ class RunSettings:
         return Run(self.folder, self.task.name, self.name, self.seed, self.arm, self.learning_rate)
 
 
+def mechanism_names(spec: str) -> list[str]:
+    """Returns the names in what --gpam-mechanism takes."""
+    return re.findall(r"[^\W\d]\w*", spec)
+
+
 def check_mechanism(spec: str, flags: Sequence[str]) -> None:
     """Raises RunError, with the nearest name, if `spec` names an unknown mechanism; a --gpam-import may bring it."""
     if spec == "stock" or IMPORT_FLAG in flags:
         return
     try:
-        for name in re.findall(r"[^\W\d]\w*", spec):
+        for name in mechanism_names(spec):
             check_known(name, spec)
     except ValueError as error:
         raise RunError(str(error)) from error
@@ -176,18 +182,28 @@ def generate(run: RunSettings) -> None:
 
 
 def evaluate(run: RunSettings) -> None:
-    """Evaluates a language model on the test set."""
+    """Evaluates a language model on the test set, of a text with questions only its answers, on every test set."""
     task = run.task
     if task.is_translation:
         raise RunError(f"{task.name} is a translation task; use generate and score")
     need_data(run)
-    if task.has_questions:
-        answering.answer(run.run, evaluation_command(run), run.overwrite)
-        return
     test = f"test.{task.suffixes[0]}"
     text, subword = task.text(run.out) / test, task.binarised_text(run.out) / test
-    by_bytes = task.data.subwords == "bytes"
-    run_folder.evaluate(run.run, evaluation_command(run), text, subword, by_bytes, run.overwrite)
+
+    def measure(log: str) -> dict[str, Any]:
+        if task.has_questions:
+            return {"answers": logs.parse_answers(log)}
+        return logs.of_text(logs.parse_evaluation_log(log), text, subword, task.data.subwords == "bytes")
+
+    measured = run_folder.evaluate(run.run, evaluation_command(run), measure, run.overwrite)
+    for name, answer in measured.get("answers", {}).items():
+        run.run.say(f"{name}: {answer['accuracy']:.1%} of the answers right, {answer['loss']:.4f} bits an answer")
+    if "bits_per_character" in measured:
+        run.run.say(f"{measured['bits_per_character']:.4f} bits per character")
+    elif "perplexity_word" in measured:
+        run.run.say(
+            f"perplexity {measured['perplexity_subword']:.2f} per subword, {measured['perplexity_word']:.2f} per word"
+        )
 
 
 class StageCommand:

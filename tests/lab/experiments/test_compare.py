@@ -238,9 +238,9 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
             folder = tmp_path / f"runs/made-lm/{name}/{seed}"
             folder.mkdir(parents=True)
             run = run_of(name, seed)
-            stage_results.update(folder, stages_of(run))
+            recorded = stages_of(run)
+            stage_results.update(folder, {**recorded, "train": {**recorded["train"], "seconds": 11.5}})
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
-            (folder / "train.job.log").write_text(TRAINING)
             record = {"num_updates": "2", "gpam_decoder0_lambda_plus": "0.25", "gpam_decoder0_entropy": "1"}
             later = {**record, "num_updates": "4", "gpam_decoder0_lambda_plus": "0.5"}
             log = "".join(f"x | INFO | train_inner | {json.dumps(one)}\n" for one in (record, later))
@@ -341,29 +341,10 @@ def test_a_comparison_of_an_older_version_is_refused_in_a_sentence(found, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-TRAINING = "[lm a 1] training; all messages go to x\n[lm a 1] update 25/1200: loss 12.1\n"
-
-
-@pytest.mark.parametrize(
-    ("said", "loaded", "measured"),
-    [
-        (TRAINING, "No existing checkpoint found x/checkpoint_last.pt", True),
-        (TRAINING, "Loaded checkpoint x/pretrained.pt (epoch 1 @ 0 updates)", True),
-        (TRAINING, "Loaded checkpoint x/checkpoint_last.pt (epoch 4 @ 183 updates)", False),
-        (TRAINING + TRAINING, "", False),
-        (TRAINING + "[lm a 1] trained already: x\n", "", False),
-        ("[lm a 1] trained already: x\n", "", False),
-        ("[lm a 1] training had ended before its results were recorded; recording them\n", "", False),
-        ("", "", False),
-    ],
-)
-def test_the_cost_of_a_training_is_that_of_a_job_that_trained_from_its_first_update_to_its_last(
-    tmp_path, said, loaded, measured
-):
+@pytest.mark.parametrize(("seconds", "measured"), [(12.0, True), (13.0, False), (None, False)])
+def test_the_cost_of_a_training_is_that_of_a_job_as_long_as_the_uninterrupted_training(tmp_path, seconds, measured):
     (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
-    (tmp_path / "train.job.log").write_text(said)
-    (tmp_path / "train.log").write_text(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {loaded}\n")
-    assert run_results.training_cost(tmp_path) == ({"training_seconds": 12.5} if measured else {})
+    assert run_results.training_cost(tmp_path, seconds) == ({"training_seconds": 12.5} if measured else {})
 
 
 def test_an_interval_without_a_lambda_is_left_out_of_its_history():

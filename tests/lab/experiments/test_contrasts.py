@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from fairseq_gpam.lab.experiments import compare, contrasts, records, statistics
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments import compare, contrasts, grid, records, statistics
 
 NAMED = [("b", "a"), ("c", "b"), ("d", "a")]
+
+
+def primary(arms, step=0.0, named=NAMED):
+    return statistics.compare(arms, named, 0.01, True, step, len(named), grid.MIN_SEEDS)
 
 
 def test_null_tables_have_a_verdict_in_at_most_one_of_twenty():
@@ -24,7 +29,7 @@ def test_null_tables_have_a_verdict_in_at_most_one_of_twenty():
         arms = {
             name: dict(enumerate(np.round((shift + generator.normal(0, 0.007, 10)) / step) * step)) for name in "abcd"
         }
-        found = contrasts.primary(arms, NAMED, 0.01, True, step)
+        found = primary(arms, step)
         wrong += any(one.verdict in ("better", "worse") for one in found.values())
     assert 15 <= wrong <= 50
 
@@ -32,13 +37,13 @@ def test_null_tables_have_a_verdict_in_at_most_one_of_twenty():
 def test_only_primary_contrasts_count_in_the_correction_and_seven_seeds_are_too_few():
     values = {seed: 3 + 0.01 * seed for seed in range(10)}
     lower = {seed: value - 0.05 - 0.001 * (seed % 3) for seed, value in values.items()}
-    found = contrasts.primary({"a": values, "b": lower}, NAMED, 0.01, True)
+    found = primary({"a": values, "b": lower})
     assert list(found) == [("b", "a")]
     one = found["b", "a"]
     assert one.verdict == "better"
     assert one.p_holm == pytest.approx(3 * one.p_t)
     seven = {seed: lower[seed] for seed in range(7)}
-    assert contrasts.primary({"a": values, "b": seven}, NAMED, 0.01, True)["b", "a"].verdict == "too few seeds"
+    assert primary({"a": values, "b": seven})["b", "a"].verdict == "too few seeds"
 
 
 @pytest.mark.parametrize(("pairs", "tests"), [(2, 1), (8, 2), (10, 3), (30, 4)])
@@ -84,7 +89,7 @@ def test_curves_with_holes_give_a_number_or_nothing(first, second):
 def test_values_without_spread_prove_nothing(first, second):
     arms = {"a": dict(enumerate(first)), "b": dict(enumerate(second))}
     step = 0.001
-    for one in contrasts.primary(arms, [("b", "a")], 0.01, True, step).values():
+    for one in primary(arms, step, NAMED[:1]).values():
         assert one.p_t is None or 0 < one.p_t <= 1
         if all(arms["a"][seed] == arms["b"][seed] for seed in one.seeds):
             assert one.p_t in (None, 1.0) and one.verdict not in ("better", "worse")
@@ -129,6 +134,13 @@ def made_run(arm, seed, loss, start=None):
     )
 
 
+def section(by_arm, seeds=8, **values):
+    arms = {arm: "" for arm in by_arm}
+    tables = {"baseline": "a", "seeds": list(range(seeds)), "tasks": {"bible-de-en": {}}, "arms": arms, **values}
+    tables["primary"] = [pair for pair in NAMED if set(pair) <= arms.keys()]
+    return contrasts.section("made", by_arm, schema.check(tables, grid.Grid, "made"), compare.QUANTITIES[0], 0.01)
+
+
 def test_null_runs_through_the_whole_path_seldom_have_a_verdict():
     """The rate is 4.6 % for these contrasts; 250 tables show more than 5 % only as far as chance explains."""
     generator = np.random.default_rng(2)
@@ -139,7 +151,7 @@ def test_null_runs_through_the_whole_path_seldom_have_a_verdict():
             shift = generator.normal(3, 0.02)
             for arm, runs in by_arm.items():
                 runs.append(made_run(arm, seed, shift + generator.normal(0, 0.007)))
-        cells = contrasts.section("made", by_arm, NAMED, compare.QUANTITIES[0], 0.01).rows
+        cells = section(by_arm).rows
         assert len(cells) == len(NAMED)
         wrong += any(row[3] in ("better", "worse") for row in cells)
     assert 0 < wrong <= stats.binom.ppf(0.99, 250, 0.05)
@@ -148,7 +160,7 @@ def test_null_runs_through_the_whole_path_seldom_have_a_verdict():
 def test_contrasts_that_share_batches_only_are_marked():
     starts = {"a": "0" * 16, "b": "0" * 16, "c": "1" * 16, "d": None}
     by_arm = {arm: [made_run(arm, seed, 3, start) for seed in range(8)] for arm, start in starts.items()}
-    shown = contrasts.section("made", by_arm, NAMED, compare.QUANTITIES[0], 0.01)
+    shown = section(by_arm)
     assert sorted(row[0] for row in shown.rows) == ["b − a", "c − b †", "d − a"]
     assert contrasts.BATCHES_ONLY in shown.note
 
@@ -156,6 +168,7 @@ def test_contrasts_that_share_batches_only_are_marked():
 def test_a_study_has_no_verdict_and_no_p_before_all_planned_seeds_are_in():
     by_arm = {arm: [made_run(arm, seed, 3 + shift) for seed in range(9)] for arm, shift in (("a", 0), ("b", -0.5))}
     for planned, verdict in ((9, "better"), (10, statistics.TOO_FEW)):
-        (row,) = contrasts.section("made", by_arm, NAMED[:1], compare.QUANTITIES[0], 0.01, planned).rows
+        (row,) = section(by_arm, planned, times={"a": 1.0, "b": 1.5}).rows
+        assert row[9] == "-0.4667"
         assert row[3] == verdict
         assert (row[4] == "–") == (verdict == statistics.TOO_FEW)

@@ -132,7 +132,7 @@ def test_a_dictionary_that_changed_since_training_is_refused(tmp_path):
     command = [sys.executable, str(data), "--max-update", "1"]
     run_folder.dictionaries.record(run.folder, command)
     run_folder.claim(run.folder, command)
-    stage_results.update(run.folder, {"train": {"command": "false"}})
+    run.record("train", ["false"], logs.parse_training_log(training_log([("9.0", "8.0")])))
     generate = ["false", f"{data}:elsewhere", "--path", ""]
     for text, error, said in (
         ("a 3\nb 2\n", run_folder.EngineFailure, "status 1"),

@@ -41,6 +41,14 @@ def test_training_log_without_validation_is_refused():
         logs.parse_training_log("nothing here")
 
 
+@pytest.mark.parametrize("updates", [None, 0, 183])
+def test_a_training_is_resumed_if_it_went_on_after_its_first_update(updates):
+    log = "No existing checkpoint found x/checkpoint_last.pt"
+    if updates is not None:
+        log = f"Loaded checkpoint x/checkpoint_last.pt (epoch 4 @ {updates} updates)"
+    assert logs.resumed(f"2026-01-01 00:00:00 | INFO | fairseq.trainer | {log}\n") is bool(updates)
+
+
 def test_hypotheses_come_in_the_order_of_the_test_set():
     output = "S-2\tx\nH-2\t-0.5\tthird line\nD-2\t-0.5\tno\nH-0\t-0.1\tfirst\nH-1\t-0.1\t\n"
     assert logs.parse_hypotheses(output) == ["first", "", "third line"]
@@ -57,22 +65,16 @@ def test_generation_and_evaluation_logs():
             parse("Killed")
 
 
-def test_perplexities_per_subword_and_per_word():
-    evaluation = {"tokens": 100, "bits_per_subword": 3.0}
-    measured = logs.perplexities(evaluation, words=50, subwords=100)
-    assert measured["perplexity_subword"] == 8.0
-    assert measured["perplexity_word"] == 64.0
-    with pytest.raises(logs.CountMismatchError, match="100 tokens evaluated, but the test text has 101"):
-        logs.perplexities(evaluation, words=50, subwords=101)
-
-
-def test_bits_per_character_count_every_byte():
-    measured = logs.bits_per_character({"tokens": 101, "bits_per_subword": 2.0}, characters=100, tokens=101)
-    assert measured["bits_per_character"] == pytest.approx(2.02)
-    with pytest.raises(logs.CountMismatchError, match="100 tokens evaluated, but the test text has 101"):
-        logs.bits_per_character({"tokens": 100, "bits_per_subword": 2.0}, characters=100, tokens=101)
-
-
-def test_tokens_are_counted_with_one_end_per_line(tmp_path):
-    (tmp_path / "text").write_text("one two\nthree\n")
-    assert logs.count_tokens(tmp_path / "text") == 5
+def test_perplexities_count_an_end_for_each_line_and_bits_per_character_every_byte(tmp_path):
+    text, subword = tmp_path / "text", tmp_path / "subword"
+    text.write_text("one\ntwo\n")
+    subword.write_text("o ne\nt w o\n")
+    evaluation = {"tokens": 7, "bits_per_subword": 3.0}
+    measured = logs.of_text(evaluation, text, subword)
+    assert (measured["words"], measured["perplexity_subword"]) == (4, 8)
+    assert measured["perplexity_word"] == pytest.approx(2 ** (3 * 7 / 4))
+    measured = logs.of_text(evaluation, text, subword, by_bytes=True)
+    assert measured["bits_per_character"] == pytest.approx(3 * 7 / 8)
+    for by_bytes in (False, True):
+        with pytest.raises(logs.CountMismatchError, match="6 tokens evaluated, but the test text has 7"):
+            logs.of_text({**evaluation, "tokens": 6}, text, subword, by_bytes)

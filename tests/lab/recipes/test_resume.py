@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fairseq_gpam
-from fairseq_gpam.lab.recipes import run_folder
+from fairseq_gpam.lab.recipes import run_folder, stage_results
 
 UPDATES = 40
 TRAIN = f"""--task translation --arch transformer_gpam --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16
@@ -90,6 +90,9 @@ def test_killed_in_the_third_epoch(machine, data, undisturbed, tmp_path):
     finish(machine, data, folder)
     assert "Loaded checkpoint" in (folder / "train.log").read_text()
     check_same(folder, undisturbed)
+    # What the whole training took is known only of the undisturbed one.
+    assert "seconds" not in stage_results.read(folder)["train"]
+    assert stage_results.read(undisturbed)["train"]["seconds"] > 0
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ TRAIN = {
     "command": "fairseq-train data --max-update 8",
     "parameters": 10,
     "updates": 8,
+    "seconds": 10.0,
     "valid_loss": 8.2,
     "valid_nll_loss": 8.2,
     "best_update": 8,
@@ -52,7 +53,6 @@ def run(tmp_path):
     (folder / "analysis/results.json").write_text(json.dumps(ANALYSIS))
     (folder / "train.log").write_text(LOG)
     (folder / "train.command").write_text("fairseq-train data --max-update 8\n")
-    (folder / "train.job.log").write_text("[bible] training; all messages go to train.log\n")
     (folder / "train.benchmark.tsv").write_text("s\tmax_rss\n10.5\t100\n")
     return folder
 
@@ -88,7 +88,7 @@ def wrong_type(made, content):
 
 @pytest.mark.parametrize(
     "name",
-    ["results.json", "analysis/results.json", "train.log", "train.command", "train.job.log", "train.benchmark.tsv"],
+    ["results.json", "analysis/results.json", "train.log", "train.command", "train.benchmark.tsv"],
 )
 def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
     made, path = random.Random(name), run / name

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.recipes import run_folder, stage_results
+from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 from fairseq_gpam.lab.recipes.engine_process import EngineFailure, Progress, execute
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 
@@ -111,13 +111,16 @@ with run_folder.exclusive(folder) as lock:
     assert f"to stop it: kill {engine}" in waiting
 
 
+TRAINED = {"parameters": 1, "updates": 1, "valid_loss": 1.0, "curve": {"valid": [[1, 1.0]]}}
+
+
 def test_an_unfinished_training_is_not_evaluated(tmp_path):
     run = run_folder.Run(tmp_path, "made", "dagpam", 1)
     with pytest.raises(run_folder.RunError, match="training has not ended"):
         run_folder.generate(run, ["fairseq-generate"])
     with pytest.raises(run_folder.RunError, match="training has not ended"):
-        run_folder.evaluate(run, ["fairseq-eval-lm"], tmp_path / "text", tmp_path / "subword")
-    run.record("train", ["fairseq-train", "a b"], {"valid_loss": 1.0})
+        run_folder.evaluate(run, ["fairseq-eval-lm"], logs.parse_evaluation_log)
+    run.record("train", ["fairseq-train", "a b"], TRAINED)
     stages = stage_results.read(tmp_path)
     assert stages["train"]["command"] == "fairseq-train 'a b'"
     assert set(stages["train"]["environment"]) == {"versions", "machine", "commit"}
@@ -134,7 +137,7 @@ def trained(tmp_path):
     """A run that is trained, with an averaged checkpoint."""
     run = run_folder.Run(tmp_path / "run", "made", "dagpam", 1)
     run.folder.mkdir()
-    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    run.record("train", ["fairseq-train"], TRAINED)
     average(run, 5)
     return run
 
@@ -147,6 +150,10 @@ def average(run, value):
 def printing(run, text, *flags):
     """A command that prints the text in place of an evaluation."""
     return [sys.executable, "-c", f"print({text!r})", "--path", str(run.folder / "average.pt"), *flags]
+
+
+def of_text(path):
+    return lambda log: logs.of_text(logs.parse_evaluation_log(log), path, path)
 
 
 def hypotheses(run):
@@ -202,7 +209,7 @@ def test_overwrite_reaches_the_stage(command, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("fairseq_gpam.lab.recipes.stages.need_data", lambda this: None)
     monkeypatch.setattr(run_folder, "generate", lambda *arguments: seen.append(arguments[-1]))
-    monkeypatch.setattr(run_folder, "evaluate", lambda *arguments: seen.append(arguments[-1]))
+    monkeypatch.setattr(run_folder, "evaluate", lambda *arguments: seen.append(arguments[-1]) or {})
     task = "bible-de-en" if command == "generate" else "ptb-lm"
     for flags in ([], ["--overwrite"]):
         assert main([command, task, "dagpam", "--out", str(tmp_path), *flags]) == 0
@@ -221,25 +228,23 @@ def test_a_translation_without_its_hypotheses_is_no_success(trained):
 
 def test_a_wrong_evaluation_does_not_block_the_right_one_which_says_when_it_is_not_repeated(trained, tmp_path, capsys):
     (tmp_path / "text").write_text("one two\n")
-    evaluate = functools.partial(run_folder.evaluate, trained, text=tmp_path / "text", subword=tmp_path / "text")
+    evaluate = functools.partial(run_folder.evaluate, trained, measure=of_text(tmp_path / "text"))
     with pytest.raises(CountMismatchError, match="4 tokens evaluated, but the test text has 3"):
         evaluate(command=printing(trained, EVALUATION.format(4), "--gen-subset", "valid"))
     right = printing(trained, EVALUATION.format(3), "--gen-subset", "test")
     evaluate(command=right)
     assert "already" not in capsys.readouterr().out
-    evaluate(command=right)
-    said = capsys.readouterr().out
-    assert "evaluated already" in said
-    assert "perplexity 4.00 per subword" in said
+    assert evaluate(command=right)["perplexity_subword"] == 4
+    assert "evaluated already" in capsys.readouterr().out
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path):
     run = run_folder.Run(tmp_path, "made", "dagpam", 1)
-    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    run.record("train", ["fairseq-train"], TRAINED)
     (tmp_path / "text").write_text("one two\n")
     log = "Evaluated 0 tokens in 0.0s (0.00 tokens/s)\\nLoss (base 2): 0.0000, Perplexity: 1.00"
-    with pytest.raises(run_folder.RunError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
-        run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], tmp_path / "text", tmp_path / "text")
+    with pytest.raises(CountMismatchError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
+        run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], of_text(tmp_path / "text"))
     assert "eval-lm" not in stage_results.read(tmp_path)
     assert not (tmp_path / "eval-lm.command").exists()
 
@@ -288,8 +293,8 @@ def test_in_a_distributed_training_only_process_0_writes_to_the_folder(tmp_path,
     command = [sys.executable, "-c", "print('started'); raise SystemExit(7)", "--max-update", "1", *flags]
     with pytest.raises(EngineFailure, match=r"(?s)status 7.*started"):
         run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
-    logs = ["lock", "train.failed.log"] if rank == 0 else [f"train.rank-{rank}.log"]
-    assert sorted(path.name for path in folder.iterdir()) == logs
+    written = ["lock", "train.failed.log"] if rank == 0 else [f"train.rank-{rank}.log"]
+    assert sorted(path.name for path in folder.iterdir()) == written
 
 
 @pytest.mark.parametrize("flag", ["--max-update", "--distributed-rank", "--distributed-port"])
@@ -304,7 +309,7 @@ def test_a_flag_that_is_read_before_the_engine_runs_must_be_a_number(tmp_path, f
 def test_process_1_does_not_train_what_has_been_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     run = run_folder.Run(tmp_path, "made", "dagpam", 1)
-    run.record("train", ["fairseq-train"], {"valid_loss": 1.0})
+    run.record("train", ["fairseq-train"], TRAINED)
     run_folder.train(run, [sys.executable, "-c", "raise SystemExit('trained again')", *PORT])
     assert not (tmp_path / "lock").exists()
 
