@@ -19,7 +19,13 @@ from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe, iterate_parameters
 from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.attention.core.measures import first_head, lambdas
-from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, distinct_heads, find_attentions
+from fairseq_gpam.modules.listener import (
+    AttentionCall,
+    AttentionPlace,
+    HiddenStates,
+    distinct_heads,
+    find_attentions,
+)
 
 Key = tuple[str, str, int, int | None]
 
@@ -79,8 +85,18 @@ class Measurement:
     def variant(self) -> str:
         return "without " + ", ".join(self.without) if self.without else "full"
 
+    @property
+    def model_and_setting(self) -> dict[str, Any]:
+        return {"checkpoint": self.loaded.name, "variant": self.variant}
+
     def add(self, metric: str, site: str, layer: int, values: Tensor, head: int | None = None) -> None:
         self.values[metric, site, layer, head].extend(values.detach().double().flatten().tolist())
+
+    def add_heads(self, metric: str, place: AttentionPlace, by_head: Tensor, first: int = 0) -> None:
+        """Adds the mean over the heads, and each head's values, one for each sample (B × H) or in all (H)."""
+        self.add(metric, place.site, place.layer, by_head.nanmean(dim=-1))
+        for head in range(by_head.size(-1)):
+            self.add(metric, place.site, place.layer, by_head[..., head], first + head + 1)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
@@ -98,12 +114,8 @@ class Measurement:
             )
             rows.append(
                 {
-                    "checkpoint": self.loaded.name,
-                    "variant": self.variant,
-                    "metric": metric,
-                    "site": site,
-                    "layer": layer,
-                    "head": head,
+                    **self.model_and_setting,
+                    **{"metric": metric, "site": site, "layer": layer, "head": head},
                     "mean": float(finite.mean()) if finite.size else float("nan"),
                     "std": float(finite.std()) if finite.size else float("nan"),
                     "low": float(low),
@@ -246,10 +258,7 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
         by_head["previous_token_score"] = induction.previous_token_score(weights, visible)
         by_head["induction_score"] = induction.induction_score(weights, token_ids, visible)
     for name, values in {**by_head, **event.token_lambdas}.items():
-        measurement.add(name, event.site, event.layer, values.nanmean(dim=1))
-        first = first_head(event.place.module, name)
-        for head in range(values.size(1)):
-            measurement.add(name, event.site, event.layer, values[:, head], first + head + 1)
+        measurement.add_heads(name, event.place, values, first_head(event.place.module, name))
     distinct = distinct_heads(event.place.module)
     redundancy = metrics.head_redundancy(weights[:, distinct], visible.expand(weights.shape)[:, distinct])
     measurement.add("head_redundancy", event.site, event.layer, redundancy)
@@ -264,15 +273,13 @@ def measure_parameters(measurement: Measurement) -> None:
         queries, keys = module.q_proj.weight.detach().double(), module.k_proj.weight.detach().double()
         if queries.shape == keys.shape:
             mean, variance = metrics.qk_eigenspectrum(queries, keys, module.num_heads)
-            for name, values in (("qk_eigenvalue_mean", mean), ("qk_eigenvalue_variance", variance)):
-                measurement.add(name, place.site, place.layer, values.mean())
-                for head, value in enumerate(values):
-                    measurement.add(name, place.site, place.layer, value, head + 1)
+            measurement.add_heads("qk_eigenvalue_mean", place, mean)
+            measurement.add_heads("qk_eigenvalue_variance", place, variance)
         for name, values in lambdas(module).items():
-            measurement.add(name, place.site, place.layer, values.mean())
-            first = first_head(module, name)
-            for head, value in enumerate(values if values.numel() > 1 else (), start=first + 1):
-                measurement.add(name, place.site, place.layer, value, head)
+            if values.numel() > 1:
+                measurement.add_heads(name, place, values, first_head(module, name))
+            else:
+                measurement.add(name, place.site, place.layer, values)
 
 
 def measure_copying(measurement: Measurement) -> None:
@@ -303,9 +310,7 @@ def measure_copying(measurement: Measurement) -> None:
             # In a mixture of single and paired heads the heads differ in width.
             continue
         scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
-        measurement.add("copying_score", place.site, place.layer, scores.mean())
-        for head, score in enumerate(scores):
-            measurement.add("copying_score", place.site, place.layer, score, head + 1)
+        measurement.add_heads("copying_score", place, scores)
 
 
 @torch.no_grad()
@@ -346,9 +351,8 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
     """Returns, for every length of path through a stack's self-attentions, the residuals of sampled paths."""
     rows = []
     for site in ("encoder", "decoder"):
-        depth = (
-            max((layer for sample in measurement.sample_maps for s, layer in sample.maps if s == site), default=-1) + 1
-        )
+        places = {place for sample in measurement.sample_maps for place in sample.maps}
+        depth = sum(name == site for name, _ in places)
         for length in range(1, depth + 1):
             generator = torch.Generator().manual_seed(seed)
             residuals = []
@@ -359,10 +363,8 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
             quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
             rows.append(
                 {
-                    "checkpoint": measurement.loaded.name,
-                    "variant": measurement.variant,
-                    "site": site,
-                    "length": length,
+                    **measurement.model_and_setting,
+                    **{"site": site, "length": length},
                     # As a string, because JSON readers lose digits of large whole numbers.
                     "number_of_paths": str(metrics.number_of_paths(depth, length, maps[0].size(0))),
                     "sampled": values.numel(),
@@ -385,16 +387,6 @@ def slopes(measurement: Measurement) -> list[dict[str, Any]]:
         if layers:
             ratios = [float(np.mean(measurement.values["residual_ratio", site, layer, None])) for layer in layers]
             slope, intercept, points = metrics.log_log_slope(ratios, measurement.floor)
-            rows.append(
-                {
-                    "checkpoint": measurement.loaded.name,
-                    "variant": measurement.variant,
-                    "site": site,
-                    "slope": slope,
-                    "intercept": intercept,
-                    "points": points,
-                    "floor": measurement.floor,
-                    "ratios": ratios,
-                }
-            )
+            row = {"site": site, "slope": slope, "intercept": intercept, "points": points}
+            rows.append({**measurement.model_and_setting, **row, "floor": measurement.floor, "ratios": ratios})
     return rows

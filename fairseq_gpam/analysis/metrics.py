@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.core.measures import (
+    DEFINITIONS,
     DONG,
     GPAM,
+    Definition,
     composite_norm,
     entropy,
     mean_over_rows,
@@ -137,29 +139,14 @@ def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]
     return stable, torch.special.entr(shares).sum(dim=-1).exp()
 
 
-@metric(
-    "massive activation, third largest",
-    "the third largest |h| over the median |h| of a sequence",
-    SUN,
-    True,
-    "massive_activation_3",
-)
-@metric(
-    "massive activation, second largest",
-    "the second largest |h| over the median |h| of a sequence",
-    SUN,
-    True,
-    "massive_activation_2",
-)
-@metric(
-    "massive activation, largest",
-    "the largest |h| over the median |h| of a sequence",
-    SUN,
-    True,
-    "massive_activation_1",
-)
+for _rank, _name in enumerate(("largest", "second largest", "third largest"), start=1):
+    DEFINITIONS[f"massive_activation_{_rank}"] = Definition(
+        f"massive activation, {_name}", f"the {_name} |h| over the median |h| of a sequence", SUN, logarithmic=True
+    )
+
+
 def massive_activations(states: Tensor, tokens: Tensor | None = None, count: int = 3) -> Tensor:
-    """Returns the `count` largest activations over tokens and channels, relative to the median: … × count.
+    """Returns the `count` largest |h| over tokens and channels, relative to the median (arXiv 2402.17762): … × count.
 
     The median of an even number of values is the lower one.
     """

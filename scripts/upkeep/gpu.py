@@ -60,7 +60,7 @@ def kernels(mechanism: str, device: str, dtype: torch.dtype) -> int:
     """Returns how many kernels (on a CPU: operations) a causal attention of 512 tokens launches in a training step."""
     activity = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
     with creating(device, dtype):
-        _, step = core_pair(Candidate(mechanism, "auto"), 512 if device == "cuda" else 8, 2, 2, 64, 0.0)
+        _, step = core_pair(Candidate(mechanism, "auto"), Shape(512 if device == "cuda" else 8, 2, 128, 0, 2, ()), 0.0)
     step()
     with torch.profiler.profile(activities=[activity]) as profile:
         step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,11 +39,6 @@ class Case:
     dropout: float
     build: Callable[[Candidate], tuple[Step, Step]]
 
-    @property
-    def name(self) -> str:
-        dropout = f", attention dropout {self.dropout:g}" if self.dropout else ""
-        return f"{self.level} {self.shape} {self.kind}, {self.mode}{dropout}"
-
 
 @contextmanager
 def creating(device: str, dtype: torch.dtype) -> Iterator[None]:
@@ -60,41 +56,30 @@ def _backward(output: Tensor) -> None:
     output.backward(torch.ones_like(output))
 
 
-def _clear(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        tensor.grad = None
-
-
 def future_matrix(length: int) -> Tensor:
     """Returns the additive T × T mask that the stock decoder builds."""
     return torch.full((length, length), float("-inf")).triu(1)
 
 
-def core_pair(
-    candidate: Candidate,
-    length: int,
-    batch: int,
-    heads: int,
-    width: int,
-    dropout: float,
-    training: bool = True,
-    with_stock: bool = True,
-) -> tuple[Step, Step]:
+def core_pair(candidate: Candidate, shape: Shape, dropout: float, training: bool = True) -> tuple[Step, Step]:
     """Returns causal self-attention without projections: stock's call (SDPA with a T × T mask) and our mechanism.
 
-    Stock builds its mask once and keeps it, so this is not timed. With `with_stock=False` it is not built.
+    Stock builds its mask in its first step and keeps it.
     """
+    width = shape.width // shape.heads
 
     def leaf() -> Tensor:
-        return torch.randn(length, batch, heads, width).permute(1, 2, 0, 3).requires_grad_(training)
+        projected = torch.randn(shape.length, shape.batch, shape.heads, width)
+        return projected.permute(1, 2, 0, 3).requires_grad_(training)
 
     q, k, v = leaf(), leaf(), leaf()
-    x = torch.randn(batch, length, heads * width)
-    mechanism = _mechanism(candidate, heads, width)
-    matrix = future_matrix(length) if with_stock else None
+    x = torch.randn(shape.batch, shape.length, shape.width)
+    site = Site("decoder", 0, 1, shape.width, shape.heads, width)
+    mechanism = build_mechanism(candidate.mechanism, site, options.resolve(candidate.settings()))
+    mask = functools.cache(lambda: future_matrix(shape.length).to(q))
 
     def stock() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=matrix, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask(), dropout_p=dropout)
 
     def ours() -> Tensor:
         return mechanism(AttentionInput(q, k, v, AttentionMask(causal=True), x, dropout))[0]
@@ -106,7 +91,8 @@ def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Ste
     """Returns a step that runs `forward` and, in training, the backward pass."""
 
     def run() -> None:
-        _clear(*leaves)
+        for leaf in leaves:
+            leaf.grad = None
         with torch.set_grad_enabled(training):
             output = forward()
             if training:
@@ -115,24 +101,11 @@ def _once(forward: Callable[[], Tensor], training: bool, *leaves: Tensor) -> Ste
     return run
 
 
-def _mechanism(candidate: Candidate, heads: int, width: int) -> nn.Module:
-    site = Site("decoder", 0, 1, heads * width, heads, width)
-    return build_mechanism(candidate.mechanism, site, options.resolve(candidate.settings()))
-
-
 def _layer(kind: str, shape: Shape, attention_dropout: float, candidate: Candidate | None) -> nn.Module:
-    sizes = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (
-            ("embed_dim", shape.width),
-            ("ffn_embed_dim", shape.feed_forward),
-            ("attention_heads", shape.heads),
-        )
-    }
-    config = TransformerConfig.from_namespace(
-        argparse.Namespace(attention_dropout=attention_dropout, dropout=0.1, **sizes)
-    )
+    sizes = {"embed_dim": shape.width, "ffn_embed_dim": shape.feed_forward, "attention_heads": shape.heads}
+    flags = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    settings = argparse.Namespace(attention_dropout=attention_dropout, dropout=0.1, **flags)
+    config = TransformerConfig.from_namespace(settings)
     torch.manual_seed(1)
     if kind == "encoder":
         layer = TransformerEncoderLayerBase(config)
@@ -194,8 +167,7 @@ def decoding_pair(
 
 def _dictionary() -> Dictionary:
     dictionary = Dictionary()
-    for index in range(VOCABULARY - len(dictionary)):
-        dictionary.add_symbol(f"w{index}")
+    dictionary.pad_to_multiple_(VOCABULARY)
     return dictionary
 
 
@@ -211,6 +183,10 @@ def _model(architecture: str, candidate: Candidate | None, **flags: Any) -> Any:
     torch.manual_seed(1)
     # Sinusoidal position embeddings are made in fp32 whatever the default is; fairseq's --fp16 casts the model, too.
     return ARCH_MODEL_REGISTRY[architecture].build_model(args, task).to(torch.get_default_dtype())
+
+
+def _translation_model(candidate: Candidate | None) -> Any:
+    return _model("transformer_iwslt_de_en", candidate, share_all_embeddings=True)
 
 
 def _language_model(candidate: Candidate | None) -> Any:
@@ -238,12 +214,8 @@ def model_pair(candidate: Candidate, shape: Shape, kind: str, training: bool) ->
 
         return _once(forward, training, *model.parameters())
 
-    if kind == "lm":
-        return step(_language_model(None)), step(_language_model(candidate))
-    flags = {"share_all_embeddings": True}
-    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
-        _model("transformer_iwslt_de_en", candidate, **flags)
-    )
+    model = _language_model if kind == "lm" else _translation_model
+    return step(model(None)), step(model(candidate))
 
 
 def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences: int = 32) -> tuple[Step, Step]:
@@ -264,46 +236,29 @@ def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences
 
         return run
 
-    flags = {"share_all_embeddings": True}
-    return step(_model("transformer_iwslt_de_en", None, **flags)), step(
-        _model("transformer_iwslt_de_en", candidate, **flags)
-    )
+    return step(_translation_model(None)), step(_translation_model(candidate))
 
 
 def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
     """Returns every comparison at these shapes and levels."""
     cases: list[Case] = []
 
-    def add(level: str, shape: str, kind: str, mode: str, dropout: float, build: Any) -> None:
+    def add(level: str, mode: str, dropout: float, pair: Callable[..., tuple[Step, Step]], **given: Any) -> None:
         if level in levels:
-            cases.append(Case(level, shape, kind, mode, dropout, build))
+            cases.append(Case(level, name, kind, mode, dropout, functools.partial(pair, shape=shape, **given)))
 
     for name in shape_names:
         shape = SHAPES[name]
         for kind in shape.kinds:
-            if kind != "encoder":
-                add("core", name, kind, "inference", 0.0, _core(shape, 0.0, False))
-            for dropout in (0.0, 0.1):
+            for mode, dropout in (("inference", 0.0), ("training", 0.0), ("training", 0.1)):
+                given = {"dropout": dropout, "training": mode == "training"}
                 if kind != "encoder":
-                    add("core", name, kind, "training", dropout, _core(shape, dropout, True))
-                add("layer", name, kind, "training", dropout, _bind(layer_pair, shape, kind, dropout, True))
-            add("layer", name, kind, "inference", 0.0, _bind(layer_pair, shape, kind, 0.0, False))
+                    add("core", mode, dropout, core_pair, **given)
+                add("layer", mode, dropout, layer_pair, kind=kind, **given)
             if kind != "encoder" and name in ("iwslt", "lm512"):
-                add("decoding", name, kind, "100 steps", 0.0, _bind(decoding_pair, shape, kind))
-                add("model", name, kind, "training", 0.0, _bind(model_pair, shape, kind, True))
-                add("model", name, kind, "inference", 0.0, _bind(model_pair, shape, kind, False))
+                add("decoding", "100 steps", 0.0, decoding_pair, kind=kind)
+                for mode in ("training", "inference"):
+                    add("model", mode, 0.0, model_pair, kind=kind, training=mode == "training")
             if kind == "decoder" and name == "iwslt":
-                add("generation", name, kind, "beam 5", 0.0, _bind(generation_pair, shape))
+                add("generation", "beam 5", 0.0, generation_pair)
     return cases
-
-
-def _bind(pair: Callable[..., tuple[Step, Step]], *arguments: Any) -> Callable[[Candidate], tuple[Step, Step]]:
-    return lambda candidate: pair(candidate, *arguments)
-
-
-def _core(shape: Shape, dropout: float, training: bool) -> Callable[[Candidate], tuple[Step, Step]]:
-    def build(candidate: Candidate) -> tuple[Step, Step]:
-        width = shape.width // shape.heads
-        return core_pair(candidate, shape.length, shape.batch, shape.heads, width, dropout, training)
-
-    return build

@@ -25,7 +25,7 @@ import torch
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.attention.core.affine import BACKENDS
-from fairseq_gpam.lab.benchmark.shapes import LEVELS, SHAPES, Candidate
+from fairseq_gpam.lab.benchmark.shapes import LEVELS, SHAPES, Candidate, by_length, label
 from fairseq_gpam.lab.benchmark.timing import paired
 from fairseq_gpam.lab.recipes.environment import environment
 
@@ -102,10 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
             with creating(arguments.device, dtype):
                 steps = case.build(candidate)
             ratio = paired(*steps, arguments.pairs)
-            name = f"{candidate.mechanism}:{candidate.backend} {case.name}"
+            fields = {name: getattr(case, name) for name in ("level", "shape", "kind", "mode", "dropout")}
+            name = f"{candidate} {label(fields)}"
             quartiles = f"{ratio.lower:.3f}–{ratio.upper:.3f}"
             print(f"{name:66} {ratio.median:6.3f}  {quartiles}  {ratio.stock_seconds * 1e3:8.1f} ms", flush=True)
-            fields = {name: getattr(case, name) for name in ("level", "shape", "kind", "mode", "dropout")}
             results["ratios"].append({**vars(candidate), **fields, **ratio.as_dict()})
     if "memory" in arguments.levels:
         results["memory"] = measure_memory(candidates, arguments.device, arguments.dtype)
@@ -151,7 +151,7 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
     title = "peak memory of the core in training, MiB, masks included"
     print(f"\n{title:64}" + "".join(f"{n:>8}" for n in memory.LENGTHS) + "  exponent", flush=True)
     rows = []
-    for what in ("stock", *(f"{s.mechanism}:{s.backend}" for s in candidates)):
+    for what in ("stock", *map(str, candidates)):
         for dropout in (0.0, 0.1):
             # Stock with dropout, and the reference, allocate T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
@@ -167,16 +167,15 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
 
 def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Prints and returns the core's training time at each length, ours and stock's, with the fitted exponents."""
-    from fairseq_gpam.lab.benchmark import memory
     from fairseq_gpam.lab.benchmark.cases import core_pair, creating
 
     rows = []
     for candidate in candidates:
-        print(f"\nscaling of the core, {candidate.mechanism}:{candidate.backend}, milliseconds (stock, ours, ratio)")
+        print(f"\nscaling of the core, {candidate}, milliseconds (stock, ours, ratio)")
         stock_times, our_times, ratios = [], [], []
         for length in SCALING_LENGTHS:
             with creating(device, dtype):
-                stock, ours = core_pair(candidate, length, memory.BATCH, memory.HEADS, memory.WIDTH, 0.0)
+                stock, ours = core_pair(candidate, by_length(length), 0.0)
             ratio = paired(stock, ours, pairs if length <= 2048 else max(3, pairs // 5), warmup=1)
             stock_times.append(ratio.stock_seconds)
             our_times.append(ratio.our_seconds)
@@ -188,7 +187,7 @@ def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype:
         fitted = [exponent([SCALING_LENGTHS[i] for i in long], [t[i] for i in long]) for t in (stock_times, our_times)]
         print(f"exponent from 512 tokens on: stock {fitted[0]:.2f}, ours {fitted[1]:.2f}")
         rows.append(
-            {"mechanism": candidate.mechanism, "backend": candidate.backend, "lengths": list(SCALING_LENGTHS),
+            {**vars(candidate), "lengths": list(SCALING_LENGTHS),
              "stock_seconds": stock_times, "our_seconds": our_times, "ratios": ratios,
              "stock_exponent": fitted[0], "our_exponent": fitted[1]}
         )  # fmt: skip

@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from fairseq_gpam.lab.benchmark.cases import Candidate, core_pair, creating, future_matrix
+from fairseq_gpam.lab.benchmark.cases import core_pair, creating
+from fairseq_gpam.lab.benchmark.shapes import Candidate, by_length
 from fairseq_gpam.lab.benchmark.timing import Step
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-BATCH, HEADS, WIDTH = 1, 2, 64
 MEBIBYTE = 2**20
 
 
@@ -66,20 +65,11 @@ def run_here(what: str, length: int, dropout: float, device: str, dtype: str) ->
     """Runs one training step in this process; see `measure`."""
     torch.set_num_threads(1)
 
+    mechanism, _, backend = ("softmax" if what == "stock" else what).partition(":")
+
     def steps(at_length: int) -> Step:
-        if what == "stock":
-            q, k, v = (torch.randn(BATCH, HEADS, at_length, WIDTH, requires_grad=True) for _ in range(3))
-
-            def stock() -> None:
-                mask = future_matrix(at_length).to(q)
-                output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-                output.backward(torch.ones_like(output))
-
-            return stock
-        mechanism, _, backend = what.partition(":")
-        return core_pair(
-            Candidate(mechanism, backend or "auto"), at_length, BATCH, HEADS, WIDTH, dropout, with_stock=False
-        )[1]
+        stock, ours = core_pair(Candidate(mechanism, backend or "auto"), by_length(at_length), dropout)
+        return stock if what == "stock" else ours
 
     with creating(device, getattr(torch, dtype)):
         steps(256)()

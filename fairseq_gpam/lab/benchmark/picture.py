@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fairseq_gpam.lab.benchmark.shapes import label
+
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:
     """Draws ratios with quartiles to `path`, and what was measured by length to a second file; returns both paths.
@@ -32,7 +34,7 @@ def ratios(results: dict[str, Any]) -> Any:
     candidates = list(dict.fromkeys(_candidate(row) for row in results["ratios"]))
     effects = [
         Effect(
-            f"{_candidate(row)}, {_label(row)}",
+            f"{_candidate(row)}, {label(row)}",
             row["median"],
             (row["lower"], row["upper"]),
             f"{row['median']:.3f}",
@@ -80,8 +82,3 @@ def by_length(memory: Sequence[dict[str, Any]], scaling: Sequence[dict[str, Any]
 
 def _candidate(row: dict[str, Any]) -> str:
     return f"{row['mechanism']}:{row['backend']}"
-
-
-def _label(row: dict[str, Any]) -> str:
-    dropout = f", dropout {row['dropout']:g}" if row["dropout"] else ""
-    return f"{row['level']} {row['shape']} {row['kind']}, {row['mode']}{dropout}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,26 @@ SHAPES = {
 }
 
 
+def by_length(length: int) -> Shape:
+    """Returns the shape of what is measured by length: the core on one sentence, with 2 heads of 64."""
+    return Shape(length, 1, 128, 0, 2, ("lm",))
+
+
+def label(case: Mapping[str, Any]) -> str:
+    """Returns the name of a timed case, or of a row of its results."""
+    dropout = f", attention dropout {case['dropout']:g}" if case["dropout"] else ""
+    return f"{case['level']} {case['shape']} {case['kind']}, {case['mode']}{dropout}"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A mechanism and backend to compare with stock fairseq."""
 
     mechanism: str
     backend: str
+
+    def __str__(self) -> str:
+        return f"{self.mechanism}:{self.backend}"
 
     def settings(self, **others: Any) -> argparse.Namespace:
         return argparse.Namespace(gpam_mechanism=self.mechanism, gpam_backend=self.backend, **others)

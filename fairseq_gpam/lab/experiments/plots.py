@@ -42,22 +42,24 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     return panels(shown, columns=2, size=(5.5, 3.4))
 
 
+def _lines(shown: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], key: str = "points") -> list[Series]:
+    """Returns each entry's means with a band, if it has one; an arm looks the same in all pictures of `entries`."""
+    looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
+    return [
+        Series(
+            entry["arm"],
+            [(x, mean) for x, mean, _, _ in entry[key]],
+            band=[(x, low, high) for x, _, low, high in entry[key] if low is not None and entry.get("seeds") != 1],
+            **looks[entry["arm"]],
+        )
+        for entry in shown
+    ]
+
+
 def curves(entries: Sequence[dict[str, Any]], baseline: str) -> Figure:
     """Returns every arm's mean validation loss, and its difference from the baseline, with intervals."""
 
-    looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
-    series: dict[str, list[Series]] = {
-        key: [
-            Series(
-                entry["arm"],
-                [(update, mean) for update, mean, _, _ in entry[key]],
-                band=[(update, low, high) for update, _, low, high in entry[key] if low is not None],
-                **looks[entry["arm"]],
-            )
-            for entry in entries
-        ]
-        for key in ("points", "differences")
-    }
+    series = {key: _lines(entries, entries, key) for key in ("points", "differences")}
     # Early differences are ten times as large as the final ones, which matter more.
     ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]
     limit = 3 * max((abs(value) for end in ends for value in end if value is not None), default=0) or None
@@ -99,19 +101,9 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> Figure:
 def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
     """Returns measures by layer: a panel for each measure and site, a line for each arm."""
 
-    looks = {arm: look(number) for number, arm in enumerate(dict.fromkeys(entry["arm"] for entry in entries))}
     shown = []
     for metric, site in dict.fromkeys((entry["metric"], entry["site"]) for entry in entries):
-        series = [
-            Series(
-                entry["arm"],
-                [(layer, mean) for layer, mean, _, _ in entry["points"]],
-                band=[(layer, low, high) for layer, _, low, high in entry["points"]] if entry["seeds"] > 1 else (),
-                **looks[entry["arm"]],
-            )
-            for entry in entries
-            if (entry["metric"], entry["site"]) == (metric, site)
-        ]
+        series = _lines([entry for entry in entries if (entry["metric"], entry["site"]) == (metric, site)], entries)
         titles, logarithmic = _two_lines(metric, site), describe(metric).logarithmic
         shown.append(Panel(titles, "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES))
     return panels(shown, columns=2 if len(shown) < 5 else 3, heading=title, note=BAND)

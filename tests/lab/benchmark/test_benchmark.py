@@ -10,6 +10,7 @@ from quick import first
 from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.lab.benchmark import cases, cli, memory
 from fairseq_gpam.lab.benchmark.cases import Candidate, Shape, all_cases, core_pair, layer_pair
+from fairseq_gpam.lab.benchmark.shapes import label
 from fairseq_gpam.lab.benchmark.timing import paired
 
 TINY = {
@@ -147,13 +148,13 @@ def test_a_layer_is_compared_with_the_unmodified_one(kind, monkeypatch):
 def test_the_core_of_stock_is_softmax_attention(monkeypatch):
     seen = []
     monkeypatch.setattr(cases, "_backward", lambda output: seen.append(output.detach().clone()))
-    for step in core_pair(Candidate("softmax", "auto"), 7, 2, 2, 8, 0.0):
+    for step in core_pair(Candidate("softmax", "auto"), Shape(7, 2, 16, 0, 2, ("lm",)), 0.0):
         step()
     torch.testing.assert_close(*seen)
 
 
 def test_every_case_has_a_name_of_its_own():
-    names = [case.name for case in all_cases(list(cli.SHAPES), list(cli.LEVELS))]
+    names = [label(vars(case)) for case in all_cases(list(cli.SHAPES), list(cli.LEVELS))]
     assert len(set(names)) == len(names)
 
 

@@ -28,24 +28,6 @@ def test_clean_verse(raw, clean):
     assert corpora.clean_verse(raw) == clean
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "kept"),
-    [
-        (1, 1, True),
-        (80, 80, True),
-        (81, 80, False),
-        (0, 1, False),
-        (1, 0, False),
-        (4, 10, True),
-        (31, 80, False),
-        (10, 4, True),
-        (10, 3, False),
-    ],
-)
-def test_keep_pair(source, target, kept):
-    assert corpora.keep_pair(" ".join("a" * source), " ".join("b" * target)) is kept
-
-
 def chapters(count):
     return [Verse(1, n, v, f"quelle {n} {v}", f"ziel {n} {v}") for n in range(count) for v in (1, 2)]
 
@@ -75,6 +57,8 @@ def test_duplicates_and_held_out_pairs_seen_in_training_are_dropped():
         (10, 1): ("quelle 0 1", "neu eins"),
         (30, 1): ("neu zwei", "ziel 0 1"),
         (30, 2): ("quelle 10 2", "ziel 10 2"),
+        (5, 1): ("quelle " * 81, "ziel " * 80),
+        (5, 2): ("quelle quelle", "ziel " * 6),
     }
     verses = [
         verse._replace(source=pair[0], target=pair[1])
@@ -84,6 +68,7 @@ def test_duplicates_and_held_out_pairs_seen_in_training_are_dropped():
     ]
     splits = corpora.split_verses(verses)
     assert splits["train"].count(("quelle 3 1", "ziel 3 1")) == 1
+    assert len(splits["train"]) == 2 * 38 - 3
     assert splits["valid"] == [("quelle 10 2", "ziel 10 2")]
     assert splits["test"] == []
 

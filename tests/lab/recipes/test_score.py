@@ -44,11 +44,6 @@ def test_a_score_waits_for_what_uses_the_folder(tmp_path):
     assert stage_results.read(tmp_path / "run").keys() == {"generate", "score"}
 
 
-def test_line_separators_inside_a_sentence_do_not_count_as_lines(tmp_path):
-    stage_results.write_atomically(tmp_path / "text", "one\u2028still one\ntwo\x85\n\n")
-    assert len(score.read_lines(tmp_path / "text")) == 3
-
-
 def test_tokenised_hypotheses_are_detokenised_and_scored_both_ways(tmp_path):
     translated(
         tmp_path / "run", hypotheses=["the cat &apos;s well-known mat , at last .", "&quot; yes &quot; , it said ."]

@@ -45,11 +45,15 @@ def test_compounds_are_split_at_hyphens_inside_words():
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "kept"),
-    [(1, 1, True), (2, 3, True), (3, 2, True), (2, 4, False), (0, 1, False), (175, 170, True), (176, 170, False)],
+    ("source", "target", "ratio", "kept"),
+    [
+        *((1, 1, 1.5, True), (2, 3, 1.5, True), (2, 4, 1.5, False), (0, 1, 1.5, False), (175, 170, 1.5, True)),
+        *((176, 170, 1.5, False), (4, 10, 2.5, True), (3, 10, 2.5, False), (31, 80, 2.5, False)),
+    ],
 )
-def test_lengths(source, target, kept):
-    assert subwords.keep_lengths("a " * source, "b " * target, 175) is kept
+def test_lengths(source, target, ratio, kept):
+    for pair in (("a " * source, "b " * target), ("a " * target, "b " * source)):
+        assert subwords.keep_lengths(*pair, 175, ratio) is kept
 
 
 def test_lines_end_at_line_feeds_only(tmp_path):
