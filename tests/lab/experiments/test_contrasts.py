@@ -19,21 +19,6 @@ def primary(arms, step=0.0, named=NAMED):
     return statistics.compare(arms, named, 0.01, True, step, len(named), grid.MIN_SEEDS)
 
 
-def test_null_tables_have_a_verdict_in_at_most_one_of_twenty():
-    """Contrasts share arms, losses are rounded as fairseq logs them, and pairing removes what a seed shifts."""
-    generator = np.random.default_rng(1)
-    step = 0.001 * math.log(2)
-    wrong = 0
-    for _ in range(1000):
-        shift = generator.normal(0, 0.02, 10)
-        arms = {
-            name: dict(enumerate(np.round((shift + generator.normal(0, 0.007, 10)) / step) * step)) for name in "abcd"
-        }
-        found = primary(arms, step)
-        wrong += any(one.verdict in ("better", "worse") for one in found.values())
-    assert 15 <= wrong <= 50
-
-
 def test_only_primary_contrasts_count_in_the_correction_and_seven_seeds_are_too_few():
     values = {seed: 3 + 0.01 * seed for seed in range(10)}
     lower = {seed: value - 0.05 - 0.001 * (seed % 3) for seed, value in values.items()}
@@ -169,6 +154,7 @@ def test_a_study_has_no_verdict_and_no_p_before_all_planned_seeds_are_in():
     by_arm = {arm: [made_run(arm, seed, 3 + shift) for seed in range(9)] for arm, shift in (("a", 0), ("b", -0.5))}
     for planned, verdict in ((9, "better"), (10, statistics.TOO_FEW)):
         (row,) = section(by_arm, planned, times={"a": 1.0, "b": 1.5}).rows
-        assert row[9] == "-0.4667"
+        # An update of b takes half as long again: it has two thirds of the updates.
+        assert float(row[9]) == pytest.approx(-0.5 + 0.1 * math.log(2) * 2 / 3, abs=1e-3)
         assert row[3] == verdict
         assert (row[4] == "–") == (verdict == statistics.TOO_FEW)

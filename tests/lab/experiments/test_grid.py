@@ -1,6 +1,5 @@
 """A grid file is checked when it is read, becomes the right commands, and is run by the engine, killed or not."""
 
-import tomllib
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -135,15 +134,12 @@ def test_learning_rates_are_data_of_the_runs_to_the_last_digit(rates):
         ("baseline =", "base =", r"unknown key base; allowed: .* \(nearest: baseline\)"),
         ('baseline = "stock"', "", "baseline is missing"),
         ("seeds = [3, 1]", "seeds = [1, 1]", r"seeds is \[1, 1\]; allowed: each number once"),
-        ("seeds = [3, 1]", "seeds = 3", "seeds is 3; allowed: a list"),
         ("seeds = [3, 1]", 'seeds = [3, 1]\nprimary = [["shared", "stock"]]', r"seeds is \[3, 1\]; .* at least 8"),
         ("seeds = [3, 1]", EIGHT + 'primary = [["shard", "stock"]]', r'primary has "shard"; .* \(nearest: shared\)'),
         ("seeds = [3, 1]", EIGHT + 'primary = [["stock", "stock"]]', 'primary has "stock" twice'),
-        ("seeds = [3, 1]", EIGHT + 'primary = ["stock"]', r"primary\[0\] is "),
-        ("seeds = [3, 1]", "seeds = [[1]]", r"seeds\[0\] is \[1\]; allowed: a whole number from 0 to 4294967295"),
+        ("seeds = [3, 1]", "seeds = [1]\ntimes = {god = 1.0}", 'times has "god"; allowed: stock, shared, wider'),
         ("seeds = [3, 1]", "seeds = [4294967296]", r"seeds\[0\] is 4294967296; allowed: .* 4294967295"),
         ("seeds = [3, 1]", "seeds = []", r"seeds is \[\]; allowed: .*at least 1"),
-        ("seeds = [3, 1]", "seeds = [true]", r"seeds\[0\] is true; allowed: a whole number"),
         ("seeds = [3, 1]", "seeds = [1]\nlearning_rates = [inf]", "learning_rates is .*; allowed: finite"),
         ("[tasks.bible-de-en]", "[tasks.ngram-lm]\n[tasks.bible-de-en]", "full is true; allowed: false, .* ngram-lm"),
         ('baseline = "stock"', 'baseline = "stok"', r'baseline is "stok"; allowed: stock, .* \(nearest: stock\)'),
@@ -154,10 +150,8 @@ def test_learning_rates_are_data_of_the_runs_to_the_last_digit(rates):
         ("--clip-norm 1", "'", 'train_flags is "\'"; allowed: words as in a shell'),
         ("[arms]", "[slurm]\nflags = '\"'\n[arms]", r"slurm\.flags is .*; allowed: words as in a shell"),
         ("[arms]", "[environment]\n\"A B\" = '1'\n[arms]", r'environment\."A B" is no allowed name; allowed: letters'),
-        ("[arms]", "[environment]\nA = 1\n[arms]", r"environment\.A is 1; allowed: text"),
         ("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = 0", r"average is 0; allowed: a whole number, 1 or"),
         ("[tasks.bible-de-en]", "[tasks.bible-de-en]\narchive = 'no'", r'archive is "no"; allowed: a file that exists'),
-        ("[arms]", "arms", "not TOML"),
     ],
 )
 def test_a_wrong_grid_names_file_and_key(tmp_path, old, new, said):
@@ -166,25 +160,6 @@ def test_a_wrong_grid_names_file_and_key(tmp_path, old, new, said):
         full = "full = true\n" if said.startswith("full") else ""
         read(tmp_path, full + SMALL.replace(old, new, 1))
     assert str(tmp_path / "grid.toml") in str(caught.value)
-
-
-WRONG = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
-)
-
-
-@given(st.data())
-def test_a_value_of_a_wrong_type_anywhere_is_one_sentence_with_its_key(data):
-    tables = tomllib.loads(SMALL + "[environment]\nA = '1'\n[slurm]\nflags = ''\n")
-    inside, place = tables, []
-    while inside and isinstance(inside, dict):
-        key = data.draw(st.sampled_from(sorted(inside)))
-        place, outer, inside = [*place, key], inside, inside[key]
-    outer[key] = data.draw(WRONG)
-    try:
-        schema.check(tables, grid.Grid, "FILE")
-    except schema.SchemaError as error:
-        assert str(error).startswith("FILE: ") and ".".join(place) in str(error) and "allowed: " in str(error)
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,22 @@ def made_pairs(generator, words, count):
     return pairs
 
 
-def add(archive, name, lines):
-    content = "".join(f"{line}\n" for line in lines).encode()
+def add_member(archive, name, content):
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
+
+
+def add(archive, name, lines):
+    add_member(archive, name, "".join(f"{line}\n" for line in lines).encode())
+
+
+def tar(path, files):
+    """Writes an archive of these texts or bytes by name, and returns its path."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            add_member(archive, name, content if isinstance(content, bytes) else content.encode())
+    return path
 
 
 def iwslt14(folder):

@@ -1,30 +1,17 @@
 """Broken and hostile archives end in one sentence, and nothing leaves the folder that it is unpacked to."""
 
 import gzip
-import io
 import re
 import sqlite3
 import tarfile
 import zipfile
 
 import pytest
+from archives import add_member, tar
 
 from fairseq_gpam.lab.recipes import archives, downloads, multi30k, prepare, standard_corpora, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.subwords import SPLITS
-
-
-def tar(path, files, link=None):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        if link:
-            member = tarfile.TarInfo(link)
-            member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            archive.addfile(member)
-    return path
 
 
 def html(path):
@@ -200,7 +187,13 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
 
 def test_members_stay_in_their_folder(tmp_path):
     names = ["../../outside", "/tmp/outside-absolute", "inner/../../inside"]
-    path = tar(tmp_path / "hostile.tgz", {name: b"text" for name in names}, link="link")
+    path = tmp_path / "hostile.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            add_member(archive, name, b"text")
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
     folder = tmp_path / "deep/folder"
     folder.mkdir(parents=True)
     found = archives.unpack([path], ["outside", "outside-absolute", "inside"], folder)

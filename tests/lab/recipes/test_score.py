@@ -39,7 +39,7 @@ def test_a_score_waits_for_what_uses_the_folder(tmp_path):
             with pytest.raises(TimeoutError):
                 waiting.result(0.5)
             translated(tmp_path / "run", hypotheses=["a new translation", "of the test set"])
-            stage_results.update(tmp_path / "run", {"generate": {"sentences": 2}})
+            stage_results.update(tmp_path / "run", {"generate": {"command": "", "sentences": 2}})
         assert waiting.result()["chrf"] == 100.0
     assert stage_results.read(tmp_path / "run").keys() == {"generate", "score"}
 

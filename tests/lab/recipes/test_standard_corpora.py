@@ -1,21 +1,11 @@
 """The standard corpora are cleaned and split as fairseq's recipes do, on synthetic archives."""
 
-import io
-import tarfile
 import zipfile
 
 import pytest
+from archives import tar
 
 from fairseq_gpam.lab.recipes import standard_corpora as standard
-
-
-def tar(path, files):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    return path
 
 
 def iwslt(folder, training):
