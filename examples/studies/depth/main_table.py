@@ -1,0 +1,20 @@
+"""Recomputes the main table's differences from the JSON lines of the kept runs, with pandas and scipy alone."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+runs = pd.read_json(Path(__file__).parents[2] / "results/shakespeare-lm.jsonl", lines=True)
+runs = runs[runs.reindex(columns=["learning_rate", "replicate"]).isna().all(axis=1)]
+bits = runs.losses.map(lambda losses: [loss["value"] for loss in losses if loss["split"] == "valid"][-1])
+nats = runs.assign(nats=bits * math.log(2)).pivot(index="seed", columns="arm", values="nats").loc[1:3]
+for arm, other in [("scaled_softmax-15", "stock-15"), ("dagpam-15", "stock-15")]:
+    pairs = nats[[arm, other]].dropna()
+    test = stats.ttest_rel(pairs[arm], pairs[other])
+    mean, half = (
+        (pairs[arm] - pairs[other]).mean(),
+        (test.confidence_interval().high - test.confidence_interval().low) / 2,
+    )
+    print(f"{arm} − {other}: {len(pairs)} seeds, {mean:+.4f} ± {half:.4f} nats, p {test.pvalue:.4f}")
