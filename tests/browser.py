@@ -1,6 +1,8 @@
-"""Pages as a reader sees them, in headless Chromium."""
+"""Pages as a reader sees them, in headless Chromium, and what their HTML holds."""
 
 import shutil
+from collections import Counter
+from html.parser import HTMLParser
 
 import pytest
 
@@ -51,3 +53,33 @@ def check(seen):
         for picture in found["pictures"]:
             assert picture["alt"].strip()
             assert picture["drawn"], picture["alt"]
+
+
+class Page(HTMLParser):
+    """A page's tags, descriptions of pictures, links, ids, cells by row, and cells by their place in the JSON."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.pictures, self.links, self.ids, self.cells, self.numbers = Counter(), [], [], set(), [[]], {}
+        self._place = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags[tag] += 1
+        self.ids.add(attributes.get("id"))
+        self.links += [attributes[name] for name in ("src", "href") if name in attributes]
+        if tag == "svg":
+            self.pictures.append(attributes["aria-label"])
+        if tag == "tr":
+            self.cells.append([])
+        self._place = attributes.get("data-json", "") if tag == "td" else None
+
+    def handle_data(self, data):
+        if self._place is not None:
+            self.cells[-1].append(data)
+        if self._place:
+            self.numbers[self._place] = data
+
+    def handle_endtag(self, tag):
+        self._place = None

@@ -3,7 +3,6 @@ import json
 import math
 import sys
 from collections import Counter
-from html.parser import HTMLParser
 
 import browser
 import numpy as np
@@ -15,31 +14,6 @@ from fairseq_gpam.__main__ import main
 from fairseq_gpam.analysis import cli, drawing, embed, pictures
 
 NAMES = ("stock", "ours 1", "ours 2 " + " ".join(HOSTILE))
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.pictures, self.titles, self.numbers, self.links, self.scripts, self.ids = [], 0, {}, [], 0, set()
-        self._number = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.ids.add(attributes.get("id"))
-        if tag == "svg":
-            self.pictures.append(attributes["aria-label"])
-        self.titles += tag == "title"
-        if tag == "script":
-            self.scripts += 1
-        self.links += [attributes[name] for name in ("src", "href") if name in attributes]
-        if "data-json" in attributes:
-            self._number = attributes["data-json"]
-
-    def handle_data(self, data):
-        if self._number:
-            self.numbers[self._number] = data
-            self._number = None
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +33,7 @@ def report(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(report):
-    return Page((report / "report.html").read_text(encoding="utf-8"))
+    return browser.Page((report / "report.html").read_text(encoding="utf-8"))
 
 
 def test_every_picture_is_inside_has_an_alternative_text_and_a_file(report, page):
@@ -76,7 +50,7 @@ def test_every_weight_that_is_not_masked_is_shown_on_hover(report, page):
         rows, columns = shape[-2:]
         causal = name.split("/")[2] == "decoder"
         cells += (shape[0] if len(shape) == 3 else 1) * (rows * (rows + 1) // 2 if causal else rows * columns)
-    assert page.titles == cells + 1
+    assert page.tags["title"] == cells + 1
 
 
 def test_nothing_is_fetched_and_links_lead_somewhere(page):
@@ -87,7 +61,7 @@ def test_nothing_is_fetched_and_links_lead_somewhere(page):
 def test_hostile_words_and_names_are_shown_and_do_nothing(report, page):
     text = (report / "report.html").read_text(encoding="utf-8")
     assert html.escape(HOSTILE[0]) in text and HOSTILE[1] in text
-    assert page.scripts == 0
+    assert page.tags["script"] == 0
 
 
 def test_the_numbers_shown_are_those_of_the_json(report, page):
@@ -140,7 +114,7 @@ def test_what_the_report_holds(report, page):
     assert rankings == [(name, ranking) for name in NAMES for ranking in ("operator", "relevance", "random")]
     # Two layers are too few for a fit, and the page says so.
     assert all(row["slope"] is None and row["points"] < 4 for row in results["slopes"])
-    assert "no fit: fewer than four layers" in (report / "report.html").read_text(encoding="utf-8")
+    assert "–: no fit, fewer than four layers" in (report / "report.html").read_text(encoding="utf-8")
     assert {run["loss_unit"] for run in results["runs"]} == {"nats per token"}
 
 

@@ -243,9 +243,9 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
     """Returns every comparison at these shapes and levels."""
     cases: list[Case] = []
 
-    def add(level: str, mode: str, dropout: float, pair: Callable[..., tuple[Step, Step]], **given: Any) -> None:
+    def add(level: str, mode: str, dropout: float, pair: Callable[..., tuple[Step, Step]]) -> None:
         if level in levels:
-            cases.append(Case(level, name, kind, mode, dropout, functools.partial(pair, shape=shape, **given)))
+            cases.append(Case(level, name, kind, mode, dropout, functools.partial(pair, shape=shape)))
 
     for name in shape_names:
         shape = SHAPES[name]
@@ -253,12 +253,12 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
             for mode, dropout in (("inference", 0.0), ("training", 0.0), ("training", 0.1)):
                 given = {"dropout": dropout, "training": mode == "training"}
                 if kind != "encoder":
-                    add("core", mode, dropout, core_pair, **given)
-                add("layer", mode, dropout, layer_pair, kind=kind, **given)
+                    add("core", mode, dropout, functools.partial(core_pair, **given))
+                add("layer", mode, dropout, functools.partial(layer_pair, kind=kind, **given))
             if kind != "encoder" and name in ("iwslt", "lm512"):
-                add("decoding", "100 steps", 0.0, decoding_pair, kind=kind)
+                add("decoding", "100 steps", 0.0, functools.partial(decoding_pair, kind=kind))
                 for mode in ("training", "inference"):
-                    add("model", mode, 0.0, model_pair, kind=kind, training=mode == "training")
+                    add("model", mode, 0.0, functools.partial(model_pair, kind=kind, training=mode == "training"))
             if kind == "decoder" and name == "iwslt":
                 add("generation", "beam 5", 0.0, generation_pair)
     return cases

@@ -3,9 +3,9 @@
 import csv
 import json
 import math
-from html.parser import HTMLParser
 
 import pytest
+from browser import Page
 from msgspec.structs import replace
 from runs import made_run, stages_of
 
@@ -175,34 +175,10 @@ def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_ta
             assert f"## {task}\n\n{words}\n" in text
 
 
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.cells, self.pictures, self.addresses = [[]], [], []
-        self.inside = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.addresses += [given[name] for name in ("src", "href") if name in given]
-        if tag == "svg":
-            self.pictures.append(given["aria-label"])
-        if tag == "tr":
-            self.cells.append([])
-        self.inside = tag == "td"
-
-    def handle_data(self, data):
-        if self.inside:
-            self.cells[-1].append(data)
-
-    def handle_endtag(self, tag):
-        self.inside = False
-
-
 def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_else(found, tmp_path):
     page = Page(comparison_report.write(found, tmp_path).read_text(encoding="utf-8"))
     assert page.pictures and all(page.pictures)
-    assert all(address.startswith("data:") for address in page.addresses)
+    assert all(address.startswith("data:") for address in page.links)
     written = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
     [table] = written["tables"]
     for row in sections.of_table(table, "stock").rows:
