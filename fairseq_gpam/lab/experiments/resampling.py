@@ -10,6 +10,7 @@ import numpy as np
 
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.recipes import run_folder, score
+from fairseq_gpam.lab.recipes.subwords import read_lines
 
 
 def nested_bootstrap(
@@ -58,7 +59,7 @@ def of_arms(group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str) -> l
         if arm != baseline and common:
             test = score.references(base[common[0]])
             pairs = [(test.plain(base[seed]), test.plain(others[seed])) for seed in common]
-            measured = nested_bootstrap(pairs, score.read_lines(test.raw), test.lowercase)
+            measured = nested_bootstrap(pairs, list(read_lines(test.raw)), test.lowercase)
             for metric, (difference, low, high) in measured.items():
                 entry = {"group": group, "arm": arm, "seeds": common, "metric": metric, "difference": difference}
                 entries.append({**entry, "low": low, "high": high})
