@@ -251,7 +251,7 @@ def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
         shape = SHAPES[name]
         for kind in shape.kinds:
             for mode, dropout in (("inference", 0.0), ("training", 0.0), ("training", 0.1)):
-                given = {"dropout": dropout, "training": mode == "training"}
+                given: dict[str, Any] = {"dropout": dropout, "training": mode == "training"}
                 if kind != "encoder":
                     add("core", mode, dropout, functools.partial(core_pair, **given))
                 add("layer", mode, dropout, functools.partial(layer_pair, kind=kind, **given))
