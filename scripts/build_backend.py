@@ -44,9 +44,9 @@ def asked_for_engine():
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    found = problem(sys.version_info[:2], asked_for_engine())
-    if found:
-        sys.exit(found)
+    refusal = problem(sys.version_info[:2], asked_for_engine())
+    if refusal:
+        sys.exit(refusal)
     return ["setuptools>=68"]
 
 

@@ -48,10 +48,10 @@ class MarkerError(ValueError):
 
 def names(text: str) -> tuple[str, ...]:
     """Returns the names in a list such as `stock,dagpam`; raises `ValueError` with what is allowed."""
-    found = tuple(text.split(","))
-    if len(set(found)) != len(found) or not all(map(grid.NAME.fullmatch, found)):
+    chosen = tuple(text.split(","))
+    if len(set(chosen)) != len(chosen) or not all(map(grid.NAME.fullmatch, chosen)):
         raise ValueError("different names of arms, separated by commas without spaces")
-    return found
+    return chosen
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -61,10 +61,10 @@ def words(text: str) -> tuple[str, ...]:
 
 def seeds(text: str) -> tuple[int, ...]:
     """Returns the seeds in a list such as `1,2`; raises `ValueError` with what is allowed."""
-    found = text.split(",")
-    if len(set(found)) != len(found) or not all(re.fullmatch("[0-9]+", seed) for seed in found):
+    chosen = text.split(",")
+    if len(set(chosen)) != len(chosen) or not all(re.fullmatch("[0-9]+", seed) for seed in chosen):
         raise ValueError("different whole numbers, separated by commas without spaces")
-    return tuple(map(int, found))
+    return tuple(map(int, chosen))
 
 
 class Published(schema.Strict, frozen=True, kw_only=True):
@@ -167,12 +167,12 @@ def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str
 
     Raises `MarkerError` if it is not a marker, or if an option or the task is not known.
     """
-    found = MARKER.fullmatch(marker)
-    if not found:
+    parts = MARKER.fullmatch(marker)
+    if not parts:
         raise MarkerError(f"{page}: {marker}: not a marker; allowed: {ALLOWED}")
-    kind = KINDS[found[1]]
+    kind = KINDS[parts[1]]
     chosen: dict[str, Any] = {}
-    for word in found[3].split():
+    for word in parts[3].split():
         key, _, value = word.partition("=")
         if key not in kind.options or key in chosen:
             allowed = ", ".join(f"{name}=…" for name in kind.options)
@@ -182,7 +182,7 @@ def made(marker: str, page: Path, repository: Path) -> tuple[str, dict[Path, str
         except ValueError as error:
             raise MarkerError(f"{page}: {marker}: {key} is {value!r}; allowed: {error}") from error
     try:
-        return kind.make(found[2], page, repository, **chosen)
+        return kind.make(parts[2], page, repository, **chosen)
     except (recipes.TaskError, SchemaError, study.ChoiceError) as error:
         raise MarkerError(f"{page}: {marker}: {error}") from error
 

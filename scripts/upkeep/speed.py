@@ -58,8 +58,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def ratios(measured: Row) -> str:
     """Returns a table of daGPAM's times relative to this package's softmax attention, and of both relative to stock."""
     rows = []
-    for label, found in _grouped(measured).items():
-        softmax, dagpam = found.get(("softmax", "auto")), found.get(("dagpam", "auto"))
+    for label, by_mechanism in _grouped(measured).items():
+        softmax, dagpam = by_mechanism.get(("softmax", "auto")), by_mechanism.get(("dagpam", "auto"))
         quotient = "not run" if softmax is None or dagpam is None else f"{dagpam['median'] / softmax['median']:.2f}"
         rows.append([label, quotient, _quartiles(softmax), _quartiles(dagpam)])
     return _table(["case", "daGPAM / softmax", "softmax / stock", "daGPAM / stock"], rows)

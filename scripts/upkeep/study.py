@@ -33,12 +33,12 @@ PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
 ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
 
 
-def command(run: grid.GridRun) -> list[str]:
+def command(run: stages.RunSettings) -> list[str]:
     """Returns the command line of a run's training, with paths as kept runs have them."""
-    return stages.train_command(replace(run.settings, out=Path("out")))
+    return stages.train_command(replace(run, out=Path("out")))
 
 
-def differences(kept: Run, run: grid.GridRun) -> list[str]:
+def differences(kept: Run, run: stages.RunSettings) -> list[str]:
     """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
     return run_folder.differing_flags(shlex.split(kept.training.command), command(run))
 
@@ -70,9 +70,9 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
         for arm in sorted(arms, key=lambda arm: arm != chosen.baseline):
             counted, absent = by_arm.setdefault(arm, []), missing.setdefault(arm, [])
             for run in arms[arm]:
-                run_there = there.get((run.settings.name, run.settings.seed))
+                run_there = there.get((run.name, run.seed))
                 if run_there is None:
-                    absent.append(run.settings.seed)
+                    absent.append(run.seed)
                 elif phrases := differences(run_there, run):
                     others.append(f"{run_there.label}: {'; '.join(phrases)}")
                 else:
@@ -80,7 +80,7 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
         remarks = compare.not_run(missing, chosen.seeds)
         if others:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
-        names = {run.settings.name for runs in arms.values() for run in runs}
+        names = {run.name for runs in arms.values() for run in runs}
         remarks += compare.not_counted([run for run in kept if run.name in names])
         title = compare.title(task, rate)
         recipe = recipes.of_runs(task)

@@ -49,11 +49,10 @@ def repository(tmp_path):
 def keep_made_runs(repository, leave_out=(), more_flags="", analysed=False):
     """Keeps a run for each planned one of the translation, except those left out."""
     kept_runs = []
-    for planned in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
-        plan = planned.settings
+    for plan in grid.load(repository / study.FOLDER / "made/grid.toml").runs():
         if plan.run_group == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
             nll = BITS[plan.name][plan.seed - 1]
-            command = f"{shlex.join(study.command(planned))} {more_flags}"
+            command = f"{shlex.join(study.command(plan))} {more_flags}"
             machine = {"cpu": "a CPU", "cores": 2, "threads": "1"}
             environment = {"versions": {"torch": "2"}, "commit": "abc", "machine": machine}
             training = {"command": command, "parameters": 10, "updates": 1, "environment": environment}

@@ -62,13 +62,12 @@ def main():
     torch.set_num_threads(1)
     # The rates' grid has every arm; those with another depth or norm are for training only.
     runs = grid.load(HERE / "rates.toml").runs()
-    arms = [run for run in runs if run.settings.seed == 101 and run.settings.name.endswith("_lr0.001")]
+    arms = [run for run in runs if run.seed == 101 and run.name.endswith("_lr0.001")]
     arms = [run for run in arms if not run.arm.endswith(("-12", "-6", "-pre"))]
     write_results(
         HERE,
         (
-            {"arm": run.arm, "layers": layers, "seed": seed}
-            | measured(run.settings.mechanism, run.settings.extra, layers, seed)
+            {"arm": run.arm, "layers": layers, "seed": seed} | measured(run.mechanism, run.extra, layers, seed)
             for layers in (6, 12, 24)
             for run in arms
             for seed in range(1, seeds + 1)

@@ -131,7 +131,7 @@ def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
     from fairseq_gpam.lab.experiments import comparison_report
 
     planned = {
-        group: {arm: [run.settings.seed for run in arm_runs] for arm, arm_runs in arms.items()}
+        group: {arm: [run.seed for run in arm_runs] for arm, arm_runs in arms.items()}
         for group, arms in chosen.groups().items()
     }
     print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))

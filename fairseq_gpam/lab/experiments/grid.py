@@ -90,14 +90,6 @@ class GridSlurm(schema.Strict, frozen=True):
 
 
 @dataclass(frozen=True)
-class GridRun:
-    """A training and what follows it, with the settings as the jobs run."""
-
-    arm: str
-    settings: stages.RunSettings
-
-
-@dataclass(frozen=True)
 class Job:
     """One step of the graph; its files begin with `place`, and paths are relative to the output folder."""
 
@@ -216,7 +208,7 @@ class Grid(schema.Strict, frozen=True):
         for run in self.runs():
             yield from self._jobs_of(run)
 
-    def runs(self) -> Iterator[GridRun]:
+    def runs(self) -> Iterator[stages.RunSettings]:
         """Yields all runs, all arms of a seed before the next seed."""
         rates: tuple[float | None, ...] = self.learning_rates or (None,)
         for seed, task, name, rate in itertools.product(self.seeds, self.tasks, self.arms, rates):
@@ -227,7 +219,7 @@ class Grid(schema.Strict, frozen=True):
                 *(self.train_flags, self.tasks[task].train_flags),
                 *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags),
             )
-            settings = stages.RunSettings(
+            yield stages.RunSettings(
                 task=tasks.load(task),
                 mechanism=arm.mechanism,
                 seed=seed,
@@ -235,21 +227,20 @@ class Grid(schema.Strict, frozen=True):
                 name=name if rate is None else f"{name}_lr{stages.rate_text(rate)}",
                 full=self.full,
                 extra=tuple(word for text in flags for word in shlex.split(text)),
-                arm=name if rate is not None else "",
+                arm=name,
                 learning_rate=rate,
             )
-            yield GridRun(name, settings)
 
-    def groups(self) -> dict[tuple[str, float | None], dict[str, list[GridRun]]]:
+    def groups(self) -> dict[tuple[str, float | None], dict[str, list[stages.RunSettings]]]:
         """Returns the runs that are compared with each other, by the task of the runs and the learning rate, by arm."""
-        groups: dict[tuple[str, float | None], dict[str, list[GridRun]]] = {}
+        groups: dict[tuple[str, float | None], dict[str, list[stages.RunSettings]]] = {}
         for run in self.runs():
-            group = (run.settings.run_group, run.settings.learning_rate)
+            group = (run.run_group, run.learning_rate)
             groups.setdefault(group, {}).setdefault(run.arm, []).append(run)
         return groups
 
-    def _jobs_of(self, grid_run: GridRun) -> Iterator[Job]:
-        run, folder = grid_run.settings, str(grid_run.settings.folder)
+    def _jobs_of(self, run: stages.RunSettings) -> Iterator[Job]:
+        folder = str(run.folder)
         common = [run.task.reference, run.mechanism, str(run.seed), "--name", run.name, "--out", "."]
         common += ["--full"] * run.full
         training = list(common)

@@ -19,12 +19,10 @@ def check(chosen: Grid, path: Path, out: Path) -> None:
 
     Raises `SchemaError` with the file, the arm, the task and what is wrong with the training's options.
     """
-    begun = {}
-    for run in chosen.runs():
-        command = out / run.settings.folder / "train.command"
-        begun[run.arm, run.settings.task.name] = (run.settings, command.exists())
-    for (arm, task), (settings, has_begun) in begun.items():
-        if not has_begun and (reason := fault(settings)):
+    last = {(run.arm, run.task.name): run for run in chosen.runs()}
+    for (arm, task), run in last.items():
+        has_begun = (out / run.folder / "train.command").exists()
+        if not has_begun and (reason := fault(run)):
             raise SchemaError(f"{path}: arm {arm} cannot be trained on {task}: {reason}")
 
 

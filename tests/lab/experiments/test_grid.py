@@ -116,16 +116,16 @@ def test_learning_rates_are_data_of_the_runs_to_the_last_digit(rates):
     tables = {"baseline": "stock", "seeds": [1], "learning_rates": rates, "tasks": {"bible-de-en": {}}}
     chosen = schema.check({**tables, "arms": {"stock": {"mechanism": "stock"}, "a_lr1": ""}}, grid.Grid, "FILE")
     runs = list(chosen.runs())
-    assert [(run.settings.arm, run.settings.learning_rate) for run in runs] == [
+    assert [(run.arm, run.learning_rate) for run in runs] == [
         (arm, rate) for arm in ("stock", "a_lr1") for rate in rates
     ]
-    assert len({run.settings.folder for run in runs}) == len(runs)
+    assert len({run.folder for run in runs}) == len(runs)
     assert set(chosen.groups()) == {("bible-de-en", rate) for rate in rates}
     for run, job in zip(runs, (job for job in chosen.jobs() if job.stage == "train"), strict=True):
-        words = stages.train_command(run.settings)
-        assert float(words[words.index("--lr", words.index("--max-update")) + 1]) == run.settings.learning_rate
+        words = stages.train_command(run)
+        assert float(words[words.index("--lr", words.index("--max-update")) + 1]) == run.learning_rate
         given = job.command[job.command.index("--arm") :]
-        assert (given[1], float(given[3])) == (run.arm, run.settings.learning_rate)
+        assert (given[1], float(given[3])) == (run.arm, run.learning_rate)
 
 
 @pytest.mark.parametrize(

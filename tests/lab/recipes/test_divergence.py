@@ -109,8 +109,8 @@ def test_a_grid_and_its_comparison_name_what_diverged(tmp_path, capsys, wild):
     file.write_text(GRID)
     chosen = grid.load(file)
     for run in chosen.runs():
-        name, seed = run.settings.name, run.settings.seed
-        finished_run(out / run.settings.folder, name, seed, (name, seed) in wild)
+        name, seed = run.name, run.seed
+        finished_run(out / run.folder, name, seed, (name, seed) in wild)
     (out / "prepared").mkdir()
     (out / "prepared/bible-de-en.done").touch()
     assert experiment.finish(chosen, list(chosen.jobs()), out, 1, "wild") == 1

@@ -78,3 +78,5 @@ def test_perplexities_count_an_end_for_each_line_and_bits_per_character_every_by
     for by_bytes in (False, True):
         with pytest.raises(logs.CountMismatchError, match="6 tokens evaluated, but the test text has 7"):
             logs.of_text({**evaluation, "tokens": 6}, text, subword, by_bytes)
+    with pytest.raises(logs.CountMismatchError, match=r"evaluated 0 of 7 tokens.*--tokens-per-sample of the training"):
+        logs.of_text({**evaluation, "tokens": 0}, text, subword)

@@ -67,22 +67,14 @@ def test_a_command_that_was_stopped_before_its_first_checkpoint_leaves_the_folde
     assert not (tmp_path / "train.command").exists()
 
 
-def test_a_failed_command_shows_the_end_of_its_log(tmp_path):
-    seen = []
+def test_only_new_lines_of_a_log_are_reported_and_a_failed_command_shows_its_end(tmp_path):
+    log, seen = tmp_path / "log", []
+    log.write_text("before\n")
     command = [sys.executable, "-c", "print('why it failed'); raise SystemExit(3)"]
     with run_folder.exclusive(tmp_path) as lock, pytest.raises(EngineFailure, match=r"(?s)status 3.*why it failed"):
-        execute(command, tmp_path / "log", lock, report=seen.append)
+        execute(command, log, lock, report=seen.append)
     assert seen == ["why it failed"]
-
-
-def test_only_new_lines_of_an_old_log_are_reported(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("before\n")
-    seen = []
-    with run_folder.exclusive(tmp_path) as lock:
-        execute([sys.executable, "-c", "print('after')"], log, lock, report=seen.append)
-    assert seen == ["after"]
-    assert log.read_text() == "before\nafter\n"
+    assert log.read_text() == "before\nwhy it failed\n"
 
 
 def test_a_folder_is_locked_until_the_engine_ends_and_says_by_whom(tmp_path, capsys):
@@ -238,17 +230,6 @@ def test_a_wrong_evaluation_does_not_block_the_right_one_which_says_when_it_is_n
     assert "evaluated already" in capsys.readouterr().out
 
 
-def test_an_evaluation_of_nothing_is_refused(tmp_path):
-    run = run_folder.Run(tmp_path, "made", "dagpam", 1)
-    run.record("train", ["fairseq-train"], TRAINED)
-    (tmp_path / "text").write_text("one two\n")
-    log = "Evaluated 0 tokens in 0.0s (0.00 tokens/s)\\nLoss (base 2): 0.0000, Perplexity: 1.00"
-    with pytest.raises(CountMismatchError, match=r"evaluated 0 of 3 tokens.*--tokens-per-sample of the training"):
-        run_folder.evaluate(run, [sys.executable, "-c", f"print('{log}')"], of_text(tmp_path / "text"))
-    assert "eval-lm" not in stage_results.read(tmp_path)
-    assert not (tmp_path / "eval-lm.command").exists()
-
-
 def test_progress_lines(capsys):
     progress = Progress("made dagpam 1", 100)
     prefix = "2026-01-01 00:00:00 | INFO |"
@@ -260,11 +241,6 @@ def test_progress_lines(capsys):
     assert lines[0] == "[made dagpam 1] update 25/100: loss 9.5, 1,234 tokens/s"
     assert lines[1].startswith("[made dagpam 1] update 50/100: loss 8.5, 1,234 tokens/s, 0.0 min left")
     assert lines[2:] == ["[made dagpam 1] update 50: valid loss 8"]
-
-
-def test_last_flag_wins():
-    assert run_folder.last_flag(["--max-update", "1", "--lr", "2", "--max-update", "3"], "--max-update") == "3"
-    assert run_folder.last_flag(["--lr", "2"], "--max-update") is None
 
 
 TORCHRUN = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "WORLD_SIZE": "4"}
