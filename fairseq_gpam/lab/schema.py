@@ -245,10 +245,7 @@ def _constrained(kind: Any, constraints: list[msgspec.Meta]) -> str:
         elif low is not None or high is not None:
             text += f", {low} or above" if low is not None else f", {high} or below"
         text += f" above {meta.gt}" if meta.gt is not None else ""
-        text += f" below {meta.lt}" if meta.lt is not None else ""
         text += f", at least {meta.min_length} long" if meta.min_length is not None else ""
-        text += f", at most {meta.max_length} long" if meta.max_length is not None else ""
-        text += f" like {meta.pattern}" if meta.pattern is not None else ""
     return text
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -174,18 +175,7 @@ def measures(analysis: Analysis) -> list[Measure]:
 
 def in_last_layer(run: Run) -> dict[tuple[str, str], float]:
     """Returns each measure of a run, by metric and site, in the last layer that has it."""
-    last: dict[tuple[str, str], Measure] = {}
-    for measure in run.measures:
-        place = (measure.metric, measure.site)
-        if place not in last or measure.layer > last[place].layer:
-            last[place] = measure
-    return {place: measure.value for place, measure in last.items()}
-
-
-def by_layer(runs: Sequence[Run]) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """Returns the values of all runs in each layer, by metric and site, of what was measured in more than one layer."""
-    values: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for run in runs:
-        for measure in run.measures:
-            values.setdefault((measure.metric, measure.site), {}).setdefault(measure.layer, []).append(measure.value)
-    return {place: layers for place, layers in values.items() if len(layers) > 1}
+    last: dict[tuple[str, str], float] = {(measure.metric, measure.site): math.nan for measure in run.measures}
+    for measure in sorted(run.measures, key=lambda measure: measure.layer):
+        last[measure.metric, measure.site] = measure.value
+    return last

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fairseq_gpam.lab.experiments import run_results, statistics
+from fairseq_gpam.lab.experiments import statistics
 from fairseq_gpam.lab.experiments.records import Run
 
 NATS = math.log(2)
@@ -64,7 +64,11 @@ def mean_lambdas(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def by_layer(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Returns each measure of an arm's analysed runs as [layer, mean, least, greatest] over their seeds."""
+    """Returns what was measured in several layers as [layer, mean, least, greatest] over an arm's analysed runs."""
+    values: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in runs:
+        for measure in run.measures:
+            values.setdefault((measure.metric, measure.site), {}).setdefault(measure.layer, []).append(measure.value)
     return [
         {
             "metric": metric,
@@ -74,5 +78,6 @@ def by_layer(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 [layer, float(np.mean(values)), min(values), max(values)] for layer, values in sorted(layers.items())
             ],
         }
-        for (metric, site), layers in run_results.by_layer(runs).items()
+        for (metric, site), layers in values.items()
+        if len(layers) > 1
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -48,14 +49,11 @@ def repair_last(folder: Path) -> str | None:
             reason = f"is broken ({error})"
     elif not candidates:
         return None
-    newest: tuple[int, float, Path] | None = None
+    intact = []
     for path in candidates:
-        try:
-            candidate = (saved_updates(path), path.stat().st_mtime, path)
-        except CheckpointError:
-            continue
-        newest = max(newest, candidate) if newest else candidate
-    if newest is None:
+        with contextlib.suppress(CheckpointError):
+            intact.append((saved_updates(path), path.stat().st_mtime, path))
+    if not intact:
         raise CheckpointError(
             f"{last} {reason} and there is no intact checkpoint beside it; to start afresh, remove {folder.parent}"
         )
@@ -65,9 +63,10 @@ def repair_last(folder: Path) -> str | None:
             number += 1
         last.rename(broken)
     copy = folder / f"{LAST}.copy"
-    shutil.copyfile(newest[2], copy)
+    updates, _, newest = max(intact)
+    shutil.copyfile(newest, copy)
     copy.replace(last)
-    return f"{LAST} {reason}; continuing from {newest[2].name}, update {newest[0]}"
+    return f"{LAST} {reason}; continuing from {newest.name}, update {updates}"
 
 
 def write_config(checkpoint: Path, path: Path) -> None:

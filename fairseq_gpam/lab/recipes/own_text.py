@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,25 +40,16 @@ def prepare_text(task: Task, files: Sequence[Path], out: Path, workers: int = 1)
             name = f"{split}.{suffix}"
             write_lines(out / name, (row[column] for row in kept))
             if changes:
-                write_lines(out / "input" / name, map_lines(_change(task, suffix), read_lines(out / name), workers))
+                tokenize = MosesTokenize(suffix) if task.data.tokenizer == "moses" else None
+                change = functools.partial(_change, lowercase=task.data.lowercase, tokenize=tokenize)
+                write_lines(out / "input" / name, map_lines(change, read_lines(out / name), workers))
         dropped = f"; {len(rows) - len(kept):,} with an empty side left out" if len(kept) < len(rows) else ""
         print(f"{split}: {len(kept):,} {'sentence pairs' if task.is_translation else 'lines'}{dropped}", flush=True)
 
 
-class _Change:
-    """Lower-cases and tokenises a line, as the recipe says."""
-
-    def __init__(self, lowercase: bool, tokenize: Callable[[str], str] | None) -> None:
-        self.lowercase = lowercase
-        self.tokenize = tokenize
-
-    def __call__(self, line: str) -> str:
-        line = line.lower() if self.lowercase else line
-        return line if self.tokenize is None else self.tokenize(line)
-
-
-def _change(task: Task, language: str) -> _Change:
-    return _Change(task.data.lowercase, MosesTokenize(language) if task.data.tokenizer == "moses" else None)
+def _change(line: str, lowercase: bool, tokenize: Callable[[str], str] | None) -> str:
+    line = line.lower() if lowercase else line
+    return line if tokenize is None else tokenize(line)
 
 
 def _lines(path: Path) -> list[str]:

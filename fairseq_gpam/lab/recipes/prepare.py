@@ -75,7 +75,10 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
     folder = out / "downloads"
     data = task.data
     if data.corpus == "text":
-        return [_there(task, Path(each.file)) for each in data.files]
+        for path in (paths := [Path(each.file) for each in data.files]):
+            if not path.is_file():
+                raise TextError(f"{task.reference}: text has {path}; allowed: a file that exists")
+        return paths
     paths = []
     if given is not None:
         if not given.is_file():
@@ -91,12 +94,6 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
             archive = archive / data.files[0].file
         return paths + downloads.local_files(data, archive)
     return paths + [downloads.fetch(file, folder) for file in data.files]
-
-
-def _there(task: Task, path: Path) -> Path:
-    if not path.is_file():
-        raise TextError(f"{task.reference}: text has {path}; allowed: a file that exists")
-    return path
 
 
 def prepare(task: Task, files: Sequence[Path], out: Path) -> None:

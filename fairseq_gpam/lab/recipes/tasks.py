@@ -59,46 +59,12 @@ class File(schema.Strict, frozen=True):
     version: str = ""
 
 
-class DataTable(schema.Strict, frozen=True, omit_defaults=True):
-    """The table `data` of a recipe's file, which may leave out what its base has."""
-
-    corpus: str = ""
-    name: str = ""
-    subwords: Subwords | None = None
-    vocabulary: Size | None = None
-    tokenizer: Tokenizer | None = None
-    lowercase: bool | None = None
-    preprocess: str | None = None
-    partial: bool | None = None
-    options: dict[str, str | int] | None = None
-    variables: dict[str, str] | None = None
-    files: list[File] | None = None
-
-
 class TextTable(schema.Strict, frozen=True):
     """The text files of a recipe of one's own, with one sentence a line."""
 
     train: Paths
     valid: Paths
     test: Paths
-
-
-class Recipe(schema.Strict, frozen=True, omit_defaults=True):
-    """A recipe's file."""
-
-    base: str = ""
-    kind: Kind | None = None
-    source: str = ""
-    target: str = ""
-    arch: str = ""
-    train: str | None = None
-    train_more: str = ""
-    budget: str | None = None
-    full_budget: str | None = None
-    evaluate: str | None = None
-    keep_checkpoints: int | None = None
-    data: DataTable | None = None
-    text: TextTable | None = None
 
 
 class Data(schema.Strict, frozen=True):
@@ -113,7 +79,7 @@ class Data(schema.Strict, frozen=True):
     name: str
     files: tuple[File, ...]
     subwords: Subwords = "sentencepiece"
-    vocabulary: int | None = None
+    vocabulary: Size | None = None
     tokenizer: Tokenizer = ""
     lowercase: bool = False
     preprocess: tuple[str, ...] = ()
@@ -188,6 +154,19 @@ class Task(schema.Strict, frozen=True):
         return out / "data-bin" / self.data.name
 
 
+def _in_a_file(kind: type[msgspec.Struct], computed: str = "", **written: Any) -> Any:
+    """Returns a structure as files have it: keys may be left out for a base's, and these are `written` otherwise."""
+    types = {field.name: field.type for field in msgspec.structs.fields(kind) if field.name not in computed.split()}
+    fields = [(name, type_ | None, None) for name, type_ in {**types, **written}.items()]
+    return msgspec.defstruct(kind.__name__, fields, bases=(schema.Strict,), frozen=True, omit_defaults=True)
+
+
+DATA_TABLE = _in_a_file(Data, preprocess=str, files=list[File], options=dict[str, str | int], variables=dict[str, str])
+RECIPE = _in_a_file(
+    Task, "name reference", **dict.fromkeys(FLAGS, str), base=str, train_more=str, data=DATA_TABLE, text=TextTable
+)
+
+
 def names() -> list[str]:
     """Returns the names of the package's tasks."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -247,7 +226,7 @@ def _read(name: str, based_on_it: Sequence[Path] = ()) -> dict[str, Any]:
         near = [f"{name}{OWN}"] if Path(f"{name}{OWN}").is_file() else difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(known)}, or the path of a recipe"
         raise TaskError(f"no recipe for task '{name}'; {hint}")
-    values = msgspec.to_builtins(schema.read_toml(path, Recipe))
+    values = msgspec.to_builtins(schema.read_toml(path, RECIPE))
     text = values.get("text")
     if not (base_name := values.pop("base", "")):
         if text is None:
