@@ -12,6 +12,7 @@ from fairseq_gpam.attention.core.measures import DEFINITIONS, GPAM, Definition
 
 SWITCHES = ("skips", "mlps", "layer-norms")
 """What `Probe(without=…)` takes out."""
+WEIGHTS = ("query", "key", "value")
 
 for _name in ("residual_norm", "residual_ratio", "mean_cosine", "stable_rank", "effective_rank"):
     DEFINITIONS[f"attention_output_{_name}"] = replace(
@@ -19,7 +20,7 @@ for _name in ("residual_norm", "residual_ratio", "mean_cosine", "stable_rank", "
         label=f"{DEFINITIONS[_name].label} of the attention's output",
         definition=f"{DEFINITIONS[_name].definition}; X = what the attention adds, before the skip",
     )
-for _name in ("query", "key", "value"):
+for _name in WEIGHTS:
     _weight = f"W_{_name[0].upper()}"
     DEFINITIONS[f"{_name}_gradient"] = _gradient = Definition(
         f"{_name}-weight gradient",
@@ -36,21 +37,15 @@ DEFINITIONS["lambda_minus"] = Definition("λ⁻", "the weight of the negative br
 GROUPS: dict[str, tuple[str, ...]] = {
     "Rank of the hidden states": ("residual_ratio", "residual_ratio_argmin", "mean_cosine"),
     "Spectrum of the hidden states": ("residual_norm", "stable_rank", "effective_rank"),
-    "Rank of the attention's output": (
-        "attention_output_residual_ratio",
-        "attention_output_mean_cosine",
-        "attention_output_effective_rank",
+    "Rank of the attention's output": tuple(
+        f"attention_output_{name}" for name in ("residual_ratio", "mean_cosine", "effective_rank")
     ),
     "Signs and sums of the attention weights": ("row_sum", "negative_mass", "head_redundancy"),
     "Shape of the attention weights": ("entropy_normalised", "entropy", "spectral_gap"),
     "Attention sinks": ("sink_rate", "first_token_share"),
     "Softmax Jacobian": ("softmax_jacobian_l1", "softmax_jacobian_frobenius"),
-    "Gradients": ("query_gradient", "key_gradient", "value_gradient"),
-    "Gradients relative to the weights": (
-        "query_gradient_relative",
-        "key_gradient_relative",
-        "value_gradient_relative",
-    ),
+    "Gradients": tuple(f"{name}_gradient" for name in WEIGHTS),
+    "Gradients relative to the weights": tuple(f"{name}_gradient_relative" for name in WEIGHTS),
     "Activations": ("massive_activation_1", "massive_activation_3", "kurtosis"),
     "QK eigenspectrum": ("qk_eigenvalue_mean", "qk_eigenvalue_variance"),
     "Induction heads": ("previous_token_score", "induction_score", "copying_score"),

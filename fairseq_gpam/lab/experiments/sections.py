@@ -172,14 +172,10 @@ def of_lambdas(group: str, entries: Entries) -> list[Section]:
         return []
     columns = list(dict.fromkeys((entry["site"], entry["sign"]) for entry in entries))
     arms = list(dict.fromkeys(entry["arm"] for entry in entries))
-    last = {
-        (arm, place): [
-            entry["last"] for entry in entries if (entry["arm"], (entry["site"], entry["sign"])) == (arm, place)
-        ]
-        for arm in arms
-        for place in columns
-    }
-    rows = [[arm, *(_mean_and_range(last[arm, place]) for place in columns)] for arm in arms]
+    last: dict[tuple[str, ...], list[float]] = {}
+    for entry in entries:
+        last.setdefault((entry["arm"], entry["site"], entry["sign"]), []).append(entry["last"])
+    rows = [[arm, *(_mean_and_range(last.get((arm, *place), ())) for place in columns)] for arm in arms]
     head = ("arm", *(f"{SIGNS[sign]} {site}" for site, sign in columns))
     picture = None
     # Kept runs have only the last value of each λ.

@@ -12,8 +12,9 @@ import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from fairseq_gpam.lab.recipes import archives as archive_files
 from fairseq_gpam.lab.recipes.archives import ArchiveError, unpack
@@ -59,6 +60,13 @@ def segments(path: Path) -> list[str]:
     return sentences
 
 
+@contextmanager
+def _writing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
+    """Opens several files at once, to be written line by line."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths]
+
+
 def _straight_quotes(lines: Iterable[str]) -> Iterator[str]:
     return (line.replace("’", "'") for line in lines)
 
@@ -102,12 +110,10 @@ def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, wor
     kept = [number for number, (de, en) in enumerate(pairs) if keep_lengths(de, en, IWSLT14_LONGEST)]
     for language in LANGUAGES:
         text = tokenised[language] if moses else source_text[language]
-        lines_by_split: dict[str, list[str]] = {"train": [], "valid": []}
-        for position, number in enumerate(kept, start=1):
-            split = "train" if position % IWSLT14_VALID_EVERY else "valid"
-            lines_by_split[split].append(" ".join(text[number].lower().split()))
-        for split, chosen in lines_by_split.items():
-            write_lines(out / f"input/{split}.{language}", chosen)
+        chosen = [" ".join(text[number].lower().split()) for number in kept]
+        write_lines(out / f"input/valid.{language}", chosen[IWSLT14_VALID_EVERY - 1 :: IWSLT14_VALID_EVERY])
+        del chosen[IWSLT14_VALID_EVERY - 1 :: IWSLT14_VALID_EVERY]
+        write_lines(out / f"input/train.{language}", chosen)
     _report(out / "input")
 
 
@@ -135,15 +141,9 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
             lines: Iterable[str] = (line.strip() for corpus in corpora for line in read_lines(corpus))
             if moses:
                 lines = map_lines(normalize, lines, workers)
-            with ExitStack() as stack:
-                split_files = {
-                    split: stack.enter_context(
-                        (out / f"input/{split}.{language}").open("w", encoding="utf-8", newline="\n")
-                    )
-                    for split in ("train", "valid")
-                }
+            with _writing([out / f"input/{split}.{language}" for split in ("train", "valid")]) as (train, valid):
                 for number, line in enumerate(lines, start=1):
-                    split_files["train" if number % WMT14_VALID_EVERY else "valid"].write(line + "\n")
+                    (train if number % WMT14_VALID_EVERY else valid).write(line + "\n")
         for corpus, *pair in zip(WMT14_TRAINING, *counts.values(), strict=True):
             if pair[0] != pair[1]:
                 raise ArchiveError(f"{corpus}: {pair[0]} German lines, but {pair[1]} English ones")
@@ -177,8 +177,7 @@ def clean_wmt14(subword: Path) -> None:
     for split in ("train", "valid"):
         paths = [subword / f"{split}.{language}" for language in LANGUAGES]
         parts = [path.with_name(path.name + ".part") for path in paths]
-        with ExitStack() as stack:
-            outs = [stack.enter_context(part.open("w", encoding="utf-8", newline="\n")) for part in parts]
+        with _writing(parts) as outs:
             kept = 0
             for pair in zip(*map(read_lines, paths), strict=True):
                 if keep_lengths(pair[0], pair[1], WMT14_LONGEST):
