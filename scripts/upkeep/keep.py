@@ -15,16 +15,38 @@ import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import committed_results, run_results
+from fairseq_gpam.lab.experiments import run_results
 from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
 from fairseq_gpam.lab.recipes import run_folder, stage_results
 
+FOLDER = "examples/results"
+"""Its files TASK.jsonl hold one run in each line."""
+EXPECTED = ("stock", "dagpam")
+"""Rows that every table has, run or not."""
+
 _USER_DIR = re.compile(r"(--user-dir )[^\s\"]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[\w.-]+/)+[\w.-]*")
+
+
+def read_task(task: str, repository: Path) -> list[Run]:
+    """Returns the kept runs of a task in the order of their file, none if there is no such file."""
+    path = repository / FOLDER / f"{task}.jsonl"
+    return schema.read_json_lines(path, Run) if path.exists() else []
+
+
+def order(name: str) -> tuple[int, str]:
+    """Returns the sort key of an arm: stock first, then daGPAM, then by name."""
+    return (EXPECTED.index(name), name) if name in EXPECTED else (len(EXPECTED), name)
+
+
+def key(run: Run) -> tuple[Any, ...]:
+    """Returns what identifies a run, in the order of the file."""
+    return (*order(run.name), run.seed, run.group, run.replicate)
 
 
 def kept_run(folder: Path, without_speeds: str = "") -> Run:
@@ -71,8 +93,8 @@ def write(runs: Sequence[Run], repository: Path, folders: Sequence[Path] = ()) -
 
     Returns the file, and a sentence for each replicate.
     """
-    path = repository / committed_results.FOLDER / f"{runs[0].group}.jsonl"
-    there = committed_results.read_task(runs[0].group, repository)
+    path = repository / FOLDER / f"{runs[0].group}.jsonl"
+    there = read_task(runs[0].group, repository)
     said = [str(path)]
     for run, folder in zip_longest(runs, folders):
         of_seed = [old for old in there if (old.name, old.seed) == (run.name, run.seed)]
@@ -89,7 +111,7 @@ def write(runs: Sequence[Run], repository: Path, folders: Sequence[Path] = ()) -
             translations.parent.mkdir(parents=True, exist_ok=True)
             translations.write_bytes(lzma.compress(hypotheses.read_bytes(), preset=9))
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{to_line(run)}\n" for run in sorted(there, key=committed_results.key)]
+    lines = [f"{to_line(run)}\n" for run in sorted(there, key=key)]
     stage_results.write_atomically(path, "".join(lines))
     return said
 

@@ -32,9 +32,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keep
 import study
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import committed_results, grid, synthetic_studies, tables
+from fairseq_gpam.lab.experiments import grid, synthetic_studies, tables
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes import tasks as recipes
 from fairseq_gpam.lab.schema import SchemaError
@@ -89,7 +90,7 @@ class Kind:
 
 def published(task: str, repository: Path) -> list[tables.Row]:
     """Returns the published numbers of a task, with their source in the name."""
-    entries = schema.read_json(repository / committed_results.FOLDER / "published.json", list[Published])
+    entries = schema.read_json(repository / keep.FOLDER / "published.json", list[Published])
     return [
         tables.Row(f"{entry.name}, published: {entry.source}", "–", published=entry.values)
         for entry in entries
@@ -99,16 +100,16 @@ def published(task: str, repository: Path) -> list[tables.Row]:
 
 def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> list[tables.Row]:
     """Returns a table's rows: published numbers, then our runs, with a placeholder for each run that was not made."""
-    runs = sorted(committed_results.read_task(task, repository), key=committed_results.key)
+    runs = sorted(keep.read_task(task, repository), key=keep.key)
     shown = published(task, repository)
-    known = {*committed_results.EXPECTED, *(run.name for run in runs)}
-    for name in names or sorted(known, key=committed_results.order):
+    known = {*keep.EXPECTED, *(run.name for run in runs)}
+    for name in names or sorted(known, key=keep.order):
         of_name = [run for run in runs if run.name == name and (not seeds or run.seed in seeds)]
         lines = [(run.seed, tables.row_of(run)) for run in of_name]
-        if names or name in committed_results.EXPECTED:
+        if names or name in keep.EXPECTED:
             missing = [seed for seed in seeds if seed not in {run.seed for run in of_name}]
             lines += [(seed, tables.Row(name, str(seed))) for seed in missing]
-        if not lines and not seeds and (names or name in committed_results.EXPECTED):
+        if not lines and not seeds and (names or name in keep.EXPECTED):
             lines = [(0, tables.Row(name, "–"))]
         shown += [row for _, row in sorted(lines, key=lambda line: line[0])]
     return shown

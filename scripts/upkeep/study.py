@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import keep
 from fairseq_gpam.analysis import embed
-from fairseq_gpam.lab.experiments import committed_results, compare, contrasts, grid, sections, series, tables
+from fairseq_gpam.lab.experiments import compare, contrasts, grid, sections, series, tables
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.sections import Section
 from fairseq_gpam.lab.recipes import run_folder, stages
@@ -62,7 +63,7 @@ class Group:
 def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
     """Yields the groups of a study, the baseline first among their arms."""
     for (task, rate), arms in chosen.groups().items():
-        kept = committed_results.read_task(task, repository)
+        kept = keep.read_task(task, repository)
         there = {(run.name, run.seed): run for run in kept if run.replicate == 1}
         by_arm: dict[str, list[Run]] = {}
         missing: dict[str, list[int]] = {}

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 import keep
 import pages
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import committed_results
 from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
 from fairseq_gpam.lab.recipes import run_folder, stage_results
 
@@ -77,7 +76,7 @@ EVALUATED |= {"perplexity_word": 8.0, "tokens_per_second": 1.0, "seconds": 2.0}
 def test_kept_runs_fill_the_table(repository):
     run = made_run(repository / "out", "dagpam", **{"eval-lm": EVALUATED})
     keep.main([str(run), "--repository", str(repository)])
-    [line] = committed_results.read_task("shakespeare-lm", repository)
+    [line] = keep.read_task("shakespeare-lm", repository)
     assert line.training.command == "fairseq-train out/data-bin/shakespeare-lm --user-dir fairseq_gpam"
     assert line.training.valid and not line.training.train
 
@@ -103,7 +102,7 @@ def test_kept_runs_fill_the_table(repository):
 def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
     run = made_run(repository / "out", "dagpam", **{"eval-lm": EVALUATED})
     keep.main([str(run), "--repository", str(repository), "--without-speeds", "other work"])
-    [line] = committed_results.read_task("shakespeare-lm", repository)
+    [line] = keep.read_task("shakespeare-lm", repository)
     assert line.costs == Costs()
     assert line.score("perplexity_word") == 8.0
     assert line.note == "speeds are left out: other work"
@@ -133,24 +132,24 @@ def test_keeping_again_changes_nothing_and_other_numbers_are_added_as_a_replicat
     keep.keep(folders[::-1], repository)
     keep.keep(folders[2:4], repository)
     assert path.read_bytes() == first
-    order = [(run.name, run.seed) for run in committed_results.read_task("shakespeare-lm", repository)]
+    order = [(run.name, run.seed) for run in keep.read_task("shakespeare-lm", repository)]
     assert order == [(name, seed) for name in ("stock", "dagpam", "wider") for seed in (2, 10)]
 
     stage_results.update(folders[2], {"eval-lm": EVALUATED})
     assert len(keep.keep([folders[2]], repository)) == 1
-    kept = committed_results.read_task("shakespeare-lm", repository)
+    kept = keep.read_task("shakespeare-lm", repository)
     assert len(kept) == 6 and kept[3].score("perplexity_word") == 8.0
     stage_results.update(folders[2], {"eval-lm": {**EVALUATED, "perplexity_word": 8.5}})
     (folders[2] / run_folder.HYPOTHESES).write_text("ein Satz\n")
     _, said = keep.keep([folders[2]], repository)
     assert "dagpam seed 10 is there with other numbers; added as dagpam seed 10 (replicate 2)" in said
-    kept = committed_results.read_task("shakespeare-lm", repository)
+    kept = keep.read_task("shakespeare-lm", repository)
     assert [run.score("perplexity_word") for run in kept[3:5]] == [8.0, 8.5]
     [translations] = (path.parent / "hypotheses").rglob("*.xz")
     assert translations.relative_to(path.parent / "hypotheses").parts == ("shakespeare-lm", "dagpam", "10-2.txt.xz")
     assert lzma.decompress(translations.read_bytes()).decode() == "ein Satz\n"
     keep.keep([folders[2]], repository)
-    assert committed_results.read_task("shakespeare-lm", repository) == kept
+    assert keep.read_task("shakespeare-lm", repository) == kept
     pages.rebuild(repository)
     assert "10 (replicate 2)" in (repository / "README.md").read_text()
 

@@ -13,7 +13,7 @@ from scipy import stats
 import keep
 import pages
 import study
-from fairseq_gpam.lab.experiments import committed_results, compare, grid
+from fairseq_gpam.lab.experiments import compare, grid
 
 GRID = """
 baseline = "stock"
@@ -183,7 +183,7 @@ def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_l
         assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
     points = {
         (entry["metric"], entry["site"]): entry["points"]
-        for entry in compare.collapse(committed_results.read_task("bible-de-en", repository))
+        for entry in compare.collapse(keep.read_task("bible-de-en", repository))
     }
     cosine, ratio, gradient = (
         [x for x, *_ in points[place]]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from fairseq_gpam.analysis import embed
 from fairseq_gpam.analysis.drawing import Panel, Series, look, panels
-from fairseq_gpam.lab.experiments import committed_results, grid, statistics
+from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.experiments import grid, statistics
+from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.experiments.synthetic_studies import read_results
 
@@ -34,7 +36,7 @@ def at_the_start():
 def after_training():
     """Returns each arm's validation losses in nats at its own learning rate, one for each reported seed."""
     seeds, values = grid.load(HERE / "grid.toml").seeds, {}
-    for run in committed_results.read_task(TASK, HERE.parents[2]):
+    for run in schema.read_json_lines(HERE.parents[1] / f"results/{TASK}.jsonl", Run):
         if run.learning_rate is None and run.seed in seeds:
             values.setdefault(run.arm, []).append(run.loss("valid") * NATS)
     return values
