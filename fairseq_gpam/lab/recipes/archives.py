@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import shutil
 import tarfile
 import zipfile
 import zlib
@@ -89,19 +90,6 @@ def _problem(file: Readable, complete: bool) -> str:
     return ""
 
 
-def copy(source: Readable, target: IO[bytes], name: str) -> None:
-    """Copies a member, block by block.
-
-    Raises ArchiveError if it is larger than LARGEST_ON_DISK.
-    """
-    size = 0
-    while block := source.read(_BLOCK):
-        size += len(block)
-        if size > LARGEST_ON_DISK:
-            raise ArchiveError(f"{name} unpacks to more than {LARGEST_ON_DISK:,} bytes")
-        target.write(block)
-
-
 def read(source: Readable, name: str) -> bytes:
     """Returns a member's bytes.
 
@@ -158,7 +146,7 @@ def unpack(paths: Iterable[Path], names: Iterable[str], folder: Path) -> dict[st
                 if name in missing:
                     extracted[name] = folder / name
                     with extracted[name].open("wb") as out:
-                        copy(content, out, f"{path}: {member}")
+                        shutil.copyfileobj(content, out)
                     with extracted[name].open("rb") as text:
                         check_text(text, f"{path}: {member}", complete=False)
                     missing.remove(name)
@@ -174,8 +162,10 @@ def zip_member(path: Path, name: str) -> Iterator[IO[bytes]]:
     Raises ArchiveError if there is none or the archive cannot be read.
     """
     with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
-        member = next((known for known in archive.namelist() if known == name or known.endswith(f"/{name}")), None)
+        member = next((known for known in archive.infolist() if f"/{known.filename}".endswith(f"/{name}")), None)
         if member is None:
             raise ArchiveError(f"missing from {path}: {name}")
+        if member.file_size > LARGEST_ON_DISK:
+            raise ArchiveError(f"{path}: {name} unpacks to more than {LARGEST_ON_DISK:,} bytes")
         with archive.open(member) as content:
             yield content

