@@ -58,7 +58,6 @@ def write_report(
     draw = Gallery(folder, checkpoints)
     page = {
         "title": "Attention report: " + ", ".join(checkpoints),
-        "css": embed.CSS,
         "format_number": format_number,
         "results": results,
         "figure_4": draw.figure_4(drawn),

@@ -45,7 +45,11 @@ def as_html(baseline: str, shown: list[sections.Section]) -> str:
         embed.html_figure(section.picture.draw(), f"picture{number}", section.picture.words) if section.picture else ""
         for number, section in enumerate(shown)
     ]
-    values = {"baseline": baseline, "sections": list(zip(shown, figures, strict=True)), "css": embed.CSS}
+    values = {
+        "title": f"Comparison with {baseline}",
+        "baseline": baseline,
+        "sections": list(zip(shown, figures, strict=True)),
+    }
     return render("fairseq_gpam.lab.experiments", "comparison.html.j2", **values)
 
 
