@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,18 +109,17 @@ def _arch(model_config: Any) -> str:
 def short_names(paths: Sequence[str]) -> list[str]:
     """Returns short, distinct names for checkpoints: the parts of their paths that differ."""
     parts = [Path(path).resolve().with_suffix("").parts for path in paths]
-    if len(parts) < 2:
-        return ["/".join(part[-1:]) for part in parts]
-    start = end = 0
-    shortest = min(map(len, parts))
-    while start < shortest and len({part[start] for part in parts}) == 1:
-        start += 1
-    while end < shortest - start and len({part[-1 - end] for part in parts}) == 1:
-        end += 1
-    names = ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]
+    rest = [part[_common(parts) :] for part in parts]
+    end = _common([part[::-1] for part in rest])
+    names = ["/".join(ends[: len(ends) - end]) or part[-1] for ends, part in zip(rest, parts, strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
     return names
+
+
+def _common(parts: Sequence[Sequence[str]]) -> int:
+    """Returns how many parts all have in common, from the first on."""
+    return sum(1 for _ in itertools.takewhile(lambda at: len(set(at)) == 1, zip(*parts, strict=False)))
 
 
 def choose_samples(loaded: LoadedModel, subset: str, count: int) -> Samples:

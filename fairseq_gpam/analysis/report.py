@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,49 +85,38 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
     """Returns everything that results.json holds; undefined and infinite numbers are None."""
     records = [record for measurement in measurements for record in measurement.records()]
     used = dict.fromkeys(record["metric"] for record in records)
-    return _without_non_finite(
-        {
-            "settings": settings,
-            "runs": [
-                {
-                    "checkpoint": measurement.loaded.name,
-                    "variant": measurement.variant,
-                    "origin": measurement.loaded.origin,
-                    "arch": measurement.loaded.arch,
-                    "updates": measurement.loaded.updates,
-                    "parameters": sum(parameter.numel() for parameter in measurement.loaded.model.parameters()),
-                    "loss": measurement.loss,
-                    "loss_unit": "nats per sentence" if measurement.loaded.loss_is_per_sentence else "nats per token",
-                    "samples": measurement.num_samples,
-                }
-                for measurement in measurements
-            ],
-            "definitions": {name: dataclasses.asdict(describe(name)) for name in used},
-            "records": records,
-            "slopes": [entry for measurement in measurements for entry in slopes(measurement)],
-            "paths": [row for measurement in measurements for row in measurement.paths],
-            "path_losses": [row for measurement in measurements for row in measurement.path_losses],
-            "deletions": [row for measurement in measurements for row in measurement.deletions],
-            "token_maps": [
-                row for run, measurement in enumerate(measurements, start=1) for row in token_map_rows(run, measurement)
-            ],
-            "refusals": [
-                {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
-                for measurement in measurements
-                for option, reason in measurement.refusals.items()
-            ],
-        }
-    )
-
-
-def _without_non_finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_non_finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_non_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    results: dict[str, Any] = {
+        "settings": settings,
+        "runs": [
+            {
+                "checkpoint": measurement.loaded.name,
+                "variant": measurement.variant,
+                "origin": measurement.loaded.origin,
+                "arch": measurement.loaded.arch,
+                "updates": measurement.loaded.updates,
+                "parameters": sum(parameter.numel() for parameter in measurement.loaded.model.parameters()),
+                "loss": measurement.loss,
+                "loss_unit": "nats per sentence" if measurement.loaded.loss_is_per_sentence else "nats per token",
+                "samples": measurement.num_samples,
+            }
+            for measurement in measurements
+        ],
+        "definitions": {name: dataclasses.asdict(describe(name)) for name in used},
+        "records": records,
+        "slopes": [entry for measurement in measurements for entry in slopes(measurement)],
+        "paths": [row for measurement in measurements for row in measurement.paths],
+        "path_losses": [row for measurement in measurements for row in measurement.path_losses],
+        "deletions": [row for measurement in measurements for row in measurement.deletions],
+        "token_maps": [
+            row for run, measurement in enumerate(measurements, start=1) for row in token_map_rows(run, measurement)
+        ],
+        "refusals": [
+            {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
+            for measurement in measurements
+            for option, reason in measurement.refusals.items()
+        ],
+    }
+    return json.loads(json.dumps(results), parse_constant=lambda name: None)
 
 
 def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

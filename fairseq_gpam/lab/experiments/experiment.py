@@ -8,7 +8,6 @@ is the guide, the docstring of fairseq_gpam/lab/experiments/grid.py describes th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -21,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fairseq_gpam
-from fairseq_gpam.lab.experiments import grid, options_check, slurm
+from fairseq_gpam.lab.experiments import grid, options_check, run_results, slurm
 from fairseq_gpam.lab.recipes import stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, exclusive
@@ -190,7 +189,7 @@ def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
     open_labels = set()
     for job in jobs:
         if (out / job.marker).exists():
-            seconds.setdefault(job.stage, []).append(job_seconds(out / job.benchmark))
+            seconds.setdefault(job.stage, []).append(float(run_results.job_costs(out / job.benchmark).get("s", 0)))
         else:
             missing[job.stage] = missing.get(job.stage, 0) + 1
             open_labels.add(job.label)
@@ -204,14 +203,6 @@ def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
         rest = sum(count * sum(seconds[stage]) / len(seconds[stage]) for stage, count in missing.items())
         return f"{text}, about {rest / parallel / 60:.1f} min left"
     return f"{text}, the time left is known once each stage has ended once"
-
-
-def job_seconds(path: Path) -> float:
-    """Returns the seconds in a file of Snakemake's `benchmark:`, 0 if there is none."""
-    if not path.exists():
-        return 0.0
-    with path.open(encoding="utf-8") as rows:
-        return float(next(csv.DictReader(rows, delimiter="\t"))["s"])
 
 
 def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int, name: str) -> int:

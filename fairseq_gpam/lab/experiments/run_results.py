@@ -129,14 +129,18 @@ def signature(scored: Mapping[str, Any], metric: str) -> str:
     return f"{written}|compounds:split" if scored.get(f"{metric}_compounds_split") else written
 
 
+def job_costs(path: Path) -> dict[str, Any]:
+    """Returns the columns of a file of Snakemake's `benchmark:`, none if there is no such file."""
+    return next(csv.DictReader(logs.read(path).splitlines(), delimiter="\t"), {})
+
+
 def training_cost(folder: Path, trained: float | None) -> dict[str, float]:
     """Returns `training_seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
     Empty if they were not measured, or if the measured job was shorter than the `trained` seconds of an uninterrupted
     training: Snakemake measures only the last attempt, which may find a training that began or ended before.
     """
-    benchmark = logs.read(folder / "train.benchmark.tsv")
-    row: dict[str, Any] = next(csv.DictReader(benchmark.splitlines(), delimiter="\t"), {})
+    row = job_costs(folder / "train.benchmark.tsv")
     if trained is None or not logs.is_number(row.get("s")) or not float(row["s"]) >= trained:
         return {}
     columns = {"training_seconds": "s", "peak_memory_mib": "max_rss"}
