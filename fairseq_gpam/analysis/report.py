@@ -67,7 +67,7 @@ def write_report(
         "token_maps": draw.token_maps(measurements),
         "maps": draw.maps(measurements),
         "histories": draw.history(history),
-        "tables": tables(results["records"]),
+        "tables": tables(records),
     }
     target = out / "report.html"
     target.write_text(render("fairseq_gpam.analysis", "report.html.j2", **page), encoding="utf-8")
@@ -119,38 +119,24 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
     return json.loads(json.dumps(results), parse_constant=lambda name: None)
 
 
-def tables(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def tables(records: pd.DataFrame) -> list[dict[str, Any]]:
     """Returns, for every checkpoint, setting and group of metrics, a table of record indices by site and layer."""
-    index: dict[tuple[Any, ...], int] = {}
-    for number, record in enumerate(records):
-        if record["head"] is None:
-            index[tuple(record[key] for key in ("checkpoint", "variant", "metric", "site", "layer"))] = number
+    means = records[records["head"].isna()]
+    means = means.assign(record=means.index, site=pd.Categorical(means.site, list(pictures.SITES)))
     grouped = {metric for chosen in GROUPS.values() for metric in chosen}
-    measured = dict.fromkeys(key[2] for key in index)
-    groups = {**GROUPS, "Others": tuple(name for name in measured if name not in grouped)}
+    others = tuple(name for name in dict.fromkeys(means.metric) if name not in grouped)
     shown = []
-    for checkpoint, variant in dict.fromkeys(key[:2] for key in index):
-        for title, chosen in groups.items():
-            columns = [name for name in chosen if any(key[:3] == (checkpoint, variant, name) for key in index)]
-            places = sorted(
-                {key[3:] for key in index if key[:2] == (checkpoint, variant) and key[2] in columns},
-                key=lambda place: (list(pictures.SITES).index(place[0]), place[1]),
-            )
+    for model, of_model in means.groupby(["checkpoint", "variant"], sort=False):
+        numbers = of_model.pivot(index=["site", "layer"], columns="metric", values="record").sort_index()
+        for title, chosen in {**GROUPS, "Others": others}.items():
+            columns = [name for name in chosen if name in numbers]
+            rows = [
+                {"site": site, "layer": layer, "records": [None if np.isnan(number) else int(number) for number in row]}
+                for (site, layer), *row in numbers[columns].dropna(how="all").itertuples(name=None)
+            ]
             if columns:
-                shown.append(
-                    {
-                        "title": f"{checkpoint}, {variant}: {title}",
-                        "columns": [describe(name).label for name in columns],
-                        "rows": [
-                            {
-                                "site": site,
-                                "layer": layer,
-                                "records": [index.get((checkpoint, variant, name, site, layer)) for name in columns],
-                            }
-                            for site, layer in places
-                        ],
-                    }
-                )
+                labels = [describe(name).label for name in columns]
+                shown.append({"title": f"{', '.join(model)}: {title}", "columns": labels, "rows": rows})
     return shown
 
 
