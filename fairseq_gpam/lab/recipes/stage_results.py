@@ -31,9 +31,13 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 class Training(Stage, frozen=True):
-    """What a training records, as far as it is not checked as part of a `records.Run`."""
+    """What a training records, as far as it is not checked as part of a `records.Run`.
+
+    `seconds` are those of a training that one process ran from its first update to its last.
+    """
 
     curve: Curve = Curve()
+    seconds: float | None = None
 
 
 class Answered(msgspec.Struct, frozen=True):
