@@ -118,7 +118,7 @@ def check_settings(path: str | os.PathLike[str], settings: Any) -> None:
         if not is_literal(value):
             shown = " ".join(repr(value).split())[:200]
             raise CheckpointError(
-                f"{path} is refused: the engine would run its setting {name} = {shown} as Python; allowed: "
+                f"{path} is refused: fairseq would run its setting {name} = {shown} as Python; allowed: "
                 "a literal, such as 512 or [512, 1024]"
             )
 

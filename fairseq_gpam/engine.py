@@ -25,7 +25,7 @@ INSTALL = (
 
 
 STOCK = (
-    "stock: the engine's own, unmodified model, to which everything is compared; softmax: the same formula computed by "
+    "stock: fairseq's own, unmodified model, to which everything is compared; softmax: the same formula computed by "
     "this package, equal to stock up to rounding, which can be mixed with other mechanisms and measured like them"
 )
 """What a user must know to choose between the two."""

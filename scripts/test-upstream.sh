@@ -3,7 +3,7 @@
 #
 # Runs fairseq's own test files, from the checkout of fairseq at PATH, against the installed engine with this package's
 # attention and architectures in the place of the stock ones. Tests that are skipped are listed with their reasons.
-#   --stock   with the engine's own attention, to compare
+#   --stock   with fairseq's own attention, to compare
 #   FILE      test files below PATH/tests (default: those that run attention or transformers and take a minute or two;
 #             test_binaries.py takes much longer)
 # PYTHON names the interpreter (default: the repository's .venv, else python3).

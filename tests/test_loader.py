@@ -77,7 +77,7 @@ def test_settings_that_would_run_are_refused_by_name_and_nothing_runs(tmp_path, 
         path = tmp_path / "made.pt"
         state = {"model": {"weight": torch.zeros(1)}, "optimizer_history": [{"num_updates": 1}], task: settings}
         torch.save(state, path)
-        with pytest.raises(CheckpointError, match=rf"the engine would run its setting {name} = ") as refusal:
+        with pytest.raises(CheckpointError, match=rf"fairseq would run its setting {name} = ") as refusal:
             check_settings(path, load(path)[task])
         assert "\n" not in str(refusal.value), number
     assert not marker.exists()

@@ -225,7 +225,7 @@ class StageCommand:
         mechanism = f"what --gpam-mechanism takes, or stock ({engine.STOCK})"
         parser.add_argument("mechanism", metavar="MECHANISM", help=mechanism)
         parser.add_argument("seed", metavar="SEED", nargs="?", type=seed, default=1, help="default 1")
-        parser.add_argument("--stock", action="store_true", help="the engine's own, unmodified model (with softmax)")
+        parser.add_argument("--stock", action="store_true", help="fairseq's own, unmodified model (with softmax)")
         parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
         parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
         parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
