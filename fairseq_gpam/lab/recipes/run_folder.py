@@ -67,8 +67,8 @@ def exclusive(folder: Path, name: str = "lock") -> Iterator[int]:
     itself has ended. While waiting, that process's id and progress are printed. Raises RunError if the folder cannot be
     used.
     """
-    with writing(folder), _open(folder / name) as descriptor:
-        said = -REPORT_EVERY
+    with writing(folder), (folder / name).open("a+b") as file:
+        descriptor, said = file.fileno(), -REPORT_EVERY
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -80,15 +80,6 @@ def exclusive(folder: Path, name: str = "lock") -> Iterator[int]:
                 time.sleep(0.2)
         name_holder(descriptor, os.getpid())
         yield descriptor
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _holder(descriptor: int) -> str:
@@ -315,8 +306,8 @@ def _checkpoint_sums(run: Run, command: Sequence[str]) -> str:
 
 def record_evaluation(
     run: Run, stage: str, command: Sequence[str], overwrite: bool, measure: Callable[[int], dict[str, Any]]
-) -> bool:
-    """Records what `measure`, called with the folder's lock, returns, unless its result is there; returns whether.
+) -> None:
+    """Records what `measure`, called with the folder's lock, returns, unless its result is there, which is then said.
 
     A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
     if the result there is of another command line, and not to be overwritten.
@@ -333,13 +324,13 @@ def record_evaluation(
                     "the trained model stays as it is."
                 )
             if there.get("checkpoint_sha256") == sums:
-                return False
+                run.say(f"{'translated' if stage == 'generate' else 'evaluated'} already: {run.folder}")
+                return
             run.say("the result there is not known to be of this checkpoint")
         (run.folder / f"{stage}.log").unlink(missing_ok=True)
         measured = measure(lock)
         _write_command(run.folder / f"{stage}.command", command)
         run.record(stage, command, {"checkpoint_sha256": sums, **measured})
-    return True
 
 
 def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
@@ -366,8 +357,7 @@ def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
         run.say(f"{measured['sentences']:,} sentences translated")
         return measured
 
-    if not record_evaluation(run, "generate", command, overwrite, translate):
-        run.say(f"translated already: {run.folder}")
+    record_evaluation(run, "generate", command, overwrite, translate)
 
 
 def evaluate(
@@ -385,7 +375,6 @@ def evaluate(
         execute(command, log, lock)
         return measure(logs.read(log))
 
-    if not record_evaluation(run, "eval-lm", command, overwrite, evaluate_once):
-        run.say(f"evaluated already: {run.folder}")
+    record_evaluation(run, "eval-lm", command, overwrite, evaluate_once)
     entry: dict[str, Any] = stage_results.read(run.folder)["eval-lm"]
     return entry

@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import runs
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import compare, contrasts, grid, records, statistics
+from fairseq_gpam.lab.experiments import compare, contrasts, grid, statistics
 
 NAMED = [("b", "a"), ("c", "b"), ("d", "a")]
 
@@ -110,13 +112,8 @@ def test_effects_are_ordered_by_size_and_said_in_other_units():
 
 def made_run(arm, seed, loss, start=None):
     bits = round(loss / math.log(2), 3)
-    training = records.Training(
-        command="fairseq-train", parameters=1, updates=200, valid=((100, bits + 0.1), (200, bits))
-    )
-    losses = (records.Loss(split="valid", value=bits),)
-    return records.Run(
-        task="made", arm=arm, mechanism=arm, seed=seed, training=training, losses=losses, initial_weights=start
-    )
+    run = runs.made_run(arm, seed, bits, initial_weights=start)
+    return replace(run, training=replace(run.training, valid=((100, bits + 0.1), (200, bits))))
 
 
 def section(by_arm, seeds=8, **values):
@@ -134,8 +131,8 @@ def test_null_runs_through_the_whole_path_seldom_have_a_verdict():
         by_arm = {arm: [] for arm in "abcd"}
         for seed in range(1, 9):
             shift = generator.normal(3, 0.02)
-            for arm, runs in by_arm.items():
-                runs.append(made_run(arm, seed, shift + generator.normal(0, 0.007)))
+            for arm, of_arm in by_arm.items():
+                of_arm.append(made_run(arm, seed, shift + generator.normal(0, 0.007)))
         cells = section(by_arm).rows
         assert len(cells) == len(NAMED)
         wrong += any(row[3] in ("better", "worse") for row in cells)
