@@ -29,8 +29,8 @@ EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
 COLUMNS = (
-    *("name", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where", "neutral"),
-    *("paper", "weights"),
+    *("name", "formula", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where"),
+    *("neutral", "paper", "weights"),
 )
 
 HEADER = """# Mechanisms
@@ -171,6 +171,7 @@ def page_text() -> str:
             picture = f"![weights of {name}]({PICTURES}/{name}.svg) {example_weights(name).abs().max().item():.2f}"
         cells = [
             f"[`{name}`](#{name})",
+            told.formula.replace("|", "\\|"),
             told.row_sum,
             measured.start(),
             f"{measured.parameters:,}",

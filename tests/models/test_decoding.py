@@ -150,6 +150,16 @@ def test_beam_search_gives_the_same_hypotheses_however_sources_are_padded(transl
     assert_same(hypotheses(translator, 25, left=False), hypotheses(translator, 25))
 
 
+@pytest.mark.parametrize("position", ["rotary", "alibi"])
+def test_beam_search_with_computed_positions(position):
+    model = model_of("translation", "--gpam-position", position, "--gpam-qk-norm", scale=1.0).double().eval()
+    expected = hypotheses(model, 20, count=20)
+    assert len({beams[0][1] for beams in expected}) > 15
+    for different in ({"caching": False}, {"left": False}):
+        assert_same(hypotheses(model, 20, count=20, **different), expected)
+    assert_same(hypotheses(model, 3, count=20), expected)
+
+
 @pytest.mark.parametrize("repeat_encoder_output", [False, True])
 def test_beams_with_one_copy_of_the_encoders_keys_find_the_same_hypotheses(translator, repeat_encoder_output):
     expected = hypotheses(translator, 10)

@@ -8,6 +8,7 @@ from tiny import OURS, TASKS, build, model_input, settings
 from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.flags import text
+from fairseq_gpam.lab.recipes.stages import check_mechanism
 
 
 def made(spec, heads=HEADS, **chosen):
@@ -65,3 +66,4 @@ def test_a_preset_is_its_flags(name, task):
         outputs.append(model(**model_input(task))[0])
     assert torch.equal(*outputs)
     assert PRESETS[name].flags() in " ".join(text(name).split())
+    check_mechanism(f"{name}:1,softmax:1", [])
