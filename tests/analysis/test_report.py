@@ -199,6 +199,7 @@ def test_a_fresh_language_model(trained, tmp_path, capsys):
     assert np.abs(np.triu(operator, 1)).max() < 1e-9 * np.abs(operator).max()
 
 
+@pytest.mark.slow
 def test_a_model_without_an_operator_is_named_and_the_others_are_measured(trained, tmp_path, capsys):
     base = ["analyze", "--data", str(trained / "language_modeling"), "--samples", "2", "--paths", "0", "--operator"]
     gated, softmax = (

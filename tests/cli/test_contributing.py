@@ -6,11 +6,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow  # runs the tests of a mechanism in another folder
 def test_three_steps_lead_to_a_tested_mechanism(interpreter, tmp_path):
     """This process's environment takes the place of the one that scripts/test.sh makes."""
     section = TEXT[TEXT.index("## A mechanism of your own\n") : TEXT.index("## Contribute a mechanism\n")]

@@ -61,7 +61,7 @@ def test_the_exported_checkpoint_names_nothing_of_this_package_and_loads_safely_
     assert state["model"].keys() == {name for name in names if ".mechanism." not in name}
 
 
-@pytest.mark.slow  # the next one goes the same way
+@pytest.mark.slow
 def test_the_commands_of_the_page_lead_from_a_checkpoint_to_ctranslate2(parallel, folded, tmp_path):
     pytest.importorskip("ctranslate2")
     text = (Path(__file__).parents[2] / "examples/python.md").read_text(encoding="utf-8")
@@ -74,6 +74,7 @@ def test_the_commands_of_the_page_lead_from_a_checkpoint_to_ctranslate2(parallel
     assert (tmp_path / "ct2" / "model.bin").is_file()
 
 
+@pytest.mark.slow
 def test_ctranslate2_gives_the_same_greedy_translations(command, parallel, folded, tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2")
     argv = [BIN / "ct2-fairseq-converter", "--model_path", folded[1], "--data_dir", parallel]

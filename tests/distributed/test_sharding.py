@@ -17,8 +17,8 @@ PACKAGE = Path(fairseq_gpam.__path__[0])
 
 
 @pytest.mark.parametrize("task", first(1, TASKS))
-def test_the_command_ends_in_one_sentence(tmp_path, task):
-    command = [sys.executable, "-m", "fairseq_cli.train", tmp_path, "--user-dir", PACKAGE, "--task", task]
+def test_the_command_ends_in_one_sentence(tmp_path, interpreter, task):
+    command = [interpreter, "-m", "fairseq_cli.train", tmp_path, "--user-dir", PACKAGE, "--task", task]
     command += ["--arch", OURS[task], "--ddp-backend", "fully_sharded", "--cpu", "--max-tokens", "64"]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
