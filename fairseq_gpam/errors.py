@@ -143,11 +143,18 @@ def check_folder(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text, split at line feeds only, which are kept; InputError if one is not UTF-8."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{line[error.start]:02x}"
+                raise InputError(f"{path}, line {number}: {byte} is not UTF-8 text") from error
+            yield text
+
+
 def read_text(path: Path) -> str:
     """Returns a text file's content; raises InputError with the line if it is not UTF-8."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8 text") from error
+    return "".join(read_lines(path))

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fairseq_gpam
-from fairseq_gpam.lab.experiments import grid, options_check, run_results, slurm
-from fairseq_gpam.lab.recipes import stage_results
+from fairseq_gpam.lab.experiments import grid, options_check, slurm
+from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, exclusive
 
@@ -189,7 +189,7 @@ def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
     open_labels = set()
     for job in jobs:
         if (out / job.marker).exists():
-            seconds.setdefault(job.stage, []).append(float(run_results.job_costs(out / job.benchmark).get("s", 0)))
+            seconds.setdefault(job.stage, []).append(logs.measured(out / job.benchmark).get("s", 0.0))
         else:
             missing[job.stage] = missing.get(job.stage, 0) + 1
             open_labels.add(job.label)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shlex
 from collections.abc import Mapping
@@ -129,22 +128,17 @@ def signature(scored: Mapping[str, Any], metric: str) -> str:
     return f"{written}|compounds:split" if scored.get(f"{metric}_compounds_split") else written
 
 
-def job_costs(path: Path) -> dict[str, Any]:
-    """Returns the columns of a file of Snakemake's `benchmark:`, none if there is no such file."""
-    return next(csv.DictReader(logs.read(path).splitlines(), delimiter="\t"), {})
-
-
 def training_cost(folder: Path, trained: float | None) -> dict[str, float]:
     """Returns `training_seconds` and `peak_memory_mib` of a training, as measured by Snakemake.
 
     Empty if they were not measured, or if the measured job was shorter than the `trained` seconds of an uninterrupted
     training: Snakemake measures only the last attempt, which may find a training that began or ended before.
     """
-    row = job_costs(folder / "train.benchmark.tsv")
-    if trained is None or not logs.is_number(row.get("s")) or not float(row["s"]) >= trained:
+    row = logs.measured(folder / "train.benchmark.tsv")
+    if trained is None or not row.get("s", 0.0) >= trained:
         return {}
     columns = {"training_seconds": "s", "peak_memory_mib": "max_rss"}
-    return {name: float(row[column]) for name, column in columns.items() if logs.is_number(row.get(column))}
+    return {name: row[column] for name, column in columns.items() if column in row}
 
 
 def lambda_history(log: str) -> list[Lambda]:

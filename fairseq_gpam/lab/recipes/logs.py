@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import re
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from fairseq_gpam.errors import read_lines
 
 RECORD = re.compile(r"\| INFO \| (train_inner|train|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
@@ -38,6 +41,12 @@ def _number(text: str) -> int:
 def read(path: Path) -> str:
     """Returns the text of a log, empty if there is none; bytes that are not UTF-8 do not make the rest unreadable."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def measured(path: Path) -> dict[str, float]:
+    """Returns what Snakemake's `benchmark:` measured, by the names of its columns; empty if it left no number."""
+    row: dict[str, Any] = next(csv.DictReader(read(path).splitlines(), delimiter="\t"), {})
+    return {name: float(value) for name, value in row.items() if is_number(value)}
 
 
 def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
@@ -188,8 +197,7 @@ def parse_answers(log: str) -> dict[str, dict[str, float]]:
 
 def count_tokens(path: Path) -> int:
     """Returns the number of whitespace-separated tokens of a text, counting one end-of-line symbol per line."""
-    with path.open(encoding="utf-8") as lines:
-        return sum(len(line.split()) + 1 for line in lines)
+    return sum(len(line.split()) + 1 for line in read_lines(path))
 
 
 def of_text(evaluation: dict[str, Any], text: Path, subword: Path, by_bytes: bool = False) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fairseq_gpam.errors import InputError
 from fairseq_gpam.lab.recipes.subwords import MosesTokenize, map_lines, read_lines, write_lines
 from fairseq_gpam.lab.recipes.tasks import SPLITS, Task
 
@@ -57,5 +58,5 @@ def _lines(path: Path) -> list[str]:
         return [line.removesuffix("\r") for line in read_lines(path)]
     except OSError as error:
         raise TextError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path}: not UTF-8: {error.reason}; allowed: text in UTF-8") from error
+    except InputError as error:
+        raise TextError(str(error)) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from fairseq_gpam.errors import InputError, read_text
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.multi30k import prepare_multi30k
@@ -145,7 +146,7 @@ def build_once(folder: Path, stamp: str) -> Iterator[Path | None]:
                 (part / "stamp").write_text(stamp + "\n", encoding="utf-8")
                 part.rename(folder)
                 return
-    there = (folder / "stamp").read_text(encoding="utf-8").strip()
+    there = read_text(folder / "stamp").strip()
     if there != stamp:
         raise PrepareError(
             f"{folder} was made with other settings.\n  there: {there}\n  now:   {stamp}\n"
@@ -186,7 +187,7 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
                 synthetic.write(corpus, data.options, out)
             case _:
                 raise PrepareError(f"{task.name}: no reader for the corpus '{data.corpus}'")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, InputError) as error:
         raise ArchiveError(f"{' '.join(map(str, files))} hold text that is not UTF-8: {error}") from error
     if data.subwords in LEARNED:
         assert data.vocabulary is not None

@@ -12,6 +12,8 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
+from fairseq_gpam import errors
+
 SPLITS = ("train", "valid", "test")
 
 _HYPHEN = re.compile(r"(\S)-(\S)")
@@ -20,9 +22,7 @@ _worker: Callable[[str], str] | None = None
 
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a text, split at line feeds only."""
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield line.removesuffix("\n")
+    return (line.removesuffix("\n") for line in errors.read_lines(path))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import run_results
-from fairseq_gpam.lab.recipes import logs, stage_results
+from fairseq_gpam.lab.recipes import dictionaries, logs, stage_results
+from fairseq_gpam.lab.recipes.stage_results import RESULTS
 from fairseq_gpam.lab.schema import SchemaError
 
 CASES = 200
@@ -54,6 +55,8 @@ def run(tmp_path):
     (folder / "train.log").write_text(LOG)
     (folder / "train.command").write_text("fairseq-train data --max-update 8\n")
     (folder / "train.benchmark.tsv").write_text("s\tmax_rss\n10.5\t100\n")
+    (folder / "hypotheses.txt").write_text("a cat\n\nein Öl\n")
+    (folder / "dictionaries.json").write_text(json.dumps({"dict.de.txt": "ab12", "dict.en.txt": "cd34"}))
     return folder
 
 
@@ -88,26 +91,37 @@ def wrong_type(made, content):
 
 @pytest.mark.parametrize(
     "name",
-    ["results.json", "analysis/results.json", "train.log", "train.command", "train.benchmark.tsv"],
+    [
+        *(RESULTS, "analysis/results.json", "train.log", "train.command"),
+        *("train.benchmark.tsv", "dictionaries.json", "hypotheses.txt"),
+    ],
 )
 def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
     made, path = random.Random(name), run / name
     intact = path.read_bytes()
+    (run.parent / "references").write_text("a cat\na dog\nein Öl\n")
     assert main(["results", "table", str(run)]) == 0
     for _ in range(CASES):
         content = wrong_type(made, intact) if name.endswith(".json") and made.random() < 0.5 else damage(made, intact)
         path.write_bytes(content)
-        for read in (lambda: run_results.read(run), lambda: stage_results.read_command(run / "train.command")):
+        for read in (
+            lambda: run_results.read(run),
+            lambda: stage_results.read_command(run / "train.command"),
+            lambda: dictionaries.changed(run, ["fairseq-generate", str(run)]),
+            lambda: logs.measured(run / "train.benchmark.tsv"),
+        ):
             try:
                 read()
             except (SchemaError, FileNotFoundError) as error:
                 assert str(run) in str(error) and "\n" not in str(error), content
-        try:
-            status = main(["results", "table", str(run)])
-        except SystemExit as end:
-            status = end.code
-        message = capsys.readouterr().err
-        assert status in (0, 2) and "Traceback" not in message, (content, message)
+        scoring = [["score", "--references", str(run.parent / "references")]] * (name in ("hypotheses.txt", RESULTS))
+        for words in (["results", "table"], *scoring):
+            try:
+                status = main([*words, str(run)])
+            except SystemExit as end:
+                status = end.code
+            message = capsys.readouterr().err
+            assert status in (0, 2) and "Traceback" not in message, (content, message)
 
 
 @pytest.mark.parametrize("command", ["compare RUN --baseline stock --out", "results report RUN --out"])
