@@ -170,7 +170,7 @@ def page_text() -> str:
         if name in REGISTRY:
             picture = f"![weights of {name}]({PICTURES}/{name}.svg) {example_weights(name).abs().max().item():.2f}"
         cells = [
-            f"[`{name}`](#{name})",
+            f"[{name}](#{name})",
             told.formula.replace("|", "\\|"),
             told.row_sum,
             measured.start(),
