@@ -1,7 +1,5 @@
 """The types of numbers on command lines: argparse names the flag, these say what is allowed."""
 
-from __future__ import annotations
-
 import argparse
 import math
 

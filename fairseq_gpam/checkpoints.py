@@ -4,8 +4,6 @@
 every other command that has read `--user-dir`.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import io

@@ -1,7 +1,5 @@
 """The versions of fairseq that this package needs, and the checks on the installed one."""
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import importlib.metadata

@@ -5,8 +5,6 @@ raises itself, because its messages say what to do, every OSError (files, folder
 Anything else is a bug of this package: its traceback is shown, with status 1.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """Converts a checkpoint to fairseq's own model; `export_command` says what is kept and what is refused."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import re

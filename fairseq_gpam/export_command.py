@@ -5,8 +5,6 @@ multiplied into the output projections. All else is refused. The logits of both 
 written.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

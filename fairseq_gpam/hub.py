@@ -1,7 +1,5 @@
 """Trained models in Python: translation, completion, scores, and a sentence's signed attention weights."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

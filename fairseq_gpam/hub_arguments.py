@@ -1,7 +1,5 @@
 """Checks what the functions of the hub are given, and finds the languages of a folder of dictionaries."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

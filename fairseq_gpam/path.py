@@ -1,7 +1,5 @@
 """The folder to give to --user-dir."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

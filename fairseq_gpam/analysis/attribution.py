@@ -1,7 +1,5 @@
 """Which tokens a prediction depends on: attention relevance, block norms of the frozen model, and a deletion test."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ works offline), its pictures as SVG, and all numbers as JSON and CSV. Newly init
 checkpoints or take their place: everything after --arch is read as flags of fairseq-train.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import logging

@@ -1,7 +1,5 @@
 """Runs samples through a model under the probe and keeps the metrics, and the attention maps of a few samples."""
 
-from __future__ import annotations
-
 import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence

@@ -3,8 +3,6 @@
 A metric is declared at the function that computes it. Metrics without a function of their own are declared here.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from fairseq_gpam.analysis import induction, metrics  # noqa: F401  (importing them declares their metrics)

@@ -4,8 +4,6 @@ Callers say what is shown; this module places it, and `embed` writes it. Figures
 matplotlib's automatic layout measures every label, which takes seconds for many panels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

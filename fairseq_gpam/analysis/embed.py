@@ -1,7 +1,5 @@
 """Writes figures as SVG whose text stays text, and into HTML pages; the same numbers give the same ids."""
 
-from __future__ import annotations
-
 import html
 import io
 import re

@@ -1,7 +1,5 @@
 """Scores that find induction heads in attention maps."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Loads models, from checkpoints or newly initialised, and samples of a data set."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

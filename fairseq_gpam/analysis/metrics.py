@@ -5,8 +5,6 @@ key; states … × T × C; tokens bool … × T, True = not padding. None means 
 the leading dimensions unless stated otherwise. Undefined values (one token, one head, no visible key) are NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

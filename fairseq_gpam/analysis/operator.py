@@ -5,8 +5,6 @@ activation functions are frozen at their values for one sentence (TensorLens, ar
 norm is linear and is not frozen; an activation a(h) becomes (a(h) / h) · h with the gate a(h) / h frozen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """What the pictures of a report show; `drawing` draws them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The probe: observes a fairseq transformer, may switch off parts of its layers, and restores the model afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any

@@ -1,7 +1,5 @@
 """Writes the measurements: results.json, CSV tables, SVG pictures, and one self-contained HTML page."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """What a trained model still predicts when only its short paths are kept (Dong et al. 2021, arXiv 2103.03404)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Templates of pages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jinja2

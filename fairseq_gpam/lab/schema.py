@@ -13,8 +13,6 @@ What a type cannot say belongs in a structure's `__post_init__`, which raises `V
 constrained one is described by its `Meta(description=…)` where the constraints alone would not be understood.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

@@ -5,8 +5,6 @@ and fp16, and layers that `torch.compile` compiled; measures peak memory; counts
 What the time did not suffice for is listed. `--tiny` runs the same on a CPU with small shapes, to test this script.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

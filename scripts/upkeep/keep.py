@@ -6,8 +6,6 @@ What a run that is there already did not have before is added to it. A run of th
 with other numbers is a replicate, which is added and named; nothing is replaced by other numbers.
 """
 
-from __future__ import annotations
-
 import argparse
 import lzma
 import re

@@ -1,7 +1,5 @@
 """Writes the pages generated from the registry: the mechanisms, with a drawing of each one's weights, and the flags."""
 
-from __future__ import annotations
-
 import argparse
 import random
 from collections.abc import Sequence

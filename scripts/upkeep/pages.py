@@ -20,8 +20,6 @@ that `show` may select (`study.ALL_PARTS`). The options are optional. The plots 
 shows the results of a study on synthetic data.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re

@@ -1,7 +1,5 @@
 """Rebuilds the tables of docs/speed.md from the benchmark's JSON files: `python scripts/upkeep/speed.py`."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

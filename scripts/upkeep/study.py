@@ -5,8 +5,6 @@ the baseline. A kept run counts if its command line is the one that the grid wou
 not count, is named.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence

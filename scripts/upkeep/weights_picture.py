@@ -3,8 +3,6 @@
 `python scripts/upkeep/weights_picture.py STOCK.pt DAGPAM.pt --data BIN --sample 718 --layer 2 --head 2`
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

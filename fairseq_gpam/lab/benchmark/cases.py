@@ -1,7 +1,5 @@
 """The timed cases: the same work done by stock fairseq and by this package."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 from collections.abc import Callable, Iterator

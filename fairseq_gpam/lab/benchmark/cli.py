@@ -10,8 +10,6 @@ with the same mechanism's step after 64 instead of with stock).
 PyTorch allocates on the GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

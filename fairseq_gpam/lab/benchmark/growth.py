@@ -1,7 +1,5 @@
 """How the time and memory of one decoding step grow with the number of tokens already decoded."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from typing import Any

@@ -5,8 +5,6 @@ WHAT is `stock` (SDPA with the T × T mask that stock fairseq makes; the mask co
 the mebibytes are the process's resident memory, on a GPU what PyTorch allocates there.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 import subprocess

@@ -1,7 +1,5 @@
 """What the pictures of the benchmark show; `analysis.drawing` draws them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

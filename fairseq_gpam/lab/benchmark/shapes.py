@@ -1,7 +1,5 @@
 """What can be measured: levels, shapes of batches and layers, mechanisms and backends."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Paired timing: two steps alternate in one process, so that the ratio is fair even if the machine's speed drifts."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import time

@@ -4,8 +4,6 @@ Each RUN is a run's folder or a file of runs such as examples/results/bible-de-e
 docstring of fairseq_gpam/lab/experiments/statistics.py. With --json, the files are made from a comparison.json alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

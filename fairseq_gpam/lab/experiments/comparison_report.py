@@ -1,7 +1,5 @@
 """Writes a comparison as JSON, and from that JSON alone as CSV, Markdown and one HTML page."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,8 +5,6 @@ only they have a verdict; every other difference is exploratory and has an inter
 `statistics`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence

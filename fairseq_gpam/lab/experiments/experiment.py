@@ -5,8 +5,6 @@ repeated. A failed run does not stop the others and is reported at the end. docs
 is the guide, the docstring of fairseq_gpam/lab/experiments/grid.py describes the grid file.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

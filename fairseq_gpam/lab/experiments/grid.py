@@ -26,8 +26,6 @@ wider-ffn = {mechanism = "stock", flags = "--decoder-ffn-embed-dim 280", tasks =
 flags = "--partition cpu --time 8:00:00"    # for sbatch
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import platform

@@ -1,7 +1,5 @@
 """Tells before a grid runs whether fairseq can read the options of its trainings and build their models."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from pathlib import Path

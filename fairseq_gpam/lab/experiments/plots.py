@@ -1,7 +1,5 @@
 """What the pictures of runs and comparisons show; `analysis.drawing` draws them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ continues where it stopped. Writes table.md, results.json and learning-curves.pn
 else below DIR.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

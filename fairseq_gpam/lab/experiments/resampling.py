@@ -1,7 +1,5 @@
 """How sure a difference in BLEU and chrF is: a bootstrap of the test set's sentences, nested in that of the seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

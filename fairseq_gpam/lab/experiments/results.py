@@ -4,8 +4,6 @@
 learning curves.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads the folders of finished runs: the results that the stages recorded, and other files."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The sections of a comparison, from which Markdown, the HTML page and the pages of studies are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Series of an arm's runs over updates or layers: validation curves, λ, measures of collapse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -18,8 +18,6 @@ before any run was examined:
   errors: three differences that all happen to be 0.001, the last digit, prove nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

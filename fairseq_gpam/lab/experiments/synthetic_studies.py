@@ -1,7 +1,5 @@
 """The results of a study on synthetic data, which `examples/studies/NAME/study.py` writes into results.jsonl."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

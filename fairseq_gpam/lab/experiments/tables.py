@@ -1,7 +1,5 @@
 """Tables of runs as Markdown, and the report of a few runs."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence

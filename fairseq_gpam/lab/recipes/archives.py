@@ -3,8 +3,6 @@
 Only requested members are read, under their base names, so none can escape its folder. The unpacked size is limited.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import gzip

@@ -1,7 +1,5 @@
 """Averages the parameters of a run's checkpoints into one checkpoint for generate and eval-lm (--checkpoint)."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

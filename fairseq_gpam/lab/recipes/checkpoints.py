@@ -1,7 +1,5 @@
 """Checkpoints of a run folder: whether they are intact, how many updates they have, and which one can be resumed."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

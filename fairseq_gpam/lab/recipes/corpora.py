@@ -1,7 +1,5 @@
 """The two corpora of the quickstart: Bible verses and Shakespeare's works, both in the public domain."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The dictionaries with which a run was trained: the numbers of words that its model knows."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

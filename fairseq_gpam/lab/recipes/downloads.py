@@ -3,8 +3,6 @@
 Downloads use curl, because unlike pooch it resumes interrupted downloads and accepts `file:` URLs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shlex

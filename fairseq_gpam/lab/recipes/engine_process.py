@@ -1,7 +1,5 @@
 """Runs a fairseq command, prints its progress as short lines, and terminates it when this process ends."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

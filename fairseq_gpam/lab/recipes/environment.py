@@ -1,7 +1,5 @@
 """The environment that a result depends on: versions, machine, threads, commit."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Reads losses, speeds, hypotheses and perplexities from fairseq's logs and outputs."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

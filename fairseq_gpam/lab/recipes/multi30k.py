@@ -1,7 +1,5 @@
 """Multi30k task 1 (captions of photographs), English and German, tokenised and lower-cased or raw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Sequences from random n-gram sources, a new source for each line: text on which induction heads can be learned."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Mapping

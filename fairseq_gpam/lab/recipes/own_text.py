@@ -1,7 +1,5 @@
 """The text of a recipe of one's own: its files, one sentence a line, become the splits of the task."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path

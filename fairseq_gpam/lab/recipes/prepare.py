@@ -3,8 +3,6 @@
 Complete folders are reused. Interrupted ones are made again, because a folder gets its name only when it is complete.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -6,8 +6,6 @@ configuration (`config.json`). A training's command line is there from its start
 it; an evaluation's once it has succeeded. This module is independent of recipes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """A run's `results.json`, to which each stage adds an entry when it ends."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The stages of a run, train, generate and eval-lm, as commands that build fairseq's command line from the recipe."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -6,8 +6,6 @@ models. Sources: fairseq's `examples/translation/prepare-iwslt14.sh` and
 `prepare-wmt14en2de.sh`, `examples/language_model/README.md`.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import tempfile

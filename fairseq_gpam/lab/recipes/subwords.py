@@ -3,8 +3,6 @@
 sacremoses and subword-nmt are installed by the extra `recipes`.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,8 +1,6 @@
 """Text of small synthetic tasks, a fresh draw in every line: what an attention mechanism can and cannot learn shows in
 a minute. A word that begins with "?" asks: the word after it can be told from the line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path

@@ -16,8 +16,6 @@ A recipe of one's own has a table `text` with the paths of text files, seen from
     test = ["test.de", "test.en"]
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
