@@ -264,8 +264,10 @@ def _within(x: np.ndarray, y: np.ndarray, arm_of: np.ndarray, seed_of: np.ndarra
     # What is left by rounding alone is no spread.
     if any(np.abs(left).max() <= 1e-9 * np.abs(values).max() for left, values in zip(rest, (x, y), strict=True)):
         return None
-    several = (np.bincount(arm_of) > 1)[arm_of] & (np.bincount(seed_of) > 1)[seed_of]
-    return _rank_correlation(rest[0][several], rest[1][several])
+    # A run that its arm and seed determine wholly leaves nothing, and rounding must not rank what is equal.
+    is_free = np.square(basis).sum(axis=1) < 1 - 1e-9
+    ranked = (np.round(left[is_free] / np.abs(left).max(), 9) for left in rest)
+    return _rank_correlation(*ranked)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

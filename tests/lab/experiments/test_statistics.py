@@ -187,6 +187,21 @@ def test_what_is_common_to_an_arm_or_to_a_seed_is_no_correlation_within():
     assert only_shifts.within is None
 
 
+def test_the_order_of_runs_and_rounding_change_no_correlation_within():
+    """Where cells are missing, some runs are determined by their arm and seed, and others leave equal rests."""
+    generator = np.random.default_rng(6)
+    for _ in range(60):
+        places = [(arm, seed) for arm in range(5) for seed in range(4) if generator.random() < 0.55]
+        values = generator.normal(size=(2, len(places)))
+        within = []
+        for _ in range(4):
+            order = generator.permutation(len(places))
+            x, y = values[:, order] * (1 + 1e-14 * generator.normal(size=len(places)))
+            arms, seeds = zip(*(places[index] for index in order), strict=True)
+            within.append(statistics.spearman(x, y, list(map(str, arms)), seeds, samples=1).within)
+        assert within == pytest.approx([within[0]] * 4, nan_ok=True) if within[0] is not None else not any(within)
+
+
 def test_neither_copied_seeds_nor_copied_arms_make_the_interval_narrower():
     x, y = np.arange(6.0), np.array([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
     names = [f"arm {number}" for number in range(6)]
