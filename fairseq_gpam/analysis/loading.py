@@ -20,7 +20,7 @@ from fairseq_gpam.modules.stacks import is_translation
 
 @dataclass
 class LoadedModel:
-    """A model with all that is needed to run data through it; `updates` is None for a fresh model."""
+    """A model in evaluation, with all that is needed to run data through it; `updates` is None for a fresh model."""
 
     name: str
     origin: str
@@ -30,6 +30,10 @@ class LoadedModel:
     model: Any
     task: Any
     criterion: Any
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.criterion.eval()
 
     @property
     def is_translation(self) -> bool:
@@ -65,7 +69,7 @@ def from_checkpoint(path: str, data: str, name: str) -> LoadedModel:
     with blamed_on(f"{path} with --data {data}"):
         state = checkpoint_utils.load_checkpoint_to_cpu(path, {"data": data})
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([path], {"data": data}, state=state)
-        criterion = task.build_criterion(cfg.criterion).eval()
+        criterion = task.build_criterion(cfg.criterion)
         updates = int(state["optimizer_history"][-1]["num_updates"])
     check_finite(path, models[0])
     return LoadedModel(
