@@ -3,7 +3,6 @@
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from fairseq_gpam.analysis import embed
 
@@ -20,4 +19,4 @@ def render(package: str, template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(css=Markup(embed.CSS), **values) + "\n"
+    return environment.get_template(template).render(css=embed.CSS, **values) + "\n"
