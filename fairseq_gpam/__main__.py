@@ -35,6 +35,7 @@ COMMANDS = {
         "fairseq_gpam.lab.experiments.compare",
         "compare runs with a baseline: tables, verdicts, a page",
     ),
+    "cards": ("fairseq_gpam.lab.experiments.make_cards", "what a mechanism learns in five small tasks, beside softmax"),
     "results": ("fairseq_gpam.lab.experiments.results", "tables and reports of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }

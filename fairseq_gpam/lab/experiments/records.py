@@ -46,7 +46,10 @@ class Divergence(Strict, frozen=True, kw_only=True):
 
 
 class Training(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """A finished training; the curves are [update, loss] in bits, with label smoothing if any."""
+    """A finished training; the curves are [update, loss] in bits, with label smoothing if any.
+
+    `accuracy` is [update, share of right answers in the validation set] of a text with questions.
+    """
 
     command: str
     parameters: int
@@ -54,6 +57,7 @@ class Training(Strict, frozen=True, kw_only=True, omit_defaults=True):
     best_update: int | None = None
     valid: tuple[Point, ...] = ()
     train: tuple[Point, ...] = ()
+    accuracy: tuple[Point, ...] = ()
     diverged: Divergence | None = None
     environment: Environment | None = None
 
@@ -86,9 +90,13 @@ class Score(Strict, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Costs(Strict, frozen=True, kw_only=True, omit_defaults=True):
-    """What a run cost, None if it was not measured; the peak memory is that of all processes of the training."""
+    """What a run cost, None if it was not measured; the peak memory is that of all processes of the training.
+
+    `processor_seconds` are of the training, which other work on the machine lengthens less than `training_seconds`.
+    """
 
     training_seconds: float | None = None
+    processor_seconds: float | None = None
     peak_memory_mib: float | None = None
     training_tokens_per_second: float | None = None
     evaluation_seconds: float | None = None

@@ -92,8 +92,11 @@ def from_stages(stages: Mapping[str, Any]) -> dict[str, Any]:
         "arm": stages.get("arm", stages["name"]),
         "mechanism": run_folder.last_flag(command, "--gpam-mechanism") or "stock",
         "seed": stages["seed"],
-        "training": {"command": train["command"], **training, "valid": curve["valid"], "train": curve.get("train", [])},
-        "costs": {"training_tokens_per_second": train.get("tokens_per_second")},
+        "training": {"command": train["command"], **training, "train": [], **curve},
+        "costs": {
+            "training_tokens_per_second": train.get("tokens_per_second"),
+            "processor_seconds": train.get("processor_seconds"),
+        },
         "losses": losses,
     }
     if "learning_rate" in stages:

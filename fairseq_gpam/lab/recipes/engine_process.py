@@ -13,12 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 LOG_LINE = re.compile(r"^(?P<time>\S+ \S+) \| INFO \| (?P<name>\S+) \| (?P<message>.*)$")
 
 
 stopping = threading.Event()
 """When set, all commands started by this process are terminated."""
+start: Any = subprocess.Popen
+"""What starts a command; `forked` replaces it."""
 
 
 def name_holder(lock: int, process: int, log: Path | str = "") -> None:
@@ -62,7 +65,7 @@ def execute(
         lines.seek(0, os.SEEK_END)
         stdout = errors if output is None else stack.enter_context(output.open("wb"))
         program = shutil.which(command[0], path=environment["PATH"]) or command[0]
-        process = subprocess.Popen(
+        process = start(
             [program, *command[1:]],
             stdout=stdout,
             stderr=errors,

@@ -238,15 +238,15 @@ def train(run: Run, command: Sequence[str]) -> None:
         repaired = checkpoint_files.repair_last(checkpoints)
         if repaired:
             run.say(repaired)
-        ended_badly, seconds = False, None
+        ended_badly, took = False, {}
         if has_ended(checkpoints, log, max_update):
             run.say("training had ended before its results were recorded; recording them")
         else:
             run.say(f"training; all messages go to {log}")
-            begun = time.monotonic()
+            begun, used = time.monotonic(), _processor_seconds()
             try:
                 execute(command, log, lock, report=Progress(run.label, max_update))
-                seconds = time.monotonic() - begun
+                took = {"seconds": time.monotonic() - begun, "processor_seconds": _processor_seconds() - used}
             except BaseException as error:
                 ended_badly = isinstance(error, EngineFailure)
                 if not (ended_badly and logs.divergence(logs.read(log), ended_badly)):
@@ -257,12 +257,18 @@ def train(run: Run, command: Sequence[str]) -> None:
                     raise
         text = logs.read(log)
         measured = logs.parse_training_log(text, logs.divergence(text, ended_badly))
-        if seconds is not None and not logs.resumed(text):
-            measured["seconds"] = round(seconds, 1)
+        if not logs.resumed(text):
+            measured |= {name: round(value, 1) for name, value in took.items()}
         if (checkpoints / checkpoint_files.LAST).exists():
             checkpoint_files.write_config(checkpoints / checkpoint_files.LAST, run.folder / "config.json")
         run.record("train", command, measured)
         refuse_diverged(run.folder, measured)
+
+
+def _processor_seconds() -> float:
+    """Returns the processor time of all commands of this process that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def refuse_diverged(folder: Path, trained: Mapping[str, Any]) -> None:

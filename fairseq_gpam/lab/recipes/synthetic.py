@@ -1,6 +1,7 @@
 """Text of small synthetic tasks, a fresh draw in every line: what an attention mechanism can and cannot learn shows in
 a minute. A word that begins with "?" asks: the word after it can be told from the line."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -68,14 +69,16 @@ def set_difference(generator: np.random.Generator, count: int, options: Mapping[
 
 
 def filler(generator: np.random.Generator, count: int, options: Mapping[str, int], length: int = 0) -> Lines:
-    """Yields lines of `length` words, meaningless but for `pairs` keys with values at random places; asks for one."""
+    """Yields lines of `length` words: filler with `pairs` keys and values at random places, then each key and value."""
+    pairs = options["pairs"]
     for _ in range(count):
-        line = [f"f{word}" for word in generator.integers(options["fillers"], size=(length or options["length"]) - 2)]
-        keys = generator.permutation(options["keys"])[: options["pairs"]]
-        values = generator.integers(options["values"], size=len(keys))
+        words = generator.integers(options["fillers"], size=(length or options["length"]) - 2 * pairs)
+        line = [f"f{word}" for word in words]
+        keys = generator.permutation(options["keys"])[:pairs]
+        values = generator.integers(options["values"], size=pairs)
         for place, key, value in zip(generator.permutation(len(line)), keys, values, strict=False):
             line[place] = f"{key}=v{value}"
-        yield [*line, f"?{keys[0]}", f"v{values[0]}"]
+        yield [*line, *(word for at in generator.permutation(pairs) for word in (f"?{keys[at]}", f"v{values[at]}"))]
 
 
 GENERATORS: dict[str, Callable[[np.random.Generator, int, Mapping[str, int]], Lines]] = {
@@ -94,15 +97,29 @@ MORE_TESTS: dict[str, tuple[Callable[[np.random.Generator, int, Mapping[str, int
 """Further test sets, `test1`, `test2`, …, of another distribution than the training's."""
 
 
+def lines(corpus: str, options: Mapping[str, int], split: str) -> list[list[str]]:
+    """Returns the words of each line of a split, or of a further test set, which is drawn from a seed of its own."""
+    more = MORE_TESTS.get(corpus, ())
+    name, _, number = split.partition("test")
+    generate = more[int(number) - 1] if number else GENERATORS[corpus]
+    stream = len(SPLITS) + int(number) - 1 if number else SPLITS.index(split)
+    return list(generate(np.random.default_rng([options["seed"], stream]), options[name or "test"], options))
+
+
+@functools.cache
+def best_bits_of_bigrams(symbols: int, length: int, count: int, seed: int, split: str) -> float:
+    """Returns `best_bits` of a split of bigrams."""
+    options = {"symbols": symbols, "length": length, split: count, "seed": seed}
+    drawn = lines("bigrams", options, split)
+    return best_bits(np.array([[int(word[1:]) for word in line] for line in drawn]), symbols)
+
+
 def write(corpus: str, options: Mapping[str, int], out: Path) -> None:
-    """Writes the splits of a synthetic task to `out`, one line a sequence, each split from a seed of its own."""
-    sets = [(split, split, GENERATORS[corpus]) for split in SPLITS]
-    sets += [(f"test{number}", "test", more) for number, more in enumerate(MORE_TESTS.get(corpus, ()), start=1)]
-    for number, (name, size, generate) in enumerate(sets):
-        lines = list(generate(np.random.default_rng([options["seed"], number]), options[size], options))
-        (out / f"{name}.txt").write_text("".join(" ".join(line) + "\n" for line in lines), encoding="utf-8")
-        print(f"{name}: {len(lines):,} lines, {sum(map(len, lines)):,} words", flush=True)
-        if corpus == "bigrams" and name != "train":
-            symbols = np.array([[int(word[1:]) for word in line] for line in lines])
-            bits = best_bits(symbols, options["symbols"])
-            print(f"{name}: the best possible predictor loses {bits:.4f} bits a token", flush=True)
+    """Writes the splits of a synthetic task to `out`, one line a sequence."""
+    for split in (*SPLITS, *(f"test{number}" for number, _ in enumerate(MORE_TESTS.get(corpus, ()), start=1))):
+        drawn = lines(corpus, options, split)
+        (out / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in drawn), encoding="utf-8")
+        print(f"{split}: {len(drawn):,} lines, {sum(map(len, drawn)):,} words", flush=True)
+        if corpus == "bigrams" and split != "train":
+            bits = best_bits_of_bigrams(*(options[key] for key in ("symbols", "length", split, "seed")), split)
+            print(f"{split}: the best possible predictor loses {bits:.4f} bits a token", flush=True)
