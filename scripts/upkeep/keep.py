@@ -52,8 +52,8 @@ def kept_run(folder: Path, without_speeds: str = "") -> Run:
 
     Paths are made relative to the output folder `out`; of the curves only the validation curve is kept, of λ over
     training its last value. `without_speeds` is a reason to leave out speeds and times, and is kept as a note; the peak
-    memory, which does not depend on other work on the machine, is kept. Raises `FileNotFoundError` if the training has
-    not ended, `ValueError` if an absolute path remains.
+    memory and the processor time, which depend little on other work on the machine, are kept. Raises
+    `FileNotFoundError` if the training has not ended, `ValueError` if an absolute path remains.
     """
     folder = folder.resolve()
     run = run_results.read(folder)
@@ -65,7 +65,7 @@ def kept_run(folder: Path, without_speeds: str = "") -> Run:
         measures=tuple(replace(entry, value=float(f"{entry.value:.6g}")) for entry in run.measures),
     )
     if without_speeds:
-        costs = Costs(peak_memory_mib=run.costs.peak_memory_mib)
+        costs = Costs(peak_memory_mib=run.costs.peak_memory_mib, processor_seconds=run.costs.processor_seconds)
         run = replace(run, costs=costs, note=f"speeds are left out: {without_speeds}")
     text = _USER_DIR.sub(r"\1fairseq_gpam", to_line(run).replace(str(folder.parents[3]), "out"))
     remaining = _ABSOLUTE.search(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import card_pages
 from fairseq_gpam import options
 from fairseq_gpam.analysis import drawing, embed
 from fairseq_gpam.attention import (
@@ -20,12 +21,25 @@ from fairseq_gpam.attention import (
 )
 from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.info import LENGTH
+from fairseq_gpam.lab.experiments import sections
 
 SENTENCE = ["the", "cat", "that", "the", "dog", "saw", "sat", "on", "the", "mat"]
 # The attention of the base transformer, for which the page counts parameters.
 EMBED_DIM, NUM_HEADS = 512, 8
 CELL = 14
 PICTURES = "mechanisms"
+CARDS = """## What they learn
+
+![{words}](mechanisms/cards.svg)
+
+{scores}
+
+{found}
+
+How the runs were planned, which differences were expected, and which were found stands in the study
+`examples/studies/cards`. `python -m fairseq_gpam cards --mechanism mine.py:NAME` makes the card of your own mechanism
+beside softmax's.
+"""
 COLUMNS = (
     *("name", "formula", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where"),
     *("neutral", "paper", "weights"),
@@ -115,6 +129,27 @@ def write(output: Path) -> None:
         embed.write(figure, pictures / f"{name}.svg")
     for name, text in (("mechanisms.md", page_text()), ("flags.md", flags_page())):
         (output / name).write_text(text, encoding="utf-8")
+    for name, section in card_pages.kept_cards().items():
+        if section.picture:
+            embed.write(section.picture.draw(), pictures / f"{name}.svg")
+
+
+def overview_lines() -> list[str]:
+    """Returns what heads the page: the map of all cards, if runs are kept."""
+    section = card_pages.kept_cards().get("cards")
+    if section is None or section.picture is None:
+        return []
+    found = card_pages.sentences()
+    return [CARDS.format(words=section.picture.words, scores=section.note, found=found)]
+
+
+def card_lines(name: str) -> list[str]:
+    """Returns the card of a mechanism as Markdown, nothing if no run of it is kept."""
+    section = card_pages.kept_cards().get(f"{name}.card")
+    if section is None or section.picture is None:
+        return []
+    picture = f"![{section.picture.words}]({PICTURES}/{name}.card.svg)"
+    return [picture, "", sections.markdown_table(section.head, section.rows), "", section.note, ""]
 
 
 def flags_page() -> str:
@@ -159,6 +194,7 @@ def page_text() -> str:
             length=LENGTH,
             softmax=softmax,
         ),
+        *overview_lines(),
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
     ]
@@ -193,10 +229,10 @@ def page_text() -> str:
             lines.append(f"- no neutral setting: {mechanism.why_never_neutral}")
         for option in mechanism.options:
             lines.append(f"- `{option.flag}`: {option_text(option)}")
-        lines.append("")
+        lines += ["", *card_lines(name)]
     for name, preset in sorted(PRESETS.items()):
         lines += [f"## {name}", "", f"A preset, a name for `{preset.flags()}`.", ""]
-        lines += [f"- {preset.formula}", f"- source: {preset.source}", ""]
+        lines += [f"- {preset.formula}", f"- source: {preset.source}", "", *card_lines(name)]
     lines.append(WARM_START)
     lines.append(CONTROLS)
     return "\n".join(lines)

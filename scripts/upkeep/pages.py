@@ -18,6 +18,11 @@ that `show` may select (`study.ALL_PARTS`). The options are optional. The plots 
     <!-- /study -->
 
 shows the results of a study on synthetic data.
+
+    <!-- cards: expected -->
+    <!-- /cards -->
+
+says of each expectation of the study of cards whether it was found.
 """
 
 import argparse
@@ -30,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import card_pages
 import keep
 import study
 from fairseq_gpam.lab import schema
@@ -147,6 +153,7 @@ def synthetic_table(
 KINDS = {
     "results": Kind({"names": names, "seeds": seeds}, results_table),
     "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
+    "cards": Kind({}, card_pages.table),
     "study": Kind({"rows": str, "columns": str, "value": str}, synthetic_table),
 }
 ALLOWED = "; ".join(

@@ -4,6 +4,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,9 @@ def use() -> None:
 
 
 def _run(words: Sequence[str], stdout: int, stderr: int, environment: Mapping[str, str]) -> None:
+    # The parent's handlers would unwind the parent's stack here; a command is ended by these signals.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
