@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.arguments import positive
+from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.lab.experiments import cards, comparison_report, run_results
 from fairseq_gpam.lab.experiments.cards import Arm
 from fairseq_gpam.lab.experiments.records import Run
@@ -95,12 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
 def read_arm(text: str) -> Arm:
     """Returns the arm that `[FILE.py:]NAME [FLAGS]` names; raises RunError if there is no such file or mechanism."""
     word, *flags = shlex.split(text) or [""]
-    file, _, name = word.rpartition(":")
-    if file and not Path(file).is_file():
-        raise RunError(f"--mechanism {text!r} is not allowed: no such file: {file}; allowed: [FILE.py:]NAME [FLAGS]")
-    path = str(Path(file).resolve()) if file else ""
-    stages.check_mechanism(name, (stages.IMPORT_FLAG,) if file else ())
-    return Arm(name, tuple(flags) or cards.FLAGS.get(name, ()), path)
+    file, _, name = word.rpartition(":") if ".py:" in word else ("", "", word)
+    if not name or (file and not Path(file).is_file()):
+        why = f"no such file: {file}" if name else "it names no mechanism"
+        raise RunError(f"--mechanism {text!r} is not allowed: {why}; allowed: [FILE.py:]NAME [FLAGS]")
+    if file:
+        return Arm(name, tuple(flags), str(Path(file).resolve()))
+    stages.check_mechanism(name, ())
+    if name in REGISTRY and "decoder" not in REGISTRY[name].sites:
+        raise RunError(f"--mechanism {text!r} is not allowed: {name} has no language model")
+    return Arm(name, tuple(flags) or cards.FLAGS.get(name, ()))
 
 
 def make_runs(arm: Arm, task: str, out: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[Run]:

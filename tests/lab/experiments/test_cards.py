@@ -134,10 +134,21 @@ def test_a_card_draws_every_seed():
 def test_a_mechanism_of_ones_own_is_named_by_file_and_name():
     arm = make_cards.read_arm(f"{TEMPERED}:tempered --gpam-tempered-tau 2")
     assert (arm.mechanism, arm.flags, arm.file) == ("tempered", ("--gpam-tempered-tau", "2"), str(TEMPERED))
-    with pytest.raises(RunError, match="no such file"):
-        make_cards.read_arm("nowhere.py:tempered")
-    with pytest.raises(RunError, match="did you mean 'softmax'"):
-        make_cards.read_arm("sofmax")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nowhere.py:tempered", "no such file: nowhere.py"),
+        (f"{TEMPERED}:", "names no mechanism"),
+        ("", "names no mechanism"),
+        ("sofmax", "did you mean 'softmax'"),
+        ("dnas", "has no language model"),
+    ],
+)
+def test_what_is_no_mechanism_is_refused_before_anything_runs(text, why):
+    with pytest.raises(RunError, match=why):
+        make_cards.read_arm(text)
 
 
 SHORT = ("--seeds", "1", "--jobs", "2", "--", "--max-update", "20", "--validate-interval-updates", "10")
