@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fairseq_gpam
 from fairseq_gpam.attention.core.heads import MixedHeads
-from fairseq_gpam.attention.core.lambda_sources import TokenLambda
+from fairseq_gpam.attention.core.lambdas import TokenLambda
 from fairseq_gpam.attention.mechanisms.dagpam import DualGPAMAttention
 from fairseq_gpam.attention.mechanisms.scaled_softmax import ScaledSoftmaxAttention
 from fairseq_gpam.attention.mechanisms.softmax import SoftmaxAttention
@@ -57,7 +57,8 @@ def export(checkpoint: Path, output: Path) -> float:
         ours = _build(ours_settings, state["model"])
         weights = fold(ours, state["model"])
         difference = compare_logits(ours, _build(settings, weights))
-    save(_stock_state(state, settings, weights), output)
+        exported = _stock_state(state, settings, weights)
+    save(exported, output)
     return difference
 
 
@@ -77,9 +78,8 @@ def fold(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(module, GPAMMultiheadAttention):
             site = module.mechanism.site
             if site.query_dim != site.head_dim:
-                raise ExportError(
-                    f"{site}: --gpam-query-rank {site.query_rank} cannot be exported, only {site.head_dim}"
-                )
+                rank = f"--gpam-query-rank {site.query_rank}"
+                raise ExportError(f"{site}: {rank} cannot be exported, only {site.head_dim}")
             if module.position != "none" or module.q_norm is not None:
                 raise ExportError(f"{site}: --gpam-position and --gpam-qk-norm cannot be exported")
             factors = torch.tensor(softmax_factors(module.mechanism))
@@ -98,18 +98,15 @@ def softmax_factors(mechanism: Any) -> list[float]:
         return [factor for group in mechanism.groups.values() for factor in softmax_factors(group)]
     if type(mechanism) is SoftmaxAttention:
         return [1.0] * mechanism.site.num_heads
-    if type(mechanism) in (ScaledSoftmaxAttention, DualGPAMAttention) and _lambda_minus_is_zero(mechanism):
-        plus = 1 + torch.as_tensor(mechanism.lambda_plus()).flatten()
-        return plus.expand(mechanism.site.num_heads).tolist()
+    if type(mechanism) in (ScaledSoftmaxAttention, DualGPAMAttention):
+        minus = getattr(mechanism, "lambda_minus", None)
+        if minus is None or not (isinstance(minus, TokenLambda) or torch.as_tensor(minus()).any()):
+            plus = 1 + torch.as_tensor(mechanism.lambda_plus()).flatten()
+            return plus.expand(mechanism.site.num_heads).tolist()
     raise ExportError(
         f"{mechanism.site}: mechanism {mechanism.name!r} cannot be exported; only softmax, scaled_softmax, and dagpam "
         "whose λ⁻ is exactly 0 are a multiple of stock attention's one softmax"
     )
-
-
-def _lambda_minus_is_zero(mechanism: Any) -> bool:
-    source = getattr(mechanism, "lambda_minus", None)
-    return source is None or not (isinstance(source, TokenLambda) or torch.as_tensor(source()).any())
 
 
 def stock_settings(settings: Any) -> dict[str, Any]:
@@ -142,8 +139,7 @@ def compare_logits(ours: nn.Module, stock: nn.Module) -> float:
     generator = torch.Generator().manual_seed(1)
 
     def batch(stack: str) -> Tensor:
-        entries = _vocabulary(ours.state_dict(), stack)
-        tokens = torch.randint(4, entries, (4, longest), generator=generator)
+        tokens = torch.randint(4, _vocabulary(ours.state_dict(), stack), (4, longest), generator=generator)
         # Rows end in none, two, four and six symbols of padding, as far as they are long enough.
         return tokens.masked_fill(torch.arange(longest) >= (longest - 2 * torch.arange(4)[:, None]).clamp(min=1), 1)
 
@@ -220,8 +216,6 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
-    if isinstance(value, Tensor) or value is None or isinstance(value, (str, bytes, bool, int, float)):
+    if value is None or isinstance(value, (Tensor, str, bytes, bool, int, float)):
         return value
-    if isinstance(value, (list, tuple)) or hasattr(value, "__iter__"):
-        return [_plain(item) for item in value]
-    raise ExportError(f"its settings hold a {type(value).__name__}, which no other program could load")
+    return [_plain(item) for item in value]

@@ -43,7 +43,6 @@ TESTS = {
     "attention/core/kernel_sums": f"{MECHANISM_TESTS}/test_fastmax.py {MECHANISM_TESTS}/test_linear.py",
     "attention/core/masks": f"{MECHANISM_TESTS}/test_centered.py {MECHANISM_TESTS}/test_softmax.py",
     "attention/core/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
-    "attention/core/negative_projection": f"{MECHANISM_TESTS}/test_dagpam.py tests/modules/test_projections.py",
     "analysis/metrics": "tests/analysis/test_metrics.py",
     "modules": MODULE_TESTS,
     "modules/layer_fusion": "tests/models/test_layer_fusion.py",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -58,10 +58,7 @@ class Option:
         return "gpam_" + self.name
 
     def parse(self, value: Any) -> Any:
-        """Returns `value` as this option's type.
-
-        Raises ValueError with the flag, the value and what is allowed.
-        """
+        """Returns `value` as this option's type; raises ValueError with the flag, the value and what is allowed."""
         if value is None:
             return self.default
         try:
@@ -84,31 +81,14 @@ class Option:
         return f"{self.flag} {value!r} is not allowed{near}; allowed: {allowed}"
 
 
-class Settings(Mapping[str, Any]):
-    """The checked values of all options, read as attributes (`settings.lambda_scope`); immutable."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+class Settings(dict[str, Any]):
+    """The checked values of all options, read as items or as attributes (`settings.lambda_scope`)."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
         try:
-            return self._values[name]
+            return self[name]
         except KeyError:
             raise AttributeError(f"no --gpam option {name!r}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return f"Settings({self._values})"
 
 
 @dataclass(frozen=True)
@@ -133,9 +113,6 @@ class Site:
     def query_dim(self) -> int:
         """Returns the width of a head's queries and keys."""
         return self.query_rank or self.head_dim
-
-    def with_heads(self, num_heads: int) -> Site:
-        return replace(self, num_heads=num_heads)
 
     def __str__(self) -> str:
         return f"{self.name} layer {self.layer}"
@@ -166,11 +143,16 @@ class AttentionInput:
     past: dict[str, Tensor] | None = None
     form: Form = Form()  # noqa: RUF009
 
+    @property
+    def own_padding(self) -> Tensor | None:
+        """Returns which of the queries' own positions are padding: bool, B × T; None if there is no padding mask."""
+        padding = self.mask.padding
+        return None if padding is None else padding[:, self.k.size(-2) - self.q.size(-2) :]
+
     def with_new_keys(self) -> AttentionInput:
         """Returns the input with only the keys and values at the queries' own positions."""
         new = slice(self.k.size(-2) - self.q.size(-2), None)
-        padding = None if self.mask.padding is None else self.mask.padding[:, new]
-        mask = replace(self.mask, padding=padding)
+        mask = replace(self.mask, padding=self.own_padding)
         return replace(self, k=self.k[..., new, :], v=self.v[..., new, :], mask=mask)
 
 

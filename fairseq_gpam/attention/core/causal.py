@@ -15,12 +15,6 @@ def require_causal(mechanism: str, inputs: AttentionInput) -> None:
         )
 
 
-def new_positions_hidden(inputs: AttentionInput) -> Tensor | None:
-    """Returns which of the queries' own positions are padding: bool, B × T; None if there is no padding mask."""
-    padding = inputs.mask.padding
-    return None if padding is None else padding[:, inputs.k.size(-2) - inputs.q.size(-2) :]
-
-
 def remembered(inputs: AttentionInput, name: str, mechanism: str) -> Tensor | None:
     """Returns what the mechanism cached under `name` for the positions before the queries; None if there are none.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, SiteName
-from fairseq_gpam.attention.core.layers import NUMBER
+from fairseq_gpam.attention.core.layers import NUMBER, split_layers
 from fairseq_gpam.attention.core.presets import check_known
 
 
@@ -24,12 +24,7 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
     heads.
     """
     flag = f"--gpam-mechanism (or --gpam-{site_name}-mechanism) {spec!r}"
-    groups = []
-    for part in spec.split(","):
-        name, colon, count = (word.strip() for word in part.partition(":"))
-        if not (name and colon and NUMBER.fullmatch(count) and int(count) > 0):
-            raise ValueError(f"{flag} is not allowed: {part!r} is not of the form mechanism:heads, as in dagpam:4")
-        groups.append((name, int(count)))
+    groups = _split_groups(spec, flag)
     names = [name for name, _ in groups]
     if len(set(names)) < len(names):
         raise ValueError(f"{flag} is not allowed: a mechanism is named twice; name each once, with all its heads")
@@ -43,6 +38,24 @@ def parse_mixture(spec: str, site_name: SiteName, num_heads: int) -> list[tuple[
             f"the numbers must add up to {num_heads}"
         )
     return groups
+
+
+def _split_groups(spec: str, flag: str) -> list[tuple[str, int]]:
+    groups = []
+    for part in spec.split(","):
+        name, colon, count = (word.strip() for word in part.partition(":"))
+        if not (name and colon and NUMBER.fullmatch(count) and int(count) > 0):
+            raise ValueError(f"{flag} is not allowed: {part!r} is not of the form mechanism:heads, as in dagpam:4")
+        groups.append((name, int(count)))
+    return groups
+
+
+def mechanism_names(spec: str) -> list[str]:
+    """Returns the names in what --gpam-mechanism takes; raises ValueError if its form is wrong."""
+    flag = f"--gpam-mechanism {spec!r}"
+    parts = [part for part, _ in split_layers(spec, f"{flag} is not allowed")]
+    groups = (_split_groups(part, flag) if is_mixture(part) else [(part, 1)] for part in parts)
+    return [name for group in groups for name, _ in group]
 
 
 class MixedHeads(AttentionMechanism):
@@ -68,7 +81,7 @@ class MixedHeads(AttentionMechanism):
         self.groups = torch.nn.ModuleDict()
         for name, count in groups:
             self.first_heads[name] = sum(self.counts)
-            self.groups[name] = build(name, site.with_heads(count))
+            self.groups[name] = build(name, replace(site, num_heads=count))
             self.counts.append(count)
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
         self.runs_once = any(group.runs_once for group in self.groups.values())

@@ -27,30 +27,40 @@ def spec_of_layer(spec: str, site: Site) -> str:
 def value_of_layer(flag: str, spec: str, site: Site) -> str:
     """Returns the part of a flag's value for the layer of `site`, in the syntax of `spec_of_layer`."""
     flag = f"{flag} {spec!r} is not allowed"
+    parts = split_layers(spec, flag)
+    return (_named_layers if "@" in spec else _cycle)(parts, site, flag)[site.layer] if is_layered(spec) else spec
+
+
+def split_layers(spec: str, flag: str) -> list[tuple[str, str]]:
+    """Returns the parts of `spec`, each with what follows its `@` or `*`, in the syntax of `spec_of_layer`."""
     if not is_layered(spec):
-        return spec
+        return [(spec, "")]
     if "@" in spec and "*" in spec:
         raise ValueError(
             f"{flag}: it mixes @ and *; allowed: layers as in linear@0-2;softmax@3, or a cycle linear*3,dagpam"
         )
-    parts = _cycle(spec, site, flag) if "@" not in spec else _named_layers(spec, site, flag)
-    return parts[site.layer]
+    sign, example = ("@", "linear@0-2,4") if "@" in spec else ("*", "linear*3,dagpam")
+    parts = []
+    for part in re.split(";" if sign == "@" or ";" in spec else ",", spec):
+        what, there, rest = (word.strip() for word in part.partition(sign))
+        fits = bool(rest) if sign == "@" else not there or (NUMBER.fullmatch(rest) and int(rest) > 0)
+        if not (what and fits):
+            raise ValueError(f"{flag}: {part!r} is not of the form mechanism{sign}layers, as in {example}")
+        parts.append((what, rest))
+    return parts
 
 
-def _named_layers(spec: str, site: Site, flag: str) -> list[str]:
+def _named_layers(parts: list[tuple[str, str]], site: Site, flag: str) -> list[str]:
     allowed = f"each of the layers 0 to {site.num_layers - 1} of {site.name} attention exactly once"
     chosen: dict[int, str] = {}
-    for part in spec.split(";"):
-        what, at, spans = (word.strip() for word in part.partition("@"))
-        if not (what and at and spans):
-            raise ValueError(f"{flag}: {part!r} is not of the form mechanism@layers, as in linear@0-2,4")
+    for what, spans in parts:
         for span in spans.split(","):
-            match = SPAN.fullmatch(span.strip())
+            match, where = SPAN.fullmatch(span.strip()), f"{span!r} in {f'{what}@{spans}'!r}"
             if match is None:
-                raise ValueError(f"{flag}: {span!r} in {part!r} is not a layer; allowed: a number, or two as in 0-2")
+                raise ValueError(f"{flag}: {where} is not a layer; allowed: a number, or two as in 0-2")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
-                raise ValueError(f"{flag}: {span!r} in {part!r} goes backwards; allowed: {last}-{first}")
+                raise ValueError(f"{flag}: {where} goes backwards; allowed: {last}-{first}")
             if last >= site.num_layers:
                 raise ValueError(f"{flag}: there is no layer {last}; allowed: {allowed}")
             for layer in range(first, last + 1):
@@ -65,18 +75,12 @@ def _named_layers(spec: str, site: Site, flag: str) -> list[str]:
     return [chosen[layer] for layer in range(site.num_layers)]
 
 
-def _cycle(spec: str, site: Site, flag: str) -> list[str]:
-    parts: list[tuple[str, int]] = []
-    for part in re.split(";" if ";" in spec else ",", spec):
-        what, star, count = (word.strip() for word in part.partition("*"))
-        if not what or (star and not (NUMBER.fullmatch(count) and int(count) > 0)):
-            raise ValueError(f"{flag}: {part!r} is not of the form mechanism*layers, as in linear*3,dagpam")
-        parts.append((what, int(count) if star else 1))
-    length = sum(count for _, count in parts)
+def _cycle(parts: list[tuple[str, str]], site: Site, flag: str) -> list[str]:
+    length = sum(int(count or 1) for _, count in parts)
     if length > site.num_layers:
         raise ValueError(
             f"{flag}: its cycle has {length} layers, but {site.name} attention has {site.num_layers}; "
             f"allowed: a cycle of at most {site.num_layers}"
         )
-    cycle = [what for what, count in parts for _ in range(count)]
+    cycle = [what for what, count in parts for _ in range(int(count or 1))]
     return [cycle[layer % length] for layer in range(site.num_layers)]

@@ -161,17 +161,17 @@ class AttentionMask:
         hidden, fully_masked = self._softmax_mask(num_queries, num_keys, like.device)
         return (None if hidden is None else ~hidden), fully_masked
 
-    def visible_counts(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
-        """Returns the number of keys visible to each row, at least 1: broadcastable to B × H × T × 1."""
-        hidden = self.hidden_keys(num_queries, num_keys, like.device)
+    def visible_counts(self, like: Tensor) -> Tensor:
+        """Returns the number of keys visible to each row of `like`, … × T × S, at least 1: … × T × 1, broadcastable."""
+        hidden = self.hidden_keys(like.size(-2), like.size(-1), like.device)
         if hidden is None:
-            return like.new_full((1, 1), float(num_keys))
+            return like.new_full((1, 1), float(like.size(-1)))
         return (~hidden).sum(dim=-1, keepdim=True).clamp(min=1).to(like.dtype)
 
-    def uniform_weights(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
-        """Returns 1/n on the n keys visible to a row, 0 elsewhere: broadcastable to B × H × T × S."""
-        weights = 1 / self.visible_counts(num_queries, num_keys, like)
-        return zero_hidden(weights.expand(*weights.shape[:-1], num_keys), self, num_queries)
+    def uniform_weights(self, like: Tensor) -> Tensor:
+        """Returns 1/n on the n keys visible to a row of `like`, … × T × S, 0 elsewhere: broadcastable to it."""
+        weights = 1 / self.visible_counts(like)
+        return zero_hidden(weights.expand(*weights.shape[:-1], like.size(-1)), self, like.size(-2))
 
     def visible_mean(self, v: Tensor, num_queries: int) -> Tensor:
         """Returns the mean of the values visible to each row, broadcastable to B × H × T × D; 0 in fully masked rows.
@@ -180,7 +180,8 @@ class AttentionMask:
         """
         num_keys = v.size(-2)
         if self.hidden is not None:
-            return torch.matmul(self.uniform_weights(num_queries, num_keys, v).expand(*v.shape[:2], -1, -1), v)
+            uniform = self.uniform_weights(v.new_empty(()).expand(num_queries, num_keys))
+            return torch.matmul(uniform.expand(*v.shape[:2], -1, -1), v)
         values = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
         count = torch.ones(1, 1, num_keys, 1, dtype=values.dtype, device=v.device)
         if self.padding is not None:

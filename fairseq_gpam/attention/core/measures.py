@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.lambda_sources import TokenLambda
-from fairseq_gpam.attention.core.lambdas import Lambda
+from fairseq_gpam.attention.core.lambdas import Lambda, TokenLambda
 
 DONG = "Dong et al. 2021, arXiv 2103.03404"
 GPAM = "Heo & Choi 2024, arXiv 2410.15578"

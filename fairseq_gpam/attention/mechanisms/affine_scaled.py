@@ -5,23 +5,16 @@ from torch import Tensor, distributed, nn
 
 from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import AffineMechanism, format_values, split_heads, upcast
 
 DECAY = 0.9
 
 
-def affine_scaled_terms(alpha: Tensor, average: Tensor) -> AffineTerms:
-    """Returns the terms of P = α·softmax(QKᵀ/√D + M) + (ᾱ − α)·U, U = 1/n on the n keys visible to a row.
-
-    Shapes: α B × H × T × 1, ᾱ (`average`) H. Bae et al. 2026, arXiv 2602.23057.
-    """
-    return AffineTerms(positive=alpha, uniform=alpha - average.to(alpha.dtype).view(-1, 1, 1))
-
-
 @register_mechanism
 class AffineScaledAttention(AffineMechanism):
     """Softmax weights scaled by α = clamp(0.1·x·w + 0.5, 0, 1) of each token and head, with row sum ᾱ.
+
+    U is uniform over the keys visible to a row.
 
     ᾱ is a moving average of α (decay 0.9, from 0) over the tokens of all processes: a buffer, saved with the model,
     updated after each forward pass in training and constant in evaluation. The paper leaves open whether heads share it
@@ -47,12 +40,13 @@ class AffineScaledAttention(AffineMechanism):
         average = self.average.clone()
         if self.training:
             self._update(scale.detach(), inputs)
-        return affine_scaled_terms(split_heads(scale.type_as(inputs.q), self.site.num_heads), average)
+        alpha = split_heads(scale.type_as(inputs.q), self.site.num_heads)
+        return AffineTerms(positive=alpha, uniform=alpha - average.to(alpha.dtype).view(-1, 1, 1))
 
     def _update(self, scale: Tensor, inputs: AttentionInput) -> None:
         """Moves ᾱ towards the mean of α, B × T × H; padding counts where the queries' own keys tell it."""
         tokens = torch.ones_like(scale[..., :1])
-        hidden = None if self.site.name == "cross" else new_positions_hidden(inputs)
+        hidden = None if self.site.name == "cross" else inputs.own_padding
         if hidden is not None:
             tokens = tokens.masked_fill(hidden.unsqueeze(-1), 0)
         sums = torch.cat([scale * tokens, tokens], dim=-1).sum(dim=(0, 1))

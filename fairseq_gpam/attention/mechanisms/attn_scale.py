@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import AffineMechanism, format_values, upcast
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 
@@ -97,7 +96,7 @@ class AttnScaleAttention(AffineMechanism):
                 f"--gpam-attn-scale-features has no cached sums for {earlier} earlier keys; allowed: "
                 "decoding from the first position, without --cross-self-attention"
             )
-        return self.features(output, new_positions_hidden(inputs), self.site.name == "decoder", inputs.past)
+        return self.features(output, inputs.own_padding, self.site.name == "decoder", inputs.past)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {format_values(self.scale)}"

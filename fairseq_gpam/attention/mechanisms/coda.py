@@ -7,34 +7,16 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, upcast
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
-
-
-def coda_weights(q: Tensor, k: Tensor, mask: AttentionMask, centered: bool) -> Tensor:
-    """Returns P = tanh(E) ⊙ 2·sigmoid(N), or tanh(E) ⊙ sigmoid(N − mean(N)) if `centered`: B × H × T × S.
-
-    E = QKᵀ/√D + bias, N_ij = −‖q_i − k_j‖₁/√D; q B × H × T × D, k B × H × S × D. Hidden keys are set to 0 afterwards,
-    because tanh(−∞) is −1. Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks, section 2. Two details are
-    our reading: E and N are both divided by √D, and the mean of a row is taken over the keys that it sees, because the
-    mean of the whole matrix would depend on the future.
-    """
-    similarity = torch.tanh(dot_scores(q, k, mask))
-    distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))
-    if centered:
-        mean = zero_hidden(distance, mask).sum(dim=-1, keepdim=True) / mask.visible_counts(
-            distance.size(-2), distance.size(-1), distance
-        )
-        gate = torch.sigmoid(distance - mean)
-    else:
-        gate = 2 * torch.sigmoid(distance)
-    return zero_hidden(similarity * gate, mask)
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 @register_mechanism
 class CodaAttention(MatrixMechanism):
     """Signed weights that are not normalised.
 
-    With the doubled gate they are nearly 0 at first, because N is usually far below 0 at initialisation.
+    With the doubled gate they are nearly 0 at first, because N is usually far below 0 at initialisation. Two details of
+    the formula, section 2 of the source, are our reading: E and N are both divided by √D, and the mean of a row is
+    taken over the keys that it sees, because the mean of the whole matrix would depend on the future.
     """
 
     name = "coda"
@@ -58,7 +40,16 @@ class CodaAttention(MatrixMechanism):
         self.centered = settings.coda_gate == "centered"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return coda_weights(inputs.q, inputs.k, inputs.mask, self.centered)
+        q, k, mask = inputs.q, inputs.k, inputs.mask
+        similarity = torch.tanh(dot_scores(q, k, mask))
+        distance = -torch.cdist(upcast(q), upcast(k), p=1.0) / math.sqrt(q.size(-1))
+        if self.centered:
+            mean = zero_hidden(distance, mask).sum(dim=-1, keepdim=True) / mask.visible_counts(distance)
+            gate = torch.sigmoid(distance - mean)
+        else:
+            gate = 2 * torch.sigmoid(distance)
+        # Hidden keys are set to 0 afterwards, because tanh(−∞) is −1.
+        return zero_hidden(similarity * gate, mask)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gate {'centered' if self.centered else 'doubled'}"

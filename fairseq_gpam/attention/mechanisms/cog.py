@@ -5,23 +5,15 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism, softmax
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, softmax_weights
-from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
-
-
-def cog_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P = sign(s)·softmax(|s|), s = QKᵀ/√D + the mask's finite bias: B × H × T × S.
-
-    Keys are hidden after the absolute value is taken. Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn. Our
-    interpretation: a finite bias is part of s.
-    """
-    scores = dot_scores(q, k, mask)
-    sizes, fully_masked = hide(scores.abs(), mask)
-    return zero_rows(torch.sign(scores) * softmax(sizes), fully_masked)
+from fairseq_gpam.attention.core.masks import hide, zero_rows
 
 
 @register_mechanism
 class CogAttention(MatrixMechanism):
-    """Signed weights whose absolute values sum to 1; the first and the last layer of a stack keep softmax."""
+    """Signed weights whose absolute values sum to 1; the first and the last layer of a stack keep softmax.
+
+    Our reading: a mask's finite bias is part of S.
+    """
 
     name = "cog"
     formula = "P = sign(S) ⊙ softmax(|S| + M), S = QKᵀ/√D; softmax in the first and the last layer"
@@ -45,11 +37,12 @@ class CogAttention(MatrixMechanism):
         self.keeps_softmax = not settings.cog_everywhere and site.layer in (0, site.num_layers - 1)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return (
-            softmax_weights(inputs.q, inputs.k, inputs.mask)
-            if self.keeps_softmax
-            else cog_weights(inputs.q, inputs.k, inputs.mask)
-        )
+        if self.keeps_softmax:
+            return softmax_weights(inputs.q, inputs.k, inputs.mask)
+        scores = dot_scores(inputs.q, inputs.k, inputs.mask)
+        # Keys are hidden after the absolute value is taken.
+        sizes, fully_masked = hide(scores.abs(), inputs.mask)
+        return zero_rows(torch.sign(scores) * softmax(sizes), fully_masked)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", softmax here" if self.keeps_softmax else "")

@@ -3,21 +3,11 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism, split_heads, upcast
-
-
-def differential_v2_terms(second_q: Tensor, strength_logits: Tensor) -> AffineTerms:
-    """Returns P = softmax(Q₁Kᵀ/√D + M) − sigmoid(X w)·softmax(Q₂Kᵀ/√D + M), B × H × T × S.
-
-    Shapes: second_q (Q₂) B × H × T × D; strength_logits (X w) B × T × H. microsoft/unilm, Diff-Transformer-V2, where
-    one projection of double width gives both sets of queries, interleaved, and no norm follows.
-    """
-    strength = torch.sigmoid(upcast(strength_logits)).type_as(second_q)
-    return AffineTerms(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)
 
 
 @register_mechanism
@@ -25,8 +15,8 @@ class DifferentialV2Attention(AffineMechanism):
     """Softmax attention minus a second softmax branch over the same keys, with a weight for each token and head.
 
     It adds a second query projection and one vector for each head, initialised as nn.Linear, as in the source, or by
-    Xavier. In the source one projection without a bias gives both sets of queries. Here the second projection has a
-    bias and is initialised as fairseq's own, so that the two branches are alike.
+    Xavier. In the source one projection without a bias gives both sets of queries, interleaved. Here the second
+    projection has a bias and is initialised as fairseq's own, so that the two branches are alike.
     """
 
     name = "differential_v2"
@@ -56,4 +46,5 @@ class DifferentialV2Attention(AffineMechanism):
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         second_q = inputs.form.query(split_heads(self.second_q_proj(inputs.x), inputs.q.size(1)))
-        return differential_v2_terms(second_q, self.strength_proj(inputs.x))
+        strength = torch.sigmoid(upcast(self.strength_proj(inputs.x))).type_as(second_q)
+        return AffineTerms(negative=split_heads(strength, strength.size(-1)), negative_q=second_q)

@@ -5,21 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, apply_weights, register_mechanism, softmax
-from fairseq_gpam.attention.core.causal import new_positions_hidden, remembered
+from fairseq_gpam.attention.core.causal import remembered
 from fairseq_gpam.attention.core.families import dot_scores, refuse_fused, rms_norm
 from fairseq_gpam.attention.core.masks import hide, zero_rows
 from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
-
-
-def mean_weights(weights: Tensor, own_hidden: Tensor | None) -> Tensor:
-    """Returns G_j, the mean over the queries of the weight on key j: B × H × 1 × S; padded queries do not count.
-
-    Shapes: weights B × H × T × S; own_hidden B × T, which queries are padding. Cang et al. 2025, arXiv 2501.17486.
-    """
-    if own_hidden is None:
-        return weights.mean(dim=-2, keepdim=True)
-    shown = (~own_hidden).to(weights.dtype)[:, None, :, None]
-    return (weights * shown).sum(dim=-2, keepdim=True) / shown.sum(dim=-2, keepdim=True).clamp(min=1.0)
 
 
 @register_mechanism
@@ -64,12 +53,12 @@ class DintAttention(DifferentialAttention):
 
     def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
         """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""
-        own_hidden = new_positions_hidden(inputs)
-        if self.site.name == "encoder":
-            return mean_weights(weights, own_hidden)
+        own_hidden = inputs.own_padding
         shown = torch.ones_like(weights[..., :1])
         if own_hidden is not None:
             shown = shown * ~own_hidden[:, None, :, None]
+        if self.site.name == "encoder":
+            return (weights * shown).sum(dim=-2, keepdim=True) / shown.sum(dim=-2, keepdim=True).clamp(min=1.0)
         # The last column counts the rows.
         rows = torch.cat([weights * shown, shown], dim=-1)
         kept = remembered(inputs, "rows", self.name)

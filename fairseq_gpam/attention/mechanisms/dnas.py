@@ -17,22 +17,14 @@ def dnas_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     scores = dot_scores(q, k, mask)
     if scores.size(-2) != scores.size(-1):
         raise ValueError(f"dnas needs as many queries as keys, not {scores.size(-2)} and {scores.size(-1)}")
-    columns = AttentionMask(
-        mask.padding,
-        mask.causal,
-        hidden=_or(mask.hidden, None if mask.padding is None else mask.padding[:, None, :, None]),
-    ).hidden_keys(scores.size(-2), scores.size(-1), scores.device)
+    columns = mask.hidden_keys(scores.size(-2), scores.size(-1), scores.device)
+    if columns is not None and mask.padding is not None:
+        columns = columns | mask.padding[:, None, :, None]
     if columns is not None:
         # Fully masked columns stay unmasked so that their sums are finite; their weights are zeroed below.
         columns = columns & ~columns.all(dim=-2, keepdim=True)
     seen = scores if columns is None else scores.masked_fill(columns, float("-inf"))
     return masked_softmax(scores - torch.logsumexp(seen, dim=-2, keepdim=True), mask)
-
-
-def _or(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first | second
 
 
 @register_mechanism

@@ -6,23 +6,12 @@ from torch import Tensor
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, format_values, softmax_weights
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
-
-
-def elastic_softmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, tau: Tensor) -> Tensor:
-    """Returns P_ij = relu(softmax_ij + τ_h/n_i) on the n_i keys visible to row i, 0 elsewhere: B × H × T × S.
-
-    τ is H. A τ above 0 would give hidden keys a weight, so the mask applies again. Fu et al. 2026, arXiv 2601.00919;
-    Fzkuji/flash-lazy-attention.
-    """
-    weights = softmax_weights(q, k, mask)
-    counts = mask.visible_counts(q.size(-2), k.size(-2), weights)
-    return zero_hidden(torch.relu(weights + tau.to(weights.dtype).view(-1, 1, 1) / counts), mask)
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 @register_mechanism
 class ElasticSoftmaxAttention(MatrixMechanism):
-    """Softmax weights above a threshold of −τ/n, lowered by it; τ = 0 is softmax attention.
+    """Softmax weights above a threshold of −τ/n, lowered by it, n the visible keys; τ = 0 is softmax attention.
 
     τ is learned for each head from −1, the paper's value, at which a row that sees one key is 0; the authors' second
     file starts at −0.5 because −1 learns slowly. The rest of their layer, a learned bias for each distance, is not
@@ -42,7 +31,10 @@ class ElasticSoftmaxAttention(MatrixMechanism):
         self.tau = no_decay_parameter(torch.full((site.num_heads,), settings.elastic_tau))
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return elastic_softmax_weights(inputs.q, inputs.k, inputs.mask, self.tau)
+        weights = softmax_weights(inputs.q, inputs.k, inputs.mask)
+        share = self.tau.to(weights.dtype).view(-1, 1, 1) / inputs.mask.visible_counts(weights)
+        # A τ above 0 would give hidden keys a weight, so the mask applies again.
+        return zero_hidden(torch.relu(weights + share), inputs.mask)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, τ {format_values(self.tau)}"

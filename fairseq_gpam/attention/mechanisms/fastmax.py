@@ -11,29 +11,12 @@ from torch import Tensor
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, upcast
 from fairseq_gpam.attention.core.kernel_sums import kernel_sums
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 def polynomial(scores: Tensor, degree: int) -> Tensor:
     """Returns f(s) = 1 + s, or 1 + s + s²/2 for degree 2."""
     return 1 + scores if degree == 1 else 1 + scores + scores.square() / 2
-
-
-def fastmax_weights(q: Tensor, k: Tensor, mask: AttentionMask, degree: int) -> Tensor:
-    """Returns P_ij = f(s_ij)/Σ_j f(s_ij), f the polynomial, over the keys visible to row i: B × H × T × S.
-
-    s = QKᵀ, Q and K normalised by `normalize_tokens`. Gerami et al. 2024, arXiv 2402.07901 (`degree` is its p). How the
-    mask's finite bias enters is our reading: for degree 2 it is added to s; for degree 1, where that could make f
-    negative, f is multiplied by exp(bias).
-    """
-    if degree == 1:
-        values = polynomial(dot_scores(q, k, replace(mask, bias=None), scale=1.0), degree)
-        values = values if mask.bias is None else values * mask.bias.to(values.dtype).exp()
-    else:
-        values = polynomial(dot_scores(q, k, mask, scale=1.0), degree)
-    values = zero_hidden(values, mask)
-    total = values.sum(dim=-1, keepdim=True)
-    return values / torch.where(total > 0, total, 1.0)
 
 
 def normalize_tokens(heads: Tensor, size: float) -> Tensor:
@@ -61,7 +44,8 @@ class FastmaxAttention(MatrixMechanism):
     Queries and keys are centred over their channels and scaled to one length. At length 1 the weights stay nearly
     uniform (98 % of the maximum entropy), because each token is normalised by itself where the authors normalise over
     the sequence. A temperature below 1 or a larger length sharpens them. In the linear form, decoder self-attention
-    caches only the sums, whose size does not grow.
+    caches only the sums, whose size does not grow. How a mask's finite bias enters is our reading: for degree 2 it is
+    added to s; for degree 1, where that could make f negative, f is multiplied by its exponential.
     """
 
     name = "fastmax"
@@ -128,7 +112,14 @@ class FastmaxAttention(MatrixMechanism):
         return normalize_tokens(inputs.q, self.norm / self.temperature), normalize_tokens(inputs.k, self.norm)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return fastmax_weights(*self._normalized(inputs), inputs.mask, self.degree)
+        q, k, mask = *self._normalized(inputs), inputs.mask
+        scored = replace(mask, bias=None) if self.degree == 1 else mask
+        values = polynomial(dot_scores(q, k, scored, scale=1.0), self.degree)
+        if self.degree == 1 and mask.bias is not None:
+            values = values * mask.bias.to(values.dtype).exp()
+        values = zero_hidden(values, mask)
+        total = values.sum(dim=-1, keepdim=True)
+        return values / torch.where(total > 0, total, 1.0)
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         has_matrix = inputs.mask.bias is not None or inputs.mask.hidden is not None

@@ -5,16 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden, remembered, require_causal
+from fairseq_gpam.attention.core.causal import remembered, require_causal
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, masked_softmax, upcast
-
-
-def forgetting_scores(scores: Tensor, sums: Tensor) -> Tensor:
-    """Returns s_ij + Σ_{l=j+1…i} log f_l = s_ij + c_i − c_j, B × H × T × S; c_j = Σ_{l≤j} log f_l (`sums`), B × H × S.
-
-    Lin et al. 2025, arXiv 2503.02130; zhixuan-lin/forgetting-transformer.
-    """
-    return scores + sums[..., sums.size(-1) - scores.size(-2) :, None] - sums[..., None, :]
 
 
 @register_mechanism
@@ -44,13 +36,15 @@ class ForgettingAttention(MatrixMechanism):
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)
-        scores = forgetting_scores(dot_scores(inputs.q, inputs.k, inputs.mask), self._sums(inputs))
+        scores, sums = dot_scores(inputs.q, inputs.k, inputs.mask), self._sums(inputs)
+        # F_ij is the difference of two sums, those up to i and to j.
+        scores = scores + sums[..., sums.size(-1) - scores.size(-2) :, None] - sums[..., None, :]
         return masked_softmax(scores, inputs.mask)
 
     def _sums(self, inputs: AttentionInput) -> Tensor:
         """Returns Σ_{l≤j} log f_l for every key j, B × H × S, and caches them."""
         log_gates = F.logsigmoid(upcast(self.gate_proj(inputs.x))).transpose(1, 2)
-        hidden = new_positions_hidden(inputs)
+        hidden = inputs.own_padding
         if hidden is not None:
             log_gates = log_gates.masked_fill(hidden[:, None, :], 0.0)
         sums = log_gates.cumsum(dim=-1)

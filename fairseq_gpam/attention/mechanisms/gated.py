@@ -7,22 +7,13 @@ from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, S
 from fairseq_gpam.attention.core.families import AffineMechanism, split_heads, upcast
 
 
-def gate_heads(heads: Tensor, gate_logits: Tensor) -> Tensor:
-    """Returns heads · sigmoid(gate_logits), before the output projection.
-
-    Shapes: heads B × H × T × D; gate_logits B × T × H, one number for a head, or B × T × (H·D), one for a channel.
-    Qiu et al. 2025, arXiv 2505.06708 (the gate after SDPA, position G1); qiuzh20/gated_attention.
-    """
-    gate = torch.sigmoid(upcast(split_heads(gate_logits, heads.size(1))))
-    return (heads * gate).type_as(heads)
-
-
 @register_mechanism
 class GatedAttention(AffineMechanism):
     """Softmax attention times g·sigmoid(X W_g), W_g without a bias; g = 2 and W_g = 0 give softmax attention.
 
-    W_g is initialised from N(0, 0.02²), as in the authors' code. Xavier initialisation, which fairseq's own projections
-    have, makes the gate's logits about three times as large.
+    It is the gate after attention, position G1 of the paper. W_g is initialised from N(0, 0.02²), as in the authors'
+    code. Xavier initialisation, which fairseq's own projections have, makes the gate's logits about three times as
+    large.
     """
 
     name = "gated"
@@ -62,4 +53,5 @@ class GatedAttention(AffineMechanism):
             nn.init.zeros_(self.gate_proj.weight)
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
-        return self.gain * gate_heads(output, self.gate_proj(inputs.x))
+        gate = torch.sigmoid(upcast(split_heads(self.gate_proj(inputs.x), output.size(1))))
+        return self.gain * (output * gate).type_as(output)

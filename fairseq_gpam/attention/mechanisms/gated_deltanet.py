@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import rms_norm, split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
@@ -92,7 +91,7 @@ class GatedDeltaNet(RecurrentMechanism):
         self.norm_weight = nn.Parameter(torch.ones(width))
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        hidden = new_positions_hidden(inputs)
+        hidden = inputs.own_padding
 
         def hide(values: Tensor) -> Tensor:
             return values if hidden is None else values.masked_fill(hidden[:, None, :, None], 0.0)

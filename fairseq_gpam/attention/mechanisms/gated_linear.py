@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import rms_norm, split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
@@ -90,7 +89,7 @@ class GatedLinearAttention(RecurrentMechanism):
         q, k = upcast(inputs.q) * inputs.q.size(-1) ** -0.5, upcast(inputs.k)
         log_decay = F.logsigmoid(upcast(self.decay_up(self.decay_down(inputs.x)))) / TEMPERATURE
         log_decay = split_heads(log_decay, q.size(1))
-        hidden = new_positions_hidden(inputs)
+        hidden = inputs.own_padding
         if hidden is not None:
             k, log_decay = (part.masked_fill(hidden[:, None, :, None], 0.0) for part in (k, log_decay))
         return upcast(inputs.v), (q, k, log_decay)

@@ -7,7 +7,7 @@ from torch import Tensor
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, upcast
 from fairseq_gpam.attention.core.kernel_sums import kernel_sums
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 def positive_features(vectors: Tensor) -> Tensor:
@@ -20,27 +20,14 @@ def product(q: Tensor, k: Tensor) -> Tensor:
     return positive_features(q) @ positive_features(k).transpose(-2, -1)
 
 
-def linear_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P_ij = φ(q_i)·φ(k_j)·exp(m_ij) / Σ_j, over the keys visible to row i, m the mask's finite bias.
-
-    Shape B × H × T × S. Katharopoulos et al. 2020, arXiv 2006.16236, eq. 4 and 7. Our reading: a bias multiplies the
-    weight by its exponential, as in softmax attention.
-    """
-    values = product(q, k)
-    if mask.bias is not None:
-        values = values * mask.bias.to(values.dtype).exp()
-    values = zero_hidden(values, mask)
-    total = values.sum(dim=-1, keepdim=True)
-    return values / torch.where(total > 0, total, 1.0)
-
-
 @register_mechanism
 class LinearAttention(MatrixMechanism):
     """Weights φ(q)·φ(k)/Σ with φ = elu + 1, computed by sums over the keys in linear time, without a T × S matrix.
 
     Decoder self-attention caches only the sums, D × (D+1) numbers for each head, whatever the length. With attention
     dropout, a mask matrix or requested weights, the matrix P is computed instead; the result is the same. As in the
-    authors' code, queries are not scaled by 1/√D; its ε = 1e-6 in the denominator is left out.
+    authors' code, queries are not scaled by 1/√D; its ε = 1e-6 in the denominator is left out. Our reading: a mask's
+    bias multiplies the weight by its exponential, as in softmax attention.
     """
 
     name = "linear"
@@ -53,7 +40,12 @@ class LinearAttention(MatrixMechanism):
     caches_keys = False
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return linear_weights(inputs.q, inputs.k, inputs.mask)
+        values, mask = product(inputs.q, inputs.k), inputs.mask
+        if mask.bias is not None:
+            values = values * mask.bias.to(values.dtype).exp()
+        values = zero_hidden(values, mask)
+        total = values.sum(dim=-1, keepdim=True)
+        return values / torch.where(total > 0, total, 1.0)
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         mask, past = inputs.mask, inputs.past

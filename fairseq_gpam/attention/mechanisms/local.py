@@ -7,17 +7,6 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import AffineMechanism
-from fairseq_gpam.attention.core.masks import AttentionMask
-
-
-def windowed(mask: AttentionMask, num_queries: int, num_keys: int, reach: int, device: torch.device) -> AttentionMask:
-    """Returns a mask that also hides keys further than `reach` from the query's own position, S−T+i.
-
-    Multiformer's local attention: Sant et al. 2022, arXiv 2205.07100.
-    """
-    positions = torch.arange(num_keys - num_queries, num_keys, device=device)
-    far = (positions[:, None] - torch.arange(num_keys, device=device)).abs() > reach
-    return replace(mask, hidden=far if mask.hidden is None else mask.hidden | far)
 
 
 @register_mechanism
@@ -54,8 +43,10 @@ class LocalAttention(AffineMechanism):
         self.reach: int = settings.local_window
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        sizes = inputs.q.size(-2), inputs.k.size(-2)
-        return super().forward(replace(inputs, mask=windowed(inputs.mask, *sizes, self.reach, inputs.q.device)))
+        positions = torch.arange(inputs.k.size(-2), device=inputs.q.device)
+        far = (positions[inputs.k.size(-2) - inputs.q.size(-2) :, None] - positions).abs() > self.reach
+        hidden = far if inputs.mask.hidden is None else inputs.mask.hidden | far
+        return super().forward(replace(inputs, mask=replace(inputs.mask, hidden=hidden)))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, w {self.reach}"

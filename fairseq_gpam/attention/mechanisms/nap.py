@@ -7,37 +7,17 @@ from torch import Tensor, nn
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, format_values, join_heads, split_heads
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden, zero_rows
+from fairseq_gpam.attention.core.masks import zero_hidden, zero_rows
 
 EPSILON = 1e-3
-
-
-def nap_weights(q: Tensor, k: Tensor, mask: AttentionMask, gain: Tensor, bias: Tensor) -> Tensor:
-    """Returns P_ij = g·(s_ij − mean_i)/(std_i + ε) + b over the keys visible to row i, 0 elsewhere: B × H × T × S.
-
-    s = QKᵀ (not scaled) + the mask's bias; mean and standard deviation over the visible keys of the row; ε = 1e-3;
-    g and b broadcastable to P. A row with one key gets b. Richter & Wattenhofer 2020, arXiv 2005.09561;
-    OliverRichter/normalized-attention.
-    """
-    scores = dot_scores(q, k, mask, scale=1.0)
-    count = mask.visible_counts(scores.size(-2), scores.size(-1), scores)
-    mean = zero_hidden(scores, mask).sum(dim=-1, keepdim=True) / count
-    deviation = zero_hidden(scores - mean, mask)
-    variance = deviation.square().sum(dim=-1, keepdim=True) / count
-    # Where all scores are equal the numerator is 0; the square root of 0 would have an infinite gradient.
-    std = torch.where(variance > 0, variance, 1.0).sqrt()
-    return zero_hidden(gain * deviation / (std + EPSILON) + bias, mask)
-
-
-def pooled_output(heads: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Returns GELU(LayerNorm(heads joined)), B × H × T × D; weight and bias H·D; GELU in its tanh form."""
-    joined = F.layer_norm(join_heads(heads), weight.shape, weight, bias, EPSILON)
-    return split_heads(F.gelu(joined, approximate="tanh"), heads.size(1))
 
 
 @register_mechanism
 class NapAttention(MatrixMechanism):
     """Normalised scores as weights. The output's variance grows with the number of keys, so a norm follows it.
+
+    Mean and standard deviation, to which 1e-3 is added, are those of the scores that a row sees; a row with one key
+    gets b.
 
     As in the source, GELU acts on the pooled heads and LayerNorm on the output projection; with `layernorm-gelu` both
     come before the projection.
@@ -73,7 +53,14 @@ class NapAttention(MatrixMechanism):
             self.norm = nn.LayerNorm(site.embed_dim, EPSILON)
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return nap_weights(inputs.q, inputs.k, inputs.mask, self.gain.view(-1, 1, 1), self.bias.view(-1, 1, 1))
+        mask, scores = inputs.mask, dot_scores(inputs.q, inputs.k, inputs.mask, scale=1.0)
+        count = mask.visible_counts(scores)
+        mean = zero_hidden(scores, mask).sum(dim=-1, keepdim=True) / count
+        deviation = zero_hidden(scores - mean, mask)
+        variance = deviation.square().sum(dim=-1, keepdim=True) / count
+        # Where all scores are equal the numerator is 0; the square root of 0 would have an infinite gradient.
+        std = torch.where(variance > 0, variance, 1.0).sqrt()
+        return zero_hidden(self.gain.view(-1, 1, 1) * deviation / (std + EPSILON) + self.bias.view(-1, 1, 1), mask)
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         if self.norm is None:
@@ -82,7 +69,8 @@ class NapAttention(MatrixMechanism):
             return F.gelu(output, approximate="tanh")
         # LayerNorm's bias would make fully masked rows nonzero.
         fully_masked = inputs.mask.fully_masked(output.size(-2), inputs.v.size(-2), inputs.v.device)
-        return zero_rows(pooled_output(output, self.norm.weight, self.norm.bias), fully_masked)
+        pooled = F.gelu(self.norm(join_heads(output)), approximate="tanh")
+        return zero_rows(split_heads(pooled, output.size(1)), fully_masked)
 
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return self.norm(output) if self.norm is not None and self.order == "gelu-layernorm" else output

@@ -5,22 +5,16 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
-
-
-def non_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P_ij = s_ij/√n_i on the n_i keys visible to row i, 0 elsewhere: B × H × T × S; s = QKᵀ/√D + the bias.
-
-    Richter & Wattenhofer 2020, arXiv 2005.09561; in OliverRichter/normalized-attention n is the length of the padded
-    sequence, which depends on the batch. Counting the visible keys is our reading.
-    """
-    scores = dot_scores(q, k, mask)
-    return zero_hidden(scores / mask.visible_counts(scores.size(-2), scores.size(-1), scores).sqrt(), mask)
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 @register_mechanism
 class NonAttention(MatrixMechanism):
-    """Scores as weights, followed by GELU as in the source; unlike NAP, without LayerNorm."""
+    """Scores as weights, followed by GELU as in the source; unlike NAP, without LayerNorm.
+
+    In the authors' code n is the length of the padded sequence, which depends on the batch. Counting the keys that are
+    visible to a row is our reading.
+    """
 
     name = "non"
     formula = "P = s/√n, s = QKᵀ/√D; O = GELU(P·V)"
@@ -37,7 +31,8 @@ class NonAttention(MatrixMechanism):
         self.output = settings.non_output
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return non_weights(inputs.q, inputs.k, inputs.mask)
+        scores = dot_scores(inputs.q, inputs.k, inputs.mask)
+        return zero_hidden(scores / inputs.mask.visible_counts(scores).sqrt(), inputs.mask)
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return F.gelu(output, approximate="tanh") if self.output == "gelu" else output

@@ -7,15 +7,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, join_heads, rms_norm, split_heads, upcast
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
-
-
-def rela_weights(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns P = ReLU(QKᵀ/√D + the mask's finite bias), 0 on hidden keys: B × H × T × S.
-
-    Zhang et al. 2021, arXiv 2104.07012; bzhangGo/zero. Our reading: a finite bias is part of the score.
-    """
-    return zero_hidden(torch.relu(dot_scores(q, k, mask)), mask)
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:
@@ -31,6 +23,7 @@ def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8
 class RelaAttention(MatrixMechanism):
     """Sparse weights without a fixed sum, then a gated RMSNorm over the joined heads, initialised as in the source.
 
+    Our reading: a mask's finite bias is part of the score.
     Training amplifies rounding errors; "Half precision" in docs/speed.md shows the effect in fp16 and bf16.
     """
 
@@ -49,7 +42,7 @@ class RelaAttention(MatrixMechanism):
         self.norm_gate = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return rela_weights(inputs.q, inputs.k, inputs.mask)
+        return zero_hidden(torch.relu(dot_scores(inputs.q, inputs.k, inputs.mask)), inputs.mask)
 
     def finish(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         return gated_rms_norm(output, self.norm_scale, self.norm_gate)

@@ -6,26 +6,15 @@ import torch
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.families import AffineMechanism, format_values
+from fairseq_gpam.attention.core.families import AffineMechanism, format_values, upcast
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-
-
-def scale_queries(inputs: AttentionInput, scale: Tensor) -> AttentionInput:
-    """Returns the input with Q multiplied by s·log n, so that the softmax of scores z = QKᵀ/√D is n^(s·z) / Σ n^(s·z).
-
-    Q is B × H × T × D; `scale` is s, one number for each head (H); n is the number of keys visible to a row.
-    Nakanishi 2025, arXiv 2501.19399. A row with one key has log n = 0, and the whole weight on that key.
-    """
-    exact = inputs.q.new_empty((), dtype=torch.float64 if inputs.q.dtype == torch.float64 else torch.float32)
-    count = inputs.mask.visible_counts(inputs.q.size(-2), inputs.k.size(-2), exact)
-    factor = (scale.to(count.dtype).view(-1, 1, 1) * count.log()).to(inputs.q.dtype)
-    return replace(inputs, q=inputs.q * factor)
 
 
 @register_mechanism
 class ScalableSoftmaxAttention(AffineMechanism):
     """Softmax attention that stays sharp as the number n of keys grows: scores are multiplied by s·log n.
 
+    The weights are proportional to n^(s·z), z = QKᵀ/√D; a row with one key puts its whole weight on that key.
     s is learned for each head of each layer. Only the formula could be confirmed; the initial s = 0.43, the paper's
     fit, is from a public reimplementation (gdevos010/Scalable-Softmax). Our reading: a finite mask bias is not scaled.
     The variant with a learned offset is not provided.
@@ -44,7 +33,10 @@ class ScalableSoftmaxAttention(AffineMechanism):
         self.scale = no_decay_parameter(torch.full((site.num_heads,), settings.scalable_softmax_start))
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
-        return super().forward(scale_queries(inputs, self.scale))
+        sizes = inputs.q.size(-2), inputs.k.size(-2)
+        count = inputs.mask.visible_counts(upcast(inputs.q.new_empty(())).expand(sizes))
+        factor = (self.scale.to(count.dtype).view(-1, 1, 1) * count.log()).to(inputs.q.dtype)
+        return super().forward(replace(inputs, q=inputs.q * factor))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, s {format_values(self.scale)}"

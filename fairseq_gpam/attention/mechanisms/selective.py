@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
-from fairseq_gpam.attention.core.causal import earlier_keys, new_positions_hidden, remembered, require_causal
+from fairseq_gpam.attention.core.causal import earlier_keys, remembered, require_causal
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, masked_softmax
 
 
@@ -50,7 +50,7 @@ class SelectiveAttention(MatrixMechanism):
         require_causal(self.name, inputs)
         scores = dot_scores(inputs.q, inputs.k, inputs.mask)
         kept = remembered(inputs, "selected", self.name)
-        selected = selections(scores, inputs.mask.padding, new_positions_hidden(inputs))
+        selected = selections(scores, inputs.mask.padding, inputs.own_padding)
         if kept is not None:
             before = F.pad(kept, (0, selected.size(-2)))[:, None, :]
             selected = torch.cat([before, selected], dim=-2).cumsum(dim=-2)

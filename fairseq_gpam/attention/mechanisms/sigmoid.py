@@ -7,18 +7,7 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
-
-
-def sigmoid_weights(q: Tensor, k: Tensor, mask: AttentionMask, length: int | None = None) -> Tensor:
-    """Returns P_ij = sigmoid(s_ij − log n) on the keys visible to row i, 0 elsewhere: B × H × T × S.
-
-    s = QKᵀ/√D + the mask's finite bias; n is `length`, or the number of keys visible to the row. Ramapuram et al.
-    2024, arXiv 2409.04431; apple/ml-sigmoid-attention, where n is the length of the training sequences.
-    """
-    scores = dot_scores(q, k, mask)
-    offset = math.log(length) if length else mask.visible_counts(scores.size(-2), scores.size(-1), scores).log()
-    return zero_hidden(torch.sigmoid(scores - offset), mask)
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 
 @register_mechanism
@@ -53,7 +42,9 @@ class SigmoidAttention(MatrixMechanism):
         self.length: int | None = settings.sigmoid_length or None
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        return sigmoid_weights(inputs.q, inputs.k, inputs.mask, self.length)
+        scores = dot_scores(inputs.q, inputs.k, inputs.mask)
+        offset = math.log(self.length) if self.length else inputs.mask.visible_counts(scores).log()
+        return zero_hidden(torch.sigmoid(scores - offset), inputs.mask)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n {self.length or 'the visible keys'}"

@@ -7,39 +7,17 @@ from torch import Tensor, nn
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, apply_weights, register_mechanism
 from fairseq_gpam.attention.core.causal import earlier_keys, require_causal
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast
-from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden, zero_rows
-
-
-def stick_breaking_weights(q: Tensor, k: Tensor, mask: AttentionMask, own_gets_rest: bool) -> Tensor:
-    """Returns P_ij = β_ij Π_{j<l<i} (1−β_il) for j < i, β = sigmoid(QKᵀ/√D + bias), and P_ii: B × H × T × S.
-
-    P_ii, the weight of the query's own key, is the remainder Π_{j<i} (1−β_ij), or 0. A hidden key has β = 0. Tan et al.
-    2024, arXiv 2410.17980; shawntan/stickbreaking-attention (`sb_ref.py`; for the remainder, its tests).
-    """
-    scores = dot_scores(q, k, mask)
-    num_queries, num_keys = scores.shape[-2:]
-    counted = earlier_keys(scores)
-    if mask.padding is not None:
-        counted = counted & ~mask.padding[:, None, None, :]
-    log_rest = F.logsigmoid(-scores).masked_fill(~counted, 0.0)
-    # `left − log_rest` is the log of the weight that the keys after j leave: the sum from the last key to j, without j.
-    left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
-    weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
-    if own_gets_rest:
-        own_keys = torch.eye(num_queries, dtype=torch.bool, device=q.device)
-        own_keys = F.pad(own_keys, (num_keys - num_queries, 0))
-        weights = zero_hidden(torch.where(own_keys, left[..., :1].exp(), weights), mask)
-    return weights
+from fairseq_gpam.attention.core.masks import zero_hidden, zero_rows
 
 
 @register_mechanism
 class StickBreakingAttention(MatrixMechanism):
     """Causal weights that favour the newest keys by construction, so that positions need no encoding.
 
-    A query does not score its own key. By default the weight left over by the earlier keys, the remainder, goes to the
-    query's own value, as in the authors' models until December 2024 (`sb_remainder: True`). With
-    `--gpam-stick-breaking-rest bias` it goes to a vector that each head learns from 0, and GroupNorm with a group for
-    each head follows, as in their models since. With `none` it is dropped, as in the benchmarks of their code.
+    A query does not score its own key, and a hidden key has β = 0. By default the weight left over by the earlier keys,
+    the remainder, goes to the query's own value, as in the authors' models until December 2024 (`sb_remainder: True`).
+    With `--gpam-stick-breaking-rest bias` it goes to a vector that each head learns from 0, and GroupNorm with a group
+    for each head follows, as in their models since. With `none` it is dropped, as in the benchmarks of their code.
     """
 
     name = "stick_breaking"
@@ -70,7 +48,20 @@ class StickBreakingAttention(MatrixMechanism):
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         require_causal(self.name, inputs)
-        return stick_breaking_weights(inputs.q, inputs.k, inputs.mask, self.rest == "own")
+        scores, mask = dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask
+        counted = earlier_keys(scores)
+        if mask.padding is not None:
+            counted = counted & ~mask.padding[:, None, None, :]
+        log_rest = F.logsigmoid(-scores).masked_fill(~counted, 0.0)
+        # `left − log_rest` is the log of the weight that the keys after j leave: the sum from the last key to j,
+        # without j.
+        left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
+        weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
+        if self.rest == "own":
+            own_keys = torch.eye(scores.size(-2), dtype=torch.bool, device=scores.device)
+            own_keys = F.pad(own_keys, (scores.size(-1) - scores.size(-2), 0))
+            weights = zero_hidden(torch.where(own_keys, left[..., :1].exp(), weights), mask)
+        return weights
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         if self.rest != "bias":

@@ -19,7 +19,7 @@ def exceedances(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
     with the threshold's factor β at its start, 1, because no gradient reaches it in snap-research/TDA.
     """
     scores = dot_scores(F.normalize(upcast(q), dim=-1), F.normalize(upcast(k), dim=-1), mask, scale=1.0)
-    counts = mask.visible_counts(scores.size(-2), scores.size(-1), scores)
+    counts = mask.visible_counts(scores)
     return zero_hidden(torch.relu(scores - (2 * counts.log() / q.size(-1)).sqrt()).square(), mask)
 
 

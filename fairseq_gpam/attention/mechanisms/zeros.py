@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.causal import new_positions_hidden
 from fairseq_gpam.attention.core.families import split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
@@ -82,7 +81,7 @@ class ZeroSAttention(RecurrentMechanism):
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, heads = F.normalize(upcast(inputs.q), dim=-1), inputs.q.size(1)
-        hidden = new_positions_hidden(inputs)
+        hidden = inputs.own_padding
         seen = q.new_ones(q.size(0), 1, q.size(2), 1)
         if hidden is not None:
             seen = seen.masked_fill(hidden[:, None, :, None], 0.0)

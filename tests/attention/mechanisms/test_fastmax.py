@@ -96,7 +96,7 @@ def test_decoding_with_the_linear_form(degree):
 
 def test_long_sequences_need_no_matrix(monkeypatch):
     """More than 2·D² keys: auto takes the sums."""
-    monkeypatch.setattr(fastmax, "fastmax_weights", lambda *_: pytest.fail("a matrix was made"))
+    monkeypatch.setattr(fastmax.FastmaxAttention, "weights", lambda *_: pytest.fail("a matrix was made"))
     q = torch.randn(1, HEADS, 2 * WIDTH**2 + 1, WIDTH, dtype=torch.float64)
     build()(AttentionInput(q, q, q, AttentionMask(causal=True), q))
 

@@ -2,9 +2,9 @@
 
 import torch
 from contract import Contract
+from tiny import settings
 
-from fairseq_gpam.attention import AttentionMask
-from fairseq_gpam.attention.mechanisms.softpick import softpick_weights
+from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
 
 
 class TestSoftpick(Contract):
@@ -18,6 +18,7 @@ class TestSoftpick(Contract):
 def test_a_row_without_a_positive_score_is_zero_and_large_scores_are_finite():
     q = torch.tensor([[[[-3.0], [200.0]]]])
     k = torch.ones(1, 1, 4, 1)
-    weights = softpick_weights(q, k, AttentionMask())
+    softpick = build_mechanism("softpick", Site("cross", 0, 1, 1, 1, 1), settings())
+    weights = softpick(AttentionInput(q, k, k, AttentionMask(), q[:, 0], need_weights=True))[1]
     assert weights[0, 0, 0].abs().max() == 0
     torch.testing.assert_close(weights[0, 0, 1], torch.full((4,), 0.25))

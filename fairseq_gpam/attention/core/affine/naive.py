@@ -41,7 +41,7 @@ def affine_weights(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
     for branch in others:
         weights = weights + branch.weight * branch_weights(branch.q, branch.k, bias)
     if terms.uniform is not None:
-        weights = weights - terms.uniform * mask.uniform_weights(num_queries, num_keys, weights)
+        weights = weights - terms.uniform * mask.uniform_weights(weights)
     weights = zero_rows(weights, fully_masked)
     if terms.identity is not None:
         eye = torch.zeros(num_queries, num_keys, dtype=q.dtype, device=q.device)
