@@ -57,12 +57,9 @@ def read(folder: Path) -> Run:
     if "train" not in stages:
         raise FileNotFoundError(f"{folder} holds no results of a finished training")
     analysis = folder / "analysis/results.json"
+    schema.check(stages, stage_results.Trained, str(folder / stage_results.RESULTS))
     try:
         values = from_stages(stages)
-    except KeyError as error:
-        raise schema.SchemaError(
-            f"{folder / 'results.json'}: {error.args[0]} is missing: repeat the run's commands"
-        ) from error
     except ValueError as error:
         raise schema.SchemaError(f"{folder / 'results.json'}: train.command is damaged ({error})") from error
     if folder.resolve().parents[1].name == f"{values['task']}-full":

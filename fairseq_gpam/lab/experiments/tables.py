@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, methodcaller
 from pathlib import Path
 
 import msgspec
@@ -30,49 +31,37 @@ class Column:
     title: str
     read: Callable[[Run], float | None]
     form: str
-    stage: Callable[[Run], object] = lambda run: run.training
+    stage: Callable[[Run], object] = attrgetter("training")
 
 
-def _of_score(key: str, title: str, form: str) -> Column:
-    return Column(key, title, lambda run: run.score(key), form, lambda run: run.scores)
+def _columns(loss: str, scores: Sequence[tuple[str, str, str]], speed: str) -> tuple[Column, ...]:
+    """Returns the columns of a kind of runs; `scores` have a key, a title and a format."""
+    speeds = (
+        ("training", "training_tokens_per_second", "training tokens/s"),
+        ("evaluation", "evaluation_tokens_per_second", f"{speed} tokens/s"),
+    )
+    return (
+        Column("parameters", "parameters", attrgetter("training.parameters"), ","),
+        Column("updates", "updates", attrgetter("training.updates"), ","),
+        Column("valid_loss", loss, lambda run: run.loss("valid", smoothed=True), ".3f"),
+        *(Column(key, title, methodcaller("score", key), form, attrgetter("scores")) for key, title, form in scores),
+        *(Column(key, title, attrgetter(f"costs.{key}"), ",.0f", attrgetter(stage)) for stage, key, title in speeds),
+    )
 
 
-COMMON = (
-    Column("parameters", "parameters", lambda run: run.training.parameters, ","),
-    Column("updates", "updates", lambda run: run.training.updates, ","),
-)
-TRAINING_SPEED = Column(
-    "training_tokens_per_second", "training tokens/s", lambda run: run.costs.training_tokens_per_second, ",.0f"
-)
-VALID_LOSS = Column("valid_loss", "valid loss (bits)", lambda run: run.loss("valid", smoothed=True), ".3f")
-
-
-def _speed(title: str) -> Column:
-    read, stage = (lambda run: run.costs.evaluation_tokens_per_second), (lambda run: run.evaluation)
-    return Column("evaluation_tokens_per_second", title, read, ",.0f", stage)
-
-
-TRANSLATION = (
-    *COMMON,
-    Column("valid_loss", "valid loss (bits, label-smoothed)", VALID_LOSS.read, ".3f"),
-    _of_score("bleu", "BLEU", ".1f"),
-    _of_score("chrf", "chrF", ".1f"),
-    _of_score("tokenized_bleu", "tokenised BLEU", ".1f"),
-    TRAINING_SPEED,
-    _speed("decoding tokens/s"),
-)
-WORDS = (
-    *(*COMMON, VALID_LOSS),
-    _of_score("perplexity_subword", "perplexity per subword", ".2f"),
-    _of_score("perplexity_word", "perplexity per word", ".2f"),
-    *(TRAINING_SPEED, _speed("evaluation tokens/s")),
-)
-CHARACTERS = (
-    *(*COMMON, VALID_LOSS),
-    _of_score("bits_per_character", "bits per character", ".3f"),
-    *(TRAINING_SPEED, _speed("evaluation tokens/s")),
-)
-COLUMNS = {"translation": TRANSLATION, "words": WORDS, "characters": CHARACTERS}
+COLUMNS = {
+    "translation": _columns(
+        "valid loss (bits, label-smoothed)",
+        (("bleu", "BLEU", ".1f"), ("chrf", "chrF", ".1f"), ("tokenized_bleu", "tokenised BLEU", ".1f")),
+        "decoding",
+    ),
+    "words": _columns(
+        "valid loss (bits)",
+        (("perplexity_subword", "perplexity per subword", ".2f"), ("perplexity_word", "perplexity per word", ".2f")),
+        "evaluation",
+    ),
+    "characters": _columns("valid loss (bits)", (("bits_per_character", "bits per character", ".3f"),), "evaluation"),
+}
 OPTIONAL = "tokenized_bleu"
 """The column that a table shows only if a run has it."""
 
@@ -83,10 +72,7 @@ def row_of(run: Run) -> Row:
 
 
 def kind_of(runs: Sequence[Run]) -> str:
-    """Returns the key of `COLUMNS` for the runs.
-
-    Raises `ValueError` for runs of different kinds, which cannot share a table.
-    """
+    """Returns the key of `COLUMNS` for the runs; raises `ValueError` if they are of different kinds."""
     kinds = {_kind(run) for run in runs}
     if len(kinds) != 1:
         raise ValueError("a table shows either translation runs or language models of one kind, at least one")
@@ -152,8 +138,8 @@ def negative_projections(runs: Sequence[Run]) -> list[str]:
     names: dict[str, dict[str, None]] = {}
     for run in runs:
         flags = run_folder.flags_of(shlex.split(run.training.command))
-        chosen = " ".join(words[0] for flag, words in flags.items() if flag.endswith("mechanism") and words)
-        if "dagpam" not in stages.mechanism_names(chosen):
+        chosen = [words[0] for flag, words in flags.items() if flag.endswith("mechanism") and words]
+        if not any("dagpam" in stages.mechanism_names(spec) for spec in chosen):
             continue
         if flags.get("--gpam-negative-source") == ["input"]:
             kind = "from the layer's input to all heads"

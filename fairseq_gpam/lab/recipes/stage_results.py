@@ -15,26 +15,22 @@ from fairseq_gpam.lab import schema
 RESULTS = "results.json"
 
 
-class Stage(msgspec.Struct, frozen=True):
-    """What the end of every stage but `score` records; here and below, what has a default may be missing."""
-
-    command: str = ""
-
-
 class Curve(msgspec.Struct, frozen=True):
-    """[update, loss] of the training and of the validations."""
+    """[update, loss] of the validations and of the training; here and below, what has a default may be missing."""
 
-    valid: list[tuple[int, float]] = []
+    valid: list[tuple[int, float]]
     train: list[tuple[int, float]] = []
 
 
-class Training(Stage, frozen=True):
+class Training(msgspec.Struct, frozen=True):
     """What a training records, as far as it is not checked as part of a `records.Run`.
 
     `seconds` are those of a training that one process ran from its first update to its last.
     """
 
-    curve: Curve = Curve()
+    command: str
+    curve: Curve
+    valid_loss: float
     seconds: float | None = None
 
 
@@ -45,22 +41,34 @@ class Answered(msgspec.Struct, frozen=True):
     accuracy: float
 
 
-class Evaluation(Stage, frozen=True):
-    """What a translation, the evaluation of a language model, or scoring records, likewise."""
+class Scores(msgspec.Struct, frozen=True):
+    """What scoring records, likewise."""
 
     answers: dict[str, Answered] = {}
 
 
-class Results(msgspec.Struct, frozen=True, rename={"eval_lm": "eval-lm"}):
+class Evaluation(Scores, frozen=True, kw_only=True):
+    """What a translation or the evaluation of a language model records, likewise."""
+
+    command: str
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True, rename={"eval_lm": "eval-lm"}):
     """The stages that have ended."""
 
-    task: str = ""
-    name: str = ""
-    seed: int = 0
-    train: Training = Training()
-    generate: Evaluation = Evaluation()
-    eval_lm: Evaluation = Evaluation()
-    score: Evaluation = Evaluation()
+    train: Training | None = None
+    generate: Evaluation | None = None
+    eval_lm: Evaluation | None = None
+    score: Scores | None = None
+
+
+class Trained(Results, frozen=True, kw_only=True):
+    """The stages of a run whose training has ended."""
+
+    task: str
+    name: str
+    seed: int
+    train: Training
 
 
 def write_atomically(path: Path, text: str) -> None:

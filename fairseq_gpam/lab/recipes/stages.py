@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import fairseq_gpam
 from fairseq_gpam import engine
 from fairseq_gpam.arguments import positive_number, seed
+from fairseq_gpam.attention.core.heads import mechanism_names
 from fairseq_gpam.attention.core.presets import check_known
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
@@ -63,13 +63,8 @@ class RunSettings:
         return Run(self.folder, self.task.name, self.name, self.seed, self.arm, self.learning_rate)
 
 
-def mechanism_names(spec: str) -> list[str]:
-    """Returns the names in what --gpam-mechanism takes."""
-    return re.findall(r"[^\W\d]\w*", spec)
-
-
 def check_mechanism(spec: str, flags: Sequence[str]) -> None:
-    """Raises RunError, with the nearest name, if `spec` names an unknown mechanism; a --gpam-import may bring it."""
+    """Raises RunError if `spec` is malformed or names an unknown mechanism; a --gpam-import may bring it."""
     if spec == "stock" or IMPORT_FLAG in flags:
         return
     try:
@@ -80,10 +75,7 @@ def check_mechanism(spec: str, flags: Sequence[str]) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> RunSettings:
-    """Returns the settings from the command line.
-
-    Raises TaskError or RunError if they contradict each other.
-    """
+    """Returns the settings from the command line; raises TaskError or RunError if they contradict each other."""
     task = tasks.load(arguments.task)
     if arguments.full and not task.full_budget:
         raise RunError(f"{task.name} has one budget; leave out --full")
