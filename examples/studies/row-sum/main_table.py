@@ -12,9 +12,10 @@ bits = runs.losses.map(lambda losses: [loss["value"] for loss in losses if loss[
 nats = runs.assign(nats=bits * math.log(2)).pivot(index="seed", columns="arm", values="nats").loc[1:10]
 for arm, other in [("scaled-0.5", "softmax"), ("two-0.5", "scaled-0.5"), ("two-0", "centred")]:
     pairs = nats[[arm, other]].dropna()
+    words = f"{arm} − {other}: {len(pairs)} seeds, {(pairs[arm] - pairs[other]).mean():+.4f}"
+    if len(pairs) < 2:
+        print(f"{words} nats; one seed has no interval")
+        continue
     test = stats.ttest_rel(pairs[arm], pairs[other])
-    mean, half = (
-        (pairs[arm] - pairs[other]).mean(),
-        (test.confidence_interval().high - test.confidence_interval().low) / 2,
-    )
-    print(f"{arm} − {other}: {len(pairs)} seeds, {mean:+.4f} ± {half:.4f} nats, p {test.pvalue:.4f}")
+    low, high = test.confidence_interval()
+    print(f"{words} ± {(high - low) / 2:.4f} nats, p {test.pvalue:.4f}")
