@@ -102,7 +102,7 @@ def main() -> int:
             results["not_run"].append(case)
             continue
         ratio = paired(*steps_of(case, shapes[case["shape"]], device), arguments.pairs)
-        results["ratios"].append({**case, **ratio.as_dict()})
+        results["ratios"].append({**case, **ratio})
         print(json.dumps(results["ratios"][-1]), flush=True)
     results["tests"] = None if arguments.tiny else run_tests(max(1.0, end - time.monotonic()))
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ import argparse
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,16 +25,8 @@ from fairseq_gpam.modules import install_attention
 VOCABULARY = 10_000
 
 
-@dataclass(frozen=True)
-class Case:
-    """One comparison: `build(candidate)` returns the steps to time, stock fairseq's and this package's."""
-
-    level: str
-    shape: str
-    kind: str
-    mode: str
-    dropout: float
-    build: Callable[[Candidate], tuple[Step, Step]]
+Build = Callable[[Candidate], tuple[Step, Step]]
+"""Returns the steps to time, stock fairseq's and this package's."""
 
 
 @contextmanager
@@ -237,13 +228,14 @@ def generation_pair(candidate: Candidate, shape: Shape, beam: int = 5, sentences
     return step(_translation_model(None)), step(_translation_model(candidate))
 
 
-def all_cases(shape_names: list[str], levels: list[str]) -> list[Case]:
-    """Returns every comparison at these shapes and levels."""
-    cases: list[Case] = []
+def all_cases(shape_names: list[str], levels: list[str]) -> list[tuple[dict[str, Any], Build]]:
+    """Returns every comparison at these shapes and levels: level, shape, kind, mode and dropout, and what is timed."""
+    cases: list[tuple[dict[str, Any], Build]] = []
 
     def add(level: str, mode: str, dropout: float, pair: Callable[..., tuple[Step, Step]]) -> None:
         if level in levels:
-            cases.append(Case(level, name, kind, mode, dropout, functools.partial(pair, shape=shape)))
+            case = {"level": level, "shape": name, "kind": kind, "mode": mode, "dropout": dropout}
+            cases.append((case, functools.partial(pair, shape=shape)))
 
     for name in shape_names:
         shape = SHAPES[name]

@@ -12,7 +12,6 @@ PyTorch allocates on the GPU.
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -83,28 +82,21 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)
-    results: dict[str, Any] = {
-        "machine": machine(arguments.threads, arguments.device, arguments.dtype),
-        "ratios": [],
-        "memory": [],
-        "scaling": [],
-        "growth": [],
-    }
+    results: dict[str, Any] = {"machine": machine(arguments.threads, arguments.device, arguments.dtype)}
+    results |= {"ratios": [], "memory": [], "scaling": [], "growth": []}
     candidates = [Candidate(m, b) for m in arguments.mechanisms for b in arguments.backends]
     dtype = getattr(torch, arguments.dtype)
     print(json.dumps(results["machine"]))
     print(f"{'comparison':66} {'ratio':>6}  quartiles      stock", flush=True)
-    for case in all_cases(arguments.shapes, arguments.levels):
+    for case, build in all_cases(arguments.shapes, arguments.levels):
         for candidate in candidates:
             torch.manual_seed(1)
             with creating(arguments.device, dtype):
-                steps = case.build(candidate)
+                steps = build(candidate)
             ratio = paired(*steps, arguments.pairs)
-            fields = {name: getattr(case, name) for name in ("level", "shape", "kind", "mode", "dropout")}
-            name = f"{candidate} {label(fields)}"
-            quartiles = f"{ratio.lower:.3f}–{ratio.upper:.3f}"
-            print(f"{name:66} {ratio.median:6.3f}  {quartiles}  {ratio.stock_seconds * 1e3:8.1f} ms", flush=True)
-            results["ratios"].append({**vars(candidate), **fields, **ratio.as_dict()})
+            name, quartiles = f"{candidate} {label(case)}", f"{ratio['lower']:.3f}–{ratio['upper']:.3f}"
+            print(f"{name:66} {ratio['median']:6.3f}  {quartiles}  {ratio['stock_seconds'] * 1e3:8.1f} ms", flush=True)
+            results["ratios"].append({**vars(candidate), **case, **ratio})
     if "memory" in arguments.levels:
         results["memory"] = measure_memory(candidates, arguments.device, arguments.dtype)
     if "scaling" in arguments.levels:
@@ -156,8 +148,8 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
             mebibytes = [memory.measure(what, length, dropout, device, dtype)["mebibytes"] for length in lengths]
             slope = exponent(lengths[1:], [max(amount, 0.1) for amount in mebibytes[1:]])
-            label = f"{what}, attention dropout {dropout:g}"
-            print(f"{label:64}" + "".join(f"{amount:8.0f}" for amount in mebibytes) + f"  {slope:.2f}", flush=True)
+            amounts = "".join(f"{amount:8.0f}" for amount in mebibytes)
+            print(f"{f'{what}, attention dropout {dropout:g}':64}{amounts}  {slope:.2f}", flush=True)
             row = {"what": what, "dropout": dropout, "lengths": lengths, "mebibytes": mebibytes, "exponent": slope}
             rows.append(row)
     return rows
@@ -170,27 +162,21 @@ def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype:
     rows = []
     for candidate in candidates:
         print(f"\nscaling of the core, {candidate}, milliseconds (stock, ours, ratio)")
-        stock_times, our_times, ratios = [], [], []
+        measured = []
         for length in SCALING_LENGTHS:
             with creating(device, dtype):
                 stock, ours = core_pair(candidate, by_length(length), 0.0)
             ratio = paired(stock, ours, pairs if length <= 2048 else max(3, pairs // 5), warmup=1)
-            stock_times.append(ratio.stock_seconds)
-            our_times.append(ratio.our_seconds)
-            ratios.append(ratio.median)
-            print(
-                f"{length:6} {stock_times[-1] * 1e3:10.2f} {our_times[-1] * 1e3:10.2f} {ratio.median:7.3f}", flush=True
-            )
+            measured.append(ratio)
+            times = f"{ratio['stock_seconds'] * 1e3:10.2f} {ratio['our_seconds'] * 1e3:10.2f}"
+            print(f"{length:6} {times} {ratio['median']:7.3f}", flush=True)
+        row: dict[str, Any] = {**vars(candidate), "lengths": list(SCALING_LENGTHS)}
+        row |= {key: [ratio[key] for ratio in measured] for key in ("stock_seconds", "our_seconds")}
+        row["ratios"] = [ratio["median"] for ratio in measured]
         long = [index for index, length in enumerate(SCALING_LENGTHS) if length >= 512]
-        fitted = [exponent([SCALING_LENGTHS[i] for i in long], [t[i] for i in long]) for t in (stock_times, our_times)]
-        print(f"exponent from 512 tokens on: stock {fitted[0]:.2f}, ours {fitted[1]:.2f}")
-        rows.append(
-            {**vars(candidate), "lengths": list(SCALING_LENGTHS),
-             "stock_seconds": stock_times, "our_seconds": our_times, "ratios": ratios,
-             "stock_exponent": fitted[0], "our_exponent": fitted[1]}
-        )  # fmt: skip
+        for whose in ("stock", "our"):
+            seconds = [row[f"{whose}_seconds"][index] for index in long]
+            row[f"{whose}_exponent"] = exponent([SCALING_LENGTHS[index] for index in long], seconds)
+        print(f"exponent from 512 tokens on: stock {row['stock_exponent']:.2f}, ours {row['our_exponent']:.2f}")
+        rows.append(row)
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit("run: python -m fairseq_gpam benchmark")

@@ -58,7 +58,7 @@ def measure_growth(pairs: int, device: str, dtype: torch.dtype) -> list[dict[str
         with creating(device, dtype):
             layers = attentions(spec)
             steps = [step_after(layers, length) for length in LENGTHS]
-        ratios = [paired(steps[0][0], step, pairs, clock=clock).as_dict() for step, _ in steps[1:]]
+        ratios = [paired(steps[0][0], step, pairs, clock=clock) for step, _ in steps[1:]]
         rows.append({"spec": spec, "lengths": list(LENGTHS), "bytes": [size for _, size in steps], "ratios": ratios})
         times = "".join(f"{ratio['median']:8.2f}" for ratio in ratios)
         print(f"{spec:20}{times}   " + "".join(f"{size / 1024:9.0f}" for _, size in steps), flush=True)

@@ -1,19 +1,20 @@
 """Measures peak memory of the attention core in training, on the CPU each time in a new process.
 
-`python -m fairseq_gpam.lab.benchmark.memory WHAT LENGTH DROPOUT DEVICE DTYPE` prints mebibytes and seconds as JSON.
-WHAT is `stock` (SDPA with the T × T mask that stock fairseq makes; the mask counts) or `MECHANISM:BACKEND`. On the CPU
-the mebibytes are the process's resident memory, on a GPU what PyTorch allocates there.
+It is that of `stock` (SDPA with the T × T mask that stock fairseq makes; the mask counts) or of `MECHANISM:BACKEND`.
+On the CPU the mebibytes are the process's resident memory, on a GPU what PyTorch allocates there.
 """
 
-import json
 import resource
-import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
+import fairseq_gpam
+from fairseq_gpam.errors import blamed_on
 from fairseq_gpam.lab.benchmark.cases import core_pair, creating
 from fairseq_gpam.lab.benchmark.shapes import Candidate, by_length
 from fairseq_gpam.lab.benchmark.timing import Step
@@ -25,16 +26,13 @@ MEBIBYTE = 2**20
 def measure(what: str, length: int, dropout: float, device: str = "cpu", dtype: str = "float32") -> dict[str, float]:
     """Returns the `mebibytes` by which one training step raises the peak memory, and its `seconds`.
 
-    On the CPU the step runs in a new process; raises RuntimeError with that process's own message if it fails.
+    On the CPU the step runs in a new process.
     """
     if device == "cuda":
         return run_here(what, length, dropout, device, dtype)
-    words = [what, str(length), str(dropout), device, dtype]
-    command = [sys.executable, "-m", "fairseq_gpam.lab.benchmark.memory", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with blamed_on(f"{what}, {length} tokens"), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run_here, what, length, dropout, device, dtype).result()
+    raise AssertionError("blamed_on passes no error on")
 
 
 def _reset_peak(device: str) -> None:
@@ -61,8 +59,8 @@ def _peak(device: str) -> float:
 
 def run_here(what: str, length: int, dropout: float, device: str, dtype: str) -> dict[str, float]:
     """Runs one training step in this process; see `measure`."""
+    fairseq_gpam.register()
     torch.set_num_threads(1)
-
     mechanism, _, backend = ("softmax" if what == "stock" else what).partition(":")
 
     def steps(at_length: int) -> Step:
@@ -78,7 +76,3 @@ def run_here(what: str, length: int, dropout: float, device: str, dtype: str) ->
     step()
     after = _peak(device)
     return {"mebibytes": after - before, "seconds": time.perf_counter() - start}
-
-
-if __name__ == "__main__":
-    print(json.dumps(run_here(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])))

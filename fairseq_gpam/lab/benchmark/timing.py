@@ -4,27 +4,11 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 Step = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """The quartiles of time(ours) / time(stock) over all pairs, and both medians in seconds."""
-
-    lower: float
-    median: float
-    upper: float
-    stock_seconds: float
-    our_seconds: float
-    pairs: int
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def timed(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -40,8 +24,11 @@ def timed(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
 
 def paired(
     stock: Step, ours: Step, pairs: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
-) -> Ratio:
-    """Times `stock` and `ours` in pairs, after `warmup` uncounted pairs; which of them goes first alternates."""
+) -> dict[str, float]:
+    """Times `stock` and `ours` in pairs, after `warmup` uncounted pairs; which of them goes first alternates.
+
+    Returns the quartiles of time(ours) / time(stock) over all pairs, both medians in seconds, and the number of pairs.
+    """
     if pairs < 2:
         raise ValueError(f"--pairs {pairs} is not allowed; allowed: 2 or more")
     ratios, stock_times, our_times = [], [], []
@@ -60,4 +47,5 @@ def paired(
     finally:
         gc.enable()
     lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Ratio(lower, median, upper, statistics.median(stock_times), statistics.median(our_times), pairs)
+    seconds = {"stock_seconds": statistics.median(stock_times), "our_seconds": statistics.median(our_times)}
+    return {"lower": lower, "median": median, "upper": upper, **seconds, "pairs": pairs}
