@@ -163,10 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
         "without": [list(variant) for variant in variants],
         "versions": versions(),
     }
-    import pandas as pd
-
-    history = pd.DataFrame(report.lambda_rows(measurements))
-    page = report.write_report(measurements, arguments.out, settings, history)
+    page = report.write_report(measurements, arguments.out, settings)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
     full = [measurement for measurement in measurements if not measurement.without]
     none_made = [f"--{option}" for option in frozen if full and all(option in model.refusals for model in full)]

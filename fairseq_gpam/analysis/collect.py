@@ -1,6 +1,5 @@
 """Runs samples through a model under the probe and keeps the metrics, and the attention maps of a few samples."""
 
-import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,10 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import induction, metrics
 from fairseq_gpam.analysis.attribution import deletion_test, operator_maps, relevance_map
+from fairseq_gpam.analysis.definitions import WEIGHTS
 from fairseq_gpam.analysis.loading import LoadedModel, Samples, token_labels
 from fairseq_gpam.analysis.operator import OperatorError
-from fairseq_gpam.analysis.probe import Probe, iterate_parameters
+from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.attention.core.measures import first_head, lambdas
 from fairseq_gpam.modules.listener import (
@@ -174,7 +174,8 @@ def collect(
 def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]]) -> None:
     """Adds the metrics of states and weights, for each sample, and the gradients of the summed loss."""
     loaded = measurement.loaded
-    weights = [(place, name, weight) for place, name, weight in iterate_parameters(loaded.model)]
+    places = find_attentions(loaded.model)
+    weights = [(place, name, getattr(place.module, f"{name[0]}_proj").weight) for place in places for name in WEIGHTS]
     gradients = [torch.zeros_like(weight) for _, _, weight in weights]
     total_loss = 0.0
     for batch in batches:
@@ -183,7 +184,7 @@ def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]])
         with Probe(
             loaded.model,
             measurement.without,
-            on_attention=functools.partial(_measure_call, measurement, token_ids),
+            on_attention=lambda call, ids=token_ids: measure_attention(measurement, call, ids.get(call.site)),  # type: ignore[misc]
             on_states=lambda states: measure_states(measurement, states),
         ):
             loss, sample_size, _ = loaded.criterion(loaded.model, batch)
@@ -200,10 +201,6 @@ def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]])
         norm = gradient.double().norm() / measurement.sample_size
         measurement.add(f"{name}_gradient", place.site, place.layer, norm)
         measurement.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
-
-
-def _measure_call(measurement: Measurement, token_ids: dict[str, Tensor], event: AttentionCall) -> None:
-    measure_attention(measurement, event, token_ids.get(event.site))
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
-"""Writes figures as SVG whose text stays text, and into HTML pages; the same numbers give the same ids."""
+"""Writes figures as SVG whose text stays text, and HTML pages with them; the same numbers give the same ids."""
 
 import html
 import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -76,6 +78,21 @@ def html_figure(figure: Figure, name: str, alt: str, caption: str = "", path: Pa
         f'<figure class="picture" style="--natural: {natural}px"><p class="hint">wider than the screen: scroll ↔</p>'
         f'<div class="scroll">{drawn}</div>{below}</figure>'
     )
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """Returns a template in a package's folder with `values`; text is escaped, and a missing value is an error.
+
+    It extends page.html.j2, which takes `title` and has the pages' style.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in (package, "fairseq_gpam.analysis")]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(css=CSS, **values) + "\n"
 
 
 def write(figure: Figure, path: Path) -> None:

@@ -39,11 +39,6 @@ class LoadedModel:
     def is_translation(self) -> bool:
         return is_translation(self.model)
 
-    @property
-    def loss_is_per_sentence(self) -> bool:
-        """Returns whether the criterion divides by the number of sentences (--sentence-avg), not of target tokens."""
-        return bool(getattr(self.criterion, "sentence_avg", False))
-
 
 @dataclass
 class Samples:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.core.measures import (
+from fairseq_gpam.attention.core.measures import (  # noqa: F401  (the cheap metrics belong to these, too)
     DEFINITIONS,
     DONG,
     GPAM,
@@ -29,33 +29,6 @@ from fairseq_gpam.attention.core.measures import (
     without_padding,
     zero_unseen,
 )
-
-__all__ = [
-    "attention_relevance",
-    "composite_norm",
-    "effective_rank",
-    "entropy",
-    "first_token_share",
-    "head_redundancy",
-    "kurtosis",
-    "log_log_slope",
-    "massive_activations",
-    "mean_cosine",
-    "negative_mass",
-    "number_of_paths",
-    "path_residuals",
-    "qk_eigenspectrum",
-    "residual_norm",
-    "residual_ratio",
-    "residual_ratio_argmin",
-    "row_sum",
-    "sink",
-    "softmax_jacobian_frobenius",
-    "softmax_jacobian_l1",
-    "spectral_gap",
-    "stable_rank",
-    "translation_relevance",
-]
 
 BAO = "Bao et al. 2024, arXiv 2402.02098"
 GU = "Gu et al. 2025, arXiv 2410.10781"
@@ -113,20 +86,15 @@ def mean_cosine(states: Tensor, tokens: Tensor | None = None) -> Tensor:
     return torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
 
 
-@metric("stable rank", "‖X‖_F² / ‖X‖₂²", "Rudelson & Vershynin 2007")
-def stable_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns the stable rank, between 1 and the rank."""
-    return ranks(states, tokens)[0]
-
-
-@metric("effective rank", "exp(−Σ p log p), p = s/Σs, s the singular values of X", "Roy & Vetterli 2007")
-def effective_rank(states: Tensor, tokens: Tensor | None = None) -> Tensor:
-    """Returns the effective rank, from the singular values of X itself, not of XXᵀ."""
-    return ranks(states, tokens)[1]
-
-
+@metric(
+    "effective rank",
+    "exp(−Σ p log p), p = s/Σs, s the singular values of X",
+    "Roy & Vetterli 2007",
+    name="effective_rank",
+)
+@metric("stable rank", "‖X‖_F² / ‖X‖₂²", "Rudelson & Vershynin 2007", name="stable_rank")
 def ranks(states: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Returns `stable_rank` and `effective_rank` from a single decomposition."""
+    """Returns the stable and the effective rank, both from one decomposition of X itself, not of XXᵀ."""
     matrix = without_padding(states, tokens)
     if matrix.size(-2) < matrix.size(-1):
         matrix = matrix.transpose(-2, -1)

@@ -1,20 +1,13 @@
 """The probe: observes a fairseq transformer, may switch off parts of its layers, and restores the model afterwards."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
 from fairseq_gpam.analysis.definitions import SWITCHES
-from fairseq_gpam.modules.listener import (
-    AttentionCall,
-    AttentionPlace,
-    HiddenStates,
-    Listener,
-    find_attentions,
-    find_layers,
-)
+from fairseq_gpam.modules.listener import AttentionCall, HiddenStates, Listener, find_layers
 
 
 class Probe(Listener):
@@ -80,10 +73,3 @@ def replace_attribute(stack: ExitStack, owner: Any, name: str, value: Any) -> No
         stack.callback(delattr, owner, name)
     else:
         stack.callback(setattr, owner, name, before)
-
-
-def iterate_parameters(model: nn.Module) -> Iterator[tuple[AttentionPlace, str, nn.Parameter]]:
-    """Yields (place, `query` | `key` | `value`, projection weight) for every attention."""
-    for place in find_attentions(model):
-        for name, projection in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-            yield place, name, getattr(place.module, projection).weight

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from fairseq_gpam.analysis import drawing, embed, pictures
 from fairseq_gpam.analysis.collect import Measurement, SampleMaps, slopes
 from fairseq_gpam.analysis.definitions import GROUPS, describe
-from fairseq_gpam.analysis.templates import render
 
 GROUPS_FOR_EVERY_SETTING = (
     "Rank of the hidden states",
@@ -28,13 +27,8 @@ MAP_TOKENS = 24
 """How many tokens of a sequence a map shows; the data file holds all."""
 
 
-def write_report(
-    measurements: Sequence[Measurement], out: Path, settings: dict[str, Any], history: pd.DataFrame | None = None
-) -> Path:
-    """Writes the whole report into the folder `out` and returns the path of report.html.
-
-    `settings` are shown and saved unchanged; `history` holds λ by update (columns of `lambda_rows`).
-    """
+def write_report(measurements: Sequence[Measurement], out: Path, settings: dict[str, Any]) -> Path:
+    """Writes the whole report into the folder `out` and returns the path of report.html; `settings` are shown."""
     out.mkdir(parents=True, exist_ok=True)
     folder = out / "pictures"
     folder.mkdir(exist_ok=True)
@@ -50,7 +44,8 @@ def write_report(
     # JSON has no infinite numbers; null values are not drawn.
     checkpoints = list(dict.fromkeys(measurement.loaded.name for measurement in measurements))
     drawn = records.astype({name: float for name in ("mean", "std", "low", "median", "high")})
-    if history is not None and not history.empty:
+    history = lambda_history(measurements)
+    if not history.empty:
         history.to_csv(out / "lambda.csv", index=False)
     draw = Gallery(folder, checkpoints)
     page = {
@@ -68,7 +63,7 @@ def write_report(
         "tables": tables(records),
     }
     target = out / "report.html"
-    target.write_text(render("fairseq_gpam.analysis", "report.html.j2", **page), encoding="utf-8")
+    target.write_text(embed.render("fairseq_gpam.analysis", "report.html.j2", **page), encoding="utf-8")
     return target
 
 
@@ -94,7 +89,9 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
                 "updates": measurement.loaded.updates,
                 "parameters": sum(parameter.numel() for parameter in measurement.loaded.model.parameters()),
                 "loss": measurement.loss,
-                "loss_unit": "nats per sentence" if measurement.loaded.loss_is_per_sentence else "nats per token",
+                "loss_unit": "nats per sentence"
+                if getattr(measurement.loaded.criterion, "sentence_avg", False)
+                else "nats per token",
                 "samples": measurement.num_samples,
             }
             for measurement in measurements
@@ -217,8 +214,8 @@ class Gallery:
         figure = pictures.path_losses(rows, self.checkpoints) if rows else None
         return self._show(figure, "path-losses", words, "Mean over the samples.") if figure else ""
 
-    def history(self, history: pd.DataFrame | None) -> str:
-        if history is None or history.empty:
+    def history(self, history: pd.DataFrame) -> str:
+        if history.empty:
             return ""
         ends = history.sort_values("updates").groupby(["group", "metric", "site", "layer"], sort=False)["mean"]
         words = "; ".join(
@@ -307,37 +304,23 @@ def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
     ]
 
 
-def lambda_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+def lambda_history(measurements: Sequence[Measurement]) -> pd.DataFrame:
     """Returns λ by update for checkpoints of one run: those in the same folder, if there are at least two."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for measurement in measurements:
-        if measurement.loaded.updates is None:
-            continue
-        for (metric, site, layer, head), values in measurement.values.items():
-            if "lambda" in metric and head is None:
-                heads = [
-                    value[0]
-                    for (name, place, number, single), value in measurement.values.items()
-                    if (name, place, number) == (metric, site, layer) and single is not None
-                ]
-                key = (measurement.loaded.group, metric, site, layer, measurement.loaded.updates)
-                rows[key] = {
-                    "group": measurement.loaded.group,
-                    "metric": metric,
-                    "site": site,
-                    "layer": layer,
-                    "updates": measurement.loaded.updates,
-                    "mean": values[0],
-                    "least": min(heads or values),
-                    "greatest": max(heads or values),
-                }
-    updates: dict[str, set[int]] = {}
-    for row in rows.values():
-        updates.setdefault(row["group"], set()).add(row["updates"])
-    kept = [row for row in rows.values() if len(updates[row["group"]]) > 1]
-    for row in kept:
-        row["group"] = "/".join(Path(row["group"]).parts[-2:])
-    return kept
+    place = ["group", "metric", "site", "layer", "updates"]
+    rows = [
+        (each.loaded.group, metric, site, layer, each.loaded.updates, head, values[0])
+        for each in measurements
+        if each.loaded.updates is not None
+        for (metric, site, layer, head), values in each.values.items()
+        if "lambda" in metric
+    ]
+    frame = pd.DataFrame(rows, columns=[*place, "head", "value"]).drop_duplicates([*place, "head"], keep="last")
+    frame = frame[frame.groupby("group")["updates"].transform("nunique") > 1]
+    by_head = frame.dropna(subset="head").groupby(place, sort=False)["value"].agg(least="min", greatest="max")
+    history = frame[frame["head"].isna()].set_index(place)[["value"]].rename(columns={"value": "mean"}).join(by_head)
+    # A λ that all heads share has no values by head.
+    history = history.fillna({edge: history["mean"] for edge in by_head}).reset_index()
+    return history.assign(group=["/".join(Path(group).parts[-2:]) for group in history["group"]])
 
 
 def write_maps(measurements: Sequence[Measurement], path: Path) -> None:

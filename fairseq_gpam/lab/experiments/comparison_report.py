@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fairseq_gpam.analysis import embed
-from fairseq_gpam.analysis.templates import render
 from fairseq_gpam.lab.experiments import sections
 from fairseq_gpam.lab.recipes import stage_results
 
@@ -48,7 +47,7 @@ def as_html(baseline: str, shown: list[sections.Section]) -> str:
         "baseline": baseline,
         "sections": list(zip(shown, figures, strict=True)),
     }
-    return render("fairseq_gpam.lab.experiments", "comparison.html.j2", **values)
+    return embed.render("fairseq_gpam.lab.experiments", "comparison.html.j2", **values)
 
 
 def as_csv(comparison: dict[str, Any]) -> str:
