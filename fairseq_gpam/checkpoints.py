@@ -69,20 +69,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     # A damaged file can make zipfile and torch raise anything.
     except Exception as error:
         raise CheckpointError(f"{file} {_reason(error, start == b'PK')}") from error
-    if not (isinstance(state, dict) and _has_parameters(state) and _has_settings(state)):
+    if not (isinstance(state, dict) and _is_of_model(state)):
         raise CheckpointError(
             f"{file} is not a checkpoint of fairseq: it lacks the parameters or the settings of a model"
         )
     return state
 
 
-def _has_parameters(state: Mapping[str, Any]) -> bool:
-    model = state.get("model")
-    return isinstance(model, Mapping) and all(map(torch.is_tensor, model.values()))
-
-
-def _has_settings(state: Mapping[str, Any]) -> bool:
-    history = state.get("optimizer_history")
+def _is_of_model(state: Mapping[str, Any]) -> bool:
+    model, history = state.get("model"), state.get("optimizer_history")
+    if not (isinstance(model, Mapping) and all(map(torch.is_tensor, model.values()))):
+        return False
     upgradable = "best_loss" in state or (isinstance(history, list) and all(isinstance(one, dict) for one in history))
     return upgradable and any(state.get(name) is not None for name in ("args", "cfg"))
 

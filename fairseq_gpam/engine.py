@@ -82,10 +82,8 @@ def allow_numpy_2() -> None:
 def installed() -> str:
     """Returns the name and version of the installed engine, or that its distribution is unknown."""
     for distribution in (*PINS, "fairseq"):
-        try:
-            return f"{distribution} {importlib.metadata.version(distribution)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        if version := _version(distribution):
+            return f"{distribution} {version}"
     return "unknown distribution of fairseq" if importlib.util.find_spec("fairseq") else "not installed"
 
 
@@ -136,10 +134,13 @@ def leave_process_group_at_exit() -> None:
 
 def versions() -> dict[str, str]:
     """Returns the versions of the software that a result depends on."""
-    found = {"python": platform.python_version(), "engine": installed()}
-    for distribution in ("torch", "numpy", "sacrebleu", "sentencepiece"):
-        try:
-            found[distribution] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            found[distribution] = "not installed"
-    return found
+    others = ("torch", "numpy", "sacrebleu", "sentencepiece")
+    found = {distribution: _version(distribution) or "not installed" for distribution in others}
+    return {"python": platform.python_version(), "engine": installed(), **found}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -35,7 +35,10 @@ class Ended(SystemExit):
 @contextlib.contextmanager
 def boundary() -> Iterator[None]:
     """Turns every exception into a message on standard error and a status: raises Ended."""
-    prepare_streams()
+    # A character that a stream cannot show is written as its code instead of failing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
@@ -99,13 +102,6 @@ def _raised_by_this_package(error: BaseException) -> bool:
     if not frames or frames[-1].lineno is None or PACKAGE not in Path(frames[-1].filename).resolve().parents:
         return False
     return linecache.getline(frames[-1].filename, frames[-1].lineno).lstrip().startswith("raise ")
-
-
-def prepare_streams() -> None:
-    """Makes output to a stream that cannot show a character write its code instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from fairseq_gpam.attention import REGISTRY, Settings
 from fairseq_gpam.attention.core.affine import describe_choices
 from fairseq_gpam.attention.core.presets import PRESETS, check_known
 
-MODELS = ("transformer_gpam", "transformer_lm_gpam")
 VOCABULARY = 10_000
 LENGTH = 256
 
@@ -67,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     fairseq_gpam.register()
     from fairseq_gpam import parameters
-    from fairseq_gpam.parameter_report import print_controls, print_parameters
 
     if arguments.vocabulary < 5:
         raise ValueError(f"--vocabulary {arguments.vocabulary} is not allowed; allowed: 5 or more")
@@ -79,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         width, heads = parsed.decoder_embed_dim, parsed.decoder_attention_heads
         print_mechanism(name, arguments.length, options.resolve(parsed), width, heads)
         print()
-    print_parameters(model)
+    parameters.print_parameters(model)
     if arguments.match:
-        print_controls(model)
+        parameters.print_controls(model)
     return 0
 
 
@@ -96,16 +94,6 @@ def print_mechanism(name: str, length: int, settings: Settings, width: int = 512
     print(costs.report(name, settings, width, heads, length))
 
 
-def print_architectures() -> None:
-    """Prints the registered models with their architectures."""
-    from fairseq.models import ARCH_MODEL_INV_REGISTRY
-
-    for model in MODELS:
-        print(f"\nmodel {model}, architectures:")
-        for architecture in ARCH_MODEL_INV_REGISTRY[model]:
-            print(f"  {architecture}")
-
-
 def print_info() -> None:
     """Prints the versions, the engine, and the registered models, architectures and mechanisms."""
     print(f"fairseq_gpam {fairseq_gpam.__version__}")
@@ -113,7 +101,10 @@ def print_info() -> None:
         print(f"{name} {version}")
     try:
         fairseq_gpam.register()
-        print_architectures()
+        from fairseq.models import ARCH_MODEL_INV_REGISTRY
+
+        for model in ("transformer_gpam", "transformer_lm_gpam"):
+            print(f"\nmodel {model}, architectures:", *ARCH_MODEL_INV_REGISTRY[model], sep="\n  ")
     except engine.EngineError as error:
         print(f"\nno models: {error}")
     print("\nmechanisms:")

@@ -5,10 +5,9 @@ explicit flag overrides a preset and a preset overrides the default.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, Optional
+from typing import Any
 
 from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism, Option, Settings
 from fairseq_gpam.attention.core.affine import BACKENDS
@@ -209,18 +208,6 @@ def fill_defaults(args: Any) -> None:
             setattr(args, option.dest, option.default)
 
 
-def dataclass_fields() -> list[tuple[str, Any, Any]]:
-    """Returns the options as flat scalar fields for a fairseq dataclass."""
-    return [
-        (
-            option.dest,
-            Optional[option.type],
-            dataclasses.field(default=option.default, metadata={"help": help_text(option)}),
-        )
-        for option in all_options()
-    ]
-
-
 def resolve(args: Any) -> Settings:
     """Returns the checked value of every option on `args`, a namespace or a DictConfig.
 
@@ -234,7 +221,8 @@ def resolve(args: Any) -> Settings:
     for site in SITES:
         name = f"{site}_mechanism"
         values[name] = values[name] or values["mechanism"]
-    unknown = sorted(name for name in _names(args) if name.startswith("gpam_") and name[len("gpam_") :] not in values)
+    given = map(str, vars(args) if isinstance(args, argparse.Namespace) else args)
+    unknown = sorted(name for name in given if name.startswith("gpam_") and name[len("gpam_") :] not in values)
     if unknown:
         raise ValueError(
             f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}"
@@ -270,7 +258,3 @@ def refuse_unread(settings: Settings, mechanisms: Iterable[AttentionMechanism]) 
                 f"{given} is not allowed in a model of {names}, where nothing reads it; allowed with a mechanism that "
                 f"does: {', '.join(readers)}"
             )
-
-
-def _names(args: Any) -> list[str]:
-    return list(vars(args)) if isinstance(args, argparse.Namespace) else [str(name) for name in args]

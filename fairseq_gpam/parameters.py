@@ -1,4 +1,4 @@
-"""Counts a model's parameters and finds stock models with as many, on models built without allocating memory."""
+"""Counts a model's parameters and finds models of equal size to compare it with, without allocating their memory."""
 
 from __future__ import annotations
 
@@ -132,12 +132,6 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_layers(model: nn.Module) -> int:
-    """Returns the number of parameters in the layers of encoder and decoder, without embeddings and output."""
-    parts = [getattr(model, name) for name in ("encoder", "decoder") if hasattr(model, name)]
-    return sum(count(part.layers) for part in parts)
-
-
 def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
     """Returns site, mechanism, number of attentions, and parameters added there; shared parameters count once."""
     rows: dict[tuple[str, str], tuple[int, int]] = {}
@@ -160,11 +154,6 @@ def count_query_width(model: nn.Module) -> int:
             row = projection.in_features + (projection.bias is not None)
             more += row * (projection.out_features - attention.embed_dim)
     return more
-
-
-def count_layer_fusion(model: nn.Module) -> int:
-    """Returns the number of parameters of --gpam-layer-fusion."""
-    return sum(count(module) for module in model.modules() if isinstance(module, LayerFusion))
 
 
 @dataclass(frozen=True)
@@ -245,3 +234,39 @@ def more_heads(stock: Model) -> tuple[str, ...] | None:
         chosen = 2 * heads if 2 * heads in larger else larger[0]
         flags += [f"--{stack}-attention-heads", str(chosen)]
     return tuple(flags)
+
+
+def print_parameters(model: Model) -> None:
+    """Prints the exact number of parameters, how many each site adds, and the overhead over the stock model."""
+    ours, stock = build(model), build(model.stock())
+    total, stock_total = count(ours), count(stock)
+    extra = total - stock_total
+    print(f"model           {model.command()}")
+    print(f"vocabulary      {model.vocabulary} entries, the same for source and target (--vocabulary)")
+    print(f"parameters      {total:,}")
+    print(f"stock           {stock_total:,}  {model.stock().arch}")
+    print(f"overhead        {extra:+,}  {extra / stock_total:+.4%} of stock")
+    layers = sum(count(getattr(stock, name).layers) for name in ("encoder", "decoder") if hasattr(stock, name))
+    print(f"                {extra / layers:+.4%} of the {layers:,} in stock's layers (no embeddings, no output)")
+    sites, settings = count_sites(ours), parse(model)
+    for site, name, number, added in sites:
+        print(f"  {site:8} {name:20} {number:3} attentions  {added:+,}")
+    if queries := count_query_width(ours):
+        rank = settings.gpam_query_rank
+        print(f"  queries and keys of width {rank} in a head (--gpam-query-rank): {queries:+,}")
+    if fusion := sum(count(module) for module in ours.modules() if isinstance(module, LayerFusion)):
+        print(f"  fusion of the layers (--gpam-layer-fusion): {fusion:+,}")
+    if any("dagpam" in name for _, name, _, _ in sites):
+        if settings.gpam_negative_source == "input":
+            print("  W_Q⁻ of daGPAM: from the layer's input to all heads (--gpam-negative-source input)")
+        else:
+            print(f"  W_Q⁻ of daGPAM: {settings.gpam_negative_projection} (--gpam-negative-projection)")
+
+
+def print_controls(model: Model) -> None:
+    """Prints the flags of the parameter-matched controls and the differences that remain."""
+    print("\ncontrols")
+    for arm in match(model):
+        print(f"{arm.name:15} {arm.model.command()}")
+        share = arm.difference / arm.wanted
+        print(f"                {arm.parameters:,} parameters, {arm.difference:+,} ({share:+.5%}) from {arm.wanted:,}")

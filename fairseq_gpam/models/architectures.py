@@ -1,5 +1,9 @@
-"""Registers a counterpart of each of fairseq's transformer architectures, with the same preset, for our models."""
+"""Registers a counterpart of each of fairseq's transformer architectures, with the same preset, for our models.
 
+`--ddp-backend fully_sharded`, in which fairscale wraps each layer and cannot share parameters among them, is refused.
+"""
+
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +15,25 @@ from fairseq.models import (
 )
 
 from fairseq_gpam import options
-from fairseq_gpam.models.sharding import check_backend
+
+REFUSAL = (
+    "--ddp-backend 'fully_sharded' is not allowed with --gpam-mechanism, whose layers may share parameters; "
+    "allowed: c10d, legacy_ddp"
+)
 
 
-def our_name(architecture: str, stock_model: str, our_model: str) -> str:
-    """Returns `transformer_gpam_iwslt_de_en` for `transformer_iwslt_de_en`."""
-    return our_model + architecture.removeprefix(stock_model)
+def check_wrapping() -> None:
+    """Raises ValueError inside fairscale's wrapping, for callers such as hydra whose flags cannot be checked."""
+    wrapping = sys.modules.get("fairscale.nn.wrap.auto_wrap")
+    if wrapping is not None and wrapping.ConfigAutoWrap.in_autowrap_context:
+        raise ValueError(REFUSAL)
 
 
 def with_gpam_defaults(preset: Callable[[Any], None] = lambda args: None) -> Callable[[Any], None]:
     def architecture(args: Any) -> None:
-        check_backend(args)
+        # Before fairseq asks to install fairscale.
+        if getattr(args, "ddp_backend", None) == "fully_sharded":
+            raise ValueError(REFUSAL)
         preset(args)
         options.fill_defaults(args)
 
@@ -29,8 +41,8 @@ def with_gpam_defaults(preset: Callable[[Any], None] = lambda args: None) -> Cal
 
 
 def register_architectures(stock_model: str, our_model: str) -> None:
-    """Registers our counterpart of every architecture of `stock_model` that has none yet."""
+    """Registers our counterpart, such as `transformer_gpam_iwslt_de_en`, of every architecture that has none yet."""
     for name in list(ARCH_MODEL_INV_REGISTRY[stock_model]):
-        ours = our_name(name, stock_model, our_model)
+        ours = our_model + name.removeprefix(stock_model)
         if ours not in ARCH_MODEL_REGISTRY:
             register_model_architecture(our_model, ours)(with_gpam_defaults(ARCH_CONFIG_REGISTRY[name]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from typing import Any
+from dataclasses import field, make_dataclass
+from typing import Any, Optional
 
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
@@ -21,9 +21,11 @@ MODEL = "transformer_lm_gpam"
 
 def make_config() -> type[TransformerLanguageModelConfig]:
     """Returns fairseq's dataclass with a field for every --gpam option registered so far."""
-    config = dataclasses.make_dataclass(
-        "TransformerLanguageModelGPAMConfig", options.dataclass_fields(), bases=(TransformerLanguageModelConfig,)
-    )
+    fields = [
+        (each.dest, Optional[each.type], field(default=each.default, metadata={"help": options.help_text(each)}))
+        for each in options.all_options()
+    ]
+    config = make_dataclass("TransformerLanguageModelGPAMConfig", fields, bases=(TransformerLanguageModelConfig,))
     config.__module__ = __name__
     return config
 

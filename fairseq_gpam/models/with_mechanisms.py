@@ -11,7 +11,7 @@ from torch import Tensor
 from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY, SITES, AttentionMechanism
 from fairseq_gpam.attention.core.base import describe_neutral
-from fairseq_gpam.models.sharding import check_wrapping
+from fairseq_gpam.models.architectures import check_wrapping
 from fairseq_gpam.modules.install import check_quantisation, install_attention
 from fairseq_gpam.modules.listener import find_attentions
 from fairseq_gpam.modules.spectrum_penalty import penalise_spectrum

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerDecoderLayerBase, TransformerEncoderLayerBase
 from torch import Tensor, nn
 
@@ -37,10 +36,8 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
         for index, layer in enumerate(layers):
             if isinstance(layer, TransformerEncoderLayerBase):
                 attentions: dict[str, SiteName] = {"self_attn": "encoder"}
-                noise = (layer.quant_noise, layer.quant_noise_block_size)
             elif isinstance(layer, TransformerDecoderLayerBase):
                 attentions = {"self_attn": "decoder", "encoder_attn": "cross"}
-                noise = (layer.quant_noise, layer.quant_noise_block_size)
             else:
                 raise ValueError(
                     f"{stack_name} layer {index} is a {type(layer).__name__}; allowed: fairseq's transformer layers "
@@ -52,10 +49,12 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
                     width, heads, head_dim = stock.embed_dim, stock.num_heads, stock.head_dim
                     rank = settings.query_rank
                     site = Site(site_name, index, len(layers), width, heads, head_dim, shared, rank)
-                    attention = _exchange(stock, site, settings, noise)
+                    mechanism = build_mechanism(settings[f"{site.name}_mechanism"], site, settings)
+                    noise = (layer.quant_noise, layer.quant_noise_block_size)
+                    attention = GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
                     attention.set_form(settings.position, settings.qk_norm)
                     if site.name == "decoder" and stack.cross_self_attention:
-                        attention.mechanism.refuse_source_keys()
+                        mechanism.refuse_source_keys()
                     _check_layer_runs(stack, layer, attention, settings)
                     setattr(layer, attribute, attention)
         if settings.position != "none":
@@ -89,13 +88,6 @@ def check_quantisation(model: nn.Module, args: Any) -> None:
                 f"--quant-noise-scalar {args.quant_noise_scalar} is not allowed with {name}, a "
                 f"{type(module).__name__}; allowed: 0, or for daGPAM --gpam-negative-projection shared"
             )
-
-
-def _exchange(
-    stock: MultiheadAttention, site: Site, settings: Settings, noise: tuple[float, int]
-) -> GPAMMultiheadAttention:
-    mechanism = build_mechanism(settings[f"{site.name}_mechanism"], site, settings)
-    return GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
 
 
 def _check_layer_runs(

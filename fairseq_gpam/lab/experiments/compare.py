@@ -50,11 +50,6 @@ class Quantity:
     factor: float = 1.0
     resolution: float = 0.0
 
-    @property
-    def is_test(self) -> bool:
-        """Tells whether it is measured on the test set."""
-        return self.of_translations is not None
-
     def measures(self, kind: str) -> bool:
         """Tells whether runs of a task with this `result_kind` have the quantity."""
         return self.of_translations is None or self.of_translations == (kind == "translation")
@@ -284,7 +279,7 @@ def table(
         "delta": delta,
         "tests": tests,
         "diverged": [[arm, run.seed] for arm, runs in by_arm.items() for run in runs if quantity.diverged(run)],
-        "decoded_otherwise": decoded_otherwise(by_arm) if quantity.is_test else [],
+        "decoded_otherwise": decoded_otherwise(by_arm) if quantity.of_translations is not None else [],
         "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
         "rows": rows,
     }

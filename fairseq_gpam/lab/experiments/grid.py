@@ -263,10 +263,7 @@ class Grid(schema.Strict, frozen=True):
 
 
 def load(path: Path) -> Grid:
-    """Reads and checks a grid file.
-
-    Raises `SchemaError` with the file, the key and what is allowed.
-    """
+    """Reads and checks a grid file; raises `SchemaError` with the file, the key and what is allowed."""
     chosen = schema.read_toml(path, Grid)
     folder = path.resolve().parent
     # The jobs run in the output folder, where a path that is seen from the grid's folder means nothing.

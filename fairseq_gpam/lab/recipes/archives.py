@@ -89,10 +89,7 @@ def _problem(file: Readable, complete: bool) -> str:
 
 
 def read(source: Readable, name: str) -> bytes:
-    """Returns a member's bytes.
-
-    Raises ArchiveError if they are more than LARGEST_IN_MEMORY.
-    """
+    """Returns a member's bytes; raises ArchiveError if they are more than LARGEST_IN_MEMORY."""
     content = source.read(LARGEST_IN_MEMORY + 1)
     if len(content) > LARGEST_IN_MEMORY:
         raise ArchiveError(f"{name} unpacks to more than {LARGEST_IN_MEMORY:,} bytes")

@@ -12,23 +12,19 @@ from fairseq_gpam.attention.core.matmul import processor
 
 def environment() -> dict[str, Any]:
     """Returns versions, machine, thread count and the commit of this package."""
+    import torch
+
     return {
         "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
         "machine": {
             "cpu": processor("model name"),
             "cores": os.cpu_count(),
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-            "accelerators": _accelerators(),
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "system": platform.platform(),
         },
         "commit": commit(),
     }
-
-
-def _accelerators() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def commit() -> str:

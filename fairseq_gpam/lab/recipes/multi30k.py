@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fairseq_gpam.lab.recipes import archives
 from fairseq_gpam.lab.recipes.archives import ArchiveError
+from fairseq_gpam.lab.recipes.standard_corpora import LANGUAGES, same_number
 from fairseq_gpam.lab.recipes.subwords import SPLITS, MosesDetokenize, MosesTokenize, map_lines, write_lines
 
-LANGUAGES = ("de", "en")
 PUBLISHED_SPLITS = dict(zip(SPLITS, ("train", "val", "test_2016_flickr"), strict=True))
 
 
@@ -46,10 +46,8 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
         elif split == "test" and source is not None:
             write_lines(out / f"test.{language}", _lines(source))
     for split in SPLITS:
-        de, en = (counts[split, language] for language in LANGUAGES)
-        if de != en:
-            raise ArchiveError(f"Multi30k {split}: {de} German lines, but {en} English ones")
-        print(f"{split}: {de:,} sentence pairs", flush=True)
+        same_number(counts[split, "de"], counts[split, "en"], f"Multi30k {split}")
+        print(f"{split}: {counts[split, 'de']:,} sentence pairs", flush=True)
 
 
 def _lines(path: Path) -> list[str]:

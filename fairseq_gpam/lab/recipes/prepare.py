@@ -118,7 +118,7 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
         if part is not None:
             print("binarising", flush=True)
             binarise(task, task.binarised_text(out), part)
-    if task.is_own:
+    if task.reference != task.name:
         (out / tasks.COPIES).mkdir(exist_ok=True)
         copy = out / tasks.COPIES / f"{task.name}{tasks.OWN}"
         if copy != Path(task.reference):
@@ -199,10 +199,7 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
 
 
 def binarise(task: Task, text: Path, out: Path) -> None:
-    """Runs fairseq-preprocess on `text` in this process.
-
-    Raises PrepareError with its messages if it fails.
-    """
+    """Runs fairseq-preprocess on `text` in this process; raises PrepareError with its messages if it fails."""
     from fairseq import options
 
     suffix = "" if task.is_translation else f".{task.suffixes[0]}"

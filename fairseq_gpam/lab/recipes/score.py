@@ -149,13 +149,10 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def paired_bootstrap(
-    first: Path, second: Path, test: References, samples: int = 1000
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
-    """Returns sacreBLEU's paired bootstrap of two runs' BLEU and chrF2 by metric, and the signatures.
+def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
+    """Returns sacreBLEU's paired bootstrap test of two runs' BLEU and chrF2, the first being the baseline.
 
-    The first run is the baseline, whose p is None. Where resampling says nothing, p is 1: if the scores are equal, or
-    if there are not two different sentences.
+    Where resampling says nothing, p is 1: if the scores are equal, or if there are not two different sentences.
     """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.base import Metric
@@ -168,22 +165,13 @@ def paired_bootstrap(
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()
     different = len(set(zip(systems[0][1], systems[1][1], references[0], strict=True)))
+    lines = []
     for metric in metrics:
         baseline, other = (cast(Result, score) for score in measured[metric])
         # sacreBLEU counts resamples that differ more than the observed scores, of which there are none in these cases.
         if different < 2 or baseline.score == other.score:
             other.p_value = 1.0
-    return {metric: (measured[metric][0], measured[metric][1]) for metric in metrics}, {
-        name: str(signature) for name, signature in signatures.items()
-    }
-
-
-def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
-    """Returns sacreBLEU's paired bootstrap test of two runs, the first being the baseline."""
-    measured, signatures = paired_bootstrap(first, second, test, samples)
-    lines = []
-    for metric, values in measured.items():
-        for folder, value in zip((first, second), values, strict=True):
+        for folder, value in ((first, baseline), (second, other)):
             p_value = "baseline" if value.p_value is None else f"p = {value.p_value:.4f}"
             lines.append(
                 f"{metric}: {value.score:.2f} (bootstrap {value.mean:.2f} ± {value.ci:.2f}, {p_value})  {folder}"

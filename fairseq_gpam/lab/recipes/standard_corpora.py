@@ -48,10 +48,7 @@ _SEGMENT = re.compile(r"<seg id=\"[0-9]*\">\s*(.*?)\s*</seg>")
 
 
 def segments(path: Path) -> list[str]:
-    """Returns the text of every `<seg>` of an SGML or XML test set.
-
-    Raises ArchiveError if there is none.
-    """
+    """Returns the text of every `<seg>` of an SGML or XML test set; raises ArchiveError if there is none."""
     sentences = [match[1] for line in read_lines(path) if (match := _SEGMENT.search(line))]
     if not sentences:
         raise ArchiveError(f'{path.name} holds no sentence; expected a test set with <seg id="1"> and so on')
@@ -69,9 +66,10 @@ def _straight_quotes(lines: Iterable[str]) -> Iterator[str]:
     return (line.replace("’", "'") for line in lines)
 
 
-def _same_number(source: Sequence[str], target: Sequence[str], what: str) -> None:
-    if len(source) != len(target):
-        raise ArchiveError(f"{what}: {len(source)} German lines, but {len(target)} English ones")
+def same_number(german: int, english: int, what: str) -> None:
+    """Raises ArchiveError if the sides of a corpus differ in their number of lines."""
+    if german != english:
+        raise ArchiveError(f"{what}: {german} German lines, but {english} English ones")
 
 
 def _report(folder: Path) -> None:
@@ -103,7 +101,7 @@ def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, wor
             write_lines(out / f"test.{language}", tests)
             inputs = map(tokenize, _straight_quotes(tests)) if moses else _straight_quotes(tests)
             write_lines(out / f"input/test.{language}", (line.lower() for line in inputs))
-    _same_number(tokenised["de"], tokenised["en"], "train.tags")
+    same_number(len(tokenised["de"]), len(tokenised["en"]), "train.tags")
     pairs = zip(tokenised["de"], tokenised["en"], strict=True)
     kept = [number for number, (de, en) in enumerate(pairs) if keep_lengths(de, en, IWSLT14_LONGEST)]
     for language in LANGUAGES:
@@ -142,9 +140,8 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
             with _writing([out / f"input/{split}.{language}" for split in ("train", "valid")]) as (train, valid):
                 for number, line in enumerate(lines, start=1):
                     (train if number % WMT14_VALID_EVERY else valid).write(line + "\n")
-        for corpus, *pair in zip(WMT14_TRAINING, *counts.values(), strict=True):
-            if pair[0] != pair[1]:
-                raise ArchiveError(f"{corpus}: {pair[0]} German lines, but {pair[1]} English ones")
+        for corpus, german, english in zip(WMT14_TRAINING, *counts.values(), strict=True):
+            same_number(german, english, corpus)
     _report(out / "input")
 
 

@@ -119,10 +119,6 @@ class Task(schema.Strict, frozen=True):
         return self.kind == "translation"
 
     @property
-    def is_own(self) -> bool:
-        return self.reference != self.name
-
-    @property
     def has_questions(self) -> bool:
         """Returns whether only answers count: the words after those that begin with a question mark."""
         return "answer_cross_entropy" in self.train
