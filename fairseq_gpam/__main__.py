@@ -36,7 +36,7 @@ COMMANDS = {
         "compare runs with a baseline: tables, verdicts, a page",
     ),
     "cards": ("fairseq_gpam.lab.experiments.make_cards", "what a mechanism learns in five small tasks, beside softmax"),
-    "results": ("fairseq_gpam.lab.experiments.results", "tables and reports of runs"),
+    "results": ("fairseq_gpam.lab.experiments.tables", "tables and reports of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
 }
 WITHOUT_ENGINE = {"path", "info", "flags", "compare", "results", "score", "ngrams"}

@@ -1,9 +1,9 @@
-"""Helpers for mechanisms whose weights depend on the order of the positions, in decoder self-attention only."""
+"""What mechanisms share that depend on the order of the positions (in decoder self-attention only) or of the layers."""
 
 import torch
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput
+from fairseq_gpam.attention.core.base import AttentionInput, Site
 
 
 def require_causal(mechanism: str, inputs: AttentionInput) -> None:
@@ -35,3 +35,23 @@ def earlier_keys(scores: Tensor) -> Tensor:
     num_queries, num_keys = scores.shape[-2:]
     every = torch.ones(num_queries, num_keys, dtype=torch.bool, device=scores.device)
     return every.tril(num_keys - num_queries - 1)
+
+
+def first_layer_values(mechanism: str, site: Site, current: Tensor) -> Tensor:
+    """Returns what the first layer passed as `current`, B × H × S × D.
+
+    It stays in `site.shared` until the last layer. Raises ValueError if a layer was skipped or repeated.
+    """
+    key = (mechanism, site.name)
+    first = current
+    if site.layer > 0:
+        previous, first = site.shared.pop(key, (None, current))
+        if previous != site.layer - 1 or first.shape != current.shape:
+            raise ValueError(
+                f"--gpam-mechanism {mechanism} needs all {site.num_layers} {site.name} layers to run in "
+                f"order, but layer {site.layer} followed {previous}: not allowed with --encoder-layerdrop, "
+                "--decoder-layerdrop or --checkpoint-activations, and every layer must have this mechanism"
+            )
+    if site.layer < site.num_layers - 1:
+        site.shared[key] = (site.layer, first)
+    return first

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
+from fairseq_gpam.attention.core.causal import first_layer_values
 from fairseq_gpam.attention.core.families import AffineMechanism
-from fairseq_gpam.attention.core.first_layer import first_layer_values
 from fairseq_gpam.attention.core.masks import zero_rows
 
 

@@ -1,6 +1,12 @@
-"""Tables of runs as Markdown, and the report of a few runs."""
+"""Shows the results of runs.
 
+`table RUN...` prints runs as a Markdown table; `report RUN... --out FOLDER` writes that table, the JSON and the
+learning curves.
+"""
+
+import argparse
 import json
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from fairseq_gpam.lab.experiments import run_results
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.recipes import run_folder, stage_results, stages, tasks
 
@@ -168,3 +175,19 @@ def report(runs: Sequence[Run], out: Path) -> str:
     stage_results.write_atomically(out / "results.json", json.dumps(msgspec.to_builtins(list(runs)), indent=2) + "\n")
     embed.write(learning_curves(runs), out / "learning-curves.png")
     return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="results_command", required=True, metavar="COMMAND")
+    for name, summary in (("table", "Markdown table of runs"), ("report", "table, JSON and learning curves of runs")):
+        command = commands.add_parser(name, help=summary)
+        command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Some of fairseq's modules set the root logger to DEBUG when imported.
+    logging.getLogger().setLevel(logging.WARNING)
+    runs = [run_results.read(folder) for folder in arguments.runs]
+    print(report(runs, arguments.out) if arguments.results_command == "report" else table_of_runs(runs))
+    return 0
