@@ -1,17 +1,17 @@
 """What all tests share: one thread, one seed, and that tests marked `gpu` are skipped where there is no GPU."""
 
-import os
 import random
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from quick import EXAMPLES
 
 import fairseq_gpam  # noqa: F401  (registers the models before anything is parsed)
+from fairseq_gpam.attention.core import matmul
 
 torch.set_num_threads(1)
-EXAMPLES = int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "50"))
 hypothesis.settings.register_profile("shared", max_examples=EXAMPLES, deadline=None, derandomize=True)
 hypothesis.settings.load_profile("shared")
 
@@ -33,6 +33,28 @@ def seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """Lets oneDNN make every product that it may; returns the list of those that it made."""
+    made = []
+    own = torch.ops.mkldnn._linear_pointwise
+
+    def recorded(operation):
+        def call(x, *others):
+            made.append(operation)
+            return operation(x, *others)
+
+        return call
+
+    recorder = recorded(own)
+    recorder.binary = recorded(own.binary)
+
+    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorder)
+    return made
 
 
 @pytest.fixture(scope="session")

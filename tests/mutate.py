@@ -31,7 +31,11 @@ TIMEOUT = 300
 MODULE_TESTS = "tests/modules tests/models/test_decoding.py tests/models/test_features.py"
 # The tests of a file that no test file is named after, and what else tests a file.
 MECHANISM_TESTS = "tests/attention/mechanisms"
+COMMON_TESTS = "tests/attention/core/test_families.py tests/test_refusals.py"
 TESTS = {
+    "attention": "tests/attention/test_pytorch.py",
+    "attention/mechanisms": COMMON_TESTS,
+    "attention/core": COMMON_TESTS,
     "attention/core/affine": "tests/attention/core/test_affine.py tests/attention/core/test_blocks.py "
     "tests/attention/core/test_choice.py",
     "attention/core/base": f"{MECHANISM_TESTS}/test_softmax.py tests/attention/core/test_families.py "
@@ -39,10 +43,17 @@ TESTS = {
     "attention/core/build": "tests/attention/core/test_heads.py tests/attention/core/test_layers.py "
     "tests/models/test_warm_start.py",
     "attention/core/causal": f"{MECHANISM_TESTS}/test_forgetting.py {MECHANISM_TESTS}/test_selective.py "
-    f"{MECHANISM_TESTS}/test_stick_breaking.py",
+    f"{MECHANISM_TESTS}/test_stick_breaking.py {MECHANISM_TESTS}/test_neutreno.py "
+    f"{MECHANISM_TESTS}/test_value_residual.py {COMMON_TESTS}",
     "attention/core/kernel_sums": f"{MECHANISM_TESTS}/test_fastmax.py {MECHANISM_TESTS}/test_linear.py",
+    "attention/core/lambdas": f"tests/attention/core/test_lambda_sources.py {COMMON_TESTS}",
     "attention/core/masks": f"{MECHANISM_TESTS}/test_centered.py {MECHANISM_TESTS}/test_softmax.py",
     "attention/core/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
+    "attention/core/positions": "tests/modules/test_positions.py",
+    "attention/core/recurrent": f"{MECHANISM_TESTS}/test_gated_linear.py {MECHANISM_TESTS}/test_zeros.py "
+    f"{COMMON_TESTS}",
+    "attention/core/sparse": f"{MECHANISM_TESTS}/test_entmax.py {MECHANISM_TESTS}/test_entmax15.py "
+    f"{MECHANISM_TESTS}/test_sparsemax.py",
     "analysis/metrics": "tests/analysis/test_metrics.py",
     "modules": MODULE_TESTS,
     "modules/layer_fusion": "tests/models/test_layer_fusion.py",

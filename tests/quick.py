@@ -1,6 +1,10 @@
-"""Which cases of a test run by default; `scripts/test.sh --all` runs the others too, which are marked `slow`."""
+"""Which cases of a test run by default, and how many random ones; `scripts/test.sh --all` runs the others too."""
+
+import os
 
 import pytest
+
+EXAMPLES = int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "50"))
 
 
 def first(count, cases):

@@ -5,6 +5,7 @@ import copy
 import functools
 from types import SimpleNamespace
 
+import sizes
 import torch
 from fairseq import models
 from fairseq import options as fairseq_options
@@ -15,17 +16,8 @@ from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY, Site, build_mechanism, on_registration, register_mechanism
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
-TRANSLATION = [
-    *("--encoder-layers", "2", "--decoder-layers", "2", "--dropout", "0"),
-    *("--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
-    *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
-    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
-]
-LANGUAGE_MODEL = [
-    *("--decoder-layers", "2", "--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
-    *("--decoder-input-dim", "16", "--decoder-output-dim", "16"),
-    *("--decoder-attention-heads", "2", "--dropout", "0"),
-]
+TRANSLATION = [*sizes.tiny("encoder", "decoder", layers=2), "--dropout", "0"]
+LANGUAGE_MODEL = [*sizes.tiny_language_model(layers=2), "--dropout", "0"]
 BASE = {"translation": TRANSLATION, "language_modeling": LANGUAGE_MODEL}
 STOCK = {"translation": "transformer", "language_modeling": "transformer_lm"}
 OURS = {"translation": "transformer_gpam", "language_modeling": "transformer_lm_gpam"}
@@ -124,6 +116,12 @@ def pair(task, *flags, ours=NEUTRAL):
 def settings(**chosen):
     """The settings as the models get them; `chosen` are the names of --gpam flags without the prefix."""
     return options.resolve(argparse.Namespace(**{f"gpam_{name}": value for name, value in chosen.items()}))
+
+
+def mechanism_of(spec, site="encoder", layer=0, layers=1, heads=2, width=3, shared=None, **chosen):
+    """A mechanism without a model; `chosen` are the names of --gpam flags without the prefix."""
+    place = Site(site, layer, layers, heads * width, heads, width, {} if shared is None else shared)
+    return build_mechanism(spec, place, settings(**chosen))
 
 
 def attention(site="encoder", embed_dim=8, heads=2, dropout=0.0, kwargs=None, layer=0, **chosen):

@@ -75,6 +75,24 @@ def joined(heads):
     return torch.cat(heads.unbind(1), dim=-1)
 
 
+def layer_reference(attention, reference, inputs, bias, visible):
+    """A layer's output, T × B × C, and its heads' weights: `inputs` are the queries and the keys, without bias_kv."""
+    x, keys = inputs
+    projected = [attention.k_proj(keys), attention.v_proj(keys)]
+    for index, learned in enumerate((attention.bias_k, attention.bias_v)):
+        added = [] if learned is None else [learned]
+        added += [torch.zeros_like(projected[index][:1, :1])] if attention.add_zero_attn else []
+        projected[index] = torch.cat([projected[index], *(each.expand(1, keys.size(1), -1) for each in added)])
+    q, k, v = (
+        each.unflatten(-1, (attention.num_heads, -1)).permute(1, 2, 0, 3) for each in (attention.q_proj(x), *projected)
+    )
+    appended = k.size(2) - keys.size(0)
+    bias, visible = F.pad(bias, (0, appended)), F.pad(visible, (0, appended), value=True)
+    output, weights = reference(attention.mechanism, q, k, v, x.transpose(0, 1), bias, visible)
+    projected = attention.out_proj(joined(output).transpose(0, 1))
+    return attention.mechanism.after_projection(projected, None), weights
+
+
 def future_gradients(call, length=LENGTH, heads=HEADS):
     """The largest gradient of any row's output with respect to a later position of q, k, v or x.
 
@@ -106,6 +124,7 @@ class Contract:
     knows_heads = True  # a bias for each head is allowed
     only_padding = False  # padding is the only mask: no matrix, and no causal mask
     model_options = {}  # noqa: RUF012
+    drops_weights = True  # attention dropout is allowed
     removed = ([0], [4], [0, 2, 4])  # sets of positions that are padded
 
     @pytest.fixture(autouse=True)
@@ -136,6 +155,12 @@ class Contract:
         """Output B × H × T × D and weights B × H × T × S in plain float64."""
         weights = self.weights(mechanism, q, k, x, bias, visible)
         return self.finish(mechanism, weights @ v, x), weights
+
+    def head_by_head(self, head, visible):
+        """Outputs and weights; `head(b, h, seen)` gives those of one head, T × D and T × S, from its visible keys."""
+        batch, heads, length, _ = visible.shape
+        pairs = [head(b, h, visible[b, h, -1]) for b in range(batch) for h in range(heads)]
+        return tuple(torch.stack(each).view(batch, heads, length, -1) for each in zip(*pairs, strict=True))
 
     def weights(self, mechanism, q, k, x, bias, visible):
         """The weights in plain float64; by default those of each row from its visible scores."""
@@ -205,7 +230,7 @@ class Contract:
 
         def output(q, k, v, x, *_):
             torch.manual_seed(0)
-            return self.call(mechanism, q, k, v, mask, x, 0.4)[0]
+            return self.call(mechanism, q, k, v, mask, x, 0.4 * self.drops_weights)[0]
 
         assert torch.autograd.gradcheck(output, (q, k, v, x, *mechanism.parameters()), fast_mode=True)
 
@@ -267,25 +292,42 @@ class Contract:
         for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float16, 0.02)):
             half = self.build(variant).eval().to(dtype)
             half.load_state_dict(mechanism.state_dict())
-            q, k, v, x = (tensor.to(dtype) for tensor in exact_inputs)
+            q, k, v, x = places = [tensor.detach().to(dtype).requires_grad_() for tensor in exact_inputs]
             output, weights = self.call(half, q, k, v, mask, x, 0.0, True)
             without, _ = self.call(half, q, k, v, mask, x)
             for result, exact in ((output, expected), (without, expected), (weights, expected_weights)):
                 assert result.dtype == dtype
                 torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=tolerance)
+            (output.double().square().sum() + weights.double().square().sum()).backward()
+            assert all(each.grad is None or each.grad.isfinite().all() for each in (*places, *half.parameters()))
 
-    def test_decoding_step_by_step_is_the_full_forward(self, variant):
+    def test_decoding_with_reordered_beams_is_the_full_forward(self, variant):
         if "decoder" not in REGISTRY[self.name].sites:
             pytest.skip("no decoder mechanism")
         attention = self.module(variant, "decoder", self_attention=True)
-        x = torch.randn(LENGTH, BATCH, self.heads * WIDTH, dtype=torch.float64)
         for padding in (None, torch.tensor(PADDING["left"]).bool()):
-            full, _ = self.attend(attention, x, padding, attn_mask=FUTURE)
-            state = {}
+            x, state = torch.randn(LENGTH, BATCH, self.heads * WIDTH, dtype=torch.float64), {}
             for i in range(LENGTH):
+                for order in ([1, 2, 0], [2, 2, 1]) if i == 3 else ():
+                    attention.reorder_incremental_state(state, torch.tensor(order))
+                    x, padding = x[:, order], None if padding is None else padding[order]
                 seen = None if padding is None else padding[:, i : i + 1]
                 step, _ = self.attend(attention, x[i : i + 1], seen, incremental_state=state)
+                full, _ = self.attend(attention, x, padding, attn_mask=FUTURE)
                 torch.testing.assert_close(step[0], full[i], rtol=1e-9, atol=1e-10)
+
+    @pytest.mark.parametrize("length", [64, 130])
+    def test_a_long_sequence_gives_without_its_weights_what_it_gives_with_them(self, variant, length):
+        """In blocks of rows, chunks and running sums."""
+        for site in sorted({*REGISTRY[self.name].sites} - {"cross"}):
+            mechanism = self.build(variant, site)
+            q, k, v, x = self.inputs(length, length)
+            padding = torch.zeros(BATCH, length, dtype=torch.bool)
+            padding[0, :5] = padding[1, -7:] = True
+            mask = AttentionMask(padding, causal=site == "decoder")
+            found, expected = (self.call(mechanism, q, k, v, mask, x, 0.0, each)[0] for each in (False, True))
+            leaves = [q, k, v, x, *(each for each in mechanism.parameters() if each.requires_grad)]
+            assert_same(found, expected, leaves)
 
     def test_decoding_at_cross_attention(self, variant):
         if "cross" not in REGISTRY[self.name].sites:
@@ -322,17 +364,8 @@ class Contract:
         keys = source if site == "cross" else x
         future = FUTURE if site == "decoder" else None
         output, _ = attention(x, keys, keys, torch.tensor(PADDING["right"]).bool(), attn_mask=future)
-        projected = [attention.k_proj(keys), attention.v_proj(keys)]
-        for index, learned in enumerate((attention.bias_k, attention.bias_v)):
-            zero = torch.zeros_like(learned)
-            projected[index] = torch.cat([projected[index], *(key.expand(1, BATCH, -1) for key in (learned, zero))])
-        q, k, v = (
-            each.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for each in (attention.q_proj(x), *projected)
-        )
         _, bias, visible = masks("right" if future is None else "causal, right", LENGTH, heads=self.heads)
-        bias, visible = F.pad(bias, (0, 2)), F.pad(visible, (0, 2), value=True)
-        expected, _ = self.reference(attention.mechanism, q, k, v, x.transpose(0, 1), bias, visible)
-        expected = attention.mechanism.after_projection(attention.out_proj(joined(expected).transpose(0, 1)), None)
+        expected, _ = layer_reference(attention, self.reference, (x, keys), bias, visible)
         torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-10)
         state = {}
         for i in range(LENGTH if site == "decoder" else 0):
@@ -344,7 +377,8 @@ class Contract:
         return GPAMMultiheadAttention(self.heads * WIDTH, self.heads, mechanism, **role).double().eval()
 
     def attend(self, attention, x, padding, **arguments):
-        return attention(x, x, x, key_padding_mask=padding, **arguments)
+        keeps_keys = attention.mechanism.caches_keys
+        return attention(x, x, x, key_padding_mask=padding, need_weights=keeps_keys, **arguments)
 
     def test_learns_and_decodes(self, task):
         model = build_model(task, self.name, **self.model_options)

@@ -1,7 +1,6 @@
 """The door for PyTorch: `dagpam_attention` and `MultiheadAttention` against PyTorch's own, on generated cases."""
 
 import copy
-import os
 import re
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import EXAMPLES
 from reference import assert_same, row_softmax
 
 from fairseq_gpam.attention import REGISTRY, MultiheadAttention, Site, dagpam_attention
 
 PAGE = Path(__file__).parents[2] / "docs/pytorch.md"
-examples = settings(max_examples=int(os.environ.get("GPAM_PROPERTY_EXAMPLES", "50")), deadline=None, derandomize=True)
+examples = settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 NEUTRAL = ({"mechanism": "softmax"}, {"lambda_plus": 0.0, "lambda_minus": 0.0}, {"warm_start": True})
 MASKS = (None, "bool", "float", "bool for each head", "float for each head", "sees nothing")
 
@@ -156,17 +156,6 @@ def test_every_mechanism_learns_and_no_future_leaks(name):
     )
 
 
-def test_mixed_heads_and_shared_values_of_the_first_layer():
-    mixed = MultiheadAttention(8, 4, mechanism="dagpam:2,softmax:2", lambda_minus=0.0, lambda_plus=0.0)
-    assert mixed(*[torch.randn(3, 2, 8)] * 3)[0].isfinite().all()
-    shared = {}
-    x = torch.randn(3, 2, 8)
-    for layer in range(2):
-        site = Site("encoder", layer, 2, 8, 2, 4, shared)
-        x = MultiheadAttention(8, 2, mechanism="value_residual", site=site)(x, x, x)[0]
-    assert x.isfinite().all() and shared == {}
-
-
 @pytest.mark.parametrize("grad", [True, False])
 def test_pytorchs_encoder_does_not_bypass_the_mechanism(grad):
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -263,10 +252,3 @@ def test_the_page_trains_a_model_and_changes_none_that_is_neutral(capsys):
         exec(compile(block, str(PAGE), "exec"), names)
     assert names["losses"][-1] < 0.2 * names["losses"][0]
     assert float(re.search(r"largest change: (\S+)", capsys.readouterr().out)[1]) < 1e-5
-
-
-def test_keys_that_belong_to_no_token_are_refused_where_they_would_be_taken_for_tokens():
-    for name, site in (("exclusive", "encoder"), ("linear", "decoder")):
-        for keys in ({"add_bias_kv": True}, {"add_zero_attn": True}):
-            with pytest.raises(ValueError, match=f"are not allowed with --gpam-mechanism {name}"):
-                MultiheadAttention(8, 2, mechanism=name, site=site, **keys)

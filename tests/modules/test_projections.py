@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.modules.projections import project
 
 
@@ -79,22 +78,13 @@ def test_a_layer_of_another_kind_is_called():
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("bias", [False, True])
-def test_by_the_other_matrix_library(bias, monkeypatch):
+def test_by_the_other_matrix_library(bias, request):
     torch.manual_seed(1)
     layers = [nn.Linear(64, 48, bias=bias) for _ in range(3)]
     x = torch.randn(50, 6, 64, requires_grad=True)
     expected = [layer(x) for layer in layers]
     wanted = gradients(expected, x, layers)
-    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
-    own, made = torch.ops.mkldnn._linear_pointwise, []
-
-    def recorded(*arguments):
-        made.append(arguments)
-        return own(*arguments)
-
-    recorded.binary = own.binary
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorded)
+    made = request.getfixturevalue("onednn")
     found = project(x, *layers)
     assert len(made) == len(layers)
     for one, other in zip([*found, *gradients(found, x, layers)], [*expected, *wanted], strict=True):

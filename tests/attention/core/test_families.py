@@ -1,4 +1,4 @@
-"""Properties common to all mechanisms: dropout of the weights, the fused backend, the registry."""
+"""Properties common to all mechanisms: dropout, backends, facts, initial values, and calls that are refused."""
 
 import importlib
 import inspect
@@ -6,41 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import HEADS, settings
-from tiny import OURS, build, sentences, unlist
+from contract import softmax_map
+from tiny import mechanism_of
 
-from fairseq_gpam import options
-from fairseq_gpam.attention import (
-    REGISTRY,
-    AttentionInput,
-    AttentionMask,
-    AttentionMechanism,
-    Option,
-    Site,
-    build_mechanism,
-    mechanisms,
-)
-from fairseq_gpam.attention.core import base
-from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention
-from fairseq_gpam.attention.core.families import AffineMechanism, MatrixMechanism
+from fairseq_gpam.attention import REGISTRY, AttentionInput, AttentionMask, mechanisms, register_mechanism
+from fairseq_gpam.attention.core.affine import affine_attention
+from fairseq_gpam.attention.core.families import MatrixMechanism
 
-LENGTH = 6
+HEADS, LENGTH = 2, 6
 TESTS = Path(__file__).parents[1] / "mechanisms"
 
 
 def in_a_stack(name, **chosen):
     """A mechanism of width LENGTH in the middle of three layers, after a first layer that has run."""
-    shared = {}
-    site = REGISTRY[name].sites[0]
-    stack = [
-        build_mechanism(
-            name,
-            Site(site, layer, 3, HEADS * LENGTH, HEADS, LENGTH, shared),
-            settings(cog_everywhere=True, integral_signals=2, **chosen),
-        ).double()
-        for layer in (0, 1)
-    ]
-    return stack
+    shared, chosen = {}, {"cog_everywhere": True, "integral_signals": 2, **chosen}
+    place = {"site": REGISTRY[name].sites[0], "layers": 3, "heads": HEADS, "width": LENGTH, "shared": shared}
+    return [mechanism_of(name, layer=layer, **place, **chosen).double() for layer in (0, 1)]
 
 
 HIDDEN = {
@@ -71,19 +52,14 @@ def test_dropout_drops_the_weights_themselves(name):
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_mechanism_shows_itself_and_its_facts(name):
-    mechanism = in_a_stack(name)[1]
-    assert f"{name}, {mechanism.site.name} layer 1" in repr(mechanism)
-    for fact in ("formula", "source", "row_sum", "cost"):
-        assert getattr(REGISTRY[name], fact)
-    assert REGISTRY[name].__doc__
-
-
-@pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_one_mechanism_is_one_file_and_one_test(name):
+def test_a_mechanism_is_one_file_and_one_test_and_says_what_it_is(name):
     module = importlib.import_module(REGISTRY[name].__module__)
     assert Path(module.__file__) == Path(mechanisms.__file__).parent / f"{name}.py"
     assert (TESTS / f"test_{name}.py").exists()
+    mechanism = in_a_stack(name)[1]
+    assert f"{name}, {mechanism.site.name} layer 1" in repr(mechanism)
+    for fact in ("formula", "source", "row_sum", "cost", "__doc__"):
+        assert getattr(REGISTRY[name], fact)
 
 
 def takes_the_fused_backend(name):
@@ -126,60 +102,111 @@ def test_no_silent_fall_back_from_the_fused_backend(name):
 
 def test_unscaled_scores_fit_fp16():
     q = torch.full((1, 1, 2, 64), 60.0, dtype=torch.float16)
-    mechanism = build_mechanism("nap", Site("encoder", 0, 1, 64, 1, 64), settings(nap_output="none")).half()
+    mechanism = mechanism_of("nap", heads=1, width=64, nap_output="none").half()
     output, weights = mechanism(AttentionInput(q, q, q, AttentionMask(), q[:, 0], 0.0, True))
     assert output.isfinite().all() and weights.isfinite().all()
 
 
-@pytest.fixture
-def toy():
-    """A mechanism as a newcomer would write it; removed from the registry afterwards."""
-
-    class Toy(AffineMechanism):
-        """Half of softmax attention."""
-
-        name = "toy"
-        formula = "P = size·softmax(QKᵀ/√D + M)"
-        source = "this test"
-        row_sum = "size"
-        cost = "1×"
-        options = (Option("toy_size", float, 0.5, "how much of softmax attention"),)
-
-        def __init__(self, site, settings):
-            super().__init__(site, settings)
-            self.size = settings.toy_size
-
-        def terms(self, inputs):
-            return AffineTerms(positive=self.size)
-
-    base.register_mechanism(Toy)
-    base.register_mechanism(Toy)
-    yield Toy
-    unlist("toy")
+def test_two_mechanisms_of_one_name_are_refused_and_one_may_be_registered_again():
+    register_mechanism(REGISTRY["softmax"])
+    with pytest.raises(ValueError, match="two mechanisms are named 'softmax'"):
+        register_mechanism(type("Other", (MatrixMechanism,), {"name": "softmax"}))
 
 
-def test_registering_makes_the_flags(toy):
-    assert any(option.flag == "--gpam-toy-size" for option in options.all_options())
-    model = build(
-        "translation",
-        OURS["translation"],
-        "--gpam-mechanism",
-        "toy",
-        "--gpam-toy-size",
-        "0.25",
-        "--gpam-cross-mechanism",
-        "softmax",
-    )
-    sizes = [getattr(module, "size", None) for module in model.modules() if isinstance(module, AttentionMechanism)]
-    assert sorted(sizes, key=str) == [0.25] * 4 + [None] * 2
-    with pytest.raises(ValueError, match="two mechanisms are named 'toy'"):
-        base.register_mechanism(type("Other", (MatrixMechanism,), {"name": "toy"}))
+# Mechanism, options, parameter, its standard deviation and whether it is uniform: C = 512 channels in 8 heads.
+STARTS = [
+    ("dagpam", {"negative_projection": "head"}, "negative_projection.weight", (2 / 128) ** 0.5, True),
+    ("dagpam", {"negative_projection": "shared"}, "negative_projection.weight", (2 / 128) ** 0.5, True),
+    ("dagpam", {"negative_source": "input"}, "negative_projection.weight", (1 / 1024) ** 0.5, True),
+    ("differential_v2", {}, "second_q_proj.weight", (1 / 1024) ** 0.5, True),
+    ("differential_v2", {"differential_v2_init": "linear"}, "strength_proj.weight", (1 / 1536) ** 0.5, True),
+    ("differential_v2", {"differential_v2_init": "xavier"}, "strength_proj.weight", (2 / 520) ** 0.5, True),
+    ("forgetting", {}, "gate_proj.weight", 0.02, False),
+    ("gated", {"gated_init": "normal"}, "gate_proj.weight", 0.02, False),
+    ("gated", {"gated_init": "xavier"}, "gate_proj.weight", (2 / 1024) ** 0.5, True),
+]
 
 
-def test_a_mechanism_is_chosen_for_each_site():
-    names = {"encoder": "dnas", "decoder": "shaped", "cross": "gated"}
-    flags = [word for site, name in names.items() for word in (f"--gpam-{site}-mechanism", name)]
-    model = build("translation", OURS["translation"], "--gpam-mechanism", "softmax", *flags)
-    found = {(one.site.name, one.name) for one in model.modules() if isinstance(one, AttentionMechanism)}
-    assert found == set(names.items())
-    assert sentences((3,)).shape == (1, 3)
+@pytest.mark.parametrize(("name", "chosen", "parameter", "deviation", "is_uniform"), STARTS)
+def test_a_parameter_starts_with_the_spread_of_its_source(name, chosen, parameter, deviation, is_uniform):
+    values = mechanism_of(name, "decoder", heads=8, width=64, **chosen).get_parameter(parameter)
+    assert values.std().item() == pytest.approx(deviation, rel=0.03)
+    assert (values.abs().max() <= 1.001 * 3**0.5 * deviation) == is_uniform
+
+
+@pytest.mark.parametrize(
+    ("name", "mixed"),
+    [
+        ("neutreno", lambda weights, v, first: weights @ v + 0.4 * (first - v)),
+        ("value_residual", lambda weights, v, first: weights @ (v + first) / 2),
+    ],
+)
+def test_layers_share_the_first_ones_values(name, mixed):
+    shared = {}
+    q, k, *values = torch.randn(5, 3, HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    visible = torch.ones(LENGTH, LENGTH).tril().bool().expand(3, HEADS, LENGTH, LENGTH)
+    weights = softmax_map(q, k, torch.zeros(visible.shape), visible)
+    for layer, v in enumerate(values):
+        mechanism = mechanism_of(name, "decoder", layer, 3, HEADS, LENGTH, shared)
+        output = mechanism(AttentionInput(q, k, v, AttentionMask(causal=True), q))[0]
+        torch.testing.assert_close(output, mixed(weights, v, values[0]), rtol=0, atol=1e-12)
+    assert not shared
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "shown"),
+    [
+        ("sink", {"sink_kind": "learned"}, ", s 0.000 0.000"),
+        ("sink", {"sink_kind": "weight"}, ", weight 0.0"),
+        ("sink", {"sink_kind": "off-by-one"}, ", off by one"),
+        ("scalable_softmax", {"scalable_softmax_start": 0.7}, "s 0.700 0.700"),
+        ("dagpam:1,sink:1", {}, "dagpam:1, sink:1"),
+        ("dagpam", {"lambda": "fixed", "lambda_plus": 0.375}, "0.375"),
+        ("dagpam", {"lambda_plus": 0.375, "lambda_max": 3}, "0.375, 0.375"),
+        ("dagpam", {"row_sum": 0.8}, "row sum 0.8"),
+    ],
+)
+def test_what_is_printed_of_a_mechanism(name, chosen, shown):
+    assert shown in repr(mechanism_of(name, **chosen))
+
+
+ONE_QUERY, BIAS = {"q": torch.zeros(1, HEADS, 1, LENGTH), "x": torch.zeros(1, 1, HEADS * LENGTH)}, torch.zeros(5, 5)
+NO_FUTURE = (AttentionMask(), AttentionMask(hidden=torch.ones(5, 5).triu(1).bool()))
+LINEAR = {"fastmax_form": "linear"}
+REFUSED = [
+    ("differential", {}, {"mask": AttentionMask(bias=torch.zeros(1, HEADS, 5, 5))}, "one matrix per head"),
+    *(
+        (name, {}, {"mask": mask}, f"--gpam-mechanism {name} is causal.*allowed: decoder self-attention")
+        for name in ("forgetting", "selective", "stick_breaking")
+        for mask in NO_FUTURE
+    ),
+    *(
+        (name, {}, {**ONE_QUERY, "mask": AttentionMask(), "past": {}}, "no cached state for 4 earlier keys")
+        for name in ("forgetting", "selective")
+    ),
+    ("gated_linear", {}, {"mask": AttentionMask(causal=True, bias=BIAS)}, "a bias in attn_mask is not allowed with"),
+    ("gated_linear", {}, {**ONE_QUERY, "mask": AttentionMask()}, "5 keys for 1 queries; allowed: one key and value"),
+    *(
+        (name, {}, {"past": {}, "need_weights": True}, f"--gpam-mechanism {name} decodes.*allowed: a full forward pass")
+        for name in ("gated_linear", "linear")
+    ),
+    *(
+        ("compressed", {}, {"mask": mask}, "compressed is not allowed with an attn_mask.*; allowed: encoder")
+        for mask in (AttentionMask(causal=True), AttentionMask(bias=BIAS))
+    ),
+    ("dnas", {}, {**ONE_QUERY, "mask": AttentionMask()}, "as many queries as keys"),
+    ("laser", {}, {"dropout_p": 0.4}, r"--attention-dropout 0\.4 is not allowed.*logarithm.*allowed: 0"),
+    ("fastmax", LINEAR, {"dropout_p": 0.1}, r"--attention-dropout 0\.1 .*--gpam-fastmax-form linear"),
+    ("fastmax", LINEAR, {"mask": AttentionMask(bias=BIAS)}, "attn_mask as a matrix"),
+    ("fastmax", LINEAR, {"past": {}, "need_weights": True}, "weights cannot be returned while --gpam-fastmax-form"),
+]
+
+
+@pytest.mark.parametrize(("name", "chosen", "call", "message"), REFUSED)
+def test_a_call_that_a_mechanism_cannot_answer_is_refused(name, chosen, call, message):
+    sites = REGISTRY[name].sites
+    mechanism = mechanism_of(name, "decoder" if "decoder" in sites else sites[0], width=LENGTH, **chosen)
+    q, x = torch.randn(1, HEADS, 5, LENGTH), torch.randn(1, 5, HEADS * LENGTH)
+    given = {"q": q, "k": q, "v": q, "x": x, "mask": AttentionMask(causal=sites != ("encoder",)), **call}
+    with pytest.raises(ValueError, match=message):
+        mechanism(AttentionInput(**given))

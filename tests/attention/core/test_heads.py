@@ -2,15 +2,11 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, masks, settings
+from contract import HEADS, LENGTH, WIDTH, masks
 from learning import check_stepwise, train
-from tiny import OURS, build
+from tiny import OURS, build, mechanism_of
 
-from fairseq_gpam.attention import REGISTRY, AttentionInput, Site, build_mechanism
-
-
-def site(name="encoder", heads=HEADS, layer=1):
-    return Site(name, layer, 3, heads * WIDTH, heads, WIDTH)
+from fairseq_gpam.attention import REGISTRY, AttentionInput
 
 
 def inputs(heads=HEADS):
@@ -21,12 +17,12 @@ def inputs(heads=HEADS):
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_a_mixture_of_one_group_is_that_mechanism(name):
     causal = REGISTRY[name].sites == ("decoder",)
-    place = site("decoder" if causal else "encoder", layer=0 if REGISTRY[name].needs_every_layer else 1)
-    chosen = settings(integral_signals=WIDTH)
+    place = {"site": "decoder" if causal else "encoder", "layers": 3, "integral_signals": WIDTH}
+    place["layer"] = 0 if REGISTRY[name].needs_every_layer else 1
     torch.manual_seed(3)
-    alone = build_mechanism(name, place, chosen).double()
+    alone = mechanism_of(name, **place).double()
     torch.manual_seed(3)
-    mixed = build_mechanism(f"{name}:{HEADS}", place, chosen).double()
+    mixed = mechanism_of(f"{name}:{HEADS}", **place).double()
     q, k, v, x = inputs()
     mask = masks("causal, a sentence of padding" if causal else "a sentence of padding", LENGTH)[0]
     call = AttentionInput(q, k, v, mask, x, need_weights=True)
@@ -36,7 +32,7 @@ def test_a_mixture_of_one_group_is_that_mechanism(name):
 
 @pytest.mark.parametrize("kind", ["nothing", "causal, left", "bias for each head"])
 def test_each_group_attends_by_itself(kind):
-    mixed = build_mechanism("dagpam:1,sink:2,softmax:1", site(heads=4), settings()).double()
+    mixed = mechanism_of("dagpam:1,sink:2,softmax:1", heads=4).double()
     q, k, v, x = inputs(4)
     mask = masks(kind, LENGTH, heads=4)[0]
     output, weights = mixed(AttentionInput(q, k, v, mask, x, 0.0, True))
@@ -50,29 +46,11 @@ def test_each_group_attends_by_itself(kind):
     assert mixed(AttentionInput(q, k, v, mask, x))[1] is None
 
 
-@pytest.mark.parametrize("task", ["translation", "language_modeling"])
-def test_learns_and_decodes_at_every_site(task):
-    heads = ("--encoder-attention-heads", "4") if task == "translation" else ()
-    model = build(
-        task, OURS[task], *heads, "--decoder-attention-heads", "4", "--gpam-mechanism", "dagpam:2,softmax:2", words=12
-    )
+@pytest.mark.parametrize(
+    ("task", "spec"), [("translation", "dagpam:1,softmax:1"), ("language_modeling", "neutreno:1,softmax:1")]
+)
+def test_learns_and_decodes_at_every_site(task, spec):
+    model = build(task, OURS[task], "--gpam-mechanism", spec, words=12)
     first, last = train(model, task)
     assert last < 0.8 * first
     check_stepwise(model, task)
-
-
-def test_neutreno_in_a_mixture():
-    model = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "neutreno:1,softmax:1", words=12)
-    first, last = train(model, "language_modeling")
-    assert last < 0.8 * first
-    check_stepwise(model, "language_modeling")
-    with pytest.raises(ValueError, match="--decoder-layerdrop"):
-        build(
-            "language_modeling",
-            OURS["language_modeling"],
-            *("--gpam-mechanism", "neutreno:1,softmax:1", "--decoder-layerdrop", "0.1"),
-        )
-
-
-def test_what_the_model_prints_names_the_groups():
-    assert "dagpam:1, sink:1" in build_mechanism("dagpam:1,sink:1", site(), settings()).extra_repr()

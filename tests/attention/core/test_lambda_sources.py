@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, masks, settings
-from learning import build_model, check_stepwise, train
-from tiny import OURS, build, logits, model_input, model_of
+from contract import HEADS, LENGTH, WIDTH, masks
+from tiny import logits, mechanism_of, model_input, model_of
 
-from fairseq_gpam import export
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput
 from fairseq_gpam.attention.core.measures import mean_lambda
 
 
 def mechanism(**chosen):
-    return build_mechanism("dagpam", Site("decoder", 0, 2, HEADS * WIDTH, HEADS, WIDTH), settings(**chosen))
+    return mechanism_of("dagpam", "decoder", layers=2, **chosen)
 
 
 def test_a_lambda_per_token_adds_one_vector_for_each_head_in_place_of_a_number():
@@ -39,13 +37,6 @@ def test_the_mean_of_a_lambda_leaves_padding_out():
     tokens = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
     found = mean_lambda(values, tokens)
     assert found[:2].flatten().tolist() == [1.5, 4.0] and found[2].isnan().all()
-
-
-@pytest.mark.parametrize("task", ["translation", "language_modeling"])
-def test_a_model_with_a_lambda_per_token_is_not_exported(task):
-    ours = build(task, OURS[task], "--gpam-lambda-source", "token")
-    with pytest.raises(export.ExportError, match=r"layer 0: mechanism 'dagpam' cannot be exported"):
-        export.fold(ours, ours.state_dict())
 
 
 def test_a_group_of_heads_may_have_lambdas_per_token():
@@ -86,28 +77,15 @@ def test_the_gradient_of_the_ratio_moves_both_lambdas():
 
 
 def test_layers_of_one_scope_share_the_ratio():
-    model = build("translation", OURS["translation"], "--gpam-row-sum", "0.8", "--gpam-lambda-scope", "model")
-    thetas = {id(each) for name, each in model.named_parameters(remove_duplicate=False) if name.endswith("theta")}
-    assert len(thetas) == 1
-    assert "row sum 0.8" in repr(model)
+    shared = {}
+    layers = [
+        mechanism_of("dagpam", "decoder", layer, 2, shared=shared, row_sum=0.8, lambda_scope="model")
+        for layer in (0, 1)
+    ]
+    assert len({id(theta) for each in layers for name, theta in each.named_parameters() if name.endswith("theta")}) == 1
 
 
 def test_without_a_row_sum_the_default_ratio_is_that_of_the_default_lambdas():
     free, held = mechanism(), mechanism(row_sum=1)
     for name in ("lambda_plus", "lambda_minus"):
         torch.testing.assert_close(getattr(held, name)(), getattr(free, name)())
-
-
-def test_a_model_with_a_held_row_sum_is_not_exported():
-    ours = build("language_modeling", OURS["language_modeling"], "--gpam-row-sum", "0.5")
-    with pytest.raises(export.ExportError, match="'dagpam' cannot be exported"):
-        export.fold(ours, ours.state_dict())
-
-
-@pytest.mark.parametrize("chosen", [{"lambda_source": "token", "negative_source": "input"}, {"row_sum": 0.8}], ids=str)
-@pytest.mark.parametrize("task", ["translation", "language_modeling"])
-def test_models_learn_and_decode(task, chosen):
-    model = build_model(task, "dagpam", **chosen)
-    first, last = train(model, task)
-    assert last < 0.8 * first
-    check_stepwise(model, task)

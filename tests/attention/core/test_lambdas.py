@@ -4,16 +4,14 @@ import itertools
 
 import pytest
 import torch
-from tiny import OURS, build, settings
-
-from fairseq_gpam.attention import Site, build_mechanism
+from tiny import mechanism_of
 
 
 def mechanisms(layers=2, heads=4, **chosen):
     """The daGPAM mechanisms of a whole model: encoder, decoder and cross attention in every layer."""
     shared = {}
     return [
-        build_mechanism("dagpam", Site(site, layer, layers, 8 * heads, heads, 8, shared), settings(**chosen))
+        mechanism_of("dagpam", site, layer, layers, heads, 8, shared, **chosen)
         for site, layer in itertools.product(("encoder", "decoder", "cross"), range(layers))
     ]
 
@@ -75,12 +73,3 @@ def test_bounded_lambda_is_max_times_sigmoid(theta):
 def test_a_fixed_lambda_may_stand_at_its_bound(value):
     (module, *_) = mechanisms(**{"lambda": "fixed"}, lambda_plus=value, lambda_minus=value, lambda_max=1.0)
     assert module.lambda_plus() == value
-
-
-def test_lambdas_are_shown_in_print_model():
-    model = build("translation", OURS["translation"], "--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.375")
-    assert "0.375" in repr(model)
-    model = build("translation", OURS["translation"], "--gpam-lambda-plus", "0.375", "--gpam-lambda-max", "3")
-    text = repr(model)
-    assert "0.375, 0.375" in text
-    assert "trainable" in text and "3" in text

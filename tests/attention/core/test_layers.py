@@ -1,10 +1,8 @@
 """A mechanism for each layer."""
 
 import pytest
-import torch
 from contract import HEADS, WIDTH, settings
-from learning import check_stepwise, train
-from tiny import BASE, OURS, TASKS, build, build_from, model_config
+from tiny import BASE, OURS, TASKS, build_from, model_config
 
 from fairseq_gpam.attention import Site, build_mechanism
 from fairseq_gpam.attention.core.layers import spec_of_layer
@@ -87,11 +85,3 @@ def test_the_flag_reaches_the_layers_of_both_models(task):
         expected |= {("encoder", 0): "sink", ("encoder", 1): "gated:1,softmax:1"}
         expected |= {("cross", 0): "softmax", ("cross", 1): "scaled_softmax"}
     assert found == expected
-
-
-def test_a_hybrid_learns_and_decodes():
-    model = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "dagpam*1,fastmax", words=12)
-    first, last = train(model, "language_modeling")
-    assert last < 0.8 * first
-    check_stepwise(model, "language_modeling")
-    assert torch.isfinite(torch.tensor(last))

@@ -12,28 +12,6 @@ needs_onednn = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def onednn(monkeypatch):
-    """Lets oneDNN make every product that it may; returns the list of those that it made."""
-    made = []
-    own = torch.ops.mkldnn._linear_pointwise
-
-    def recorded(operation):
-        def call(x, *others):
-            made.append(operation)
-            return operation(x, *others)
-
-        return call
-
-    recorder = recorded(own)
-    recorder.binary = recorded(own.binary)
-
-    monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(matmul, "WORTH_ONEDNN", 0)
-    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", recorder)
-    return made
-
-
 def close(found, exact):
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 

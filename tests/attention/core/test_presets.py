@@ -3,17 +3,16 @@
 import pytest
 import torch
 from contract import HEADS, WIDTH, softmax_map
-from tiny import OURS, TASKS, build, model_input, settings
+from tiny import OURS, TASKS, build, mechanism_of, model_input
 
-from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.flags import text
 from fairseq_gpam.lab.recipes.stages import check_mechanism
 
 
 def made(spec, heads=HEADS, **chosen):
-    site = Site("encoder", 1, 3, heads * WIDTH, heads, WIDTH)
-    return build_mechanism(spec, site, settings(**chosen)).double()
+    return mechanism_of(spec, layer=1, layers=3, heads=heads, **chosen).double()
 
 
 def weights(mechanism, bias=None, heads=HEADS):
@@ -41,18 +40,6 @@ def test_a_preset_and_its_mechanism_share_nothing_in_one_layer():
         group = mixed.groups[name]
         assert group.lambda_minus.initial == (1.0 if name == "signed_dual" else 0.5)
         assert both[:, head].sum(-1).sub(0.0 if head == 0 else 1.0).abs().max() < 1e-10
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"lambda_minus": 0.7}, "--gpam-lambda-minus 0.7 is not allowed with --gpam-mechanism 'signed_dual'.*1.0"),
-        ({"warm_start": True}, "--gpam-warm-start is not allowed with --gpam-mechanism 'signed_dual'.*allowed: dagpam"),
-    ],
-)
-def test_settings_against_a_preset_are_refused(chosen, message):
-    with pytest.raises(ValueError, match=message):
-        made("signed_dual", **chosen)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

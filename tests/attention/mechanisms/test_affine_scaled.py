@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from contract import Contract, settings, softmax_map, uniform_map
-from tiny import OURS, build
+from contract import Contract, softmax_map, uniform_map
+from tiny import OURS, build, mechanism_of
 
-from fairseq_gpam.attention import AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionMask
 
 
 class TestAffineScaled(Contract):
@@ -17,14 +17,15 @@ class TestAffineScaled(Contract):
         return mechanism
 
     def weights(self, mechanism, q, k, x, bias, visible):
-        alpha = (0.1 * x @ mechanism.scale_proj.weight.T + 0.5).clamp(0, 1).permute(0, 2, 1)[..., None]
-        uniform = (mechanism.average[:, None, None] - alpha) * uniform_map(visible)
-        return alpha * softmax_map(q, k, bias, visible) + uniform
+        share = alpha(mechanism, x).permute(0, 2, 1)[..., None]
+        return share * softmax_map(q, k, bias, visible) + (mechanism.average[:, None, None] - share) * uniform_map(
+            visible
+        )
 
 
 def made():
     torch.manual_seed(0)
-    return build_mechanism("affine_scaled", Site("decoder", 0, 1, 6, 2, 3), settings()).double()
+    return mechanism_of("affine_scaled", "decoder").double()
 
 
 def step(mechanism, x, padding=None):

@@ -1,9 +1,10 @@
 """Cog attention."""
 
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, settings, softmax_map
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, softmax_map
+from tiny import mechanism_of
 
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput
 
 
 class TestCog(Contract):
@@ -20,7 +21,7 @@ def test_the_first_and_the_last_layer_keep_softmax():
     mask, bias, visible = masks("bias, hiding, right", LENGTH)
     expected = softmax_map(q, k, bias, visible) @ v
     for layer in range(4):
-        mechanism = build_mechanism("cog", Site("decoder", layer, 4, HEADS * WIDTH, HEADS, WIDTH), settings())
+        mechanism = mechanism_of("cog", "decoder", layer, 4)
         output = mechanism(AttentionInput(q, k, v, mask, q))[0]
         assert torch.allclose(output, expected, rtol=0, atol=1e-12) == (layer in (0, 3))
         assert ("softmax here" in repr(mechanism)) == (layer in (0, 3))

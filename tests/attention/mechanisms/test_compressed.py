@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from contract import Contract, plain_softmax, settings
-from tiny import build
+from contract import WIDTH, Contract, plain_softmax
+from tiny import build, mechanism_of, settings
 
-from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 from fairseq_gpam.modules import attention_modules
-
-HEADS, WIDTH = 2, 3
 
 
 def convolved(signal, compression, kind):
@@ -55,46 +53,34 @@ class TestCompressed(Contract):
     def reference(self, mechanism, q, k, v, x, bias, visible):
         kind = "separable" if mechanism.keys.pointwise is not None else "depthwise"
         kind = "normal" if mechanism.keys.convolution.groups == 1 else kind
-        batch, heads, length = q.shape[:3]
-        outputs, maps = [], []
-        for b in range(batch):
-            for h in range(heads):
-                seen = [j for j in range(length) if visible[b, h, 0, j]]
-                if not seen:
-                    outputs.append(torch.zeros(length, WIDTH, dtype=q.dtype))
-                    maps.append(torch.zeros(length, length, dtype=q.dtype))
-                    continue
-                keys, places = convolved(k[b, h, seen], mechanism.keys, kind)
-                values, _ = convolved(v[b, h, seen], mechanism.values, kind)
-                rows = torch.stack([plain_softmax(keys @ q[b, h, i] / WIDTH**0.5) for i in range(length)])
-                outputs.append(rows @ values)
-                spread = torch.zeros(length, length, dtype=q.dtype)
-                for window, own in enumerate(places):
-                    for place in own:
-                        spread[:, seen[place]] = spread[:, seen[place]] + rows[:, window] / len(own)
-                maps.append(spread)
-        return torch.stack(outputs).view(q.shape), torch.stack(maps).view(batch, heads, length, length)
+
+        def head(b, h, shown):
+            seen, length = torch.nonzero(shown).flatten().tolist(), len(shown)
+            spread = torch.zeros(length, length, dtype=q.dtype)
+            if not seen:
+                return torch.zeros(length, WIDTH, dtype=q.dtype), spread
+            keys, places = convolved(k[b, h, seen], mechanism.keys, kind)
+            values, _ = convolved(v[b, h, seen], mechanism.values, kind)
+            rows = torch.stack([plain_softmax(keys @ q[b, h, i] / WIDTH**0.5) for i in range(length)])
+            for window, own in enumerate(places):
+                for place in own:
+                    spread[:, seen[place]] = spread[:, seen[place]] + rows[:, window] / len(own)
+            return rows @ values, spread
+
+        return self.head_by_head(head, visible)
 
 
 def test_a_sentence_shorter_than_the_window_has_one_key():
-    mechanism = build_mechanism("compressed", Site("encoder", 0, 1, 6, HEADS, WIDTH), settings())
-    q, k, v, x = (torch.randn(1, HEADS, 2, WIDTH) for _ in range(3)), None, None, torch.randn(1, 2, 6)
-    q, k, v = q
-    output, weights = mechanism(AttentionInput(q, k, v, AttentionMask(), x, 0.0, True))
+    q = torch.randn(1, 2, 2, WIDTH)
+    output, weights = mechanism_of("compressed")(AttentionInput(q, q, q, AttentionMask(), q, 0.0, True))
     torch.testing.assert_close(output[:, :, 0], output[:, :, 1])
     torch.testing.assert_close(weights, torch.full_like(weights, 0.5))
 
 
-def test_decoders_matrix_masks_and_strides_that_leave_positions_out_are_refused():
-    site = Site("encoder", 0, 1, 6, HEADS, WIDTH)
-    mechanism = build_mechanism("compressed", site, settings())
-    q = torch.randn(1, HEADS, 4, WIDTH)
-    for mask in (AttentionMask.from_fairseq(None, FUTURE), AttentionMask.from_fairseq(None, torch.zeros(4, 4))):
-        with pytest.raises(ValueError, match=r"compressed is not allowed with an attn_mask.*; allowed: encoder"):
-            mechanism(AttentionInput(q, q, q, mask, torch.randn(1, 4, 6)))
-    for value in ("0", "5@0-1;x@2", "five", "٣"):
-        with pytest.raises(ValueError, match=r"--gpam-compressed-kernel .* is not allowed; allowed: a whole number"):
-            settings(compressed_kernel=value)
+@pytest.mark.parametrize("value", ["0", "5@0-1;x@2", "five", "٣"])
+def test_a_kernel_that_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"--gpam-compressed-kernel .* is not allowed; allowed: a whole number"):
+        settings(compressed_kernel=value)
 
 
 def test_a_published_configuration_is_a_line_of_flags():

@@ -4,11 +4,8 @@ import math
 
 import pytest
 import torch
-from contract import LENGTH, WIDTH, Contract, masks, settings, softmax_map
-from learning import build_model
-from tiny import STOCK, build
-
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from contract import WIDTH, Contract, softmax_map
+from tiny import mechanism_of
 
 
 class TestDifferential(Contract):
@@ -37,36 +34,6 @@ class TestDifferential(Contract):
         return torch.cat(outputs, dim=1), torch.cat(maps, dim=1)
 
 
-@pytest.mark.parametrize("task", ["translation", "language_modeling"])
-def test_exactly_the_papers_parameters(task):
-    """A stock model's parameters and, in each attention, four vectors of D and one norm weight of 2D."""
-    stock = sum(p.numel() for p in build(task, STOCK[task], words=12).parameters())
-    ours = sum(p.numel() for p in build_model(task, "differential").parameters())
-    attentions, width = {"translation": 6, "language_modeling": 2}[task], 8
-    assert ours - stock == attentions * (4 * width + 2 * width)
-
-
-def test_published_size_adds_less_than_a_thousandth():
-    mechanism = build_mechanism("differential", Site("decoder", 0, 28, 3072, 24, 128), settings())
-    assert sum(p.numel() for p in mechanism.parameters()) == 6 * 128
-    assert 6 * 128 / (4 * 3072**2) < 1e-3
-
-
 def test_lambda_init_deepens_from_layer_zero():
-    starts = [
-        build_mechanism("differential", Site("decoder", layer, 3, 8, 4, 2), settings()).lambda_init
-        for layer in range(3)
-    ]
+    starts = [mechanism_of("differential", "decoder", layer, 3).lambda_init for layer in range(3)]
     assert starts == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8 - 0.6 * math.exp(-0.6)])
-
-
-def test_odd_heads_are_refused():
-    with pytest.raises(ValueError, match="1 heads are not allowed"):
-        build_mechanism("differential:1,softmax:3", Site("encoder", 0, 1, 8, 4, 2), settings())
-
-
-def test_a_bias_for_each_head_is_refused():
-    mechanism = build_mechanism("differential", Site("encoder", 0, 1, 4 * WIDTH, 4, WIDTH), settings())
-    q = torch.randn(3, 4, LENGTH, WIDTH)
-    with pytest.raises(ValueError, match="one matrix per head"):
-        mechanism(AttentionInput(q, q, q, masks("bias for each head", LENGTH, heads=4)[0], q))

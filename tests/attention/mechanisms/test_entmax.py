@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings
+from contract import HEADS, LENGTH, WIDTH, Contract, masks
+from tiny import mechanism_of
 
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput
 from fairseq_gpam.attention.mechanisms.entmax import ALPHA_FLOOR
 
 
@@ -39,13 +40,9 @@ class TestEntmax(Contract):
         return solve(scores, alpha[head])
 
 
-def mechanism(name, **options):
-    return build_mechanism(name, Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH), settings(**options)).double()
-
-
 @pytest.mark.parametrize("form", ["sigmoid", "softplus"])
 def test_alpha_stays_above_one(form):
-    entmax = mechanism("entmax", entmax_form=form)
+    entmax = mechanism_of("entmax", entmax_form=form).double()
     with torch.no_grad():
         entmax.theta.fill_(-1000.0)
     assert (entmax.alpha() > 1).all()
@@ -57,7 +54,6 @@ def test_alpha_stays_above_one(form):
 
 
 def test_the_start_of_alpha():
-    site = Site("encoder", 0, 1, 1000, 1000, 1)
-    drawn = build_mechanism("entmax", site, settings()).alpha()
+    drawn = mechanism_of("entmax", heads=1000, width=1).alpha()
     assert 1.45 < drawn.mean() < 1.55 and 0.15 < drawn.std() < 0.25 and drawn.max() <= 2
-    assert build_mechanism("entmax", site, settings(entmax_alpha=1.3)).alpha().mean().item() == pytest.approx(1.3)
+    assert mechanism_of("entmax", entmax_alpha=1.3).alpha().mean().item() == pytest.approx(1.3)

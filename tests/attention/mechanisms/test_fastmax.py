@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, future_gradients, masks, row_by_row, settings
+from contract import HEADS, LENGTH, PADDING, WIDTH, Contract, masks, row_by_row
 from reference import assert_same
+from tiny import mechanism_of
 
-from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask
 from fairseq_gpam.attention.core import kernel_sums
 from fairseq_gpam.attention.mechanisms import fastmax
 from fairseq_gpam.modules import GPAMMultiheadAttention
@@ -47,14 +48,11 @@ class TestFastmax(Contract):
 
 
 def build(**options):
-    options = {"fastmax_temperature": 2.25, **options}
-    site = Site("decoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    return build_mechanism("fastmax", site, settings(fastmax_norm=1.5, **options)).double()
+    return mechanism_of("fastmax", "decoder", fastmax_temperature=2.25, fastmax_norm=1.5, **options).double()
 
 
 @pytest.mark.parametrize("degree", [1, 2])
-@pytest.mark.parametrize("chunk", [2, 64])
-@pytest.mark.parametrize("queries", [LENGTH, 3])
+@pytest.mark.parametrize(("chunk", "queries"), [(2, LENGTH), (64, 3)])
 @pytest.mark.parametrize("kind", LINEAR_KINDS)
 def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, degree, monkeypatch):
     monkeypatch.setattr(kernel_sums, "CHUNK", chunk)
@@ -67,20 +65,10 @@ def test_the_linear_form_is_the_matrix_form(kind, queries, chunk, degree, monkey
     assert_same(output, expected, [q, k, v])
 
 
-def test_the_linear_form_is_causal_and_zero_in_fully_masked_rows():
-    linear = build(fastmax_form="linear")
-    assert future_gradients(lambda q, k, v, x: linear(AttentionInput(q, k, v, AttentionMask(causal=True), x))[0]) == 0
-    q = torch.randn(1, HEADS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
-    output = linear(AttentionInput(q, q, q, AttentionMask(torch.ones(1, LENGTH, dtype=torch.bool), True), q))[0]
-    output.sum().backward()
-    assert output.abs().max() == 0 and q.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("degree", [1, 2])
 def test_decoding_with_the_linear_form(degree):
     mechanism = build(fastmax_form="linear", fastmax_degree=degree)
-    attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, mechanism, self_attention=True)
-    attention = attention.double().eval()
+    attention = GPAMMultiheadAttention(HEADS * WIDTH, HEADS, mechanism, self_attention=True).double().eval()
     x = torch.randn(LENGTH, 3, HEADS * WIDTH, dtype=torch.float64)
     padding = torch.tensor(PADDING["left"]).bool()
     full, _ = attention(x, x, x, padding, need_weights=False, attn_mask=FUTURE)
@@ -99,20 +87,3 @@ def test_long_sequences_need_no_matrix(monkeypatch):
     monkeypatch.setattr(fastmax.FastmaxAttention, "weights", lambda *_: pytest.fail("a matrix was made"))
     q = torch.randn(1, HEADS, 2 * WIDTH**2 + 1, WIDTH, dtype=torch.float64)
     build()(AttentionInput(q, q, q, AttentionMask(causal=True), q))
-
-
-def test_the_linear_form_refuses_what_needs_a_matrix():
-    q = torch.randn(3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    linear = build(fastmax_form="linear")
-    with pytest.raises(ValueError, match=r"--attention-dropout 0.1 .*--gpam-fastmax-form linear"):
-        linear(AttentionInput(q, q, q, AttentionMask(), q, 0.1))
-    with pytest.raises(ValueError, match="attn_mask as a matrix"):
-        linear(AttentionInput(q, q, q, masks("bias", LENGTH)[0], q))
-
-
-def test_negative_weights_and_weights_without_keys_are_refused():
-    with pytest.raises(ValueError, match=r"degree 1 is not allowed with queries of 2 channels .*-temperature above 1"):
-        build_mechanism("fastmax", Site("decoder", 0, 1, 4, 2, 2), settings(fastmax_degree=1))
-    q = torch.randn(3, HEADS, 1, WIDTH, dtype=torch.float64)
-    with pytest.raises(ValueError, match="weights cannot be returned while --gpam-fastmax-form linear decodes"):
-        build(fastmax_form="linear")(AttentionInput(q, q, q, AttentionMask(), q, need_weights=True, past={}))

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map
+from contract import HEADS, LENGTH, WIDTH, Contract, softmax_map
 from learning import build_model
-from tiny import translation_input
+from tiny import mechanism_of, translation_input
 
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 
 
 def first_values(v):
@@ -41,34 +41,16 @@ class TestNeutreno(Contract):
         return attention(x, x, x, key_padding_mask=padding, **arguments)
 
 
-def layers(number=3):
-    shared = {}
-    return [
-        build_mechanism("neutreno", Site("decoder", i, number, HEADS * WIDTH, HEADS, WIDTH, shared), settings())
-        for i in range(number)
-    ], shared
-
-
-def test_three_layers_share_the_first_ones_values():
-    mechanisms, shared = layers()
-    q, k, *values = torch.randn(5, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    mask, bias, visible = masks("causal", LENGTH)
-    softmax = softmax_map(q, k, bias, visible)
-    for mechanism, v in zip(mechanisms, values, strict=True):
-        output = mechanism(AttentionInput(q, k, v, mask, q))[0]
-        torch.testing.assert_close(output, softmax @ v + 0.4 * (values[0] - v), rtol=0, atol=1e-12)
-    assert not shared
-
-
 def test_a_skipped_layer_is_refused():
-    mechanisms, _ = layers()
+    shared = {}
+    layers = [mechanism_of("neutreno", "decoder", layer, 3, shared=shared) for layer in range(3)]
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
-    mask = masks("causal", LENGTH)[0]
-    mechanisms[0](AttentionInput(q, q, q, mask, q))
+    inputs = AttentionInput(q, q, q, AttentionMask(causal=True), q)
+    layers[0](inputs)
     with pytest.raises(ValueError, match=r"all 3 decoder layers.*layer 2 followed 0.*--decoder-layerdrop"):
-        mechanisms[2](AttentionInput(q, q, q, mask, q))
+        layers[2](inputs)
     with pytest.raises(ValueError, match="layer 1 followed None"):
-        mechanisms[1](AttentionInput(q, q, q, mask, q))
+        layers[1](inputs)
 
 
 def test_a_model_can_be_copied_after_a_forward():

@@ -2,9 +2,7 @@
 
 import math
 
-from contract import HEADS, Contract, row_by_row, settings
-
-from fairseq_gpam.attention import Site, build_mechanism
+from contract import Contract, row_by_row
 
 
 class TestScalableSoftmax(Contract):
@@ -18,11 +16,3 @@ class TestScalableSoftmax(Contract):
             return powers / powers.sum()
 
         return row_by_row(visible, weigh)
-
-
-def test_the_start_is_the_flags():
-    mechanism = build_mechanism(
-        "scalable_softmax", Site("encoder", 0, 1, 4, HEADS, 2), settings(scalable_softmax_start=0.7)
-    )
-    assert all(abs(value - 0.7) < 1e-6 for value in mechanism.scale.tolist())
-    assert "s 0.700 0.700" in repr(mechanism)

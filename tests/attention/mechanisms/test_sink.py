@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, settings
+from contract import HEADS, LENGTH, WIDTH, Contract
 from fairseq.modules import MultiheadAttention
+from tiny import mechanism_of
 
-from fairseq_gpam.attention import AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput, AttentionMask
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 
@@ -20,14 +21,7 @@ class TestSink(Contract):
 
 
 def sink(kind, **chosen):
-    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
-    return build_mechanism("sink", site, settings(sink_kind=kind, **chosen))
-
-
-def test_what_the_model_prints_names_the_sink():
-    shown = {kind: repr(sink(kind)) for kind in ("learned", "weight", "off-by-one")}
-    assert ", s 0.000 0.000" in shown["learned"] and ", off by one" in shown["off-by-one"]
-    assert ", weight 0.0" in shown["weight"]
+    return mechanism_of("sink", sink_kind=kind, **chosen)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,9 +4,8 @@ import sys
 
 import pytest
 import torch
-from contract import Contract, settings
-
-from fairseq_gpam.attention import Site, build_mechanism
+from contract import Contract
+from tiny import mechanism_of
 
 
 def project(row):
@@ -31,4 +30,4 @@ class TestSparsemax(Contract):
 def test_a_missing_package_names_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "entmax", None)
     with pytest.raises(ImportError, match=r"pip install 'fairseq-gpam\[entmax\]'"):
-        build_mechanism(name, Site("encoder", 0, 1, 4, 2, 2), settings())
+        mechanism_of(name)

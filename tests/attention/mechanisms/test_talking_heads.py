@@ -1,9 +1,10 @@
 """Talking heads."""
 
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row, settings
+from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_by_row
+from tiny import mechanism_of
 
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
+from fairseq_gpam.attention import AttentionInput
 
 
 class TestTalkingHeads(Contract):
@@ -25,11 +26,10 @@ class TestTalkingHeads(Contract):
 
 def test_dropout_before_the_second_mixture_reaches_every_head():
     """With W all ones, each head gets the sum of the dropped maps: the heads are equal, unless dropout comes later."""
-    site = Site("encoder", 0, 1, HEADS * WIDTH, HEADS, WIDTH)
     q, k = torch.randn(2, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
     eye = torch.eye(LENGTH, dtype=torch.float64).expand(3, HEADS, LENGTH, LENGTH)
     for place in ("before", "after"):
-        talking = build_mechanism("talking_heads", site, settings(talking_heads_dropout=place)).double()
+        talking = mechanism_of("talking_heads", talking_heads_dropout=place).double()
         torch.nn.init.ones_(talking.mix_weights)
         output = talking(AttentionInput(q, k, eye, masks("nothing", LENGTH)[0], q, 0.5))[0]
         assert torch.equal(output[:, 0], output[:, 1]) == (place == "before")

@@ -1,13 +1,8 @@
 """Value residual learning."""
 
 import torch
-from contract import HEADS, LENGTH, WIDTH, Contract, masks, settings, softmax_map
-
-from fairseq_gpam.attention import AttentionInput, Site, build_mechanism
-
-
-def first_values(v):
-    return 0.7 * v.flip(-1) + 0.1
+from contract import HEADS, WIDTH, Contract, softmax_map
+from test_neutreno import first_values
 
 
 class TestValueResidual(Contract):
@@ -30,22 +25,7 @@ class TestValueResidual(Contract):
         values = attention.v_proj(x).view(*x.shape[:2], HEADS, WIDTH).permute(1, 2, 0, 3)
         saved = attention._get_input_buffer(arguments.get("incremental_state"))
         if "prev_value" in saved:
-            values = torch.cat([saved["prev_value"], values], dim=2)
+            order = saved.get("beam_order")
+            values = torch.cat([saved["prev_value"][slice(None) if order is None else order], values], dim=2)
         site.shared[attention.mechanism.name, site.name] = (site.layer - 1, first_values(values))
         return attention(x, x, x, key_padding_mask=padding, **arguments)
-
-
-def test_three_layers_share_the_first_ones_values():
-    shared = {}
-    mechanisms = [
-        build_mechanism("value_residual", Site("decoder", i, 3, HEADS * WIDTH, HEADS, WIDTH, shared), settings())
-        for i in range(3)
-    ]
-    q, k, *values = torch.randn(5, 3, HEADS, LENGTH, WIDTH, dtype=torch.float64)
-    mask, bias, visible = masks("causal", LENGTH)
-    weights = softmax_map(q, k, bias, visible)
-    for layer, (mechanism, v) in enumerate(zip(mechanisms, values, strict=True)):
-        output = mechanism(AttentionInput(q, k, v, mask, q))[0]
-        expected = weights @ v if layer == 0 else weights @ (v + values[0]) / 2
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-    assert not shared
