@@ -1,26 +1,20 @@
-"""Data and checkpoints made by fairseq's own commands; the stock ones without this package."""
+"""Data and checkpoints made by fairseq's own commands."""
 
 import importlib
 import random
-import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import pytest
+import sizes
 
 import fairseq_gpam
 
 SMALL = {
-    "translation": [
-        *("--source-lang", "de", "--target-lang", "en", "--encoder-layers", "2", "--decoder-layers", "2"),
-        *("--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
-        *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
-        *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
-    ],
+    "translation": ["--source-lang", "de", "--target-lang", "en", *sizes.tiny("encoder", "decoder", layers=2)],
     "language_modeling": [
-        *("--task", "language_modeling", "--tokens-per-sample", "12", "--decoder-layers", "2"),
-        *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "16", "--decoder-attention-heads", "2"),
+        *("--task", "language_modeling", "--tokens-per-sample", "12"),
+        *sizes.tiny("decoder", layers=2),
     ],
 }
 HOSTILE = ("<script>alert(1)</script>", r"$\frac$")
@@ -29,12 +23,6 @@ TRAINING = [
     *("--optimizer", "adam", "--lr", "0.001", "--max-tokens", "200", "--max-update", "2", "--log-format", "none"),
     *("--disable-validation", "--cpu", "--save-interval-updates", "1", "--num-workers", "0", "--dropout", "0.1"),
 ]
-
-
-def start(command, *arguments):
-    return subprocess.Popen(
-        list(map(str, (command, *arguments))), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def run_here(name, *arguments):
@@ -60,22 +48,11 @@ def trained(tmp_path_factory):
     translation, language_modeling = folder / "translation", folder / "language_modeling"
     run_here("preprocess", *flat, "--source-lang", "de", "--target-lang", "en", "--destdir", translation)
     run_here("preprocess", *single, "--only-source", "--destdir", language_modeling)
-    # Its processes have not imported this package.
-    python, server = forked.start(tmp_path_factory.mktemp("forking"))
-    stock = [
-        start(
-            *(python.with_name("fairseq-train"), folder / task, "--arch", arch, "--save-dir", folder / f"stock_{task}"),
-            *(*SMALL[task], *TRAINING),
-        )
-        for task, arch in (("translation", "transformer"), ("language_modeling", "transformer_lm"))
-    ]
-    run_here(
-        *("train", translation, "--arch", "transformer_gpam", "--save-dir", folder / "ours"),
-        *("--user-dir", Path(fairseq_gpam.__file__).parent, *SMALL["translation"], *TRAINING),
-    )
-    for process in stock:
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-    server.stdin.close()
-    server.wait()
+    gpam = ("--user-dir", Path(fairseq_gpam.__file__).parent)
+    for name, task, arch, more in (
+        ("stock_translation", "translation", "transformer", ()),
+        ("stock_language_modeling", "language_modeling", "transformer_lm", ()),
+        ("ours", "translation", "transformer_gpam", gpam),
+    ):
+        run_here("train", folder / task, "--arch", arch, "--save-dir", folder / name, *more, *SMALL[task], *TRAINING)
     return folder

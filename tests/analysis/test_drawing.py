@@ -66,11 +66,6 @@ def test_lines_that_coincide_remain_visible():
     assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 4
 
 
-def test_every_series_has_a_look_of_its_own():
-    looks = {tuple(drawing.look(number).items()) for number in range(28)}
-    assert len(looks) == 28
-
-
 @pytest.mark.parametrize("lowest_first", [True, False])
 def test_a_forest_plot_has_its_effects_in_order_with_their_intervals(lowest_first):
     effects = [

@@ -65,31 +65,79 @@ def causal(length):
     return torch.ones(length, length, dtype=torch.bool).tril()
 
 
-# States
+UNIFORM, ONE_HOT = torch.full((6, 6), 1 / 6, dtype=F64), torch.eye(5, dtype=F64)
+ON_THE_FIRST = torch.eye(5, dtype=F64)[:1].expand(5, 5)
+CAUSAL = causal(4) / causal(4).sum(dim=-1, keepdim=True, dtype=F64)
+SIGNED = tensor([[1.5, -0.5], [0.5, 0.0]])
+# Columns sum to 4 and 6, rows to 3 and 7; the mean token is (2, 1), and what is left ±(1, 3).
+STATES = tensor([[1, -2], [3, 4]])
+# 1xᵀ is the collapsed matrix; another matrix of rank one is not.
+RANK_ONE = tensor([[1], [3]]) @ tensor([[1, 1]])
+EMPTY_ROW = tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.2, 0.2]])
+SPIKE = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 2]), 3)[:, :2].to(F64) * 3
+BY_HAND = [
+    (metrics.composite_norm, (STATES,), math.sqrt(6 * 7)),
+    (metrics.residual_norm, (STATES,), math.sqrt(6 * 4)),
+    (metrics.residual_ratio, (STATES,), math.sqrt(24 / 42)),
+    (metrics.residual_ratio, (RANK_ONE,), math.sqrt(2 * 2) / math.sqrt(4 * 6)),
+    (metrics.residual_ratio, (RANK_ONE[:1].expand(7, 2),), 0),
+    (metrics.residual_ratio_argmin, (RANK_ONE[:1].expand(7, 2),), 0),
+    (effective_rank, (torch.eye(5, 9, dtype=F64),), 5),
+    (stable_rank, (torch.eye(5, 9, dtype=F64),), 5),
+    (effective_rank, (RANK_ONE,), 1),
+    (stable_rank, (RANK_ONE,), 1),
+    # Singular values 2, 1, 1: p = 1/2, 1/4, 1/4.
+    (effective_rank, (torch.diag(tensor([2, 1, 1])),), math.exp(1.5 * math.log(2))),
+    (stable_rank, (torch.diag(tensor([2, 1, 1])),), 6 / 4),
+    # Sorted: 1 2 3 4 6 12, lower median 3.
+    (metrics.massive_activations, (tensor([[-12, 1, 2], [6, -3, 4]]),), [4, 2, 4 / 3]),
+    (metrics.kurtosis, (tensor([[1, -1], [-1, 1]]),), 1),
+    # Seven zeros and one value: (p³ + q³)/(pq) with p = 1/8.
+    (metrics.kurtosis, (SPIKE,), (1 / 8**3 + (7 / 8) ** 3) / (7 / 64)),
+    (metrics.entropy, (UNIFORM,), math.log(6)),
+    (entropy_normalised, (UNIFORM,), 1),
+    (metrics.row_sum, (UNIFORM,), 1),
+    (metrics.negative_mass, (UNIFORM,), 0),
+    (metrics.first_token_share, (UNIFORM,), 1 / 6),
+    (metrics.sink, (UNIFORM,), 0),
+    (metrics.softmax_jacobian_l1, (UNIFORM,), 2 * (1 - 1 / 6)),
+    (metrics.softmax_jacobian_frobenius, (UNIFORM,), math.sqrt(1 / 6 - 1 / 36)),
+    (metrics.entropy, (ONE_HOT,), 0),
+    (metrics.spectral_gap, (ONE_HOT,), 1),
+    (metrics.softmax_jacobian_l1, (ONE_HOT,), 0),
+    (metrics.softmax_jacobian_frobenius, (ONE_HOT,), 0),
+    (metrics.sink, (ON_THE_FIRST,), 1),
+    (metrics.first_token_share, (ON_THE_FIRST,), 1),
+    # A row's entropy is normalised by the keys that it sees.
+    (entropy_normalised, (CAUSAL, causal(4)), 1),
+    (metrics.entropy, (CAUSAL, causal(4)), sum(math.log(n) for n in range(1, 5)) / 4),
+    (metrics.first_token_share, (CAUSAL, causal(4)), (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4),
+    (metrics.row_sum, (SIGNED,), 0.75),
+    (metrics.negative_mass, (SIGNED,), 0.5 / 2.5),
+    # Shares 3/4, 1/4 and 1, 0.
+    (metrics.entropy, (SIGNED,), -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2),
+    (metrics.first_token_share, (SIGNED,), 2 / 2.5),
+    (metrics.entropy, (EMPTY_ROW,), (math.log(2) + math.log(3)) / 2),
+    (metrics.entropy, (torch.zeros(3, 3),), math.nan),
+    (metrics.spectral_gap, (torch.diag(tensor([3, 2, 1])),), 1.5),
+    (metrics.spectral_gap, (tensor([[2]]),), math.nan),
+    # More than the threshold on average.
+    (metrics.sink, (tensor([[0.3, 0.7], [0.28, 0.72]]),), 0),
+    (metrics.sink, (tensor([[0.3, 0.7], [0.28, 0.72]]), None, 0.28), 1),
+    (metrics.number_of_paths, (12, 3, 8), 220 * 512),
+    # Products of weights and gradients; negative ones are dropped before the mean over heads.
+    (
+        metrics.attention_relevance,
+        (tensor([[[0.5, -0.5], [1, 0]], [[0.5, 0.5], [0, 1]]]), tensor([[[2, 2], [-1, 1]], [[0, 4], [1, 1]]])),
+        [[0.5, 1], [0, 0.5]],
+    ),
+]
 
 
-def test_composite_norm_by_hand():
-    # columns sum to 4 and 6, rows to 3 and 7
-    assert metrics.composite_norm(tensor([[1, -2], [3, 4]])).item() == pytest.approx(math.sqrt(6 * 7))
-
-
-def test_residual_by_hand():
-    # mean token (2, 1), residual ±(1, 3): columns 2 and 6, rows 4
-    states = tensor([[1, -2], [3, 4]])
-    assert metrics.residual_norm(states).item() == pytest.approx(math.sqrt(6 * 4))
-    assert metrics.residual_ratio(states).item() == pytest.approx(math.sqrt(24 / 42))
-
-
-@pytest.mark.parametrize("form", [metrics.residual_ratio, metrics.residual_ratio_argmin])
-def test_equal_tokens_have_no_residual(form):
-    states = torch.randn(1, 5, dtype=F64).expand(7, 5)
-    assert form(states).item() == pytest.approx(0, abs=1e-14)
-
-
-def test_rank_one_is_not_enough_for_residual_zero():
-    # 1xᵀ is the collapsed matrix; another rank-one matrix uxᵀ is not
-    states = tensor([[1], [3]]) @ tensor([[1, 1]])
-    assert metrics.residual_ratio(states).item() == pytest.approx(math.sqrt(2 * 2) / math.sqrt(4 * 6))
+@pytest.mark.parametrize(("metric", "given", "expected"), BY_HAND)
+def test_by_hand(metric, given, expected):
+    found, expected = (torch.as_tensor(each, dtype=F64).squeeze() for each in (metric(*given), expected))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
 def test_the_best_token_beats_the_mean():
@@ -123,34 +171,6 @@ def test_mean_cosine():
     assert metrics.mean_cosine(states[:1]).isnan()
 
 
-def test_ranks():
-    basis = orthonormal(5, 9)
-    assert effective_rank(basis).item() == pytest.approx(5)
-    assert stable_rank(basis).item() == pytest.approx(5)
-    rank_one = torch.outer(torch.randn(5, dtype=F64), torch.randn(9, dtype=F64))
-    assert effective_rank(rank_one).item() == pytest.approx(1)
-    assert stable_rank(rank_one).item() == pytest.approx(1)
-    # singular values 2, 1, 1: p = 1/2, 1/4, 1/4
-    scaled = torch.diag(tensor([2, 1, 1])) @ basis[:3]
-    assert effective_rank(scaled).item() == pytest.approx(math.exp(1.5 * math.log(2)))
-    assert stable_rank(scaled).item() == pytest.approx(6 / 4)
-
-
-def test_massive_activations_by_hand():
-    states = tensor([[-12, 1, 2], [6, -3, 4]])  # sorted: 1 2 3 4 6 12, lower median 3
-    assert metrics.massive_activations(states).tolist() == pytest.approx([4, 2, 4 / 3])
-
-
-def test_kurtosis():
-    assert metrics.kurtosis(tensor([[1, -1], [-1, 1]])).item() == pytest.approx(1)
-    # seven zeros and one value: (p³ + q³)/(pq) with p = 1/8
-    one = torch.zeros(4, 2, dtype=F64)
-    one[0, 0] = 3
-    p, q = 1 / 8, 7 / 8
-    assert metrics.kurtosis(one).item() == pytest.approx((p**3 + q**3) / (p * q))
-    assert metrics.kurtosis(torch.randn(200, 500, dtype=F64)).item() == pytest.approx(3, abs=0.1)
-
-
 @pytest.mark.parametrize("metric", STATE_METRICS)
 def test_padding_is_not_seen_in_states(metric):
     states = torch.randn(2, 7, 4, dtype=F64)
@@ -162,67 +182,6 @@ def test_padding_is_not_seen_in_states(metric):
     alone = torch.stack([metric(states[0, 3:]), metric(states[1, :5])])
     assert torch.allclose(found, alone, rtol=1e-9)
     assert torch.allclose(metric(states, torch.ones_like(tokens)), metric(states))
-
-
-# Weights
-
-
-def test_uniform_attention():
-    weights = torch.full((6, 6), 1 / 6, dtype=F64)
-    assert metrics.entropy(weights).item() == pytest.approx(math.log(6))
-    assert metrics.entropy(weights, normalised=True).item() == pytest.approx(1)
-    assert metrics.row_sum(weights).item() == pytest.approx(1)
-    assert metrics.negative_mass(weights).item() == 0
-    assert metrics.first_token_share(weights).item() == pytest.approx(1 / 6)
-    assert metrics.sink(weights).item() == 0
-    assert metrics.softmax_jacobian_l1(weights).item() == pytest.approx(2 * (1 - 1 / 6))
-    assert metrics.softmax_jacobian_frobenius(weights).item() == pytest.approx(math.sqrt(1 / 6 - 1 / 36))
-    assert metrics.spectral_gap(weights).item() > 1e12
-
-
-def test_one_hot_attention():
-    weights = torch.eye(5, dtype=F64)
-    assert metrics.entropy(weights).item() == 0
-    assert metrics.spectral_gap(weights).item() == pytest.approx(1)
-    assert metrics.softmax_jacobian_l1(weights).item() == 0
-    assert metrics.softmax_jacobian_frobenius(weights).item() == 0
-    first = torch.zeros(5, 5, dtype=F64)
-    first[:, 0] = 1
-    assert metrics.sink(first).item() == 1
-    assert metrics.first_token_share(first).item() == 1
-
-
-def test_causal_uniform_attention_is_normalised_by_the_keys_a_row_sees():
-    visible = causal(4)
-    weights = visible / visible.sum(dim=-1, keepdim=True, dtype=F64)
-    assert metrics.entropy(weights, visible, normalised=True).item() == pytest.approx(1)
-    expected = sum(math.log(n) for n in range(1, 5)) / 4
-    assert metrics.entropy(weights, visible).item() == pytest.approx(expected)
-    assert metrics.first_token_share(weights, visible).item() == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
-
-
-def test_signed_weights_by_hand():
-    weights = tensor([[1.5, -0.5], [0.5, 0.0]])
-    assert metrics.row_sum(weights).item() == pytest.approx(0.75)
-    assert metrics.negative_mass(weights).item() == pytest.approx(0.5 / 2.5)
-    # shares 3/4, 1/4 and 1, 0
-    expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 2
-    assert metrics.entropy(weights).item() == pytest.approx(expected)
-    assert metrics.first_token_share(weights).item() == pytest.approx(2 / 2.5)
-
-
-def test_spectral_gap_is_of_singular_values():
-    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=F64)
-    values = torch.linalg.svdvals(weights)
-    assert metrics.spectral_gap(weights).item() == pytest.approx((values[0] / values[1]).item())
-    assert metrics.spectral_gap(torch.diag(tensor([3, 2, 1]))).item() == pytest.approx(1.5)
-    assert metrics.spectral_gap(tensor([[2]])).isnan().all()
-
-
-def test_sink_needs_more_than_the_threshold_on_average():
-    weights = tensor([[0.3, 0.7], [0.28, 0.72]])
-    assert metrics.sink(weights).item() == 0
-    assert metrics.sink(weights, threshold=0.28).item() == 1
 
 
 def test_head_redundancy():
@@ -297,13 +256,6 @@ def test_qk_eigenspectrum():
         metrics.qk_eigenspectrum(queries, keys[:, :4], 2)
 
 
-def test_number_of_paths_is_that_of_the_binomial():
-    layers, heads = 6, 4
-    total = sum(metrics.number_of_paths(layers, k, heads) for k in range(layers + 1))
-    assert total == (1 + heads) ** layers
-    assert metrics.number_of_paths(12, 3, 8) == 220 * 512
-
-
 def test_path_residuals():
     uniform = torch.full((2, 5, 5), 0.2, dtype=F64)
     assert metrics.path_residuals([uniform] * 3, 2, 4).tolist() == pytest.approx([0] * 4, abs=1e-12)
@@ -332,13 +284,6 @@ def test_log_log_slope_recovers_the_exponent():
     assert math.isnan(metrics.log_log_slope(doubly[:3])[0]) and metrics.log_log_slope(doubly[:3])[2] == 3
 
 
-def test_relevance_by_hand():
-    weights = tensor([[[0.5, -0.5], [1, 0]], [[0.5, 0.5], [0, 1]]])
-    gradient = tensor([[[2, 2], [-1, 1]], [[0, 4], [1, 1]]])
-    # products: [[1, −1], [−1, 0]] and [[0, 2], [0, 1]]; negative ones are dropped before the mean over heads
-    assert metrics.attention_relevance(weights, gradient).tolist() == [[0.5, 1], [0, 0.5]]
-
-
 def test_relevance_through_one_layer_by_hand():
     encoder = tensor([[0.0, 1.0], [0.0, 0.0]])
     decoder = torch.zeros(1, 1, dtype=F64)
@@ -360,9 +305,3 @@ def test_relevance_through_the_decoder_by_hand():
     # in the next layer self-attention hands the first position's relevance on to the second
     second = metrics.translation_relevance([zero], [decoder] * 2, [cross] * 2)
     assert second.tolist() == [[2.0], [0.5]]
-
-
-def test_rows_without_weight_do_not_lower_the_entropy():
-    weights = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.2, 0.2]]).double()
-    assert metrics.entropy(weights).item() == pytest.approx((math.log(2) + math.log(3)) / 2)
-    assert metrics.entropy(torch.zeros(3, 3)).isnan()

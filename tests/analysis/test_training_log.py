@@ -123,13 +123,6 @@ def test_only_the_first_batch_of_an_update_is_logged():
     assert logged(first) and not logged(second)
 
 
-@pytest.mark.parametrize("flags", [("--gpam-mechanism", "dagpam:1,softmax:1"), ("--gpam-lambda", "fixed")])
-def test_other_settings(flags):
-    model = model_of("translation", "--gpam-log-attention", "1", *flags)
-    values, _, _ = update(model, tiny.model_input("translation"), 1)
-    assert any("lambda_minus" in key for key in values)
-
-
 @pytest.mark.parametrize("task", tiny.TASKS)
 def test_a_lambda_per_token_is_logged_as_its_mean_over_the_tokens(task):
     """A row of daGPAM sums to 1+λ⁺−λ⁻, so that the mean of the row sums gives the mean of λ⁻."""

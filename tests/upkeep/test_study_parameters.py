@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from quick import first
 
 from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes import tasks
@@ -34,20 +35,7 @@ def size(study, name, task, *flags):
     return count(build(Model(arch, words, recipe.data.vocabulary or 100)))
 
 
-def arms_of_studies():
-    """Every study's arms, with each task they are trained on."""
-    for study in sorted(path.parent.name for path in STUDIES.glob("*/grid.toml")):
-        chosen = grid.load(STUDIES / study / "grid.toml")
-        for name in chosen.arms:
-            yield from ((study, name, task) for task in chosen.arm(name).tasks or chosen.tasks)
-
-
-@pytest.mark.parametrize(("study", "name", "task"), arms_of_studies())
-def test_every_arm_of_every_study_can_be_built(study, name, task):
-    assert size(study, name, task) > 0
-
-
-@pytest.mark.parametrize("suffix", TASKS)
+@pytest.mark.parametrize("suffix", first(1, TASKS))
 @pytest.mark.parametrize(("study", "name", "as_large_as"), MATCHED)
 def test_an_arm_that_is_matched_differs_by_less_than_one_channel_of_a_feed_forward_network(
     study, name, as_large_as, suffix

@@ -3,24 +3,19 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "test-upstream.sh"
 
 
-def run(*arguments):
-    return subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True)
-
-
-def test_help():
-    assert run("--help").stdout.startswith("Usage: test-upstream.sh PATH")
-
-
-def test_another_folder_is_refused(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 2
-    assert f"{tmp_path} is no checkout of fairseq" in done.stderr
-
-
-def test_an_unknown_flag_is_refused():
-    done = run("--sock")
-    assert done.returncode == 2
-    assert "--sock is not known" in done.stderr
+@pytest.mark.parametrize(
+    ("argument", "status", "said"),
+    [
+        ("--help", 0, "Usage: test-upstream.sh PATH"),
+        ("/tmp", 2, "is no checkout of fairseq"),
+        ("--sock", 2, "not known"),
+    ],
+)
+def test_what_it_says(argument, status, said):
+    done = subprocess.run(["bash", SCRIPT, argument], capture_output=True, text=True)
+    assert done.returncode == status and said in done.stdout + done.stderr

@@ -30,11 +30,6 @@ def test_the_second_panel_is_the_difference_to_stock_of_the_same_seed():
     assert differences.xaxis.get_major_formatter()(12_000) == "12,000"
 
 
-@pytest.mark.parametrize("names", [["stock"], ["dagpam", "softmax"]])
-def test_one_panel_where_there_is_nothing_to_compare(names):
-    assert len(plots.learning_curves([run(name, 1, [(10, 4.0)]) for name in names]).axes) == 1
-
-
 def test_a_comparison_shows_means_and_differences_and_every_lambda():
     entries = [
         {"arm": "stock", "points": [[10, 2.0, 1.9, 2.1], [20, 1.0, None, None]], "differences": []},

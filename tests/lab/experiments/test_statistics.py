@@ -8,8 +8,6 @@ from scipy import stats
 
 from fairseq_gpam.lab.experiments import statistics
 
-SEEDS = range(1, 6)
-
 
 def made_table(generator, arms=5, seeds=5, effect=0.0, noise=1.0):
     """A baseline and arms with values by seed; the first arm is shifted by `effect` standard deviations of the noise.
@@ -87,11 +85,6 @@ def test_rounded_differences_without_spread_prove_nothing():
     assert verdict([-0.02] * 3, 0.001)[0] == "better"
     differences = [-0.05, -0.04, -0.06, -0.05, -0.055]
     assert verdict(differences, 0.001) == verdict(differences, 0.0)
-    # The resolution's spread is that of the difference of two rounded numbers that are exactly equal.
-    rounded = np.random.default_rng(6).uniform(0, 100, (2, 100_000)).round(1)
-    exact = np.random.default_rng(6).uniform(0, 100, (2, 100_000))
-    errors = (rounded - exact)[0] - (rounded - exact)[1]
-    assert errors.std() == pytest.approx(0.1 / math.sqrt(6), rel=0.01)
 
 
 def test_only_common_seeds_are_paired_and_an_arm_without_any_is_left_out():
@@ -117,12 +110,7 @@ def test_intervals_and_p_are_those_of_the_textbook():
         (differences,), np.mean, permutation_type="samples", alternative="two-sided", n_resamples=np.inf
     )
     assert statistics.sign_flip(differences) == pytest.approx(exact.pvalue)
-
-
-def test_five_seeds_cannot_decide_by_sign_flips():
-    assert statistics.sign_flip([-1, -2, -3, -4, -5]) == 2 / 32
-    generator = np.random.default_rng(1)
-    many = generator.normal(0.3, 1, 20)
+    many = np.random.default_rng(1).normal(0.3, 1, 20)
     assert statistics.sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
 
 
@@ -200,15 +188,3 @@ def test_the_order_of_runs_and_rounding_change_no_correlation_within():
             arms, seeds = zip(*(places[index] for index in order), strict=True)
             within.append(statistics.spearman(x, y, list(map(str, arms)), seeds, samples=1).within)
         assert within == pytest.approx([within[0]] * 4, nan_ok=True) if within[0] is not None else not any(within)
-
-
-def test_neither_copied_seeds_nor_copied_arms_make_the_interval_narrower():
-    x, y = np.arange(6.0), np.array([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
-    names = [f"arm {number}" for number in range(6)]
-    twice = statistics.spearman(np.tile(x, 2), np.tile(y, 2), names * 2, np.repeat([1, 2], 6))
-    often = statistics.spearman(np.tile(x, 20), np.tile(y, 20), names * 20, np.repeat(range(20), 6))
-    assert often.high - often.low == pytest.approx(twice.high - twice.low, abs=0.05)
-    seeds = list(range(6)) * 20
-    arms = np.repeat([f"arm {number}" for number in range(20)], 6)
-    copied_arms = statistics.spearman(np.tile(x, 20), np.tile(y, 20), arms, seeds)
-    assert copied_arms.high - copied_arms.low > twice.high - twice.low - 0.1

@@ -33,29 +33,6 @@ def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path):
     assert rows[2:] == [["1", "2 (1–3)", "0.5"], ["2", "0.25", "not run"]]
 
 
-def test_the_nearest_key_is_the_target_and_one_head_of_full_rank_finds_it():
-    study = load("query-rank")
-    queries, keys, target = study.batch(50, torch.Generator().manual_seed(1))
-    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(50, study.KEYS))
-    for query, sentence, nearest in zip(queries, keys, target, strict=True):
-        distances = [(query - key).norm().item() for key in sentence]
-        assert torch.equal(sentence[distances.index(min(distances))], nearest)
-    layer = study.Layer(study.WIDTH, 1)
-    attention = layer.attention
-    with torch.no_grad():
-        for name, projection in attention.named_parameters():
-            projection.copy_(torch.eye(study.WIDTH) if name.endswith("weight") else torch.zeros(study.WIDTH))
-        attention.q_proj.weight.mul_(1e4)
-    assert study.error(layer, torch.Generator().manual_seed(2), 500) < 0.01
-
-
-def test_a_short_training_lowers_the_error_of_every_shape():
-    study = load("query-rank")
-    for rank, heads in ((1, 2), (8, 1)):
-        start = study.train(rank, heads, 1, updates=1)["error"]
-        assert study.train(rank, heads, 1, updates=40)["error"] < start
-
-
 def test_the_answers_compose_the_functions_and_every_arm_trains():
     study = load("function-composition")
     tokens, answers = study.batch(20, torch.Generator().manual_seed(1))

@@ -76,6 +76,7 @@ main(["compare", *runs, "--baseline", "stock", "--out", repository])
 """
 
 
+@pytest.mark.slow  # a process that imports PyTorch
 def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_names_it(tmp_path):
     folders = [tmp_path / f"out/runs/bible-de-en/{name}/1" for name in ("stock", "dagpam")]
     for run in folders:

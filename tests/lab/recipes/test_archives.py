@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from archives import add_member, tar
 
-from fairseq_gpam.lab.recipes import archives, downloads, multi30k, prepare, standard_corpora, tasks
+from fairseq_gpam.lab.recipes import archives, downloads, multi30k, prepare, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.subwords import SPLITS
 
@@ -130,13 +130,6 @@ def test_a_whole_archive_of_what_is_no_text_ends_in_one_sentence(tmp_path, corpu
     assert message.endswith("expected text in UTF-8")
 
 
-def test_a_test_set_without_sentences_is_refused(tmp_path):
-    path = tmp_path / "test.sgm"
-    path.write_text("<doc>\nno segment\n</doc>\n")
-    with pytest.raises(ArchiveError, match=r"test\.sgm holds no sentence; expected"):
-        standard_corpora.segments(path)
-
-
 def test_the_simple_examples_of_ptb_end_in_one_sentence(tmp_path):
     for breaks, said in BREAKS.items():
         path = tar(tmp_path / "simple-examples.tgz", {f"data/ptb.{split}.txt": ENCODED for split in SPLITS})
@@ -150,10 +143,6 @@ def test_a_bible_without_verses_is_refused(tmp_path):
         database.execute("CREATE TABLE bible (bbName, bNumber, cNumber, vNumber, vText)")
     files = published(tmp_path, "bible", (tmp_path / "bible.db").read_bytes())
     assert "holds no verse" in refusal(tmp_path, "bible", files)
-
-
-def test_text_for_a_database_is_refused(tmp_path):
-    assert "not a database" in refusal(tmp_path, "bible", published(tmp_path, "bible"))
 
 
 def test_a_zip_with_a_changed_byte_is_refused(tmp_path):

@@ -49,28 +49,6 @@ def test_what_a_killed_process_left_is_made_again(tmp_path):
     assert not part.exists()
 
 
-def test_a_file_is_downloaded_once_by_two_at_the_same_time(tmp_path, monkeypatch):
-    begun, go_on, urls = threading.Event(), threading.Event(), []
-
-    def slow(url, part):
-        urls.append(url)
-        begun.set()
-        assert go_on.wait(60)
-        part.write_text("content")
-
-    monkeypatch.setattr(downloads, "_fetch_url", slow)
-    file = File(file="archive", url="made://archive", checksum="")
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(downloads.fetch, file, tmp_path)
-        assert begun.wait(60)
-        other = pool.submit(downloads.fetch, file, tmp_path)
-        with pytest.raises(TimeoutError):
-            other.result(0.5)
-        go_on.set()
-        assert one.result() == other.result() == tmp_path / "archive"
-    assert urls == ["made://archive"]
-
-
 def test_a_wrong_download_is_not_kept_and_a_wrong_file_is_named_with_its_remedy(tmp_path):
     source, folder = tmp_path / "source", tmp_path / "downloads"
     source.write_text("right")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import archives
 import pytest
+import sizes
 
 from fairseq_gpam.lab.recipes import tasks
 
@@ -35,10 +36,9 @@ NUMBER = re.compile(r"\d[\d,.]*")
 
 TRAIN = "--max-update 2 --update-freq 1 --num-workers 0 --log-interval 1 --warmup-updates 4 "
 TRAIN += "--save-interval-updates 1 --validate-interval-updates 1 --max-tokens 1024"
-LAYERS = "--{0}-layers 1 --{0}-embed-dim 16 --{0}-ffn-embed-dim 16 --{0}-attention-heads 2"
 TINY = {
-    "translation": f"{LAYERS.format('encoder')} {LAYERS.format('decoder')}",
-    "lm": f"{LAYERS.format('decoder')} --decoder-input-dim 16 --decoder-output-dim 16 --tokens-per-sample 32",
+    "translation": " ".join(sizes.tiny("encoder", "decoder")),
+    "lm": " ".join([*sizes.tiny_language_model(), "--tokens-per-sample", "32"]),
     "adaptive": "--adaptive-input-cutoff 50,100 --adaptive-softmax-cutoff 50,100 "
     "--adaptive-input-factor 1 --adaptive-softmax-factor 1",
 }
@@ -164,17 +164,3 @@ def check_run(run, task, name):
         tokenised = not task.endswith(".sentencepiece")
         assert ("tokenized_bleu" in recorded["score"]) == tokenised
         assert (run / "hypotheses.detok.txt").exists() == tokenised
-
-
-def test_every_folder_has_a_recipe_a_readme_and_all_three_models():
-    for folder in FOLDERS:
-        text = "\n".join(content for language, content in blocks(folder) if language == "bash")
-        for name in NAMES:
-            assert f"bash scripts/train.sh $task {name} 1\n" in text
-    named = (REPOSITORY / "examples/README.md").read_text(encoding="utf-8")
-    for folder in {task.partition(".")[0] for task in tasks.names()}:
-        assert f"| `{folder}` |" in named or f"| [{folder}](" in named
-        assert (REPOSITORY / "examples" / folder / "README.md").exists()
-    for task in TASKS:
-        folder, _, variant = task.partition(".")
-        assert f"`.{variant}`" in named if variant else f"`{folder}`"

@@ -2,22 +2,24 @@
 
 import json
 import random
-import shlex
 import shutil
 import time
 
 import pytest
+import sizes
 import torch
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import run_folder, stage_results
 
 UPDATES = 40
-TRAIN = f"""--task translation --arch transformer_gpam --encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16
---decoder-embed-dim 16 --encoder-ffn-embed-dim 16 --decoder-ffn-embed-dim 16 --encoder-attention-heads 2
---decoder-attention-heads 2 --dropout 0.1 --optimizer adam --lr 0.01 --max-tokens 150 --num-workers 0 --cpu --seed 1
---max-update {UPDATES} --log-interval 1 --save-interval-updates 3 --keep-interval-updates 3 --no-epoch-checkpoints
---update-epoch-batch-itr True --required-batch-size-multiple 1 --no-progress-bar --log-format json""".split()
+TRAIN = (
+    f"""--task translation --arch transformer_gpam --dropout 0.1 --optimizer adam --lr 0.01 --max-tokens 150
+--num-workers 0 --cpu --seed 1 --max-update {UPDATES} --log-interval 1 --save-interval-updates 3
+--keep-interval-updates 3 --no-epoch-checkpoints --update-epoch-batch-itr True --required-batch-size-multiple 1
+--no-progress-bar --log-format json""".split()
+    + sizes.tiny("encoder", "decoder")
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +98,6 @@ def test_killed_in_the_third_epoch(machine, data, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_after_the_last_checkpoint(machine, data, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    log = folder / "train.log"
-    kill_when_logged(machine, start(machine, data, folder), log, f"@ {UPDATES} updates, score")
-    # If the engine was quick enough to end, this run is in the state of the next test; these lines undo that.
-    lines = [line for line in log.read_text().splitlines(keepends=True) if "done training" not in line]
-    log.write_text("".join(lines))
-    for name in ("results.json", "config.json"):
-        (folder / name).unlink(missing_ok=True)
-    before = log.read_text()
-    assert "had ended before its results were recorded" in finish(machine, data, folder)
-    assert log.read_text() == before
-    check_same(folder, undisturbed)
-
-
-@pytest.mark.slow
 def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(machine, data, undisturbed, tmp_path):
     folder = tmp_path / "run"
     full = folder / "checkpoints/checkpoint_1_6.pt.tmp"
@@ -126,25 +112,6 @@ def test_a_full_disk_costs_no_more_than_the_updates_since_the_last_checkpoint(ma
     finish(machine, data, folder)
     log = (folder / "train.log").read_text()
     assert "checkpoint_last.pt (epoch 1 @ 3 updates)" in log
-    check_same(folder, undisturbed)
-
-
-@pytest.mark.slow
-def test_a_disk_too_full_to_record_the_results_costs_nothing(data, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed, folder)
-    (folder / "results.json").unlink()
-    full = folder / "results.json.part"
-    full.symlink_to("/dev/full")
-    command = shlex.split((folder / "train.command").read_text())
-    run = run_folder.Run(folder, "made", "dagpam", 1)
-    with pytest.raises(run_folder.RunError, match=f"{folder}.*No space left on device"):
-        run_folder.train(run, command)
-    assert not (folder / "results.json").exists()
-    full.unlink()
-    before = (folder / "train.log").read_text()
-    run_folder.train(run, command)
-    assert (folder / "train.log").read_text() == before
     check_same(folder, undisturbed)
 
 

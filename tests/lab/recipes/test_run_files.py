@@ -4,6 +4,8 @@ import json
 import random
 
 import pytest
+from quick import EXAMPLES
+from runs import made_run, stages_of
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import run_results
@@ -11,32 +13,14 @@ from fairseq_gpam.lab.recipes import dictionaries, logs, stage_results
 from fairseq_gpam.lab.recipes.stage_results import RESULTS
 from fairseq_gpam.lab.schema import SchemaError
 
-CASES = 200
 LOG = "".join(
     f'2026-11-29 10:00 | INFO | train_inner | {{"num_updates": "{n}", "loss": "{9 - n}", "wpb": "9", "wps": "5"}}\n'
     f'2026-11-29 10:00 | INFO | valid | {{"valid_num_updates": "{n}", "valid_loss": "{9 - n / 10}"}}\n'
     for n in range(1, 9)
 )
-ENVIRONMENT = {
-    "versions": {"torch": "2"},
-    "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
-    "commit": "abc",
-}
-TRAIN = {
-    "command": "fairseq-train data --max-update 8",
-    "parameters": 10,
-    "updates": 8,
-    "seconds": 10.0,
-    "valid_loss": 8.2,
-    "valid_nll_loss": 8.2,
-    "best_update": 8,
-    "tokens_per_second": 50.0,
-    "curve": {"train": [[8, 8.2]], "valid": [[8, 8.2]]},
-    "environment": ENVIRONMENT,
-}
 SCORE = {"sentences": 3, "bleu": 1.0, "bleu_signature": "a", "chrf": 2.0, "chrf_signature": "b"}
 SCORE["answers"] = {"test": {"loss": 1.0, "accuracy": 0.5}}
-GENERATE = {"command": "fairseq-generate data", "sentences": 3, "seconds": 1.5, "environment": ENVIRONMENT}
+GENERATE = {"command": "fairseq-generate data", "sentences": 3, "seconds": 1.5}
 ANALYSIS = {
     "runs": [{"variant": "full model"}],
     "records": [
@@ -49,7 +33,7 @@ ANALYSIS = {
 def run(tmp_path):
     folder = tmp_path / "out/runs/bible-de-en/stock/1"
     (folder / "analysis").mkdir(parents=True)
-    results = {"task": "bible-de-en", "name": "stock", "seed": 1, "train": TRAIN, "generate": GENERATE, "score": SCORE}
+    results = stages_of(made_run(task="bible-de-en"), generate=GENERATE, score=SCORE)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "analysis/results.json").write_text(json.dumps(ANALYSIS))
     (folder / "train.log").write_text(LOG)
@@ -101,7 +85,7 @@ def test_a_damaged_file_is_named_or_recovered(run, name, capsys):
     intact = path.read_bytes()
     (run.parent / "references").write_text("a cat\na dog\nein Öl\n")
     assert main(["results", "table", str(run)]) == 0
-    for _ in range(CASES):
+    for _ in range(EXAMPLES):
         content = wrong_type(made, intact) if name.endswith(".json") and made.random() < 0.5 else damage(made, intact)
         path.write_bytes(content)
         for read in (
@@ -143,9 +127,3 @@ def test_a_log_with_foreign_bytes_gives_all_other_records(run):
     log.write_bytes(b"\xff\xfe".join(lines[:4]) + b'| INFO | valid | {"valid_num_updates": 3\n' + b"".join(lines[4:]))
     measured = logs.parse_training_log(logs.read(log))
     assert measured["updates"] == 8 and len(measured["curve"]["valid"]) >= 7
-
-
-def test_an_empty_log_is_a_sentence(run):
-    for text in ("", "no record\n"):
-        with pytest.raises(ValueError, match="holds no validation"):
-            logs.parse_training_log(text)

@@ -35,11 +35,6 @@ def test_moses_tokenisation_and_back():
     assert subwords.MosesDetokenize("de")("Café @-@ Liebhaber .") == "Café-Liebhaber."
 
 
-def test_normalisation_replaces_punctuation_and_control_characters():
-    tokenize = subwords.MosesTokenize("en", normalize=True)
-    assert tokenize("a\u200bb “c”") == "a b &quot; c &quot;"
-
-
 def test_compounds_are_split_at_hyphens_inside_words():
     assert subwords.split_compounds("a well-known - mat-") == "a well ##AT##-##AT## known - mat-"
 
