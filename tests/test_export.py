@@ -48,9 +48,21 @@ def test_every_other_mechanism_is_refused_with_its_layer_and_site():
             export.fold(ours, ours.state_dict())
 
 
-def test_one_head_that_does_not_fold_refuses_the_mixture():
-    ours = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "softmax:1,attn_scale:1")
-    with pytest.raises(export.ExportError, match="decoder layer 0: mechanism 'attn_scale'"):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--gpam-mechanism softmax:1,attn_scale:1", "decoder layer 0: mechanism 'attn_scale'"),
+        ("--gpam-lambda-source token", "layer 0: mechanism 'dagpam' cannot be exported"),
+        ("--gpam-row-sum 0.5", "layer 0: mechanism 'dagpam' cannot be exported"),
+        ("--gpam-mechanism softmax --gpam-query-rank 3", "--gpam-query-rank 3 cannot be exported"),
+        ("--gpam-mechanism softmax --gpam-skip-weight 0", "--gpam-skip-weight 0 cannot be exported; only 1 can"),
+        ("--gpam-mechanism softmax --gpam-qk-norm", "--gpam-position and --gpam-qk-norm cannot be exported"),
+        ("--gpam-mechanism softmax --gpam-layer-fusion gate", "--gpam-layer-fusion cannot be exported"),
+    ],
+)
+def test_what_stock_attention_does_not_have_is_refused(flags, message):
+    ours = build("language_modeling", OURS["language_modeling"], *flags.split())
+    with pytest.raises(export.ExportError, match=message):
         export.fold(ours, ours.state_dict())
 
 

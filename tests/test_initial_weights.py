@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import sizes
 import torch
 from fairseq import options
 from fairseq.data import Dictionary
@@ -10,14 +11,13 @@ from fairseq.tasks.language_modeling import LanguageModelingTask
 
 from fairseq_gpam.lab.recipes import logs
 
-FLAGS = "DATA --task language_modeling --decoder-layers 2 --decoder-embed-dim 16 --decoder-input-dim 16 "
-FLAGS += "--decoder-output-dim 16 --decoder-ffn-embed-dim 16 --decoder-attention-heads 2 --tokens-per-sample 8 --arch "
+FLAGS = ["DATA", "--task", "language_modeling", "--tokens-per-sample", "8", *sizes.tiny_language_model(layers=2)]
 
 
 def logged(caplog, flags, seed=1):
     words = Dictionary()
     words.add_symbol("a")
-    arguments = options.parse_args_and_arch(options.get_training_parser(), (FLAGS + flags).split())
+    arguments = options.parse_args_and_arch(options.get_training_parser(), [*FLAGS, "--arch", *flags.split()])
     torch.manual_seed(seed)
     caplog.clear()
     with caplog.at_level(logging.INFO):

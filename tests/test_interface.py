@@ -11,7 +11,8 @@ from fairseq import checkpoint_utils, tasks
 from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
-from tiny import BASE, OURS, STOCK, build, dictionary
+from quick import EXAMPLES
+from tiny import BASE, OURS, build, dictionary
 
 from fairseq_gpam import errors
 from fairseq_gpam.export import export
@@ -107,7 +108,7 @@ def test_a_text_gives_a_text_and_a_list_a_list(translator, language_model):
 def test_settings_and_values_that_do_not_exist_are_refused(translator, language_model):
     made = random.Random(1)
     names = ["lenpne", "Lenpen", "beam_size", "max_len", "x"]
-    for _ in range(200):
+    for _ in range(EXAMPLES):
         wrong = made.choice(
             [
                 {made.choice(names): made.choice([1, 0.5, "a", None])},
@@ -231,19 +232,6 @@ def test_another_mechanism_is_announced_with_both_names(translation, folder, cap
     with pytest.raises(RuntimeError):
         model.load_state_dict(state["model"])
     assert "--gpam-encoder-mechanism 'dagpam', this model has 'softmax'" in caplog.text
-
-
-def test_a_stock_checkpoint_is_answered_with_both_ways_to_load_it_whenever_it_is_loaded(caplog):
-    caplog.set_level("INFO")
-    stock = build("translation", STOCK["translation"]).state_dict()
-    model = build("translation", OURS["translation"], "--gpam-mechanism", "dagpam")
-    for _ in range(2):
-        caplog.clear()
-        model.load_state_dict(dict(stock))
-        assert "--restore-file and --reset-optimizer, or with --finetune-from-model" in caplog.text
-    caplog.clear()
-    model.load_state_dict(model.state_dict())
-    assert "--restore-file" not in caplog.text
 
 
 def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):

@@ -32,30 +32,12 @@ def test_bare_call_prints_exactly_the_user_dir_from_anywhere(tmp_path):
 
 
 def test_info_prints_versions_engine_models_architectures_and_mechanisms(capsys):
-    import numpy
-    import torch
-
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert re.search(rf"fairseq_gpam\s+{re.escape(fairseq_gpam.__version__)}", text)
-    # A wheel's metadata may lack the build that torch adds to its version, such as +cu130.
-    for name, version in (("torch", torch.__version__.partition("+")[0]), ("numpy", numpy.__version__)):
-        assert re.search(rf"{name}\s+{re.escape(version)}", text), name
     assert re.search(r"engine\s+(ve-fairseq 0\.12\.3|fairseq-fixed 0\.12\.3\.1)", text)
-    for model in ("transformer_gpam", "transformer_lm_gpam"):
-        assert model in text
-        for architecture in ARCH_MODEL_INV_REGISTRY[model]:
-            assert re.search(rf"\b{architecture}\b", text), architecture
-    for mechanism in REGISTRY.values():
-        assert mechanism.name in text and mechanism.formula in text
-
-
-def test_an_unknown_command_is_refused_and_the_known_ones_are_named(capsys):
-    with pytest.raises(SystemExit) as refusal:
-        main(["nothing"])
-    assert refusal.value.code == 2
-    message = capsys.readouterr().err
-    assert "nothing" in message and "info" in message and "path" in message
+    architectures = [*ARCH_MODEL_INV_REGISTRY["transformer_gpam"], *ARCH_MODEL_INV_REGISTRY["transformer_lm_gpam"]]
+    facts = [each for mechanism in REGISTRY.values() for each in (mechanism.name, mechanism.formula)]
+    assert all(word in text for word in (fairseq_gpam.__version__, *architectures, *facts))
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +113,7 @@ def test_a_compiler_is_needed_only_for_an_engine_without_a_wheel(minor, tmp_path
     assert build_backend.problem((3, minor), with_engine=True) == ""
 
 
+@pytest.mark.slow
 def test_pip_refuses_before_it_downloads_anything(tmp_path):
     """A backend that knows older versions of Python only, and no place to download from."""
     for name in ("setup.py", "pyproject.toml"):

@@ -87,34 +87,18 @@ def test_info_prints_count_overhead_and_controls(capsys):
         assert "--arch transformer_lm" in line
 
 
-@pytest.mark.parametrize(
-    ("flags", "projection", "added"),
-    [
-        ((), "head (--gpam-negative-projection)", 2 * 8**2 + 4),
-        (("--gpam-negative-projection", "shared"), "shared (--gpam-negative-projection)", 8**2 + 4),
-        (
-            ("--gpam-negative-source", "input"),
-            "from the layer's input to all heads (--gpam-negative-source input)",
-            16**2 + 4,
-        ),
-        (("--gpam-lambda-source", "token"), "head (--gpam-negative-projection)", 2 * 8**2 + 2 + 2 * 16),
-        (("--gpam-row-sum", "1"), "head (--gpam-negative-projection)", 2 * 8**2 + 2),
-    ],
-)
-def test_info_says_which_negative_projection_dagpam_has_and_what_it_adds(capsys, flags, projection, added):
-    words = shlex.split(model("language_modeling", *flags).command())
-    status, out, _ = run(capsys, *words, "--vocabulary", str(VOCABULARY))
-    assert status == 0
-    assert f"  W_Q⁻ of daGPAM: {projection}\n" in out
-    assert f"decoder  dagpam                 2 attentions  {2 * added:+,}\n" in out
-
-
 # What two attentions of C = 16 channels, H = 2 heads and D = 8 channels a head add, worked out from the formulas.
 NONE = ("softpick", "sigmoid", "integral", "exclusive", "stick_breaking", "selective", "linear", "local")
 ADDED = {name: (name, 0) for name in NONE} | {
     "λ a head, s and t a channel": ("attn_scale --gpam-attn-scale-features", 2 * (2 + 2 * 16)),
     "one s a head": ("scalable_softmax", 2 * 2),
     "λ_q1, λ_k1, λ_q2, λ_k2 of D, a norm of 2D": ("dint", 2 * (4 * 8 + 2 * 8)),
+    "W_Q⁻ a head and two λ's": ("dagpam", 2 * (2 * 8**2 + 4)),
+    "one W_Q⁻": ("dagpam --gpam-negative-projection shared", 2 * (8**2 + 4)),
+    "W_Q⁻ of C and two λ's": ("dagpam --gpam-negative-source input", 2 * (16**2 + 4)),
+    "W_Q⁻, λ⁺ and w of C": ("dagpam --gpam-lambda-source token", 2 * (2 * 8**2 + 2 + 2 * 16)),
+    "W_Q⁻ and a ratio": ("dagpam --gpam-row-sum 1", 2 * (2 * 8**2 + 2)),
+    "four vectors of D, a norm of 2D": ("differential", 2 * (4 * 8 + 2 * 8)),
     "two fixed factors": ("value_residual", 0),
     "two factors in the second layer": ("value_residual --gpam-value-residual-learned", 2),
     "w of C and b for each head": ("forgetting", 2 * (2 * 16 + 2)),
@@ -148,16 +132,3 @@ def test_refusals(capsys, words, why):
     status, _, err = run(capsys, *words)
     assert status == 2
     assert re.search(why, err)
-
-
-def test_info_alone_lists_what_is_registered(capsys):
-    status, out, _ = run(capsys)
-    assert status == 0
-    for word in ("transformer_gpam_iwslt_de_en", "transformer_lm_gpam", "dagpam", "talking_heads", "torch"):
-        assert word in out
-
-
-def test_other_commands_refuse_unknown_flags(capsys):
-    with pytest.raises(SystemExit):
-        main(["path", "--match"])
-    assert "unrecognized arguments: --match" in capsys.readouterr().err

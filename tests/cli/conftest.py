@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import forked
 import pytest
+import sizes
 
 import fairseq_gpam
 
@@ -21,16 +22,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(USER_DIR.parent),
     "CUDA_VISIBLE_DEVICES": "",
 }
-SMALL = [
-    *("--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "16", "--decoder-embed-dim", "16"),
-    *("--encoder-ffn-embed-dim", "16", "--decoder-ffn-embed-dim", "16"),
-    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
-]
-SMALL_LM = [
-    *("--decoder-layers", "1", "--decoder-embed-dim", "16", "--decoder-input-dim", "16", "--decoder-output-dim", "16"),
-    *("--decoder-ffn-embed-dim", "16", "--decoder-attention-heads", "2", "--tokens-per-sample", "16"),
-    *("--sample-break-mode", "eos"),
-]
+SMALL = sizes.tiny("encoder", "decoder")
+SMALL_LM = [*sizes.tiny_language_model(), "--tokens-per-sample", "16", "--sample-break-mode", "eos"]
 TRAIN = ["--lr", "0.01", "--cpu", "--no-progress-bar", "--required-batch-size-multiple", "1", "--seed", "1"]
 
 

@@ -91,20 +91,6 @@ def test_without_fairseq_what_needs_it_says_so_in_a_sentence_and_info_shows_the_
     assert done.stderr.count("\n") == done.stderr.count(engine.INSTALL) == 3
 
 
-REGISTERED = "from fairseq.models import ARCH_MODEL_REGISTRY as known; print('transformer_gpam' in known, len(known))"
-
-
-@pytest.mark.slow
-def test_importing_registers_the_models_once_also_from_a_module_that_is_run(tmp_path):
-    code = f"import importlib, fairseq_gpam\n{REGISTERED}\nimportlib.reload(fairseq_gpam)\n{REGISTERED}\n"
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/__init__.py").write_text(code)
-    (tmp_path / "own/__main__.py").touch()
-    done = python("-m", "own", cwd=tmp_path)
-    first, second = done.stdout.splitlines()
-    assert first == second and first.startswith("True"), done.stderr
-
-
 def test_flags_prints_each_flag_with_its_choices_and_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert main(["flags"]) == 0
@@ -121,14 +107,6 @@ def test_flags_of_a_mechanism_are_those_that_it_reads(name, capsys):
     assert main(["flags", name]) == 0
     shown = re.findall(r"^  (--gpam-[\w-]+)", capsys.readouterr().out, re.MULTILINE)
     assert shown == [option.flag for option in REGISTRY[name].options]
-
-
-def test_where_mechanisms_are_chosen_stock_is_told_from_softmax(capsys):
-    for words in (["info"], ["flags", "softmax"], ["flags", "stock"]):
-        assert main(words) == 0
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    assert " ".join(capsys.readouterr().out.split()).count(engine.STOCK) == 4
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 import sentencepiece
 import torch
 from conftest import hypotheses, train_translation
-from foreign import Foreign
 from test_language_model import evaluate, loss
 
 from fairseq_gpam.hub import from_pretrained
@@ -96,15 +95,6 @@ def test_attention_while_generating_is_attention_of_the_finished_translation(tra
         assert row == attention.weights[key].size(1)
 
 
-def test_attention_has_a_token_for_each_row_and_column_and_negative_weights(translator, sentences):
-    attention = translator.attention(sentences[0], "W1 W2")
-    for (site, _), weights in attention.weights.items():
-        assert weights.shape[1:] == (len(attention.queries(site)), len(attention.keys(site)))
-        assert (weights < 0).any()
-    assert attention.target == ["</s>", *attention.predicted[:-1]]
-    assert attention.source[-1] == "</s>"
-
-
 def test_language_model_scores_are_those_of_eval_lm(command, monolingual, language_model, folder):
     checkpoint = language_model[0] / "checkpoint_last.pt"
     model = from_pretrained(checkpoint, data=monolingual)
@@ -143,12 +133,6 @@ def test_what_is_not_there_or_not_allowed_is_refused(subwords, tmp_path):
         from_pretrained(checkpoint, data, tokenizer="nltk")
     with pytest.raises(ValueError, match="not allowed together"):
         from_pretrained(checkpoint, data, sentencepiece=model, subword_nmt=model)
-    state = torch.load(checkpoint, weights_only=True)
-    state["foreign"] = Foreign(tmp_path / "marker")
-    torch.save(state, tmp_path / "foreign.pt")
-    with pytest.raises(Exception, match="could run code"):
-        from_pretrained(tmp_path / "foreign.pt", data)
-    assert not (tmp_path / "marker").exists()
 
 
 def test_the_code_of_the_page_runs(subwords, language_model, monolingual, tmp_path, monkeypatch):

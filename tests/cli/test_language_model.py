@@ -55,11 +55,6 @@ def test_eval_lm_gives_the_loss_that_training_gave(command, monolingual, languag
     assert f"Evaluated {words} tokens" in result.text
 
 
-def test_forgetting_user_dir_at_eval_lm_fails_with_the_message_of_the_readme(command, monolingual, language_model):
-    result = evaluate(command, monolingual, language_model[0] / "checkpoint_last.pt", user_dir=False, ok=False)
-    assert "KeyError: \"'_name'\"" in result.stderr
-
-
 def test_hydra_trains_a_language_model_and_model_overrides_change_its_fixed_lambda(command, monolingual, folder):
     save_dir = folder / "hydra_language_model"
     flags = ["lambda=fixed", "lambda_plus=0.125", "negative_bias=true"]

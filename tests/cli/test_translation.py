@@ -3,8 +3,7 @@
 import re
 
 import torch
-from conftest import LAMBDAS, USER_DIR, hypotheses, scores, train_translation
-from foreign import Foreign
+from conftest import LAMBDAS, USER_DIR, hypotheses, train_translation
 
 
 def load(path):
@@ -51,21 +50,6 @@ def test_generate_translates_every_sentence_from_another_directory_and_score_rea
     assert f"BLEU4 = {bleu}" in scored.stdout
 
 
-def test_changing_a_fixed_lambda_by_model_overrides_changes_the_scores(command, parallel, translation):
-    def reference_scores(*arguments):
-        result = command(
-            "fairseq-generate",
-            *(parallel, "--path", translation[0] / "checkpoint_last.pt", "--cpu", "--score-reference"),
-            *("--required-batch-size-multiple", "1", *arguments),
-        )
-        return scores(result.stdout)
-
-    plain = reference_scores("--model-overrides", "{'gpam_lambda_plus': 0.25}")
-    changed = reference_scores("--model-overrides", "{'gpam_lambda_plus': 1.5}")
-    assert len(plain) == len(changed) == 41
-    assert sum(plain[i] != changed[i] for i in plain) > 30
-
-
 def test_interactive_translates_standard_input(command, parallel, translation):
     result = command(
         "fairseq-interactive",
@@ -84,15 +68,6 @@ def test_validate_gives_the_loss_that_training_gave(command, parallel, translati
     (training,) = re.findall(r"epoch 003 \| valid on 'valid' subset \| loss ([\d.]+)", translation[2])
     (validation,) = re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", result.text)
     assert validation == training
-
-
-def test_an_ensemble_of_two_checkpoints_translates(command, parallel, translation):
-    paths = f"{translation[0] / 'checkpoint1.pt'}:{translation[0] / 'checkpoint3.pt'}"
-    result = command(
-        "fairseq-generate",
-        *(parallel, "--path", paths, "--beam", "3", "--cpu", "--required-batch-size-multiple", "1"),
-    )
-    assert len(hypotheses(result.stdout)) == 41
 
 
 def test_a_stock_checkpoint_is_fine_tuned_with_batches_of_a_few_lengths(command, parallel, translation, tmp_path):
@@ -115,18 +90,6 @@ def test_forgetting_user_dir_at_generate_names_the_type_that_is_not_allowed(comm
     arguments = [parallel, "--path", translation[0] / "checkpoint_last.pt", "--cpu"]
     result = command("fairseq-generate", *arguments, user_dir=False, ok=False)
     assert "Unsupported global: GLOBAL argparse.Namespace was not an allowed global by default" in result.stderr
-
-
-def test_a_checkpoint_with_a_foreign_pickle_is_refused_and_nothing_is_executed(
-    command, parallel, translation, tmp_path
-):
-    marker = tmp_path / "executed"
-    state = load(translation[0] / "checkpoint_last.pt")
-    state["extra_state"]["foreign"] = Foreign(marker)
-    torch.save(state, tmp_path / "checkpoint.pt")
-    result = command("fairseq-generate", parallel, "--path", tmp_path / "checkpoint.pt", "--cpu", ok=False)
-    assert "Weights only load failed" in result.stderr
-    assert not marker.exists()
 
 
 def test_hydra_trains_a_translation_model_that_generate_reads(command, parallel, folder):
