@@ -5,8 +5,8 @@ import tiny
 import torch
 
 from fairseq_gpam.analysis.operator import FrozenModel
-from fairseq_gpam.analysis.probe import find_attentions
 from fairseq_gpam.analysis.short_paths import path_losses, truncated_outputs
+from fairseq_gpam.modules.listener import find_attentions
 
 
 def frozen_model(task, arch, *flags):

@@ -165,7 +165,8 @@ def test_a_dry_run_builds_the_options_of_every_arm(tmp_path, old, new, said):
 
 
 def test_every_study_has_a_grid_that_loads_or_a_script():
-    folders = sorted(path for path in (REPOSITORY / "examples/studies").iterdir() if path.is_dir())
+    studies = REPOSITORY / "examples/studies"
+    folders = [path for path in studies.iterdir() if path.is_dir() and path.name != "cards"]
     assert len(folders) >= 5
     for folder in folders:
         if not (folder / "study.py").exists():
