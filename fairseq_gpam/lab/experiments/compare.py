@@ -21,7 +21,6 @@ from fairseq_gpam import errors
 from fairseq_gpam.arguments import positive_number
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import resampling, run_results, series, statistics
-from fairseq_gpam.lab.experiments.grid import Grid
 from fairseq_gpam.lab.experiments.records import COSTS, Run
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.recipes import run_folder
@@ -117,17 +116,6 @@ def run(arguments: argparse.Namespace) -> int:
         compared = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
     print(comparison_report.write(compared, arguments.out))
     return 0
-
-
-def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
-    """Compares run folders of a grid and writes all files into `out`."""
-    from fairseq_gpam.lab.experiments import comparison_report
-
-    planned = {
-        group: {arm: [run.seed for run in arm_runs] for arm, arm_runs in arms.items()}
-        for group, arms in chosen.groups().items()
-    }
-    print(comparison_report.write(comparison(read_runs(runs), chosen.baseline, planned=planned), out))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -8,13 +8,14 @@ only they have a verdict; every other difference is exploratory and has an inter
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from fairseq_gpam.lab.experiments import statistics
+from fairseq_gpam.lab.experiments import compare, comparison_report, statistics
 from fairseq_gpam.lab.experiments.compare import Quantity
 from fairseq_gpam.lab.experiments.grid import MIN_SEEDS, Grid
 from fairseq_gpam.lab.experiments.records import Run
@@ -253,3 +254,27 @@ def exploratory(table: dict[str, Any]) -> dict[str, Any]:
     first, *others = map(without, table["rows"])
     others.sort(key=lambda row: sign * row["difference"]["interval"]["mean"] if row.get("difference") else math.inf)
     return {**table, "rows": [first, *others], "tests": 0}
+
+
+def comparison(runs: Sequence[Run], chosen: Grid) -> dict[str, Any]:
+    """Returns the comparison of a grid's runs, as plain JSON; with primary contrasts, all else has no verdict."""
+    groups = chosen.groups()
+    planned = {at: {arm: [run.seed for run in of_arm] for arm, of_arm in arms.items()} for at, arms in groups.items()}
+    result = compare.comparison(runs, chosen.baseline, planned=planned)
+    if not chosen.primary:
+        return result
+    shown = []
+    for at, arms in groups.items():
+        there = [run for run in runs if (run.group, run.learning_rate) == at and run.replicate == 1]
+        by_arm = {arm: [run for run in there if run.arm == arm] for arm in arms}
+        for quantity in compare.QUANTITIES:
+            shown.append(section(compare.title(*at), by_arm, chosen, quantity, compare.DELTAS[quantity.unit]))
+    result["primary"] = [
+        {"title": each.title, "head": each.head, "rows": each.rows, "note": each.note} for each in shown if each
+    ]
+    return {**result, "tables": [exploratory(table) for table in result["tables"]]}
+
+
+def write(runs: Sequence[Path], chosen: Grid, out: Path) -> None:
+    """Compares run folders of a grid and writes all files into `out`."""
+    print(comparison_report.write(comparison(compare.read_runs(runs), chosen), out))

@@ -205,7 +205,7 @@ def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
 
 def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int, name: str) -> int:
     """Prints the failed jobs and compares the finished runs; returns the exit status."""
-    from fairseq_gpam.lab.experiments import compare
+    from fairseq_gpam.lab.experiments import contrasts
 
     ready = [job for job in jobs if not (out / job.marker).exists() and all((out / i).exists() for i in job.inputs)]
     failed = [job for job in ready if (out / job.log).exists()]
@@ -224,7 +224,7 @@ def finish(chosen: grid.Grid, jobs: Sequence[grid.Job], out: Path, status: int, 
         print(f"Snakemake ended with status {status}; see {out / SNAKEMAKE_LOG}", file=sys.stderr)
     if compared:
         try:
-            compare.write(compared, chosen, out / "comparison" / name)
+            contrasts.write(compared, chosen, out / "comparison" / name)
         except ValueError as error:
             print(f"no comparison: {error}", file=sys.stderr)
             return 1

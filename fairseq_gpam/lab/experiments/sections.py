@@ -49,7 +49,9 @@ def of_comparison(comparison: dict[str, Any]) -> list[Section]:
     remarks: dict[str, str] = {}
     for entry in comparison["remarks"]:
         remarks[entry["group"]] = f"{remarks.get(entry['group'], '')} {entry['text']}".strip()
-    sections = [of_table(table, baseline, remark=remarks.get(table["group"], "")) for table in comparison["tables"]]
+    # Only the comparison of a grid with primary contrasts has them.
+    sections = [Section(**entry) for entry in comparison.get("primary", ())]
+    sections += [of_table(table, baseline, remark=remarks.get(table["group"], "")) for table in comparison["tables"]]
     with_table = {table["group"] for table in comparison["tables"]}
     sections += [Section(group, note=text) for group, text in remarks.items() if group not in with_table]
     builders: tuple[tuple[str, Callable[[str, Entries], list[Section]]], ...] = (

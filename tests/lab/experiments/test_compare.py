@@ -11,7 +11,7 @@ from runs import made_run, stages_of
 
 import keep
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.experiments import compare, comparison_report, grid, run_results, sections, series
+from fairseq_gpam.lab.experiments import compare, comparison_report, contrasts, grid, run_results, sections, series
 from fairseq_gpam.lab.experiments.records import Measure, to_line
 from fairseq_gpam.lab.recipes import stage_results
 
@@ -144,7 +144,7 @@ def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_ta
         folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
         folders[-1].mkdir(parents=True)
         stage_results.update(folders[-1], stages_of(replace(run_of(name, seed), task=task)))
-    compare.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
+    contrasts.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
     remarks = {
         "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
         "shakespeare-lm": "Not run with any seed of 1, 2, 3: stock, good, bad.",

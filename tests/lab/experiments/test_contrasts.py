@@ -7,11 +7,12 @@ import pytest
 import runs
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from msgspec.structs import replace
 from statsmodels.stats.power import TTestPower
 
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import compare, contrasts, grid, statistics
+from fairseq_gpam.lab.experiments import compare, comparison_report, contrasts, grid, sections, statistics
 
 NAMED = [("b", "a"), ("c", "b"), ("d", "a")]
 
@@ -129,3 +130,23 @@ def test_a_study_has_no_verdict_and_no_p_before_all_planned_seeds_are_in():
         assert float(row[9]) == pytest.approx(-0.5 + 0.1 * math.log(2) * 2 / 3, abs=1e-3)
         assert row[3] == verdict
         assert (row[4] == "–") == (verdict == statistics.TOO_FEW)
+
+
+def test_the_page_of_a_grid_has_its_primary_contrasts_first_and_no_other_verdict(tmp_path):
+    arms = {"stock": 3.0, "dagpam": 2.9, "tied": 3.01}
+    made = [made_run(arm, seed, loss + 0.001 * (seed % 3)) for arm, loss in arms.items() for seed in range(8)]
+    made = [replace(run, task="bible-de-en") for run in made]
+    table = {"baseline": "stock", "seeds": list(range(8)), "tasks": {"bible-de-en": {}}}
+    table |= {"arms": {"stock": {"mechanism": "stock"}, "dagpam": "", "tied": "--gpam-lambda-tied"}}
+    table |= {"primary": [["dagpam", "stock"]], "times": {"stock": 1.0, "dagpam": 1.06}}
+    chosen = schema.check(table, grid.Grid, "made")
+    shown = sections.of_comparison(contrasts.comparison(made, chosen))
+    first, second = shown[:2]
+    assert "primary contrasts" in first.title
+    assert [(row[0], row[3]) for row in first.rows] == [("dagpam − stock", "better")]
+    assert first.rows[0][contrasts.HEAD.index("at equal time")] != "–"
+    assert {row[second.head.index("verdict")] for row in second.rows} == {"baseline", "exploratory"}
+    comparison_report.write(contrasts.comparison(made, chosen), tmp_path)
+    assert "primary contrasts" in (tmp_path / "comparison.md").read_text()
+    without = sections.of_comparison(contrasts.comparison(made, structs.replace(chosen, primary=())))
+    assert "better" in {row[without[0].head.index("verdict")] for row in without[0].rows}
