@@ -11,10 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import TokenBlockDataset, bucket_pad_length_dataset, data_utils
+from foreign import Foreign
 
 import fairseq_gpam
 from fairseq_gpam import engine
+
+
+class ForeignThroughOs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
 
 REPOSITORY = Path(fairseq_gpam.__path__[0]).parent
 
@@ -139,3 +150,43 @@ torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1]
 def test_a_gloo_process_group_is_left_before_the_interpreter_ends(plugin, stays, tmp_path):
     command = [sys.executable, "-c", LEAVES, str(tmp_path / "store"), plugin]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == [stays]
+
+
+@pytest.mark.slow
+def test_the_fast_path_is_recognised_by_what_it_calls_and_not_by_a_version():
+    class Fast:
+        def forward(self, x):
+            return torch._transformer_encoder_layer_fwd(x)
+
+    class Plain:
+        def forward(self, x):
+            return x
+
+    assert engine.skips_custom_attention(Fast)
+    assert not engine.skips_custom_attention(Plain)
+
+
+@pytest.mark.slow
+def test_installed_names_distribution_and_version():
+    name, version = engine.installed().split()
+    assert name in ("ve-fairseq", "fairseq-fixed", "fairseq")
+    assert version[0].isdigit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", [Foreign, ForeignThroughOs])
+def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
+    marker = tmp_path / "executed"
+    path = checkpoint(tmp_path, extra_state=foreign(str(marker)))
+    with pytest.raises(Exception, match="could run code"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the pickle of this test must be a live one"
+
+
+@pytest.mark.slow
+def test_nothing_that_can_run_code_is_allowed_by_name():
+    allowed = {getattr(kind, "__name__", str(kind)) for kind in torch.serialization.get_safe_globals()}
+    assert "Namespace" in allowed
+    assert not allowed & {"system", "eval", "exec", "Popen", "getattr", "import_module", "partial"}

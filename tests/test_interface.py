@@ -12,7 +12,7 @@ from fairseq import options as fairseq_options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from omegaconf import OmegaConf
 from quick import EXAMPLES
-from tiny import BASE, OURS, build, dictionary
+from tiny import BASE, OURS, STOCK, build, dictionary
 
 from fairseq_gpam import errors
 from fairseq_gpam.export import export
@@ -256,3 +256,17 @@ def test_every_row_and_column_of_attention_has_its_token(folder, tmp_path, flags
         assert weights.shape[1:] == (len(attention.queries(site)), len(attention.keys(site)))
     own = attention.source if flags else []
     assert attention.keys("decoder") == [*own, *attention.target]
+
+
+@pytest.mark.slow
+def test_a_stock_checkpoint_is_answered_with_both_ways_to_load_it_whenever_it_is_loaded(caplog):
+    caplog.set_level("INFO")
+    stock = build("translation", STOCK["translation"]).state_dict()
+    model = build("translation", OURS["translation"], "--gpam-mechanism", "dagpam")
+    for _ in range(2):
+        caplog.clear()
+        model.load_state_dict(dict(stock))
+        assert "--restore-file and --reset-optimizer, or with --finetune-from-model" in caplog.text
+    caplog.clear()
+    model.load_state_dict(model.state_dict())
+    assert "--restore-file" not in caplog.text

@@ -17,6 +17,22 @@ from quick import EXAMPLES
 
 from fairseq_gpam.checkpoints import EVALUATED, CheckpointError, check_settings, is_literal, load
 
+
+def same(state, other):
+    return state.keys() == other.keys() and all(
+        torch.equal(state[name]["weight"], other[name]["weight"]) if name == "model" else state[name] == other[name]
+        for name in other
+    )
+
+
+def make(path):
+    state = {"cfg": {"model": {"arch": "none"}}, "model": {"weight": torch.arange(300.0)}}
+    torch.save({**state, "optimizer_history": [{"num_updates": 7}]}, path)
+
+
+CASES = 200
+
+
 EVALUATORS = re.compile(r"eval|(\w+\.)?eval_(str_list|str_dict|bool)")
 
 
@@ -129,3 +145,46 @@ def test_a_checkpoint_of_older_pytorch_loads(tmp_path):
     state = {"cfg": {}, "model": {"weight": torch.ones(3)}, "optimizer_history": []}
     torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(load(tmp_path / "old.pt")["model"]["weight"], torch.ones(3))
+
+
+@pytest.mark.slow
+def test_damaged_files_are_refused_in_one_sentence_or_load_as_they_were(tmp_path):
+    path, made = tmp_path / "made.pt", random.Random(3)
+    make(path)
+    intact, expected = path.read_bytes(), load(path)
+    expected = {**expected, "model": {"weight": expected["model"]["weight"].clone()}}
+    loaded = 0
+    for _ in range(CASES):
+        content = bytearray(intact)
+        kind = made.choice(["flip", "flip", "flip", "cut", "zeros", "text", "insert", "head"])
+        place = made.randrange(len(content))
+        if kind == "flip":
+            content[place] ^= 1 << made.randrange(8)
+        elif kind == "cut":
+            del content[place:]
+        elif kind == "zeros":
+            content[place : place + 50] = bytes(min(50, len(content) - place))
+        elif kind == "text":
+            content = bytearray(made.choice(["", "{", "no checkpoint\n" * place, "ä"]).encode())
+        elif kind == "insert":
+            content[place:place] = made.randbytes(3)
+        else:
+            del content[: place + 1]
+        damaged = tmp_path / "damaged.pt"
+        damaged.unlink(missing_ok=True)  # the file before may still be mapped
+        damaged.write_bytes(content)
+        try:
+            state = load(damaged)
+        except CheckpointError as error:
+            assert str(error).startswith(str(damaged)) and "\n" not in str(error)
+        else:
+            loaded += 1
+            assert same(state, expected), (kind, place)
+    assert loaded < CASES / 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, reason", [("missing.pt", "no such file"), (".", "a folder, not a checkpoint")])
+def test_what_is_no_file_is_said(tmp_path, name, reason):
+    with pytest.raises(CheckpointError, match=reason):
+        load(tmp_path / name)

@@ -2,10 +2,24 @@
 
 import pytest
 import torch
-from fairseq.optim import build_optimizer
+from fairseq.optim import FP16Optimizer, build_optimizer
 from fairseq.optim.adam import FairseqAdam
 from omegaconf import OmegaConf
 from tiny import OURS, TASKS, build, logits, model_input
+
+
+def training_config(**common):
+    defaults = {"fp16": True, "bf16": False, "tpu": False, "fp16_no_flatten_grads": True, "fp16_init_scale": 4}
+    defaults |= {"fp16_scale_window": 128, "fp16_scale_tolerance": 0.0, "threshold_loss_scale": None}
+    defaults |= {"min_loss_scale": 1e-4, "on_cpu_convert_precision": False}
+    return OmegaConf.create(
+        {
+            "common": defaults | common,
+            "optimizer": config(),
+            "distributed_training": {"distributed_world_size": 1, "zero_sharding": "none"},
+            "optimization": {"update_freq": [1]},
+        }
+    )
 
 
 def config(optimizer="gpam_adam", **settings):
@@ -88,3 +102,40 @@ def test_flat_gradients_with_weight_decay_are_refused_and_the_flag_is_named():
     with pytest.raises(ValueError, match="--fp16-no-flatten-grads"):
         build_optimizer(config(), flat)
     build_optimizer(config(weight_decay=0.0), flat)
+
+
+@pytest.mark.slow
+def test_a_step_without_gradient_shrinks_all_but_the_lambdas():
+    model = build("language_modeling", OURS["language_modeling"])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(config(), trainable(model))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 1.0 if is_lambda(name) else 1 - 0.01 * 0.1
+        assert torch.allclose(parameter, before[name] * factor, atol=1e-7), name
+
+
+@pytest.mark.slow
+def test_a_model_without_trainable_lambdas_has_one_group():
+    model = build("language_modeling", OURS["language_modeling"], "--gpam-lambda", "fixed")
+    optimizer = build_optimizer(config(), trainable(model))
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "common"), [(torch.float16, {}), (torch.bfloat16, {"fp16": False, "bf16": True})])
+def test_half_precision_training_without_flat_gradients_exempts_the_lambdas(dtype, common):
+    model = build("language_modeling", OURS["language_modeling"]).to(dtype)
+    optimizer = FP16Optimizer.build_optimizer(training_config(**common), trainable(model))
+    names = [name for name, _ in model.named_parameters()]
+    copies = optimizer.fp32_params
+    for name, copy in zip(names, copies, strict=True):
+        assert (id(copy) in decayed(optimizer.fp32_optimizer)) != is_lambda(name), name
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained(model, optimizer, 2)
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all()
+        assert not torch.equal(parameter, before[name]), name

@@ -211,3 +211,12 @@ def test_attention_imports_only_pytorch():
     rooms = [imported for name, imported in IMPORTS.items() if name.startswith("fairseq_gpam.attention")]
     found = {one.partition(".")[0] for one in set().union(*rooms)}
     assert found - sys.stdlib_module_names == {"torch", "fairseq_gpam"}
+
+
+@pytest.mark.slow
+def test_an_unknown_command_is_refused_and_the_known_ones_are_named(capsys):
+    with pytest.raises(SystemExit) as refusal:
+        main(["nothing"])
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err
+    assert "nothing" in message and "info" in message and "path" in message

@@ -132,3 +132,41 @@ def test_refusals(capsys, words, why):
     status, _, err = run(capsys, *words)
     assert status == 2
     assert re.search(why, err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "projection", "added"),
+    [
+        ((), "head (--gpam-negative-projection)", 2 * 8**2 + 4),
+        (("--gpam-negative-projection", "shared"), "shared (--gpam-negative-projection)", 8**2 + 4),
+        (
+            ("--gpam-negative-source", "input"),
+            "from the layer's input to all heads (--gpam-negative-source input)",
+            16**2 + 4,
+        ),
+        (("--gpam-lambda-source", "token"), "head (--gpam-negative-projection)", 2 * 8**2 + 2 + 2 * 16),
+        (("--gpam-row-sum", "1"), "head (--gpam-negative-projection)", 2 * 8**2 + 2),
+    ],
+)
+def test_info_says_which_negative_projection_dagpam_has_and_what_it_adds(capsys, flags, projection, added):
+    words = shlex.split(model("language_modeling", *flags).command())
+    status, out, _ = run(capsys, *words, "--vocabulary", str(VOCABULARY))
+    assert status == 0
+    assert f"  W_Q⁻ of daGPAM: {projection}\n" in out
+    assert f"decoder  dagpam                 2 attentions  {2 * added:+,}\n" in out
+
+
+@pytest.mark.slow
+def test_info_alone_lists_what_is_registered(capsys):
+    status, out, _ = run(capsys)
+    assert status == 0
+    for word in ("transformer_gpam_iwslt_de_en", "transformer_lm_gpam", "dagpam", "talking_heads", "torch"):
+        assert word in out
+
+
+@pytest.mark.slow
+def test_other_commands_refuse_unknown_flags(capsys):
+    with pytest.raises(SystemExit):
+        main(["path", "--match"])
+    assert "unrecognized arguments: --match" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from fairseq_gpam.analysis import loading
 from fairseq_gpam.analysis.attribution import relevance_map
 from fairseq_gpam.analysis.collect import Measurement, collect, measure_samples
 from fairseq_gpam.analysis.definitions import DEFINITIONS
+from fairseq_gpam.analysis.metrics import log_log_slope
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +145,86 @@ def test_in_a_mixture_each_lambda_is_that_of_its_own_heads(trained):
     for name, value in (("lambda_plus", 0.25), ("lambda_minus", 0.5)):
         assert by_place(found, f"dagpam_{name}") == {("decoder", None): value}
     assert by_place(found, "row_sum")["decoder", 2] == pytest.approx(0.75, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_copying_score_goes_through_embeddings_of_another_width(trained):
+    flags = ("--decoder-input-dim", "24", "--decoder-output-dim", "24")
+    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    decoder = loaded.model.decoder
+    attention = decoder.layers[0].self_attn
+    width = attention.head_dim
+    for record in found.records():
+        if record["metric"] == "copying_score" and record["layer"] == 0 and record["head"]:
+            channels = slice(width * (record["head"] - 1), width * record["head"])
+            tokens = decoder.project_in_dim(decoder.embed_tokens.weight)
+            values = tokens @ attention.v_proj.weight[channels].T @ attention.out_proj.weight[:, channels].T
+            logits = decoder.output_projection(decoder.project_out_dim(values)).detach().double()
+            dictionary = loaded.task.target_dictionary
+            words = [i for i, symbol in enumerate(dictionary.symbols) if i >= 4 and "madeupword" not in symbol]
+            logits = logits[words][:, words]
+            eigenvalues = torch.linalg.eigvals(logits - logits.mean(dim=1, keepdim=True))
+            assert record["mean"] == pytest.approx((eigenvalues.real.sum() / eigenvalues.abs().sum()).item(), abs=1e-4)
+            break
+    else:
+        raise AssertionError("no copying score")
+
+
+@pytest.mark.slow
+def test_relevance_of_signed_weights_is_not_negative(trained):
+    loaded = fresh(trained, arch="transformer_gpam")
+    loaded.model.eval()
+    batch = loading.choose_samples(loaded, "test", 1).batches(1)[0]
+    assert (relevance_map(loaded.model, batch) >= 0).all()
+
+
+@pytest.mark.slow
+def test_published_shape_without_skips_at_random_initialisation(trained):
+    """The ratio falls doubly exponentially with softmax and stays higher with daGPAM, as far as float64 resolves it."""
+    deep = ("--encoder-layers", "5", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64")
+    ratios = {}
+    for arch in ("transformer", "transformer_gpam"):
+        loaded = fresh(trained, *deep, arch=arch)
+        found = collect(loaded, loading.choose_samples(loaded, "test", 8), ("skips", "mlps"), paths=0)
+        means = [
+            sum(found.values["residual_ratio", "encoder", layer, None])
+            / len(found.values["residual_ratio", "encoder", layer, None])
+            for layer in range(-1, 5)
+        ]
+        ratios[arch] = [ratio for ratio in means if ratio > found.floor]
+    softmax, dagpam = ratios["transformer"], ratios["transformer_gpam"]
+    slope, _, points = log_log_slope(softmax, floor=1e-14)
+    assert points >= 4
+    assert slope == pytest.approx(math.log(3), abs=0.6) and slope > 0.9
+    assert len(dagpam) >= len(softmax)
+    assert all(above > below for above, below in zip(dagpam[1:], softmax[1:], strict=False))
+
+
+@pytest.mark.slow
+def test_a_lambda_per_token_is_reported_as_its_mean_over_the_tokens_of_a_sentence(trained):
+    """A row of daGPAM sums to 1+λ⁺−λ⁻, so that the mean of the row sums gives the mean of λ⁻."""
+    flags = ("--gpam-lambda-source", "token", "--gpam-lambda-plus", "0.25")
+    loaded = fresh(trained, *flags, arch="transformer_gpam")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 3), paths=0)
+    for site in ("encoder", "decoder", "cross"):
+        for head in (None, 1, 2):
+            strengths = torch.tensor(found.values["lambda_minus", site, 1, head])
+            row_sums = torch.tensor(found.values["row_sum", site, 1, head])
+            assert strengths.shape == (3,) and (strengths != strengths[0]).any()
+            torch.testing.assert_close(strengths, 1.25 - row_sums, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mechanism", ["dagpam:1,softmax:1", "gated", "coda", "differential"])
+def test_other_mechanisms(trained, mechanism):
+    flags = ("--gpam-mechanism", mechanism)
+    loaded = fresh(trained, *flags, task="language_modeling", arch="transformer_lm_gpam")
+    found = collect(loaded, loading.choose_samples(loaded, "test", 2), paths=0)
+    assert ("negative_mass", "decoder", 1, None) in found.values
+
+
+@pytest.mark.slow
+def test_in_a_mixture_each_lambda_names_its_own_heads(trained):
+    found = measured(trained, "softmax:2,dagpam:2", 4)
+    assert set(by_place(found, "dagpam_lambda_plus")) == {("decoder", None), ("decoder", 3), ("decoder", 4)}

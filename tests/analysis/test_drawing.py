@@ -157,3 +157,9 @@ def test_the_same_numbers_give_the_same_svg_and_two_pictures_share_no_id():
 def test_a_file_is_written_whole(tmp_path, suffix):
     embed.write(drawing.small_map(np.eye(2), "ab", 8), tmp_path / f"map.{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [f"map.{suffix}"]
+
+
+@pytest.mark.slow
+def test_every_series_has_a_look_of_its_own():
+    looks = {tuple(drawing.look(number).items()) for number in range(28)}
+    assert len(looks) == 28

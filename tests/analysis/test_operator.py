@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 
+from fairseq_gpam.analysis.attribution import describe_deletions, operator_maps
 from fairseq_gpam.analysis.operator import NOT_WEIGHTS_TIMES_VALUES, FrozenModel, OperatorError, deletion_losses
 from fairseq_gpam.attention import REGISTRY
 
@@ -77,3 +78,26 @@ def test_deletion_ranks_maps_by_what_their_tokens_are_worth():
     found = deletion_losses(lambda stays: float(worth[~stays].sum()), scores, count=2, draws=200)
     assert found["right"] == 8 and found["wrong"] == 1
     assert found["random"] == pytest.approx(worth.mean().item() * 2, rel=0.15)
+
+
+@pytest.mark.slow
+def test_the_maps_of_both_stacks_of_a_translation_model_and_the_one_of_a_language_model():
+    for task, expected in (
+        ("translation", [("decoder", "encoder"), ("encoder", "encoder"), ("decoder", "decoder")]),
+        ("language_modeling", [("decoder", "decoder")]),
+    ):
+        model, inputs = model_of(task, tiny.OURS), sentence(task)
+        maps, frozen = operator_maps(model, {"net_input": inputs}), FrozenModel(model, inputs)
+        assert list(maps) == ["operator", "encoder operator", "decoder operator"][: len(expected)]
+        for found, (output, given) in zip(maps.values(), expected, strict=True):
+            assert torch.equal(found, frozen.block_norms(output, given))
+
+
+@pytest.mark.slow
+def test_deletions_are_summed_up_as_a_mean_for_each_map():
+    rows = [
+        {"sample": sample, "map": name, "increase": increase}
+        for name, increases in {"operator": (1.0, 2.0), "random": (-0.5, 0.25)}.items()
+        for sample, increase in enumerate(increases)
+    ]
+    assert describe_deletions(rows).endswith("highest: operator +1.500, random -0.125 (mean; sentences: 2)")

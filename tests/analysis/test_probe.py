@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from fairseq.modules import MultiheadAttention
 
 from fairseq_gpam.analysis.probe import SWITCHES, Probe
@@ -189,3 +190,40 @@ def test_refusals():
         model = model_of("translation", kind, "--no-cross-attention", "--cross-self-attention")
         with pytest.raises(ValueError, match=r"not possible with --cross-self-attention, .*; allowed: models"):
             Probe(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", tiny.TASKS)
+def test_stock_weights_against_an_independent_computation(task):
+    model, inputs = model_of(task, "stock"), tiny.model_input(task)
+    calls = {}
+    handles = [
+        place.module.register_forward_pre_hook(
+            lambda module, args, kwargs, place=place: calls.__setitem__((place.site, place.layer), kwargs),
+            with_kwargs=True,
+        )
+        for place in find_attentions(model)
+    ]
+    events = attended(model, inputs)
+    for handle in handles:
+        handle.remove()
+    assert events.keys() == calls.keys()
+    for place in find_attentions(model):
+        module, call, event = place.module, calls[place.site, place.layer], events[place.site, place.layer]
+        expected = F.multi_head_attention_forward(
+            *(call[name] for name in ("query", "key", "value")),
+            *(module.embed_dim, module.num_heads, torch.empty(0)),
+            torch.cat((module.q_proj.bias, module.k_proj.bias, module.v_proj.bias)),
+            *(None, None, False, 0.0, module.out_proj.weight, module.out_proj.bias),
+            training=False,
+            key_padding_mask=call.get("key_padding_mask"),
+            need_weights=True,
+            attn_mask=call.get("attn_mask"),
+            use_separate_proj_weight=True,
+            q_proj_weight=module.q_proj.weight,
+            k_proj_weight=module.k_proj.weight,
+            v_proj_weight=module.v_proj.weight,
+            average_attn_weights=False,
+        )[1]
+        assert torch.allclose(event.weights, expected, atol=1e-6)
+        assert torch.allclose(event.weights * ~event.visible * event.tokens[:, None, :, None], torch.zeros(()))

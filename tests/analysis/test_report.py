@@ -234,3 +234,21 @@ def test_refusals(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["analyze", "--data", "data", *arguments])
     assert message in f"{ended.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.slow
+def test_the_loss_of_all_paths_is_that_of_the_model(report):
+    results = json.loads((report / "results.json").read_text(encoding="utf-8"))
+    for run in (run for run in results["runs"] if run["variant"] == "full"):
+        rows = [row for row in results["path_losses"] if row["checkpoint"] == run["checkpoint"]]
+        assert [row["length"] for row in rows] == list(range(len(rows)))
+        assert len({row["loss"] for row in rows}) == len(rows) > 2
+        assert rows[-1]["loss"] == pytest.approx(run["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_fresh_models_are_told_apart():
+    words = "transformer --layers 2 --arch transformer_gpam --layers 2 --arch transformer_gpam --gpam-lambda-plus 1"
+    models = cli.fresh_models([*words.split(), "--layers", "2"])
+    assert [model[1] for model in models] == ["transformer", "transformer_gpam", "transformer_gpam"]
+    assert cli.architecture_names(models) == ["transformer", "transformer_gpam", "transformer_gpam lambda-plus 1"]

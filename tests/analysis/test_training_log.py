@@ -133,3 +133,11 @@ def test_a_lambda_per_token_is_logged_as_its_mean_over_the_tokens(task):
     for key, value in strengths.items():
         row_sum = values[key.removesuffix("lambda_minus") + "row_sum"]
         assert value == pytest.approx(1.25 - row_sum, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--gpam-mechanism", "dagpam:1,softmax:1"), ("--gpam-lambda", "fixed")])
+def test_other_settings(flags):
+    model = model_of("translation", "--gpam-log-attention", "1", *flags)
+    values, _, _ = update(model, tiny.model_input("translation"), 1)
+    assert any("lambda_minus" in key for key in values)

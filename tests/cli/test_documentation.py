@@ -140,3 +140,21 @@ def test_a_block_runs_on_a_small_model(block, capsys):
     names = {"model": build("translation", "transformer_gpam"), "batch": {"net_input": model_input("translation")}}
     exec(compile(block.content, str(block.page), "exec"), names)
     assert capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_training_command_ends():
+    named = [block.values[0] for block in BLOCKS if "fairseq-train " in block.values[0].content]
+    trainings = [words for block in named for words in commands(block.content) if words[0] == "fairseq-train"]
+    assert trainings
+    for words in trainings:
+        assert {"--max-update", "--max-epoch", "--patience"} & set(words), words
+
+
+@pytest.mark.slow
+def test_the_front_pages_are_short_and_installing_comes_before_results():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 110
+    assert readme.index("## Install") < readme.index("## Try it") < readme.index("## What came out")
+    assert len((REPOSITORY / "docs/comparing.md").read_text(encoding="utf-8").splitlines()) <= 120
+    assert len((REPOSITORY / "docs/speed.md").read_text(encoding="utf-8").split()) <= 1200

@@ -13,6 +13,9 @@ from fairseq_gpam import engine, options
 from fairseq_gpam.__main__ import COMMANDS, main
 from fairseq_gpam.attention import REGISTRY
 
+REGISTERED = "from fairseq.models import ARCH_MODEL_REGISTRY as known; print('transformer_gpam' in known, len(known))"
+
+
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = {"torch", "fairseq"}
 
@@ -131,3 +134,23 @@ def test_a_wrong_name_is_answered_with_the_nearest(words, near, tmp_path, monkey
     except SystemExit as end:
         message = f"{capsys.readouterr().err}{end}"
     assert re.search(rf"did you mean '?{near}'?\?", message)
+
+
+@pytest.mark.slow
+def test_importing_registers_the_models_once_also_from_a_module_that_is_run(tmp_path):
+    code = f"import importlib, fairseq_gpam\n{REGISTERED}\nimportlib.reload(fairseq_gpam)\n{REGISTERED}\n"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/__init__.py").write_text(code)
+    (tmp_path / "own/__main__.py").touch()
+    done = python("-m", "own", cwd=tmp_path)
+    first, second = done.stdout.splitlines()
+    assert first == second and first.startswith("True"), done.stderr
+
+
+@pytest.mark.slow
+def test_where_mechanisms_are_chosen_stock_is_told_from_softmax(capsys):
+    for words in (["info"], ["flags", "softmax"], ["flags", "stock"]):
+        assert main(words) == 0
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert " ".join(capsys.readouterr().out.split()).count(engine.STOCK) == 4

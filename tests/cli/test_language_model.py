@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from conftest import train_language_model, train_language_model_with_hydra
 
@@ -77,3 +78,9 @@ def test_fp16_with_weight_decay_trains_on_a_cpu(command, monolingual, tmp_path):
     state = load(save_dir / "checkpoint_last.pt")
     assert all(torch.isfinite(value.float()).all() for value in state["model"].values())
     assert [group["weight_decay"] for group in state["last_optimizer_state"]["param_groups"]] == [0.01, 0.0]
+
+
+@pytest.mark.slow
+def test_forgetting_user_dir_at_eval_lm_fails_with_the_message_of_the_readme(command, monolingual, language_model):
+    result = evaluate(command, monolingual, language_model[0] / "checkpoint_last.pt", user_dir=False, ok=False)
+    assert "KeyError: \"'_name'\"" in result.stderr

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, TRAIN, train_language_model_with_hydra
+from conftest import SMALL, SMALL_LM, TRAIN, train_language_model_with_hydra
+from quick import first
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "your-own-mechanism" / "tempered.py"
 
@@ -60,3 +61,31 @@ def test_hydra_takes_the_file_and_its_flags(command, monolingual, tmp_path, file
     flags = [f"import={file}", "mechanism=tempered", "tempered_tau=4"]
     train_language_model_with_hydra(command, monolingual, tmp_path / "hydra", *flags)
     assert settings(tmp_path / "hydra")["gpam_tempered_tau"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", first(1, ["transformer_lm_gpam_gpt", "transformer_lm_gpam"]))
+def test_a_language_model_evaluates_with_the_temperature_it_was_trained_with(
+    command, monolingual, tmp_path, file, arch
+):
+    save_dir = tmp_path / "language_model"
+    task = ["--task", "language_modeling", "--arch", arch, *SMALL_LM]
+    train(command, monolingual, save_dir, file, *task)
+    assert settings(save_dir)["gpam_tempered_tau"] == 4.0
+
+    def evaluate(**overrides):
+        flags = ["--cpu", "--sample-break-mode", "eos", "--tokens-per-sample", "16", "--gen-subset", "valid"]
+        text = command(
+            "fairseq-eval-lm",
+            monolingual,
+            "--path",
+            save_dir / "checkpoint_last.pt",
+            *flags,
+            "--model-overrides",
+            repr({"gpam_import": str(file), **overrides}),
+        ).text
+        return text[text.index("Loss (base 2)") :].split(",")[0]
+
+    plain = evaluate()
+    assert evaluate(gpam_tempered_tau=4.0) == plain
+    assert evaluate(gpam_tempered_tau=0.01) != plain

@@ -2,8 +2,10 @@
 
 import re
 
+import pytest
 import torch
-from conftest import LAMBDAS, USER_DIR, hypotheses, train_translation
+from conftest import LAMBDAS, USER_DIR, hypotheses, scores, train_translation
+from foreign import Foreign
 
 
 def load(path):
@@ -114,3 +116,42 @@ def test_hydra_trains_a_translation_model_that_generate_reads(command, parallel,
         *(parallel, "--path", save_dir / "checkpoint_last.pt", "--cpu", "--required-batch-size-multiple", "1"),
     )
     assert len(hypotheses(result.stdout)) == 41
+
+
+@pytest.mark.slow
+def test_changing_a_fixed_lambda_by_model_overrides_changes_the_scores(command, parallel, translation):
+    def reference_scores(*arguments):
+        result = command(
+            "fairseq-generate",
+            *(parallel, "--path", translation[0] / "checkpoint_last.pt", "--cpu", "--score-reference"),
+            *("--required-batch-size-multiple", "1", *arguments),
+        )
+        return scores(result.stdout)
+
+    plain = reference_scores("--model-overrides", "{'gpam_lambda_plus': 0.25}")
+    changed = reference_scores("--model-overrides", "{'gpam_lambda_plus': 1.5}")
+    assert len(plain) == len(changed) == 41
+    assert sum(plain[i] != changed[i] for i in plain) > 30
+
+
+@pytest.mark.slow
+def test_an_ensemble_of_two_checkpoints_translates(command, parallel, translation):
+    paths = f"{translation[0] / 'checkpoint1.pt'}:{translation[0] / 'checkpoint3.pt'}"
+    result = command(
+        "fairseq-generate",
+        *(parallel, "--path", paths, "--beam", "3", "--cpu", "--required-batch-size-multiple", "1"),
+    )
+    assert len(hypotheses(result.stdout)) == 41
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_a_foreign_pickle_is_refused_and_nothing_is_executed(
+    command, parallel, translation, tmp_path
+):
+    marker = tmp_path / "executed"
+    state = load(translation[0] / "checkpoint_last.pt")
+    state["extra_state"]["foreign"] = Foreign(marker)
+    torch.save(state, tmp_path / "checkpoint.pt")
+    result = command("fairseq-generate", parallel, "--path", tmp_path / "checkpoint.pt", "--cpu", ok=False)
+    assert "Weights only load failed" in result.stderr
+    assert not marker.exists()

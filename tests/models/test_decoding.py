@@ -5,10 +5,12 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from tiny import (
     OURS,
+    TASKS,
     build,
     dictionary,
     encoded,
     logits,
+    model_input,
     model_of,
     needed,
     sentences,
@@ -17,6 +19,23 @@ from tiny import (
 )
 
 from fairseq_gpam.attention import REGISTRY
+
+VARIANTS = {
+    "translation": [
+        [],
+        ["--encoder-normalize-before", "--decoder-normalize-before"],
+        ["--no-cross-attention", "--cross-self-attention"],
+        ["--gpam-cross-mechanism", "softmax"],
+        ["--gpam-lambda-scope", "model", "--gpam-negative-projection", "shared"],
+        ["--gpam-lambda-source", "token"],
+        ["--gpam-backend", "fused"],
+    ],
+    "language_modeling": [
+        [],
+        ["--gpam-negative-bias", "--gpam-lambda-max", "2"],
+        ["--gpam-backend", "reference"],
+    ],
+}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in REGISTRY if "decoder" in REGISTRY[name].sites))
@@ -135,3 +154,44 @@ def test_sampling_a_language_model_with_a_prefix_uses_the_prefix():
             scores[[1]] = float("-inf")
             assert scores.argmax().item() == token
             history.append(token)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "flags"), [(task, flags) for task in TASKS for flags in VARIANTS[task]])
+def test_full_forward_is_step_by_step_in_a_padded_batch(task, flags):
+    model = model_of(task, *flags).eval()
+    inputs = model_input(task)
+    encoder_out, tokens = encoded(model, inputs)
+    full = logits(model, inputs)
+    steps, _ = stepwise(model, encoder_out, tokens)
+    assert torch.isfinite(steps).all()
+    kept = tokens != 1
+    assert torch.allclose(steps[kept], full[kept], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_full_forward_is_step_by_step_with_left_padded_prefixes():
+    # fairseq's stepwise positions count the padding: stock differs there too.
+    model = model_of("language_modeling", "--no-token-positional-embeddings").eval()
+    tokens = sentences((7, 4, 1), left=True)
+    full = logits(model, {"src_tokens": tokens})
+    steps, _ = stepwise(model, None, tokens)
+    assert torch.isfinite(steps).all() and torch.isfinite(full).all()
+    kept = tokens != 1
+    assert torch.allclose(steps[kept], full[kept], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeat_encoder_output", [False, True])
+def test_beams_with_one_copy_of_the_encoders_keys_find_the_same_hypotheses(translator, repeat_encoder_output):
+    expected = hypotheses(translator, 10)
+    kept = translator.encoder.reorder_encoder_out
+    translator.decoder.set_beam_size(4)
+    if not repeat_encoder_output:
+        translator.encoder.reorder_encoder_out = lambda encoder_out, order: encoder_out
+    try:
+        found = hypotheses(translator, 10)
+    finally:
+        translator.decoder.set_beam_size(1)
+        translator.encoder.reorder_encoder_out = kept
+    assert_same(found, expected)

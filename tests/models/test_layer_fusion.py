@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from learning import train
 from quick import first
 from tiny import (
@@ -18,8 +19,11 @@ from tiny import (
     model_input,
     scramble,
     sentences,
+    translation_input,
 )
 
+from fairseq_gpam import export
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.analysis.operator import FrozenModel
 
 KINDS = ("concat", "max", "gate")
@@ -136,3 +140,70 @@ def test_the_operator_of_a_gate_is_refused():
         FrozenModel(fused, {"src_tokens": sentences((5,))})
     linear, _ = model_of("language_modeling", "concat", mechanism="softmax")
     FrozenModel(linear, {"src_tokens": sentences((5,))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["max", "gate"])
+@pytest.mark.parametrize("task", TASKS)
+@torch.no_grad()
+def test_one_layer_is_its_own_maximum_and_its_own_mean(task, kind):
+    fused, plain = model_of(task, kind, f"--{'encoder' if task == 'translation' else 'decoder'}-layers", "1")
+    inputs = model_input(task)
+    torch.testing.assert_close(logits(fused, inputs), logits(plain, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_padding_of_the_encoder_does_not_matter_and_the_decoder_follows(kind):
+    model, _ = model_of("translation", kind)
+    inputs = translation_input((5,), (4,))
+    padded = {**inputs, "src_tokens": F.pad(inputs["src_tokens"], (3, 0), value=1)}
+    expected = logits(model, inputs)
+    torch.testing.assert_close(logits(model, padded), expected, rtol=1e-9, atol=1e-10)
+    encoded = model.encoder(inputs["src_tokens"], inputs["src_lengths"])
+    state = {}
+    for step in range(1, 5):
+        previous = inputs["prev_output_tokens"][:, :step]
+        found = model.decoder(previous, encoder_out=encoded, incremental_state=state)[0]
+        torch.testing.assert_close(found[:, 0], expected[:, step - 1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task", first(1, TASKS))
+def test_fifty_updates_lower_the_loss_and_reach_every_parameter(task, kind):
+    model = fused_model(task, kind, *(["--checkpoint-activations"] if kind == "gate" else [])).train()
+    inputs = model_input(task)
+    target = torch.randint(4, 20, (logits(model, inputs).size()[:2].numel(),))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(50):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(logits(model, inputs).flatten(0, 1), target)
+        loss.backward()
+        assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.slow
+def test_export_and_operator_refuse_what_they_cannot_say():
+    fused, _ = model_of("language_modeling", "gate", mechanism="softmax")
+    with pytest.raises(export.ExportError, match="--gpam-layer-fusion cannot be exported"):
+        export.fold(fused, fused.state_dict())
+    with pytest.raises(ValueError, match="--operator is not allowed with --gpam-layer-fusion 'gate'"):
+        FrozenModel(fused, {"src_tokens": sentences((5,))})
+    linear, _ = model_of("language_modeling", "concat", mechanism="softmax")
+    FrozenModel(linear, {"src_tokens": sentences((5,))})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "expected"), [("concat", 12 * 768**2 + 768), ("gate", 12 * 769), ("max", 0)])
+def test_info_counts_it(kind, expected, capsys):
+    arch = ["--arch", "transformer_lm_gpam_gpt", "--gpam-mechanism", "softmax", "--gpam-layer-fusion", kind]
+    assert main(["info", *arch]) == 0
+    out = capsys.readouterr().out
+    assert f"overhead        {expected:+,}" in out
+    assert (f"(--gpam-layer-fusion): {expected:+,}" in out) == (expected > 0)

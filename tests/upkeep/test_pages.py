@@ -3,6 +3,7 @@
 import json
 import lzma
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 import keep
 import pages
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments.records import Run
+from fairseq_gpam.lab.experiments.records import Costs, Run, to_line
 from fairseq_gpam.lab.recipes import run_folder, stage_results
 
 REPOSITORY = Path(__file__).parents[2]
@@ -176,3 +177,61 @@ def test_a_wrong_marker_is_named_with_its_page_and_what_is_allowed(repository, m
     (repository / "README.md").write_text(f"{marker}\n<!-- /results -->\n")
     with pytest.raises(SystemExit, match=r"README\.md: <!--"):
         pages.main(["--repository", str(repository)])
+
+
+@pytest.mark.slow
+def test_every_result_has_a_table_and_every_published_anchor_is_shown():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "examples").rglob("*.md"))
+    folder = REPOSITORY / "examples/results"
+    shown = json.loads((folder / "published.json").read_text(encoding="utf-8"))
+    for path in folder.glob("*.jsonl"):
+        assert {run.group for run in schema.read_json_lines(path, Run)} == {path.stem}
+        shown += [{"task": path.stem}]
+    for entry in shown:
+        assert re.search(rf"<!-- results: {re.escape(entry['task'])}( \S+)* -->", text)
+    for anchor in ("108.26", "106.38", "25.96", "25.33", "28.54", "29.25"):
+        assert re.search(rf"\|\s+{re.escape(anchor)}\b", text)
+
+
+@pytest.mark.slow
+def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
+    run = made_run(repository / "out", "dagpam", **{"eval-lm": EVALUATED})
+    keep.main([str(run), "--repository", str(repository), "--without-speeds", "other work"])
+    [line] = keep.read_task("shakespeare-lm", repository)
+    assert line.costs == Costs()
+    assert line.score("perplexity_word") == 8.0
+    assert line.note == "speeds are left out: other work"
+    pages.rebuild(repository)
+    shown = (repository / "README.md").read_text()
+    assert re.search(r"\| dagpam .*\| +8\.00 +\|$", shown, re.MULTILINE)
+    assert "tokens/s" not in shown
+
+
+@pytest.mark.slow
+def test_other_paths_are_refused(repository):
+    run = made_run(
+        repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
+    )
+    with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
+        keep.keep([run], repository)
+    shutil.rmtree(run)
+    with pytest.raises(FileNotFoundError, match="no results"):
+        keep.keep([run], repository)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "one"}, 'seed is "one"; allowed: a whole number'),
+        ({"sed": 1}, r"unknown key sed; allowed: task, .*\(nearest: seed\)"),
+        ({"budget": "half"}, 'budget is "half"; allowed: default, full'),
+        ({"losses": [{"split": "valid"}]}, r"losses\[0\].value is missing; allowed: a number"),
+    ],
+)
+def test_a_line_that_is_not_a_run_is_named_with_its_key_and_what_is_allowed(repository, change, message):
+    path = repository / "examples/results/shakespeare-lm.jsonl"
+    line = json.loads(to_line(runs.made_run(task="shakespeare-lm")))
+    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, **change}) + "\n")
+    with pytest.raises(ValueError, match=r"shakespeare-lm\.jsonl, line 2: " + message):
+        pages.rebuild(repository)

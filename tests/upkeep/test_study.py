@@ -13,7 +13,7 @@ from scipy import stats
 import keep
 import pages
 import study
-from fairseq_gpam.lab.experiments import grid
+from fairseq_gpam.lab.experiments import compare, grid
 
 GRID = """
 baseline = "stock"
@@ -197,3 +197,34 @@ def test_pictures_are_made_again_and_removed_when_no_page_shows_them(repository)
 def test_a_wrong_choice_is_named(repository, marker, message):
     with pytest.raises(pages.MarkerError, match=r"page\.md: <!-- comparison: .*" + message):
         pages.rebuilt(f"{marker}\n<!-- /comparison -->\n", Path("page.md"), repository)
+
+
+@pytest.mark.slow
+def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse -->\n<!-- /comparison -->\n")
+    keep_made_runs(repository, leave_out=[("wider", 2)])
+    text = shown(repository)
+    assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
+    assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
+    assert (page.parent / f"bible-de-en{SCATTER}").exists()
+
+
+@pytest.mark.slow
+def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
+    page = repository / study.FOLDER / "made/README.md"
+    page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")
+    keep_made_runs(repository, analysed=True)
+    text = shown(repository)
+    for measure in ("mean cosine, decoder", "residual ratio, encoder", "query gradient, cross"):
+        assert text.count(f"| bible-de-en | {measure} | 9 | 1.00 | – | – |") == 1
+    points = {
+        (entry["metric"], entry["site"]): entry["points"]
+        for entry in compare.collapse(keep.read_task("bible-de-en", repository))
+    }
+    cosine, ratio, gradient = (
+        [x for x, *_ in points[place]]
+        for place in (("mean_cosine", "decoder"), ("residual_ratio", "encoder"), ("query_gradient", "cross"))
+    )
+    assert ratio == gradient == pytest.approx([value / 4 for value in cosine])
+    assert "- W_Q⁻: one for each head: dagpam\n" in text

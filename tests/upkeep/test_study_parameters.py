@@ -10,6 +10,15 @@ from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes import tasks
 from fairseq_gpam.parameters import STOCK, Model, build, count
 
+
+def arms_of_studies():
+    """Every study's arms, with each task they are trained on."""
+    for study in sorted(path.parent.name for path in STUDIES.glob("*/grid.toml")):
+        chosen = grid.load(STUDIES / study / "grid.toml")
+        for name in chosen.arms:
+            yield from ((study, name, task) for task in chosen.arm(name).tasks or chosen.tasks)
+
+
 STUDIES = Path(__file__).parents[2] / "examples/studies"
 TASKS = {"": "bible-de-en", "-lm": "shakespeare-lm"}
 CHEAP = "cheap-differential"
@@ -64,3 +73,9 @@ def test_the_readme_of_the_differential_study_has_the_parameters_of_its_arms():
             if name != BASELINE:
                 signed = f"{found - baseline[suffix]:+,}".replace("-", "−")
                 assert difference.split()[0] == signed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("study", "name", "task"), arms_of_studies())
+def test_every_arm_of_every_study_can_be_built(study, name, task):
+    assert size(study, name, task) > 0

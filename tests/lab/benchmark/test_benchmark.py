@@ -136,3 +136,37 @@ def test_the_core_of_stock_is_softmax_attention(monkeypatch):
 def test_every_case_has_a_name_of_its_own():
     names = [label(case) for case, _ in all_cases(list(cli.SHAPES), list(cli.LEVELS))]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+def test_in_half_precision_models_and_inputs_have_that_dtype(tiny, tmp_path):
+    file = tmp_path / "benchmark.json"
+    words = ["--pairs", "2", "--shapes", "iwslt,lm512", "--levels", "core,layer,decoding,model,generation"]
+    assert cli.run(parsed(*words, "--dtype", "bfloat16", "--json", str(file))) == 0
+    measured = json.loads(file.read_text())
+    assert measured["machine"]["dtype"] == "bfloat16"
+    assert measured["machine"]["device"] == "cpu"
+    assert torch.get_default_dtype() == torch.float32
+    with cases.creating("cpu", torch.bfloat16):
+        model = cases._model("transformer_iwslt_de_en", Candidate("dagpam", "auto"), share_all_embeddings=True)
+        tensors = [*model.parameters(), *model.buffers(), torch.randn(1)]
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_too_few_pairs_are_refused():
+    with pytest.raises(ValueError, match="--pairs 1 is not allowed; allowed: 2 or more"):
+        paired(lambda: None, lambda: None, pairs=1)
+
+
+@pytest.mark.slow
+def test_measured_memory_includes_the_matrix_that_stock_allocates():
+    """1024 × 1024 scores of 2 heads, fp32, with dropout: 8 MiB for each copy."""
+    assert memory.measure("stock", 1024, 0.1)["mebibytes"] > 16
+    assert memory.measure("dagpam:auto", 1024, 0.1)["mebibytes"] < memory.measure("stock", 1024, 0.1)["mebibytes"]
+
+
+@pytest.mark.slow
+def test_a_failed_measurement_says_why():
+    with pytest.raises(ValueError, match="nothing"):
+        memory.measure("nothing:auto", 256, 0.0)

@@ -305,3 +305,30 @@ def test_a_comparison_of_an_older_version_is_refused_in_a_sentence(found, tmp_pa
 def test_the_cost_of_a_training_is_that_of_a_job_as_long_as_the_uninterrupted_training(tmp_path, seconds, measured):
     (tmp_path / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t-\n")
     assert run_results.training_cost(tmp_path, seconds) == ({"training_seconds": 12.5} if measured else {})
+
+
+@pytest.mark.slow
+def test_a_run_that_diverged_is_named_and_not_counted(tmp_path):
+    runs = [run_of(name, seed) for name in ("stock", "bad") for seed in range(1, 6)]
+    lambdas = [("decoder", 0, "plus", [[0, 0.0], [4, math.nan]])]
+    losses = [{"split": "valid", "value": math.nan}]
+    runs[-1] = run_of("bad", 5, losses=losses, lambdas=lambdas)
+    training = replace(runs[-1].training, valid=((1, 5.0), (2, math.inf), (4, math.nan)))
+    runs[-1] = replace(runs[-1], training=training)
+    [table] = compare.comparison(runs, "stock")["tables"]
+    assert [row["n"] for row in table["rows"]] == [5, 4]
+    assert table["rows"][1]["difference"]["verdict"] == "worse"
+    page = comparison_report.write(compare.comparison(runs, "stock"), tmp_path)
+    for file in (page, tmp_path / "comparison.md"):
+        assert "Diverged and not counted: bad seed 5." in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_an_interval_without_a_lambda_is_left_out_of_its_history():
+    head = "2026-01-01 00:00:00 | INFO | train_inner | "
+    records = [
+        {"num_updates": update, "gpam_encoder1_lambda_plus": value}
+        for update, value in (("100", "0.5"), ("200", None), ("300", "0.25"))
+    ]
+    history = run_results.lambda_history("\n".join(head + json.dumps(record) for record in records))
+    assert [entry.points for entry in history] == [((100, 0.5), (300, 0.25))]

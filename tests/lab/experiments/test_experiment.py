@@ -185,3 +185,9 @@ def test_only_jobs_that_began_are_said_to_have_failed_and_snakemakes_log_is_alwa
     log.touch()
     assert experiment.finish(chosen, jobs, tmp_path, 1, "smoke") == 1
     assert capsys.readouterr().err == f"failed: {jobs[0].stage} of {jobs[0].label}; see {log}\n{ended}"
+
+
+@pytest.mark.slow
+def test_a_wrong_number_of_retries_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--retries is -1; allowed: a whole number, 0 or above"):
+        main(["experiment", str(SMOKE), "--retries", "-1", "--out", str(tmp_path)])

@@ -79,3 +79,9 @@ def test_a_forest_plot_has_the_intervals_of_the_table():
     assert labels == sorted(rows, key=lambda arm: rows[arm]["mean"])
     spans = {labels[int(y[0])]: tuple(x) for x, y in (line.get_data() for line in axes.lines[1:]) if len(x) == 2}
     assert spans == {arm: (row["low"], row["high"]) for arm, row in rows.items() if arm != "single"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["stock"], ["dagpam", "softmax"]])
+def test_one_panel_where_there_is_nothing_to_compare(names):
+    assert len(plots.learning_curves([run(name, 1, [(10, 4.0)]) for name in names]).axes) == 1

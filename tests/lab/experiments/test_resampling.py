@@ -51,3 +51,16 @@ def test_identical_translations_differ_by_nothing():
     references = texts(np.random.default_rng(5), 8)
     for lines in (references, [""] * 8):
         assert set(nested_bootstrap([(lines, lines)] * 2, references, samples=20).values()) == {(0.0, 0.0, 0.0)}
+
+
+@pytest.mark.slow
+def test_the_interval_holds_the_seeds_and_the_sentences():
+    """Equal arms are told apart in about one of twenty comparisons, although single seeds differ more often."""
+    random = np.random.default_rng(7)
+    outside = 0
+    for _ in range(30):
+        references = texts(random, 20)
+        pairs = [tuple(worse(random, references, random.uniform(0.2, 0.6)) for _ in range(2)) for _ in range(6)]
+        _, low, high = nested_bootstrap(pairs, references, samples=100)["BLEU"]
+        outside += not low <= 0 <= high
+    assert outside <= 6

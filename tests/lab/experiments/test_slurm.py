@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import psutil
 import pytest
 import slurm
 from machine import send
-from test_experiment import REPOSITORY, SMOKE, prepared_grid
+from test_experiment import REPOSITORY, SMOKE, compared, prepared_grid
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import experiment
@@ -165,3 +167,82 @@ def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_whi
     assert queue(on_cluster)
     assert "failed: train of bible-de-en stock 1" in start(file, out).communicate(timeout=600)[0]
     assert (out / "prepared/bible-de-en.done").exists()
+
+
+@pytest.mark.slurm
+@needs_slurm
+def test_a_job_that_is_cancelled_has_failed_and_the_same_command_goes_on(on_cluster, tmp_path):
+    file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
+    process = start(file, out)
+    wait_for((out / "once").exists, process)
+    on_cluster.run("scancel", *queue(on_cluster))
+    assert "failed: prepare of bible-de-en" in process.communicate(timeout=600)[0]
+    again = start(file, out)
+    assert "failed: train of bible-de-en stock 1" in again.communicate(timeout=600)[0]
+    assert (out / "prepared/bible-de-en.done").exists()
+
+
+@pytest.mark.slurm
+@needs_slurm
+def test_a_controller_that_does_not_answer_for_a_while_is_waited_for(on_cluster, tmp_path):
+    file, out = prepared_grid(tmp_path, "touch begun; until test -e go; do sleep 1; done", "exit 1"), tmp_path / "out"
+    process = start(file, out)
+    wait_for((out / "begun").exists, process)
+    on_cluster.stop_daemon("slurmctld.pid")
+    wait_for(lambda: "SLURM did not answer" in (out / "snakemake.log").read_text(), process)
+    on_cluster.start_controller()
+    (out / "go").touch()
+    said = process.communicate(timeout=600)[0]
+    assert (out / "prepared/bible-de-en.done").exists(), said
+    assert "failed: train of bible-de-en stock 1" in said
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@needs_slurm
+def test_a_grid_killed_three_times_ends_with_the_same_table(on_cluster, machine, tmp_path):
+    shutil.copytree(SMOKE.parent, tmp_path / "smoke")
+    file, killed, whole = tmp_path / "smoke/grid.toml", tmp_path / "killed", tmp_path / "whole"
+    text = file.read_text().replace("seeds = [1, 2]", "seeds = [1]").replace("--max-update 10", "--max-update 4")
+    file.write_text(text.replace("-updates 5", "-updates 2"))
+    for left in ("train.job.log", "train.done", "generate.job.log"):
+        process = start(file, killed)
+        wait_for(lambda left=left: any(killed.glob(f"runs/*/*/*/{left}")), process)
+        kill(process)
+        assert not (killed / "comparison").exists()
+    said = start(file, killed).communicate(timeout=600)[0]
+    assert "2 of 2 runs done" in said, said
+    command = [machine.python, "-m", "fairseq_gpam", "experiment", file, "--jobs", "2", "--out", whole]
+    said = machine.start(command, PYTHONPATH=str(REPOSITORY)).communicate(timeout=600)[0]
+    assert "2 of 2 runs done" in said, said
+    assert compared(killed) == compared(whole)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@needs_slurm
+def test_two_tasks_of_srun_train_one_model_with_ranks_and_two_models_without(on_cluster, tmp_path):
+    prepare = [sys.executable, SMOKE.with_name("made_bible.py"), "--out", tmp_path]
+    subprocess.run(prepare, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True)
+    small = "--max-update 4 --save-interval-updates 2 --validate-interval-updates 2 --log-interval 1 --max-tokens 256"
+    for stack in ("encoder", "decoder"):
+        small += f" --{stack}-layers 1 --{stack}-embed-dim 16 --{stack}-ffn-embed-dim 16 --{stack}-attention-heads 2"
+    train = f"bash {REPOSITORY}/scripts/train.sh bible-de-en dagpam"
+    # On a machine without GPUs the engine cannot take its rank from SLURM's variables.
+    joined = "--cpu --distributed-backend gloo --ddp-backend legacy_ddp --distributed-world-size 2"
+    joined += f" --distributed-init-method tcp://127.0.0.1:{slurm.free_ports(1)[0]} --distributed-no-spawn"
+    joined += " --distributed-rank $SLURM_PROCID"
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for script in (
+        f"{train} 1 --name joined --out {tmp_path} -- {small} {joined}",
+        f"{train} $((SLURM_PROCID + 1)) --name apart --out {tmp_path} -- {small}",
+    ):
+        command = ["srun", "--ntasks", "2", "bash", "-c", script]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    runs = tmp_path / "runs/bible-de-en"
+    for run in ("joined/1", "apart/1", "apart/2"):
+        assert json.loads((runs / run / "results.json").read_text())["train"]["updates"] == 4
+    assert (runs / "joined/1/train.rank-1.log").exists()
+    assert "training on 2 devices" in (runs / "joined/1/train.log").read_text()
+    assert not list(runs.glob("apart/*/train.rank-*"))

@@ -188,3 +188,24 @@ def test_the_order_of_runs_and_rounding_change_no_correlation_within():
             arms, seeds = zip(*(places[index] for index in order), strict=True)
             within.append(statistics.spearman(x, y, list(map(str, arms)), seeds, samples=1).within)
         assert within == pytest.approx([within[0]] * 4, nan_ok=True) if within[0] is not None else not any(within)
+
+
+@pytest.mark.slow
+def test_five_seeds_cannot_decide_by_sign_flips():
+    assert statistics.sign_flip([-1, -2, -3, -4, -5]) == 2 / 32
+    generator = np.random.default_rng(1)
+    many = generator.normal(0.3, 1, 20)
+    assert statistics.sign_flip(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+
+
+@pytest.mark.slow
+def test_neither_copied_seeds_nor_copied_arms_make_the_interval_narrower():
+    x, y = np.arange(6.0), np.array([1.0, 3.0, 2.0, 5.0, 4.0, 6.0])
+    names = [f"arm {number}" for number in range(6)]
+    twice = statistics.spearman(np.tile(x, 2), np.tile(y, 2), names * 2, np.repeat([1, 2], 6))
+    often = statistics.spearman(np.tile(x, 20), np.tile(y, 20), names * 20, np.repeat(range(20), 6))
+    assert often.high - often.low == pytest.approx(twice.high - twice.low, abs=0.05)
+    seeds = list(range(6)) * 20
+    arms = np.repeat([f"arm {number}" for number in range(20)], 6)
+    copied_arms = statistics.spearman(np.tile(x, 20), np.tile(y, 20), arms, seeds)
+    assert copied_arms.high - copied_arms.low > twice.high - twice.low - 0.1

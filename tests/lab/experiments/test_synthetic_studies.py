@@ -61,3 +61,28 @@ def test_every_cell_is_recorded_once(name, axes):
     study = load(name)
     cells = [tuple(result[axis] for axis in axes) for result in synthetic_studies.read_results(STUDIES / name)]
     assert cells == list(itertools.product(*(getattr(study, constant) for constant in axes.values())))
+
+
+@pytest.mark.slow
+def test_the_nearest_key_is_the_target_and_one_head_of_full_rank_finds_it():
+    study = load("query-rank")
+    queries, keys, target = study.batch(50, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(keys.norm(dim=-1), torch.ones(50, study.KEYS))
+    for query, sentence, nearest in zip(queries, keys, target, strict=True):
+        distances = [(query - key).norm().item() for key in sentence]
+        assert torch.equal(sentence[distances.index(min(distances))], nearest)
+    layer = study.Layer(study.WIDTH, 1)
+    attention = layer.attention
+    with torch.no_grad():
+        for name, projection in attention.named_parameters():
+            projection.copy_(torch.eye(study.WIDTH) if name.endswith("weight") else torch.zeros(study.WIDTH))
+        attention.q_proj.weight.mul_(1e4)
+    assert study.error(layer, torch.Generator().manual_seed(2), 500) < 0.01
+
+
+@pytest.mark.slow
+def test_a_short_training_lowers_the_error_of_every_shape():
+    study = load("query-rank")
+    for rank, heads in ((1, 2), (8, 1)):
+        start = study.train(rank, heads, 1, updates=1)["error"]
+        assert study.train(rank, heads, 1, updates=40)["error"] < start

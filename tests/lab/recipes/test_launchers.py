@@ -74,3 +74,16 @@ def test_a_broken_download_is_resumed(interpreter, tmp_path):
     done = subprocess.run(prepare, cwd=tmp_path, env=missing, capture_output=True, text=True)
     assert done.returncode == 2
     assert "run again to resume, or fetch it yourself and pass --archive" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unknown_checksum_is_reported_and_a_local_archive_is_used(interpreter, tmp_path):
+    (tmp_path / "made").mkdir()
+    made = archives.iwslt14(tmp_path / "made")
+    environment = {**os.environ, "PYTHON": str(interpreter), "IWSLT14_URL": "file:///nowhere/de-en.tgz"}
+    prepare = ["bash", f"{REPOSITORY}/scripts/prepare-iwslt14.sh", "--archive", str(tmp_path / "made/de-en.tgz")]
+    done = subprocess.run(prepare, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"no published checksum is known for {prepare[-1]}; it has sha256 {made['IWSLT14_SHA256']}" in done.stderr
+    assert "IWSLT14" not in (tmp_path / "out/data/iwslt14/stamp").read_text()
+    assert not (tmp_path / "out/downloads").exists()

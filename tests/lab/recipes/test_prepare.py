@@ -63,3 +63,26 @@ def test_a_wrong_download_is_not_kept_and_a_wrong_file_is_named_with_its_remedy(
     path.write_text("wrong")
     with pytest.raises(downloads.DownloadError, match=f"to download it again: rm {path}"):
         downloads.fetch(file, folder)
+
+
+@pytest.mark.slow
+def test_a_file_is_downloaded_once_by_two_at_the_same_time(tmp_path, monkeypatch):
+    begun, go_on, urls = threading.Event(), threading.Event(), []
+
+    def slow(url, part):
+        urls.append(url)
+        begun.set()
+        assert go_on.wait(60)
+        part.write_text("content")
+
+    monkeypatch.setattr(downloads, "_fetch_url", slow)
+    file = File(file="archive", url="made://archive", checksum="")
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(downloads.fetch, file, tmp_path)
+        assert begun.wait(60)
+        other = pool.submit(downloads.fetch, file, tmp_path)
+        with pytest.raises(TimeoutError):
+            other.result(0.5)
+        go_on.set()
+        assert one.result() == other.result() == tmp_path / "archive"
+    assert urls == ["made://archive"]

@@ -164,3 +164,18 @@ def check_run(run, task, name):
         tokenised = not task.endswith(".sentencepiece")
         assert ("tokenized_bleu" in recorded["score"]) == tokenised
         assert (run / "hypotheses.detok.txt").exists() == tokenised
+
+
+@pytest.mark.slow
+def test_every_folder_has_a_recipe_a_readme_and_all_three_models():
+    for folder in FOLDERS:
+        text = "\n".join(content for language, content in blocks(folder) if language == "bash")
+        for name in NAMES:
+            assert f"bash scripts/train.sh $task {name} 1\n" in text
+    named = (REPOSITORY / "examples/README.md").read_text(encoding="utf-8")
+    for folder in {task.partition(".")[0] for task in tasks.names()}:
+        assert f"| `{folder}` |" in named or f"| [{folder}](" in named
+        assert (REPOSITORY / "examples" / folder / "README.md").exists()
+    for task in TASKS:
+        folder, _, variant = task.partition(".")
+        assert f"`.{variant}`" in named if variant else f"`{folder}`"

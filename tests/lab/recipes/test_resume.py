@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import time
 
@@ -139,3 +140,38 @@ def test_a_run_that_stopped_early_is_not_trained_further(tmp_path):
         log.write_text(text)
         assert run_folder.has_ended(tmp_path, log, 10) is ended
     assert run_folder.has_ended(tmp_path, log, 6)
+
+
+@pytest.mark.slow
+def test_killed_after_the_last_checkpoint(machine, data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    log = folder / "train.log"
+    kill_when_logged(machine, start(machine, data, folder), log, f"@ {UPDATES} updates, score")
+    # If the engine was quick enough to end, this run is in the state of the next test; these lines undo that.
+    lines = [line for line in log.read_text().splitlines(keepends=True) if "done training" not in line]
+    log.write_text("".join(lines))
+    for name in ("results.json", "config.json"):
+        (folder / name).unlink(missing_ok=True)
+    before = log.read_text()
+    assert "had ended before its results were recorded" in finish(machine, data, folder)
+    assert log.read_text() == before
+    check_same(folder, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_disk_too_full_to_record_the_results_costs_nothing(data, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / "results.json").unlink()
+    full = folder / "results.json.part"
+    full.symlink_to("/dev/full")
+    command = shlex.split((folder / "train.command").read_text())
+    run = run_folder.Run(folder, "made", "dagpam", 1)
+    with pytest.raises(run_folder.RunError, match=f"{folder}.*No space left on device"):
+        run_folder.train(run, command)
+    assert not (folder / "results.json").exists()
+    full.unlink()
+    before = (folder / "train.log").read_text()
+    run_folder.train(run, command)
+    assert (folder / "train.log").read_text() == before
+    check_same(folder, undisturbed)

@@ -127,3 +127,10 @@ def test_a_log_with_foreign_bytes_gives_all_other_records(run):
     log.write_bytes(b"\xff\xfe".join(lines[:4]) + b'| INFO | valid | {"valid_num_updates": 3\n' + b"".join(lines[4:]))
     measured = logs.parse_training_log(logs.read(log))
     assert measured["updates"] == 8 and len(measured["curve"]["valid"]) >= 7
+
+
+@pytest.mark.slow
+def test_an_empty_log_is_a_sentence(run):
+    for text in ("", "no record\n"):
+        with pytest.raises(ValueError, match="holds no validation"):
+            logs.parse_training_log(text)

@@ -1,11 +1,13 @@
 """Stages are claimed, locked and reported so that they can be killed and started again."""
 
+import contextlib
 import functools
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +16,55 @@ import torch
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
-from fairseq_gpam.lab.recipes.engine_process import EngineFailure, execute
+from fairseq_gpam.lab.recipes.engine_process import EngineFailure, Progress, execute
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
+
+
+@pytest.fixture
+def open_folder(monkeypatch):
+    """A folder that everybody may read; pytest's own folders are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        monkeypatch.chdir(folder)
+        yield folder
+        monkeypatch.undo()
+
+
+def file_above(folder):
+    folder.parent.touch()
+    return "Not a directory"
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Root may write to read-only folders; the user `nobody` may not."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def read_only_run(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    return "Permission denied"
+
+
+def read_only(folder):
+    folder.parent.mkdir()
+    folder.parent.chmod(0o555)
+    return "Permission denied"
+
+
+def file_in_its_place(folder):
+    folder.parent.mkdir()
+    folder.touch()
+    return "File exists"
 
 
 def test_a_changed_command_is_refused_by_the_flag_that_differs(tmp_path):
@@ -289,3 +338,45 @@ def test_every_command_ends_in_one_sentence_where_no_folder_can_be_made(command,
         with pytest.raises(SystemExit, match=f"{out}") as raised:
             main([command, *map(str, given)])
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_progress_lines(capsys):
+    progress = Progress("made dagpam 1", 100)
+    prefix = "2026-01-01 00:00:00 | INFO |"
+    progress(f'{prefix} train_inner | {{"num_updates": "25", "loss": "9.5", "wps": "1234.5"}}')
+    progress(f'{prefix} train_inner | {{"num_updates": "50", "loss": "8.5", "wps": "1234.5"}}')
+    progress(f'{prefix} valid | {{"valid_num_updates": "50", "valid_loss": "8"}}')
+    progress("some other line")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[made dagpam 1] update 25/100: loss 9.5, 1,234 tokens/s"
+    assert lines[1].startswith("[made dagpam 1] update 50/100: loss 8.5, 1,234 tokens/s, 0.0 min left")
+    assert lines[2:] == ["[made dagpam 1] update 50: valid loss 8"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("breaks", [read_only, read_only_run, file_in_its_place, file_above])
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(open_folder, monkeypatch, breaks, rank):
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    folder = open_folder / "runs/run"
+    reason = breaks(folder)
+    with without_privileges(), pytest.raises(run_folder.RunError, match=f"(?s){folder}.*{reason}") as raised:
+        command = [sys.executable, "-c", "print('started')", *PORT]
+        run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "generate", "eval-lm", "prepare", "average", "score", "quickstart"])
+def test_every_command_ends_in_one_sentence_on_a_file_system_that_cannot_be_written(command, monkeypatch):
+    monkeypatch.setattr("fairseq_gpam.lab.recipes.stages.need_data", lambda this: None)
+    out = Path("/proc/made")
+    arguments = {"average": [out / "run"], "score": [out / "run"], "prepare": ["ngram-lm"], "quickstart": []}
+    task = "bible-de-en" if command != "eval-lm" else "ptb-lm"
+    given = arguments.get(command, [task, "dagpam"])
+    if command not in ("average", "score"):
+        given += ["--out", out]
+    with pytest.raises(SystemExit, match=f"{out}") as raised:
+        main([command, *map(str, given)])
+    assert "\n" not in str(raised.value)

@@ -92,3 +92,23 @@ def test_words_are_taken_as_they_are(tmp_path):
     assert (tmp_path / "test.txt").read_text() == " \n = test = \n <unk> @-@ word \n"
     with pytest.raises(standard.ArchiveError, match=r"missing: ptb\.train\.txt"):
         standard.prepare_ptb([tmp_path / "test.txt"], tmp_path)
+
+
+@pytest.mark.slow
+def test_wmt16_is_taken_as_it_was_preprocessed(tmp_path):
+    files = {}
+    for language in standard.LANGUAGES:
+        for name in ("train.tok.clean", "newstest2013.tok", "newstest2014.tok"):
+            files[f"{name}.bpe.32000.{language}"] = f"{name} lo@@ wer @-@ case\n"
+    tests = {
+        "newstest2014-deen-ref.de.sgm": '<seg id="1">Raw de.</seg>\n',
+        "newstest2014-deen-src.en.sgm": '<seg id="1">Raw en.</seg>\n',
+    }
+    archives = [tar(tmp_path / "wmt16.tgz", files), tar(tmp_path / "test.tgz", tests)]
+    standard.prepare_wmt16(archives, tmp_path)
+    assert lines_of(tmp_path / "subword/valid.de") == ["newstest2013.tok lo@@ wer @-@ case"]
+    assert lines_of(tmp_path / "input/test.de") == ["newstest2014.tok lower @-@ case"]
+    assert lines_of(tmp_path / "test.de") == ["Raw de."]
+    assert sorted(path.name for path in (tmp_path / "subword").iterdir()) == sorted(
+        f"{split}.{language}" for split in ("train", "valid", "test") for language in standard.LANGUAGES
+    )

@@ -62,3 +62,9 @@ def test_every_byte_is_a_token(content):
     assert lines == ["97 98", "", "99"]
     tokens = sum(len(line.split()) + 1 for line in lines)
     assert tokens == len(content) + (not content.endswith(b"\n"))
+
+
+@pytest.mark.slow
+def test_normalisation_replaces_punctuation_and_control_characters():
+    tokenize = subwords.MosesTokenize("en", normalize=True)
+    assert tokenize("a\u200bb “c”") == "a b &quot; c &quot;"
