@@ -55,6 +55,8 @@ the numbers must add up to the number of heads. `NAME@0-2,4;OTHER@3,5` gives eac
 and `NAME*3,OTHER` cycles through three layers of one and one of the other. Layers may have groups of heads too, if they
 are separated by `;`: `NAME:4,OTHER:4*2;NAME`.
 
+{cards}## What they compute
+
 Shapes: Q is T × D, K and V are S × D for each head (T queries, S keys); M is the mask; U is uniform over the n keys
 visible to a row. A click on a column's head sorts the table.
 
@@ -134,13 +136,13 @@ def write(output: Path) -> None:
             embed.write(section.picture.draw(), pictures / f"{name}.svg")
 
 
-def overview_lines() -> list[str]:
+def overview_text() -> str:
     """Returns what heads the page: the map of all cards, if runs are kept."""
     section = card_pages.kept_cards().get("cards")
     if section is None or section.picture is None:
-        return []
+        return ""
     found = card_pages.sentences()
-    return [CARDS.format(words=section.picture.words, scores=section.note, found=found)]
+    return CARDS.format(words=section.picture.words, scores=section.note, found=found) + "\n"
 
 
 def card_lines(name: str) -> list[str]:
@@ -193,8 +195,8 @@ def page_text() -> str:
             sentence=" ".join(SENTENCE),
             length=LENGTH,
             softmax=softmax,
+            cards=overview_text(),
         ),
-        *overview_lines(),
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
     ]
