@@ -90,6 +90,12 @@ class Settings(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"no --gpam option {name!r}") from None
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise TypeError(f"{name} is not changed in place: all modules of a model share their settings")
+
+    def __reduce__(self) -> Any:
+        return Settings, (dict(self),)
+
 
 @dataclass(frozen=True)
 class Site:

@@ -21,7 +21,7 @@ from fairseq_gpam.lab.experiments.records import Costs, Loss, Run, Score, Traini
 from fairseq_gpam.lab.recipes import run_folder, stage_results, tasks
 from fairseq_gpam.lab.recipes.run_folder import RunError
 
-TEMPERED = Path(__file__).parents[3] / "examples/your-own-mechanism/tempered.py"
+TEMPERED = Path(__file__).parents[3] / "examples" / "your-own-mechanism" / "tempered.py"
 
 
 def a_run(task="flip-flop", seed=1, valid=1.0, accuracy=0.5, seconds=10.0, **changes):
