@@ -85,9 +85,12 @@ class Cluster:
         munge = self.folder / "munge"
         files = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
         self.run(find("munged"), f"--socket={munge / 'socket'}", "--num-threads=2", *files)
-        self.run(find("slurmctld"))
+        self.start_controller()
         self.run(find("slurmd"))
         self.wait_until(lambda: "idle" in self.run("sinfo", "--noheader", "--format=%t", check=False).stdout)
+
+    def start_controller(self):
+        self.run(find("slurmctld"))
 
     def stop(self):
         self.run("scancel", f"--user={getpass.getuser()}", check=False)

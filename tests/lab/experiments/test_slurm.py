@@ -144,33 +144,6 @@ def test_failing_jobs_get_the_flags_are_retried_and_named(on_cluster, tmp_path, 
 
 @pytest.mark.slurm
 @needs_slurm
-@pytest.mark.parametrize("ignoring", [False, True])
-def test_a_grid_that_is_terminated_leaves_no_job_even_from_a_script_in_the_background(on_cluster, tmp_path, ignoring):
-    file, out = prepared_grid(tmp_path, "touch begun; exec sleep 600", "exit 1"), tmp_path / "out"
-    # A shell without job control ignores SIGINT in what it starts with `&`.
-    wrapper = ("sh", "-c", "trap '' INT; exec nohup \"$@\"", "sh") if ignoring else ()
-    process = start(file, out, *wrapper)
-    wait_for((out / "begun").exists, process)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=600)[0]
-    assert "stopped; run the same command again to continue" in said and "still run" not in said
-    assert queue(on_cluster) == []
-
-
-@pytest.mark.slurm
-@needs_slurm
-def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_which_goes_on(on_cluster, tmp_path):
-    file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
-    process = start(file, out)
-    wait_for((out / "once").exists, process)
-    kill(process)
-    assert queue(on_cluster)
-    assert "failed: train of bible-de-en stock 1" in start(file, out).communicate(timeout=600)[0]
-    assert (out / "prepared/bible-de-en.done").exists()
-
-
-@pytest.mark.slurm
-@needs_slurm
 def test_a_job_that_is_cancelled_has_failed_and_the_same_command_goes_on(on_cluster, tmp_path):
     file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
     process = start(file, out)
@@ -195,6 +168,33 @@ def test_a_controller_that_does_not_answer_for_a_while_is_waited_for(on_cluster,
     said = process.communicate(timeout=600)[0]
     assert (out / "prepared/bible-de-en.done").exists(), said
     assert "failed: train of bible-de-en stock 1" in said
+
+
+@pytest.mark.slurm
+@needs_slurm
+@pytest.mark.parametrize("ignoring", [False, True])
+def test_a_grid_that_is_terminated_leaves_no_job_even_from_a_script_in_the_background(on_cluster, tmp_path, ignoring):
+    file, out = prepared_grid(tmp_path, "touch begun; exec sleep 600", "exit 1"), tmp_path / "out"
+    # A shell without job control ignores SIGINT in what it starts with `&`.
+    wrapper = ("sh", "-c", "trap '' INT; exec nohup \"$@\"", "sh") if ignoring else ()
+    process = start(file, out, *wrapper)
+    wait_for((out / "begun").exists, process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=600)[0]
+    assert "stopped; run the same command again to continue" in said and "still run" not in said
+    assert queue(on_cluster) == []
+
+
+@pytest.mark.slurm
+@needs_slurm
+def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_which_goes_on(on_cluster, tmp_path):
+    file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
+    process = start(file, out)
+    wait_for((out / "once").exists, process)
+    kill(process)
+    assert queue(on_cluster)
+    assert "failed: train of bible-de-en stock 1" in start(file, out).communicate(timeout=600)[0]
+    assert (out / "prepared/bible-de-en.done").exists()
 
 
 @pytest.mark.slurm
