@@ -6,7 +6,6 @@ DIR/cards/cards.md and .html. `--mechanism FILE.py:NAME` makes the card of a mec
 """
 
 import argparse
-import math
 import os
 import shlex
 import signal
@@ -113,7 +112,7 @@ def make_runs(arm: Arm, task: str, out: Path, seeds: Sequence[int], extra: Seque
     losses = {}
     for rate in cards.RATES:
         yield (run := make_run(arm.run(task, cards.CHOOSING_SEED, rate, out, extra)))
-        losses[rate] = run.loss("valid") or math.nan
+        losses[rate] = cards.choosing_loss(run)
     for seed in seeds:
         yield make_run(arm.run(task, seed, cards.chosen_rate(losses), out, extra))
 

@@ -66,6 +66,15 @@ def test_a_rate_at_which_training_diverged_is_not_chosen():
     assert cards.chosen_rate({low: 5.0, high: math.nan}) == low
 
 
+def test_a_rate_at_which_the_task_is_learned_wholly_is_chosen():
+    high = max(cards.RATES)
+
+    def find(run):
+        return a_run(seed=run.seed, valid=0.0 if run.learning_rate == high else 0.001)
+
+    assert cards.card(Arm("softmax"), "key-lookup", cards.SEEDS, find).rate == high
+
+
 def test_there_is_no_card_without_the_runs_that_choose():
     assert cards.card(Arm("softmax"), "flip-flop", (1,), lambda run: a_run() if run.seed == 1 else None) is None
     assert cards.card(Arm("softmax"), "flip-flop", (1,), lambda run: a_run() if run.seed != 1 else None) is None
