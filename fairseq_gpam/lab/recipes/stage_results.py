@@ -54,12 +54,12 @@ class Evaluation(Scores, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True, rename={"eval_lm": "eval-lm"}):
-    """The stages that have ended."""
+    """The stages that have ended; a stage that has not is absent, never null."""
 
-    train: Training | None = None
-    generate: Evaluation | None = None
-    eval_lm: Evaluation | None = None
-    score: Scores | None = None
+    train: Training | msgspec.UnsetType = msgspec.UNSET
+    generate: Evaluation | msgspec.UnsetType = msgspec.UNSET
+    eval_lm: Evaluation | msgspec.UnsetType = msgspec.UNSET
+    score: Scores | msgspec.UnsetType = msgspec.UNSET
 
 
 class Trained(Results, frozen=True, kw_only=True):
