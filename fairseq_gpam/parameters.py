@@ -98,15 +98,24 @@ def parse(model: Model) -> argparse.Namespace:
     return settings
 
 
+class Entries(Dictionary):
+    """A dictionary of any size that stores no words: all but the special symbols are unknown ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def build(model: Model) -> nn.Module:
     """Returns the model, built on PyTorch's meta device, where tensors have shapes but no data.
 
     Source and target share one dictionary of `vocabulary` entries, special symbols included. Raises ValueError if
     fairseq cannot build the model with it.
     """
-    dictionary = Dictionary()
-    for index in range(model.vocabulary - len(dictionary)):
-        dictionary.add_symbol(f"word{index}")
+    dictionary = Entries(model.vocabulary)
     settings = parse(model)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     last_cutoff = max((_last_cutoff(settings, name) for name in ("softmax", "input")), default=0)

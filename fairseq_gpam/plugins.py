@@ -97,7 +97,7 @@ def import_named_file(words: Sequence[str]) -> None:
 def _module(path: str) -> tuple[Path, str]:
     """Returns the absolute path of a file and the name of the module that it becomes."""
     file = Path(path).expanduser().resolve()
-    return file, f"gpam_import_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    return file, f"gpam_import_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:

@@ -28,9 +28,10 @@ def test_the_count_is_that_of_a_real_model(task):
     )
 
 
-def test_a_preset_counts_as_its_stock_preset_and_the_mechanism():
-    ours = Model("transformer_gpam_iwslt_de_en", ("--gpam-mechanism", "dagpam"), 10_000)
-    assert ours.stock() == Model("transformer_iwslt_de_en", (), 10_000)
+@pytest.mark.parametrize("vocabulary", [10_000, 2**32])
+def test_a_preset_counts_as_its_stock_preset_and_the_mechanism(vocabulary):
+    ours = Model("transformer_gpam_iwslt_de_en", ("--gpam-mechanism", "dagpam"), vocabulary)
+    assert ours.stock() == Model("transformer_iwslt_de_en", (), vocabulary)
     width = 512 // 4
     assert count(build_on_meta(ours)) - count(build_on_meta(ours.stock())) == 18 * (4 * width**2 + 2 * 4)
 
