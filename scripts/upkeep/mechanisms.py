@@ -162,7 +162,7 @@ def flags_page() -> str:
 
 def flags_table(group: tuple[options.Option, ...]) -> str:
     """Returns a group of options as a Markdown table."""
-    lines = ["| flag | value | default | meaning |", "|---|---|---|---|"]
+    rows = []
     for option in group:
         value = {bool: "(switch)", float: "number", int: "whole number", str: "text"}[option.type]
         if option.choices:
@@ -176,8 +176,8 @@ def flags_table(group: tuple[options.Option, ...]) -> str:
         others = [name for name in options.users(option) if name != "dagpam"]
         if "dagpam" in options.users(option) and others:
             meaning += "; also read by " + ", ".join(f"`{name}`" for name in others)
-        lines.append(f"| `{option.flag}` | {value} | {default} | {meaning} |")
-    return "\n".join(lines)
+        rows.append([f"`{option.flag}`", value, default, meaning])
+    return sections.markdown_table(("flag", "value", "default", "meaning"), rows)
 
 
 def page_text() -> str:
@@ -197,9 +197,8 @@ def page_text() -> str:
             softmax=softmax,
             cards=overview_text(),
         ),
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
     ]
+    rows = []
     for name in sorted({*REGISTRY, *PRESETS}):
         told, measured = costs.facts(name), costs.measure(name, settings, EMBED_DIM, NUM_HEADS, LENGTH)
         picture = ""
@@ -218,8 +217,8 @@ def page_text() -> str:
             told.source,
             picture,
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
+        rows.append(cells)
+    lines += [sections.markdown_table(COLUMNS, rows), ""]
     for name, mechanism in sorted(REGISTRY.items()):
         lines += [f"## {name}", "", " ".join((mechanism.__doc__ or "").split()), ""]
         lines += [
