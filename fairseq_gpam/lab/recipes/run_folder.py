@@ -35,8 +35,8 @@ CHECKPOINTS, TRAIN_LOG, HYPOTHESES = "checkpoints", "train.log", "hypotheses.txt
 """Names in a run's folder."""
 TORCHRUN = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 """The environment variables by which fairseq recognises torchrun."""
-FLAGS_THAT_CHANGE_NO_LOSS = ("--user-dir", "--gpam-log-attention")
-"""Flags that change no loss: where the package lies, and how often attention is logged."""
+FLAGS_THAT_CHANGE_NO_LOSS = ("--user-dir", "--gpam-log-attention", "--num-workers")
+"""Flags that change no loss: where the package lies, how often attention is logged, and which process loads batches."""
 REPORT_EVERY = 30.0
 """Seconds between two messages about the process that holds a lock."""
 

@@ -153,7 +153,8 @@ def evaluation_command(run: RunSettings) -> list[str]:
     return [
         *(program, str(run.task.data_bin(run.out)), "--user-dir", str(USER_DIR)),
         *("--path", str(run.checkpoints / run.checkpoint), "--gen-subset", "test"),
-        *(*flags, *EVALUATION_FLAGS, *run.extra),
+        # A loader process can outlive an evaluation that was stopped, and would keep the run's folder locked.
+        *(*flags, "--num-workers", "0", *EVALUATION_FLAGS, *run.extra),
     ]
 
 

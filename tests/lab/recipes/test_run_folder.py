@@ -74,7 +74,9 @@ def test_a_changed_command_is_refused_by_the_flag_that_differs(tmp_path):
     # The last value of a flag counts, as it does for the engine.
     assert not run_folder.claim(tmp_path, [*command[:2], "--lr", "5", *command[2:]])
     # A grid logs attention, which changes no loss; a quickstart into the same folder does not.
-    assert not run_folder.claim(tmp_path, [*command, "--gpam-log-attention", "100", "--user-dir", "elsewhere"])
+    assert not run_folder.claim(
+        tmp_path, [*command, "--gpam-log-attention", "100", "--user-dir", "elsewhere", "--num-workers", "2"]
+    )
     with pytest.raises(run_folder.RunError) as raised:
         run_folder.claim(tmp_path, ["fairseq-train", "data", "--lr", "0.2", "--cpu", "--fp16", "--adam-betas=x"])
     message = str(raised.value)

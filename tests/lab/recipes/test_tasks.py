@@ -111,6 +111,12 @@ def test_command_lines(tmp_path):
     assert last_flag(command, "--arch") == "transformer_lm_gpam_wiki103"
 
 
+@pytest.mark.parametrize("name", ["multi30k-en-de", "shakespeare-lm", "flip-flop"])
+def test_an_evaluation_starts_no_process_that_could_outlive_it(tmp_path, name):
+    this = settings(tasks.load(name), tmp_path, extra=("--cpu",))
+    assert last_flag(stages.evaluation_command(this), "--num-workers") == "0"
+
+
 def test_a_language_model_is_evaluated_with_the_length_of_its_training(tmp_path):
     this = settings(tasks.load("shakespeare-lm"), tmp_path)
     assert last_flag(stages.evaluation_command(this), "--tokens-per-sample") == "128"
