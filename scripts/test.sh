@@ -19,5 +19,6 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 make_venv fairseq,analysis,entmax,test
 cd "$REPO"
-PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --dist loadgroup \
+# After a crash of one of its processes pytest-xdist would start another, and then never end.
+PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --dist loadgroup --max-worker-restart 0 \
     --numprocesses "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" "$@"
