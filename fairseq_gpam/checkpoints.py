@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -101,9 +102,12 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     # Serialised in memory first, because torch's own error on a full disk does not name the cause.
     content = io.BytesIO()
     torch.save(state, content)
+    content.seek(0)
     part = path.with_name(path.name + ".part")
     with writing_to(path):
-        part.write_bytes(content.getbuffer())
+        # Python 3.12.1 crashes where an error keeps the buffer that getbuffer() returns.
+        with part.open("wb") as out:
+            shutil.copyfileobj(content, out)
         part.replace(path)
 
 
