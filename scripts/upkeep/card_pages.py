@@ -12,14 +12,13 @@ from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.sections import Section
 from fairseq_gpam.lab.recipes import stages
 
-NEARLY_ALL = 0.99
 EXPECTED = (
     *(("in-context bigrams", "above", name, "softmax") for name in ("forgetting",)),
     *(("in-context bigrams", "below", name, "softmax") for name in ("centered", "sigmoid", "linear")),
     *(("in-context bigrams", "not apart from", name, "softmax") for name in ("dagpam", "differential_v2")),
-    *(("flip-flop, sparse", "nearly all", name, "") for name in ("selective", "forgetting", "gated_linear")),
-    ("flip-flop, sparse", "not nearly all", "softmax", ""),
-    *(("key lookup", "nearly all", name, "") for name in ("softmax", "sigmoid")),
+    *(("flip-flop, sparse", "0.99 or more", name, "") for name in ("selective", "forgetting", "gated_linear")),
+    ("flip-flop, sparse", "not 0.99 or more in every seed", "softmax", ""),
+    *(("key lookup", "0.99 or more", name, "") for name in ("softmax", "sigmoid")),
     *(("key lookup", "below", name, "softmax") for name in ("forgetting", "linear")),
     *(("set difference", "above", name, "softmax") for name in ("differential_v2", "sigmoid", "linear")),
 )
@@ -28,8 +27,8 @@ RELATIONS = {
     "above": lambda scores, others: min(scores) > max(others),
     "below": lambda scores, others: max(scores) < min(others),
     "not apart from": lambda scores, others: max(scores) >= min(others) and min(scores) <= max(others),
-    "nearly all": lambda scores, _: min(scores) >= NEARLY_ALL,
-    "not nearly all": lambda scores, _: min(scores) < NEARLY_ALL,
+    "0.99 or more": lambda scores, _: min(scores) >= 0.99,
+    "not 0.99 or more in every seed": lambda scores, _: min(scores) < 0.99,
 }
 
 
@@ -91,10 +90,7 @@ def findings() -> tuple[list[Finding], list[str]]:
             continue
         ranges = [f"`{each}` {min(scores[each, test]):.3f} to {max(scores[each, test]):.3f}" for each, _ in needed]
         holds = RELATIONS[relation](*(scores.get((each, test), []) for each in (name, other)))
-        words = {"nearly all": "0.99 or more", "not nearly all": "not 0.99 or more in every seed"}.get(
-            relation, relation
-        )
-        expected = f"`{name}` {words} {f'`{other}`' if other else ''}".strip()
+        expected = f"`{name}` {relation} {f'`{other}`' if other else ''}".strip()
         decided.append(Finding(test, expected, "; ".join(ranges), holds))
     return decided, sorted(set(missing))
 

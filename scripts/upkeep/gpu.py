@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,9 @@ def cases(shapes: dict[str, Shape], with_models: bool) -> Iterator[dict[str, Any
     for level in ("layer", *(("model",) if with_models else ()), "compiled layer"):
         for dtype in DTYPES if level != "compiled layer" else ("bfloat16",):
             for name, shape in shapes.items():
-                for kind in shape.kinds:
-                    for mode in ("training", "inference"):
-                        for mechanism in ("dagpam", "softmax"):
-                            yield {"level": level, "shape": name, "kind": kind, "mode": mode, "dtype": dtype,
-                                   "mechanism": mechanism, "backend": "auto", "dropout": 0.0}  # fmt: skip
+                for kind, mode, mechanism in product(shape.kinds, ("training", "inference"), ("dagpam", "softmax")):
+                    yield {"level": level, "shape": name, "kind": kind, "mode": mode, "dtype": dtype,
+                           "mechanism": mechanism, "backend": "auto", "dropout": 0.0}  # fmt: skip
 
 
 def steps_of(case: dict[str, Any], shape: Shape, device: str) -> tuple[Step, Step]:

@@ -118,12 +118,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--repository", type=Path, default=Path())
-    parser.add_argument(
-        "--without-speeds",
-        default="",
-        metavar="REASON",
-        help="leave out speeds and times and note why, such as 'the machine was shared with other work'",
-    )
+    reason = "leave out speeds and times and note why, such as 'the machine was shared with other work'"
+    parser.add_argument("--without-speeds", default="", metavar="REASON", help=reason)
     arguments = parser.parse_args(words)
     try:
         print(*keep(arguments.runs, arguments.repository, arguments.without_speeds), sep="\n")

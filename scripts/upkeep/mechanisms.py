@@ -234,8 +234,7 @@ def page_text() -> str:
     for name, preset in sorted(PRESETS.items()):
         lines += [f"## {name}", "", f"A preset, a name for `{preset.flags()}`.", ""]
         lines += [f"- {preset.formula}", f"- source: {preset.source}", "", *card_lines(name)]
-    lines.append(WARM_START)
-    lines.append(CONTROLS)
+    lines += [WARM_START, CONTROLS]
     return "\n".join(lines)
 
 
@@ -256,9 +255,8 @@ def example_weights(name: str) -> Tensor:
     heads, width, length = 2, 8, len(SENTENCE)
 
     def gauss(*shape: int) -> Tensor:
-        return torch.tensor([numbers.gauss(0, 1) for _ in range(torch.Size(shape).numel())], dtype=torch.float64).view(
-            shape
-        )
+        values = [numbers.gauss(0, 1) for _ in range(torch.Size(shape).numel())]
+        return torch.tensor(values, dtype=torch.float64).view(shape)
 
     vectors = {word: gauss(heads, width) for word in dict.fromkeys(SENTENCE)}
     k = torch.stack([vectors[word] for word in SENTENCE], dim=1)[None]

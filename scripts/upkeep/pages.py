@@ -1,28 +1,6 @@
 """Rebuilds the tables in Markdown pages from examples/results: `python scripts/upkeep/pages.py`.
 
-A table is between two marker lines of README.md or of a page under examples/:
-
-    <!-- results: TASK names=ARM,ARM seeds=N,N -->
-    <!-- /results -->
-
-Its rows are the published numbers of the task, then its kept runs. `names` and `seeds` are optional and select runs;
-those that are selected but not kept are marked as not run.
-
-    <!-- comparison: STUDY tasks=TASK measures=valid-loss,bleu show=table,picture -->
-    <!-- /comparison -->
-
-compares a study's arms according to its grid file: a table and a forest plot for each task and measure, and other parts
-that `show` may select (`study.ALL_PARTS`). The options are optional. The plots are written into the study's folder.
-
-    <!-- study: STUDY rows=KEY columns=KEY value=KEY -->
-    <!-- /study -->
-
-shows the results of a study on synthetic data.
-
-    <!-- cards: expected -->
-    <!-- /cards -->
-
-says of each expectation of the study of cards whether it was found.
+A table is between two marker lines of README.md or of a page under examples/; docs/testing.md lists the markers.
 """
 
 import argparse

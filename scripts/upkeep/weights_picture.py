@@ -43,9 +43,8 @@ def main() -> None:
     figure = drawing.maps(shown, 1, bound, side=2.0, axis_labels=words, scale="attention weight")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     embed.write(figure, given.out)
-    print(
-        given.out, *(f"{part.title}: {np.nanmin(part.weights):.3f} to {np.nanmax(part.weights):.3f}" for part in shown)
-    )
+    for part in shown:
+        print(f"{given.out}: {part.title}, {np.nanmin(part.weights):.3f} to {np.nanmax(part.weights):.3f}")
 
 
 if __name__ == "__main__":

@@ -20,5 +20,5 @@ def test_above_and_below_mean_every_seed_and_exclude_each_other(seed):
 def test_nearly_all_means_every_seed():
     for scores in ([1.0, 0.98, 1.0], [0.99, 1.0, 1.0]):
         everywhere = all(value >= 0.99 for value in scores)
-        assert card_pages.RELATIONS["nearly all"](scores, []) == everywhere
-        assert card_pages.RELATIONS["not nearly all"](scores, []) == (not everywhere)
+        assert card_pages.RELATIONS["0.99 or more"](scores, []) == everywhere
+        assert card_pages.RELATIONS["not 0.99 or more in every seed"](scores, []) == (not everywhere)
