@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in at most six minutes, as JSON that docs/speed.md shows.
+"""Everything that needs a GPU, in at most six minutes, as one JSON file.
 
 Runs the tests marked gpu; times layers and whole models against stock fairseq, in training and inference, in fp32, bf16
 and fp16, and layers that `torch.compile` compiled; measures peak memory; counts the kernels that an attention launches.
