@@ -1,7 +1,6 @@
 """Cards of the kept runs, and what was expected of them before the first run (examples/studies/cards)."""
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 
 import keep
@@ -64,50 +63,40 @@ def kept_cards() -> dict[str, Section]:
     return dict(zip(names, shown, strict=True)) if len(shown) > 2 else {}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """An expectation, the scores that decide it, and whether it holds."""
-
-    test: str
-    expected: str
-    ranges: str
-    holds: bool
-
-
-def findings() -> tuple[list[Finding], list[str]]:
-    """Returns every expectation that has its cards, and the names of the mechanisms that lack one."""
-    scores = {
+def scores() -> dict[tuple[str, str], list[float]]:
+    """Returns the score of each seed, by mechanism and test."""
+    return {
         (card.arm.mechanism, column.label): card.scores(column)
         for card in whole_cards()
         for column in cards.COLUMNS
         if column.task == card.task
     }
-    decided, missing = [], []
-    for test, relation, name, other in EXPECTED:
-        needed = [(each, test) for each in (name, other) if each]
-        if absent := [each for each, _ in needed if (each, test) not in scores]:
-            missing += absent
-            continue
-        ranges = [f"`{each}` {min(scores[each, test]):.3f} to {max(scores[each, test]):.3f}" for each, _ in needed]
-        holds = RELATIONS[relation](*(scores.get((each, test), []) for each in (name, other)))
-        expected = f"`{name}` {relation} {f'`{other}`' if other else ''}".strip()
-        decided.append(Finding(test, expected, "; ".join(ranges), holds))
-    return decided, sorted(set(missing))
 
 
 def table(name: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
     """Returns what stands below a marker `cards`: the expectations, with what was found."""
-    decided, missing = findings()
-    rows = [[each.test, each.expected, each.ranges, "yes" if each.holds else "**no**"] for each in decided]
+    known, rows, missing = scores(), [], []
+    for test, relation, name, other in EXPECTED:
+        needed = [(each, test) for each in (name, other) if each]
+        if absent := [each for each, _ in needed if (each, test) not in known]:
+            missing += absent
+            continue
+        ranges = [f"`{each}` {min(known[each, test]):.3f} to {max(known[each, test]):.3f}" for each, _ in needed]
+        holds = RELATIONS[relation](*(known.get((each, test), []) for each in (name, other)))
+        expected = f"`{name}` {relation} {f'`{other}`' if other else ''}".strip()
+        rows.append([test, expected, "; ".join(ranges), "yes" if holds else "**no**"])
     text = sections.markdown_table(("test", "expected", "least and greatest of five seeds", "found"), rows)
-    lacking = f"\n\nNot run yet: {', '.join(f'`{each}`' for each in missing)}." if missing else ""
+    lacking = f"\n\nNot run yet: {', '.join(f'`{each}`' for each in sorted(set(missing)))}." if missing else ""
     return text + lacking, {}
 
 
-def sentences() -> str:
-    """Returns in words which expectations were confirmed, and which were not."""
-    parts = []
-    for holds, title in ((True, "Expected and found"), (False, "Expected and not found")):
-        lines = [f"- {each.test}: {each.expected} ({each.ranges})" for each in findings()[0] if each.holds == holds]
-        parts += ["\n".join([f"{title}:", "", *lines])] if lines else []
-    return "\n\n".join(parts)
+def separations() -> str:
+    """Returns for each test, as a table, which mechanisms have learned it in every seed, and which in none."""
+    known, rows = scores(), []
+    for column in cards.COLUMNS:
+        of_test = {name: values for (name, test), values in known.items() if test == column.label}
+        learned = {name: sum(value >= cards.LEARNED for value in values) for name, values in of_test.items()}
+        every = [f"`{name}`" for name, count in learned.items() if count == len(of_test[name])]
+        none = [f"`{name}`" for name, count in learned.items() if not count]
+        rows.append([column.label, ", ".join(sorted(every)) or "–", ", ".join(sorted(none)) or "–"])
+    return sections.markdown_table(("test", f"{cards.LEARNED} or more in every seed", "in no seed"), rows)

@@ -141,7 +141,7 @@ def overview_text() -> str:
     section = card_pages.kept_cards().get("cards")
     if section is None or section.picture is None:
         return ""
-    found = card_pages.sentences()
+    found = card_pages.separations()
     return CARDS.format(words=section.picture.words, scores=section.note, found=found) + "\n"
 
 
