@@ -9,6 +9,7 @@ import array
 import importlib
 import json
 import logging
+import multiprocessing
 import os
 import runpy
 import select
@@ -148,6 +149,10 @@ def serve(address, modules):
             listener.close()
             status = child(receive(connection), str(Path(address).parent))
             connection.sendall(status.to_bytes(4, "big"))
+            # As an interpreter does at its end: loaders would notice it after five seconds, and keep the files open.
+            for process in multiprocessing.active_children():
+                if process.daemon:
+                    process.kill()
             os._exit(0)
         connection.close()
 
