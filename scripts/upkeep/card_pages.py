@@ -68,8 +68,7 @@ def scores() -> dict[tuple[str, str], list[float]]:
     return {
         (card.arm.mechanism, column.label): card.scores(column)
         for card in whole_cards()
-        for column in cards.COLUMNS
-        if column.task == card.task
+        for column in cards.columns_of(card.task)
     }
 
 

@@ -56,6 +56,11 @@ COLUMNS = (
 TASKS = tuple(dict.fromkeys(column.task for column in COLUMNS))
 
 
+def columns_of(task: str) -> list[Column]:
+    """Returns the scores that a task has."""
+    return [column for column in COLUMNS if column.task == task]
+
+
 @dataclass(frozen=True)
 class Arm:
     """A mechanism with flags of its own; a `file` defines it if the package does not."""
@@ -175,7 +180,7 @@ def section(cards: Sequence[Card], references: dict[str, Card]) -> Section:
     for card in cards:
         reference = references.get(card.task)
         ratio = processor_time(card, reference)
-        for column in (column for column in COLUMNS if column.task == card.task):
+        for column in columns_of(card.task):
             scores = card.scores(column)
             others = reference.scores(column) if reference else []
             points.append((column.label, scores, others))
@@ -204,8 +209,7 @@ def overview(cards: Sequence[Card]) -> Section:
     values = {
         (card.arm.name or card.arm.mechanism, column.label): statistics.median(card.scores(column))
         for card in cards
-        for column in COLUMNS
-        if column.task == card.task
+        for column in columns_of(card.task)
     }
     labels = [column.label for column in COLUMNS]
     grid = [[values.get((name, label), math.nan) for label in labels] for name in names]

@@ -162,7 +162,7 @@ def _unit(arm: Arm, task: str, out: Path, seeds: Sequence[int], extra: Sequence[
     stop_on_sigterm()
     if arm.file:
         os.environ["GPAM_IMPORT"] = arm.file
-    shown = [column for column in cards.COLUMNS if column.task == task]
+    shown = cards.columns_of(task)
     terminal, sys.stdout = sys.stdout, (out / "cards.log").open("a", encoding="utf-8", buffering=1)
     begun = time.monotonic()
     try:
