@@ -15,6 +15,7 @@ from reference import assert_same
 from tiny import settings
 
 from fairseq_gpam.attention import FUTURE, REGISTRY, AttentionInput, AttentionMask, Site, build_mechanism
+from fairseq_gpam.attention.core import families
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 BATCH, HEADS, LENGTH, WIDTH = 3, 2, 5, 3
@@ -203,7 +204,7 @@ class Contract:
     def lengths(self):
         return (LENGTH,) if self.mixes_queries else (LENGTH, CROSS_QUERIES)
 
-    def test_output_weights_and_gradients(self, variant, kind):
+    def test_output_weights_and_gradients(self, variant, kind, monkeypatch):
         for queries in self.lengths():
             mechanism = self.build(variant)
             q, k, v, x = self.inputs(queries)
@@ -216,6 +217,11 @@ class Contract:
             leaves = [q, k, v, x, *(each for each in mechanism.parameters() if each.requires_grad)]
             for result in (output, without):
                 assert_same(result, expected, leaves)
+            for rows in (1, 2):
+                monkeypatch.setattr(families, "BLOCK", rows * BATCH * self.heads * LENGTH)
+                with torch.no_grad():
+                    in_blocks, _ = self.call(mechanism, q, k, v, mask, x)
+                torch.testing.assert_close(in_blocks, expected, rtol=1e-9, atol=1e-10)
 
     @pytest.mark.parametrize("kind_of_check", ["causal, left", "bias, hiding, right"])
     def test_gradcheck_with_dropout(self, variant, kind_of_check):

@@ -1,6 +1,9 @@
 """The two kinds of mechanisms: members of the affine family, and those that compute their own matrix of weights."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,8 @@ from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism,
 from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+# Weights computed at a time where no gradient is wanted: 4 MB in single precision, which a processor caches.
+BLOCK = 2**20
 
 
 class AffineMechanism(AttentionMechanism):
@@ -35,7 +40,14 @@ def refuse_fused(mechanism: str, settings: Settings) -> None:
 
 
 class MatrixMechanism(AttentionMechanism):
-    """A mechanism that computes its full matrix of weights, B × H × T × S."""
+    """A mechanism that computes its full matrix of weights, B × H × T × S.
+
+    Where neither gradients nor the weights are wanted, one that has `rows_are_independent` computes BLOCK weights at a
+    time on a CPU, which is faster on long sequences and needs less memory; not with `--gpam-backend reference`.
+    """
+
+    # Whether `weights` of some of the queries, with q, k, v and mask cut to them, are these rows of the whole matrix.
+    rows_are_independent: ClassVar[bool] = False
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
@@ -46,9 +58,35 @@ class MatrixMechanism(AttentionMechanism):
         raise NotImplementedError
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
+        if self._may_be_split(inputs):
+            output, weights = torch.cat([self._attend(part)[0] for part in _blocks(inputs)], dim=-2), None
+        else:
+            output, weights = self._attend(inputs)
+        return self.finish(output, inputs), weights if inputs.need_weights else None
+
+    def _may_be_split(self, inputs: AttentionInput) -> bool:
+        if inputs.need_weights or inputs.dropout_p > 0 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return self.rows_are_independent and self.backend != "reference" and inputs.q.device.type == "cpu"
+
+    def _attend(self, inputs: AttentionInput) -> tuple[Tensor, Tensor]:
         weights = self.weights(inputs).type_as(inputs.v)
-        output = self.finish(apply_weights(weights, inputs.v, inputs.dropout_p), inputs)
-        return output, weights if inputs.need_weights else None
+        return apply_weights(weights, inputs.v, inputs.dropout_p), weights
+
+
+def _blocks(inputs: AttentionInput) -> Iterator[AttentionInput]:
+    """Yields the input cut to a few neighbouring queries at a time, and to the leading keys that they can see."""
+    (num_sentences, num_heads, num_queries), num_keys = inputs.q.shape[:3], inputs.k.size(-2)
+    step = max(1, BLOCK // max(1, num_sentences * num_heads * num_keys))
+    if step >= num_queries:
+        yield inputs
+        return
+    for start in range(0, num_queries, step):
+        stop = min(start + step, num_queries)
+        mask = inputs.mask.rows(start, stop, num_queries, num_keys)
+        seen = num_keys - num_queries + stop if inputs.mask.causal else num_keys
+        q, k, v = inputs.q[:, :, start:stop], inputs.k[:, :, :seen], inputs.v[:, :, :seen]
+        yield replace(inputs, q=q, k=k, v=v, mask=mask)
 
 
 def upcast(tensor: Tensor) -> Tensor:

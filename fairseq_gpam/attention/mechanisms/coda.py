@@ -24,6 +24,7 @@ class CodaAttention(MatrixMechanism):
     source = "Tay et al. 2019 (NeurIPS), Compositional De-Attention Networks; our reading"
     row_sum = "any, between −n and n"
     cost = "1×, and T·S·D distances"
+    rows_are_independent = True
     why_never_neutral = "its weights are not normalised"
     options = (
         Option(

@@ -20,6 +20,7 @@ class CogAttention(MatrixMechanism):
     source = "Lv et al. 2024, arXiv 2411.07176; trestad/CogAttn"
     row_sum = "between −1 and 1"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights carry the signs of the scores"
     options = (
         Option(

@@ -22,6 +22,7 @@ class ElasticSoftmaxAttention(MatrixMechanism):
     formula = "P = relu(softmax(QKᵀ/√D + M) + τ/n)"
     source = "Fu et al. 2026, arXiv 2601.00919; Fzkuji/flash-lazy-attention"
     row_sum = "between 0 and 1 for −1 ≤ τ ≤ 0"
+    rows_are_independent = True
     cost = "1×"
     neutral = (("elastic_tau", 0.0),)
     options = (Option("elastic_tau", float, -1.0, "the initial τ of every head"),)
@@ -34,7 +35,7 @@ class ElasticSoftmaxAttention(MatrixMechanism):
         weights = softmax_weights(inputs.q, inputs.k, inputs.mask)
         share = self.tau.to(weights.dtype).view(-1, 1, 1) / inputs.mask.visible_counts(weights)
         # A τ above 0 would give hidden keys a weight, so the mask applies again.
-        return zero_hidden(torch.relu(weights + share), inputs.mask)
+        return zero_hidden((weights + share).relu_(), inputs.mask)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, τ {format_values(self.tau)}"

@@ -28,6 +28,7 @@ class NapAttention(MatrixMechanism):
     source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
     row_sum = "b·n, before the norm"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights are normalised scores, not probabilities"
     options = (
         Option(

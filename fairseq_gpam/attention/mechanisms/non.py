@@ -21,6 +21,7 @@ class NonAttention(MatrixMechanism):
     source = "Richter & Wattenhofer 2020, arXiv 2005.09561; OliverRichter/normalized-attention"
     row_sum = "any"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights are scores, not probabilities"
     options = (
         Option("non_output", str, "gelu", "what follows the weighted sum: GELU or nothing", choices=("gelu", "none")),

@@ -32,6 +32,7 @@ class RelaAttention(MatrixMechanism):
     source = "Zhang, Titov & Sennrich 2021, arXiv 2104.07012; bzhangGo/zero"
     row_sum = "≥ 0, before the norm"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights are rectified scores, not probabilities"
 
     def __init__(self, site: Site, settings: Settings) -> None:

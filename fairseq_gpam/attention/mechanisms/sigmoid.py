@@ -24,6 +24,7 @@ class SigmoidAttention(MatrixMechanism):
     source = "Ramapuram et al. 2024, arXiv 2409.04431; apple/ml-sigmoid-attention"
     row_sum = "between 0 and n"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights are independent of one another"
     options = (
         Option(

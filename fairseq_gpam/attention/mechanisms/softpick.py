@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores
-from fairseq_gpam.attention.core.masks import hide, zero_rows
+from fairseq_gpam.attention.core.masks import zero_hidden
 
 EPSILON = 1e-8
 
@@ -23,11 +23,12 @@ class SoftpickAttention(MatrixMechanism):
     source = "Zuhri, Fuadi & Aji 2025, arXiv 2504.20966; zaydzuhri/softpick-attention"
     row_sum = "between 0 and 1"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights are rectified"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
-        scores, fully_masked = hide(dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask)
+        scores = zero_hidden(dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask)
         largest = scores.amax(dim=-1, keepdim=True).clamp(min=0.0)
-        powers = torch.exp(scores - largest) - torch.exp(-largest)
-        total = powers.abs().masked_fill(scores == float("-inf"), 0.0).sum(dim=-1, keepdim=True)
-        return zero_rows(torch.relu(powers) / (total + EPSILON), fully_masked)
+        powers = zero_hidden((scores - largest).exp_() - torch.exp(-largest), inputs.mask)
+        total = torch.linalg.vector_norm(powers, ord=1, dim=-1, keepdim=True)
+        return (powers / (total + EPSILON)).relu_()

@@ -25,6 +25,7 @@ class StickBreakingAttention(MatrixMechanism):
     source = "Tan et al. 2024, arXiv 2410.17980; shawntan/stickbreaking-attention; its models: dolomite-engine"
     row_sum = "1; below 1 if the remainder is dropped"
     cost = "1×"
+    rows_are_independent = True
     why_never_neutral = "its weights come from a product of sigmoids"
     sites = ("decoder",)
     key_positions = "all"

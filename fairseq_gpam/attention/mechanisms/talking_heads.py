@@ -39,6 +39,7 @@ class TalkingHeadsAttention(MatrixMechanism):
     formula = "P = W·softmax(L·QKᵀ/√D + M), L and W over the heads"
     source = "Shazeer et al. 2020, arXiv 2003.02436; initialising at the identity is our choice"
     row_sum = "Σ_g W_hg"
+    rows_are_independent = True
     cost = "1×, and two mixtures of H matrices"
     neutral = ()
 

@@ -13,14 +13,14 @@ from fairseq_gpam.attention.core.masks import AttentionMask, zero_hidden
 
 
 def exceedances(q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-    """Returns relu(q̂·k̂ − τ_i)² on the n_i keys visible to row i, τ_i = √(2·ln n_i / D): B × H × T × S.
+    """Returns relu(q̂·k̂ − τ_i)², τ_i = √(2·ln n_i / D), n_i the keys visible to row i: B × H × T × S, no key masked.
 
     q̂ and k̂ have length 1; a finite bias of the mask is added to their product. Huang et al. 2026, arXiv 2601.12145,
     with the threshold's factor β at its start, 1, because no gradient reaches it in snap-research/TDA.
     """
-    scores = dot_scores(F.normalize(upcast(q), dim=-1), F.normalize(upcast(k), dim=-1), mask, scale=1.0)
-    counts = mask.visible_counts(scores)
-    return zero_hidden(torch.relu(scores - (2 * counts.log() / q.size(-1)).sqrt()).square(), mask)
+    width = q.size(-1)
+    cosines = dot_scores(F.normalize(upcast(q), dim=-1) * math.sqrt(width), F.normalize(upcast(k), dim=-1), mask)
+    return (cosines - (2 * mask.visible_counts(cosines).log() / width).sqrt()).relu_().square()
 
 
 @register_mechanism
@@ -59,7 +59,8 @@ class ThresholdDifferentialAttention(MatrixMechanism):
                 second_k = torch.cat([inputs.past["second_k"], second_k], dim=-2)
             inputs.past["second_k"] = second_k
         first, second = exceedances(inputs.q, inputs.k, inputs.mask), exceedances(second_q, second_k, inputs.mask)
-        return first - self.strength.to(first.dtype).clamp(0, 1) * second
+        strength = self.strength.to(first.dtype).clamp(0, 1)
+        return zero_hidden(torch.addcmul(first, strength, second, value=-1), inputs.mask)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {self.strength.item():.3f}"

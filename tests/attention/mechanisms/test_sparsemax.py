@@ -7,6 +7,8 @@ import torch
 from contract import Contract
 from tiny import mechanism_of
 
+from fairseq_gpam.attention.core import sparse
+
 
 def project(row):
     """The projection onto the simplex: the largest support whose smallest score is above the threshold."""
@@ -21,6 +23,10 @@ def project(row):
 
 class TestSparsemax(Contract):
     name = "sparsemax"
+
+    @pytest.fixture(autouse=True)
+    def sorted_in_parts(self, monkeypatch):
+        monkeypatch.setattr(sparse, "SORTED_FIRST", 2)
 
     def row(self, mechanism, scores, head):
         return project(scores)
