@@ -22,12 +22,19 @@ EXPECTED = (
     *(("set difference", "above", name, "softmax") for name in ("differential_v2", "sigmoid", "linear")),
 )
 """Test, relation, mechanism, and the other one: the expectations of the study's page."""
+
+
+def above(scores: list[float], others: list[float]) -> bool:
+    """Returns whether each score is above each of the others; a diverged run, NaN, is neither above nor below."""
+    return all(score > other for score in scores for other in others)
+
+
 RELATIONS = {
-    "above": lambda scores, others: min(scores) > max(others),
-    "below": lambda scores, others: max(scores) < min(others),
-    "not apart from": lambda scores, others: max(scores) >= min(others) and min(scores) <= max(others),
-    "0.99 or more": lambda scores, _: min(scores) >= 0.99,
-    "not 0.99 or more in every seed": lambda scores, _: min(scores) < 0.99,
+    "above": above,
+    "below": lambda scores, others: above(others, scores),
+    "not apart from": lambda scores, others: not above(scores, others) and not above(others, scores),
+    "0.99 or more": lambda scores, _: all(score >= 0.99 for score in scores),
+    "not 0.99 or more in every seed": lambda scores, _: not all(score >= 0.99 for score in scores),
 }
 
 
@@ -90,12 +97,15 @@ def table(name: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]
 
 
 def separations() -> str:
-    """Returns for each test, as a table, which mechanisms have learned it in every seed, and which in none."""
+    """Returns as a table which mechanisms each test sets apart from softmax, and which learned it in every seed."""
     known, rows = scores(), []
     for column in cards.COLUMNS:
         of_test = {name: values for (name, test), values in known.items() if test == column.label}
-        learned = {name: sum(value >= cards.LEARNED for value in values) for name, values in of_test.items()}
-        every = [f"`{name}`" for name, count in learned.items() if count == len(of_test[name])]
-        none = [f"`{name}`" for name, count in learned.items() if not count]
-        rows.append([column.label, ", ".join(sorted(every)) or "–", ", ".join(sorted(none)) or "–"])
-    return sections.markdown_table(("test", f"{cards.LEARNED} or more in every seed", "in no seed"), rows)
+        found = [
+            [name for name, values in of_test.items() if RELATIONS[relation](values, of_test["softmax"])]
+            for relation in ("above", "below")
+        ]
+        found.append([name for name, values in of_test.items() if all(value >= cards.LEARNED for value in values)])
+        rows.append([column.label, *(", ".join(f"`{name}`" for name in sorted(names)) or "–" for names in found)])
+    head = ("test", "above softmax", "below softmax", f"{cards.LEARNED} or more in every seed")
+    return sections.markdown_table(head, rows)

@@ -1,6 +1,7 @@
 """Threshold differential attention: squared cosines above a threshold, minus those of a second view (Huang et al.)."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class ThresholdDifferentialAttention(MatrixMechanism):
     source = "Huang et al. 2026, arXiv 2601.12145; snap-research/TDA"
     row_sum = "any, often 0"
     cost = "1.5×, and second projections of queries and keys"
+    rows_are_independent = True
     why_never_neutral = "its weights are not normalised"
     sites = ("encoder", "decoder")
     key_positions = "all"
@@ -50,7 +52,7 @@ class ThresholdDifferentialAttention(MatrixMechanism):
             nn.init.xavier_uniform_(projection.weight, gain=1 / math.sqrt(2))
         self.strength = no_decay_parameter(torch.tensor([0.5]))
 
-    def weights(self, inputs: AttentionInput) -> Tensor:
+    def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         heads = inputs.q.size(1)
         second_q = inputs.form.query(split_heads(self.second_q_proj(inputs.x), heads))
         second_k = inputs.form.key(split_heads(self.second_k_proj(inputs.x), heads))
@@ -58,7 +60,13 @@ class ThresholdDifferentialAttention(MatrixMechanism):
             if "second_k" in inputs.past:
                 second_k = torch.cat([inputs.past["second_k"], second_k], dim=-2)
             inputs.past["second_k"] = second_k
-        first, second = exceedances(inputs.q, inputs.k, inputs.mask), exceedances(second_q, second_k, inputs.mask)
+        q, k = torch.cat([inputs.q, second_q], dim=-1), torch.cat([inputs.k, second_k], dim=-1)
+        return super().forward(replace(inputs, q=q, k=k))
+
+    def weights(self, inputs: AttentionInput) -> Tensor:
+        """Returns the weights; q and k have both views' channels, side by side."""
+        (first_q, second_q), (first_k, second_k) = inputs.q.chunk(2, dim=-1), inputs.k.chunk(2, dim=-1)
+        first, second = exceedances(first_q, first_k, inputs.mask), exceedances(second_q, second_k, inputs.mask)
         strength = self.strength.to(first.dtype).clamp(0, 1)
         return zero_hidden(torch.addcmul(first, strength, second, value=-1), inputs.mask)
 
