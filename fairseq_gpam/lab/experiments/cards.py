@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import fairseq_gpam
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.lab.experiments import card_pictures
@@ -28,6 +29,7 @@ MOST_WANTED = (
 FLAGS = {"cog": ("--gpam-cog-everywhere",)}
 """Flags without which a mechanism would be softmax in a model of two layers."""
 NOTES = {
+    "local": "In `set-difference`, which has fewer words than its window, it is softmax.",
     "cog": "With `--gpam-cog-everywhere`, because both layers of this model would be softmax without it.",
     "neutreno": "Acts only in the second of the two layers.",
     "value_residual": "Acts only in the second of the two layers.",
@@ -70,17 +72,19 @@ class Arm:
     file: str = ""
     name: str = ""
 
+    def imported(self) -> tuple[str, ...]:
+        return (stages.IMPORT_FLAG, self.file) if self.file else ()
+
     def run(self, task: str, seed: int, rate: float, out: Path, extra: Sequence[str] = ()) -> stages.RunSettings:
         """Returns a run of this arm."""
         name = self.name or self.mechanism
-        imported = (stages.IMPORT_FLAG, self.file) if self.file else ()
         return stages.RunSettings(
             task=tasks.load(task),
             mechanism=self.mechanism,
             seed=seed,
             out=out,
             name=f"{name}_lr{stages.rate_text(rate)}",
-            extra=(*imported, *self.flags, *extra),
+            extra=(*self.imported(), *self.flags, *extra),
             arm=name,
             learning_rate=rate,
         )
@@ -171,7 +175,31 @@ def processor_time(card: Card, reference: Card | None) -> float | None:
     return statistics.median(times[0]) / statistics.median(times[1]) if len(times) == 2 and all(times) else None
 
 
-HEAD = ("task", "learning rate", "score of each seed", "softmax's median", "updates to 95 %", "processor time")
+def layer_costs(arm: Arm, task: str) -> str:
+    """Returns in words what a layer of an arm keeps in decoding, and the row sums of its weights before training."""
+    fairseq_gpam.register()
+    # Only here, because they import fairseq.
+    from fairseq_gpam import costs, info, options, parameters
+
+    recipe = tasks.load(task)
+    flags = ("--gpam-mechanism", arm.mechanism, *arm.imported(), *arm.flags)
+    parsed = parameters.parse(parameters.Model("transformer_lm_gpam", (*recipe.train, *flags), info.VOCABULARY))
+    width, heads = parsed.decoder_embed_dim, parsed.decoder_attention_heads
+    measured = costs.measure(arm.mechanism, options.resolve(parsed), width, heads, info.LENGTH)
+    return (
+        f"In decoding a layer keeps {measured.state()}. "
+        f"Before training the sum of a row of weights is {measured.start()}."
+    )
+
+
+HEAD = (
+    "task",
+    "learning rate",
+    "score of each seed",
+    "softmax's median",
+    "updates to 95 % in validation",
+    "processor time",
+)
 
 
 def section(cards: Sequence[Card], references: dict[str, Card]) -> Section:
@@ -180,25 +208,29 @@ def section(cards: Sequence[Card], references: dict[str, Card]) -> Section:
     for card in cards:
         reference = references.get(card.task)
         ratio = processor_time(card, reference)
+        learned = " ".join("–" if update is None else f"{update:,}" for update in map(updates_to_learn, card.runs))
+        of_task = [learned, "–" if ratio is None else f"{ratio:.2f}×"]
         for column in columns_of(card.task):
             scores = card.scores(column)
             others = reference.scores(column) if reference else []
             points.append((column.label, scores, others))
-            learned = [updates_to_learn(run) for run in card.runs]
             rows.append(
                 [
                     column.label,
                     stages.rate_text(card.rate),
                     " ".join(share_text(value) for value in scores),
                     share_text(statistics.median(others)) if others else "–",
-                    " ".join("–" if update is None else f"{update:,}" for update in learned),
-                    "–" if ratio is None else f"{ratio:.2f}×",
+                    *of_task,
                 ]
             )
+            of_task = ["", ""]
     arm = cards[0].arm
     name = arm.name or arm.mechanism
     parameters = cards[0].runs[0].training.parameters
-    note = f"The model has {parameters:,} parameters in `{cards[0].task}`. {NOTES.get(name, '')}".strip()
+    note = (
+        f"The model has {parameters:,} parameters in `{cards[0].task}`. {layer_costs(arm, cards[0].task)} "
+        f"{NOTES.get(name, '')}"
+    ).strip()
     words = f"{name}: the score of each seed in each task, and softmax's"
     return Section(name, HEAD, rows, note, Picture(lambda: card_pictures.points(name, points), words, ".card.svg"))
 

@@ -123,6 +123,27 @@ def test_processor_time_is_a_ratio_of_medians_and_not_made_up():
     assert cards.processor_time(of(3.0), of(None)) is None
 
 
+@pytest.mark.parametrize(
+    ("arm", "row_sum"),
+    [
+        (Arm("softmax"), "1.00"),
+        (Arm("dagpam", ("--gpam-lambda-plus", "1", "--gpam-lambda-minus", "0.25")), "1.75"),
+        (Arm("signed_dual"), "0.00"),
+    ],
+)
+def test_a_card_tells_the_decoding_state_and_the_row_sum_of_its_flags(arm, row_sum):
+    told = cards.layer_costs(arm, "flip-flop")
+    assert "keeps 64 a token" in told
+    assert told.endswith(f"is {row_sum}.")
+
+
+def test_what_belongs_to_a_task_stands_once_in_its_rows():
+    runs = (replace_training(a_run(accuracy=1.0), parameters=7),)
+    shown = cards.section([cards.Card(Arm("softmax"), "filler-lookup", {}, 0.01, runs)], {})
+    assert [bool(row[-2]) for row in shown.rows] == [True, False, False, False]
+    assert [bool(row[-1]) for row in shown.rows] == [True, False, False, False]
+
+
 def test_similar_rows_stand_beside_each_other_and_every_score_in_its_place():
     names, labels = ["a", "b", "c", "d"], ["first", "second"]
     values = [[1.0, 0.1], [0.2, 1.0], [0.98, math.nan], [0.25, 0.97]]
@@ -187,6 +208,8 @@ def test_the_card_of_the_outside_example_stands_beside_softmax(made):
     text = (made / "cards/cards.md").read_text()
     assert "## softmax" in text
     assert "## tempered" in text
+    # Keys and values of a token in 32 channels, for either mechanism.
+    assert text.count("keeps 64 a token") == 2
     assert "tempered" in (made / "cards/cards.html").read_text()
 
 
