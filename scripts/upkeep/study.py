@@ -49,7 +49,7 @@ class Group:
     title: str
     task: str
     file: str
-    kind: str
+    recipe: recipes.Task
     by_arm: dict[str, list[Run]]
     remarks: tuple[str, ...]
 
@@ -84,7 +84,7 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
         title = compare.title(task, rate)
         recipe = recipes.of_runs(task)
         file = task if rate is None else f"{task}_lr{stages.rate_text(rate)}"
-        yield Group(title, recipe.name, file, recipe.result_kind, by_arm, tuple(remarks))
+        yield Group(title, recipe.name, file, recipe, by_arm, tuple(remarks))
 
 
 def section(
@@ -136,7 +136,7 @@ def sections_of(
     """Yields the chosen sections of a group, with the beginning of the names of their pictures; computes no others."""
     arms, baseline = [arm for arm, runs in group.by_arm.items() if runs], chosen.baseline
     for quantity in compare.QUANTITIES if {"table", "picture"} & set(show) else ():
-        if quantity.key in measures and quantity.measures(group.kind):
+        if quantity.key in measures and quantity.belongs_to(group.recipe):
             delta, planned = compare.DELTAS[quantity.unit], len(group.by_arm) - 1
             table = compare.table(group.title, group.by_arm, baseline, quantity, delta, planned)
             if table is None:

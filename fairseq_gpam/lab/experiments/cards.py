@@ -118,8 +118,8 @@ def known_arms() -> list[Arm]:
 def score(run: Run, column: Column) -> float:
     """Returns a score between 0 (for bigrams possibly below) and 1, NaN if there is none."""
     if column.test_set:
-        found = (score for score in run.scores if (score.metric, score.test_set) == ("accuracy", column.test_set))
-        return next((score.value for score in found), math.nan)
+        accuracy = run.score("accuracy", column.test_set)
+        return math.nan if accuracy is None else accuracy
     loss = run.loss("test")
     return math.nan if loss is None else share_of_the_way(column.task, "test", loss)
 
@@ -127,10 +127,9 @@ def score(run: Run, column: Column) -> float:
 def share_of_the_way(task: str, split: str, loss: float) -> float:
     """Returns how far a loss (bits a token) has come from guessing (0) to the best possible predictor's (1)."""
     options = tasks.load(task).data.options
-    symbols, length, count, seed = (options[key] for key in ("symbols", "length", split, "seed"))
     # The end of the line, which is certain, counts as a token.
-    guess = math.log2(symbols) * length / (length + 1)
-    return (guess - loss) / (guess - synthetic.best_bits_of_bigrams(symbols, length, count, seed, split))
+    guess = math.log2(options["symbols"]) * options["length"] / (options["length"] + 1)
+    return (guess - loss) / (guess - synthetic.best_bits_of_bigrams(options, split))
 
 
 def updates_to_learn(run: Run) -> int | None:

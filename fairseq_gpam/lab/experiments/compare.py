@@ -20,13 +20,14 @@ import numpy as np
 from fairseq_gpam import errors
 from fairseq_gpam.arguments import positive_number
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments import resampling, run_results, series, statistics
+from fairseq_gpam.lab.experiments import resampling, run_results, series, statistics, tables
 from fairseq_gpam.lab.experiments.records import COSTS, Run
 from fairseq_gpam.lab.experiments.series import NATS
-from fairseq_gpam.lab.recipes import run_folder
+from fairseq_gpam.lab.recipes import run_folder, synthetic
 from fairseq_gpam.lab.recipes.stages import rate_text
+from fairseq_gpam.lab.recipes.tasks import Task
 
-DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3}
+DELTAS = {"nats": 0.01, "BLEU": 0.3, "chrF": 0.3, "points": 1.0}
 LISTS = ("tables", "remarks", "costs", "curves", "lambdas", "layers", "bootstrap", "collapse")
 """What a comparison has besides its baseline and its δ's; the entries name their group."""
 NOT_OURS = "--json is {}; allowed: a comparison.json that this version of compare wrote"
@@ -36,8 +37,8 @@ NOT_OURS = "--json is {}; allowed: a comparison.json that this version of compar
 class Quantity:
     """A compared quantity, read from a run with `read` and multiplied by `factor`.
 
-    `resolution` is the step to which fairseq's log rounds it, in the quantity's unit; `of_translations` says which
-    tasks have it, None that all have.
+    `resolution` is the step to which fairseq's log rounds it, in the quantity's unit; `belongs_to` tells whether a
+    task's runs have it.
     """
 
     key: str
@@ -45,13 +46,9 @@ class Quantity:
     unit: str
     read: Callable[[Run], float | None]
     lower_is_better: bool
-    of_translations: bool | None
+    belongs_to: Callable[[Task], bool]
     factor: float = 1.0
     resolution: float = 0.0
-
-    def measures(self, kind: str) -> bool:
-        """Tells whether runs of a task with this `result_kind` have the quantity."""
-        return self.of_translations is None or self.of_translations == (kind == "translation")
 
     def of(self, run: Run) -> float | None:
         """Returns the run's value, None if it was not measured or is not finite."""
@@ -64,19 +61,33 @@ class Quantity:
         return run.training.diverged is not None or (value is not None and not math.isfinite(value))
 
 
+def _accuracy(test_set: str) -> Quantity:
+    return Quantity(
+        *(f"accuracy-{test_set}", f"right answers in {test_set}", "points"),
+        lambda run: run.score("accuracy", test_set),
+        lower_is_better=False,
+        belongs_to=lambda task: task.has_questions and test_set in synthetic.test_sets(task.data.corpus),
+        factor=100.0,
+        resolution=0.01,
+    )
+
+
 QUANTITIES = (
     Quantity(
-        *("valid-loss", "validation negative log-likelihood", "nats", lambda run: run.loss("valid"), True, None),
+        *("valid-loss", "validation negative log-likelihood", "nats", lambda run: run.loss("valid"), True),
+        lambda task: True,
         factor=NATS,
         resolution=0.001 * NATS,
     ),
-    Quantity("bleu", "test BLEU", "BLEU", lambda run: run.score("bleu"), False, True),
-    Quantity("chrf", "test chrF", "chrF", lambda run: run.score("chrf"), False, True),
+    Quantity("bleu", "test BLEU", "BLEU", lambda run: run.score("bleu"), False, lambda task: task.is_translation),
+    Quantity("chrf", "test chrF", "chrF", lambda run: run.score("chrf"), False, lambda task: task.is_translation),
     Quantity(
-        *("test-loss", "test loss per subword", "nats", lambda run: run.loss("test"), True, False),
+        *("test-loss", "test loss per subword", "nats", lambda run: run.loss("test"), True),
+        lambda task: task.result_kind in ("words", "characters"),
         factor=NATS,
         resolution=0.0001 * NATS,
     ),
+    *map(_accuracy, tables.ACCURACIES),
 )
 
 
@@ -192,10 +203,10 @@ def comparison(
         if members and baseline not in by_arm:
             remarks.insert(0, f"Not compared, because no run is of the baseline {baseline}: {', '.join(by_arm)}.")
         remarks += not_counted([run for run in chosen_runs if (run.group, run.learning_rate) == at])
-        tables = [table(group, by_arm, baseline, each, deltas[each.unit], len(plan) - 1) for each in QUANTITIES]
-        result["tables"] += filter(None, tables)
+        made = [table(group, by_arm, baseline, each, deltas[each.unit], len(plan) - 1) for each in QUANTITIES]
+        result["tables"] += filter(None, made)
         diverged = [run.label for runs in by_arm.values() for run in runs if QUANTITIES[0].diverged(run)]
-        if diverged and not any(tables):
+        if diverged and not any(made):
             remarks.append(f"Diverged: {'; '.join(diverged)}.")
         result["remarks"] += [{"group": group, "text": text} for text in remarks]
         for arm, of_arm in by_arm.items():
@@ -267,7 +278,7 @@ def table(
         "delta": delta,
         "tests": tests,
         "diverged": [[arm, run.seed] for arm, runs in by_arm.items() for run in runs if quantity.diverged(run)],
-        "decoded_otherwise": decoded_otherwise(by_arm) if quantity.of_translations is not None else [],
+        "decoded_otherwise": decoded_otherwise(by_arm) if quantity != QUANTITIES[0] else [],
         "noise": {"n": len(spread), "sd": rows[0]["sd"], "range": max(spread) - min(spread)},
         "rows": rows,
     }

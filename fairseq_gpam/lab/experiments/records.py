@@ -168,9 +168,10 @@ class Run(Strict, frozen=True, kw_only=True, omit_defaults=True):
         chosen = sorted(losses, key=lambda loss: loss.smoothing, reverse=smoothed)
         return chosen[0].value if chosen else None
 
-    def score(self, metric: str) -> float | None:
-        """Returns a score on the test set, None if it was not measured."""
-        return next((score.value for score in self.scores if (score.metric, score.test_set) == (metric, "test")), None)
+    def score(self, metric: str, test_set: str = "test") -> float | None:
+        """Returns a score on a test set, None if it was not measured."""
+        found = (score.value for score in self.scores if (score.metric, score.test_set) == (metric, test_set))
+        return next(found, None)
 
     def repeats(self, other: Run) -> bool:
         """Tells whether this is `other` measured again: the same training, and no result of both differs."""

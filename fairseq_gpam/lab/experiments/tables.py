@@ -17,7 +17,7 @@ import msgspec
 
 from fairseq_gpam.lab.experiments import run_results
 from fairseq_gpam.lab.experiments.records import Run
-from fairseq_gpam.lab.recipes import run_folder, stage_results, stages, tasks
+from fairseq_gpam.lab.recipes import run_folder, stage_results, stages, synthetic, tasks
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,20 @@ class Column:
     stage: Callable[[Run], object] = attrgetter("training")
 
 
-def _columns(loss: str, scores: Sequence[tuple[str, str, str]], speed: str) -> tuple[Column, ...]:
-    """Returns the columns of a kind of runs; `scores` have a key, a title and a format."""
+ACCURACIES = ("test", "test1", "test2", "test3")
+"""The test sets that a task with questions may have."""
+
+
+def bits_above_optimum(run: Run) -> float | None:
+    """Returns how far the test loss is above the best possible predictor's, None for a task without a known one."""
+    loss, data = run.loss("test"), tasks.load(run.task).data if run.task in tasks.names() else None
+    if loss is None or data is None or data.corpus != "bigrams":
+        return None
+    return loss - synthetic.best_bits_of_bigrams(data.options, "test")
+
+
+def _columns(loss: str, scores: Sequence[tuple[str, str, str, str, str]], speed: str) -> tuple[Column, ...]:
+    """Returns the columns of a kind of runs; `scores` have a key, a metric, a test set, a title and a format."""
     speeds = (
         ("training", "training_tokens_per_second", "training tokens/s"),
         ("evaluation", "evaluation_tokens_per_second", f"{speed} tokens/s"),
@@ -51,7 +63,11 @@ def _columns(loss: str, scores: Sequence[tuple[str, str, str]], speed: str) -> t
         Column("parameters", "parameters", attrgetter("training.parameters"), ","),
         Column("updates", "updates", attrgetter("training.updates"), ","),
         Column("valid_loss", loss, lambda run: run.loss("valid", smoothed=True), ".3f"),
-        *(Column(key, title, methodcaller("score", key), form, attrgetter("scores")) for key, title, form in scores),
+        Column("above_optimum", "test loss above the optimum (bits)", bits_above_optimum, ".4f"),
+        *(
+            Column(key, title, methodcaller("score", metric, test_set), form, attrgetter("scores"))
+            for key, metric, test_set, title, form in scores
+        ),
         *(Column(key, title, attrgetter(f"costs.{key}"), ",.0f", attrgetter(stage)) for stage, key, title in speeds),
     )
 
@@ -59,18 +75,34 @@ def _columns(loss: str, scores: Sequence[tuple[str, str, str]], speed: str) -> t
 COLUMNS = {
     "translation": _columns(
         "valid loss (bits, label-smoothed)",
-        (("bleu", "BLEU", ".1f"), ("chrf", "chrF", ".1f"), ("tokenized_bleu", "tokenised BLEU", ".1f")),
+        (
+            ("bleu", "bleu", "test", "BLEU", ".1f"),
+            ("chrf", "chrf", "test", "chrF", ".1f"),
+            ("tokenized_bleu", "tokenized_bleu", "test", "tokenised BLEU", ".1f"),
+        ),
         "decoding",
     ),
     "words": _columns(
         "valid loss (bits)",
-        (("perplexity_subword", "perplexity per subword", ".2f"), ("perplexity_word", "perplexity per word", ".2f")),
+        (
+            ("perplexity_subword", "perplexity_subword", "test", "perplexity per subword", ".2f"),
+            ("perplexity_word", "perplexity_word", "test", "perplexity per word", ".2f"),
+        ),
         "evaluation",
     ),
-    "characters": _columns("valid loss (bits)", (("bits_per_character", "bits per character", ".3f"),), "evaluation"),
+    "characters": _columns(
+        "valid loss (bits)",
+        (("bits_per_character", "bits_per_character", "test", "bits per character", ".3f"),),
+        "evaluation",
+    ),
+    "answers": _columns(
+        "valid loss (bits an answer)",
+        [(f"accuracy_{name}", "accuracy", name, f"right answers, {name}", ".4f") for name in ACCURACIES],
+        "evaluation",
+    ),
 }
-OPTIONAL = "tokenized_bleu"
-"""The column that a table shows only if a run has it."""
+OPTIONAL = ("tokenized_bleu", "above_optimum", *(f"accuracy_{name}" for name in ACCURACIES[1:]))
+"""The columns that a table shows only if a run has them."""
 
 
 def row_of(run: Run) -> Row:
@@ -88,8 +120,9 @@ def kind_of(runs: Sequence[Run]) -> str:
 
 def _kind(run: Run) -> str:
     """Returns the kind of a run's results by what was measured, or else by the recipe of its task."""
-    if run.score("bits_per_character") is not None:
-        return "characters"
+    for kind, metric in (("characters", "bits_per_character"), ("answers", "accuracy")):
+        if run.score(metric) is not None:
+            return kind
     if run.evaluation:
         return "words" if run.loss("test") is not None else "translation"
     return tasks.load(run.task).result_kind
@@ -111,7 +144,7 @@ def table(rows: Sequence[Row], kind: str) -> str:
 
 def _shown(column: Column, rows: Sequence[Row]) -> bool:
     some = any(_cell(row, column) not in ("not run", "not measured", "–") for row in rows)
-    return some or (column.key != OPTIONAL and not any(row.run for row in rows))
+    return some or (column.key not in OPTIONAL and not any(row.run for row in rows))
 
 
 def _cell(row: Row, column: Column) -> str:

@@ -97,6 +97,11 @@ MORE_TESTS: dict[str, tuple[Callable[[np.random.Generator, int, Mapping[str, int
 """Further test sets, `test1`, `test2`, …, of another distribution than the training's."""
 
 
+def test_sets(corpus: str) -> list[str]:
+    """Returns the names of a task's test sets."""
+    return ["test", *(f"test{number}" for number, _ in enumerate(MORE_TESTS.get(corpus, ()), start=1))]
+
+
 def lines(corpus: str, options: Mapping[str, int], split: str) -> list[list[str]]:
     """Returns the words of each line of a split, or of a further test set, which is drawn from a seed of its own."""
     more = MORE_TESTS.get(corpus, ())
@@ -106,20 +111,24 @@ def lines(corpus: str, options: Mapping[str, int], split: str) -> list[list[str]
     return list(generate(np.random.default_rng([options["seed"], stream]), options[name or "test"], options))
 
 
-@functools.cache
-def best_bits_of_bigrams(symbols: int, length: int, count: int, seed: int, split: str) -> float:
+def best_bits_of_bigrams(options: Mapping[str, int], split: str) -> float:
     """Returns `best_bits` of a split of bigrams."""
-    options = {"symbols": symbols, "length": length, split: count, "seed": seed}
+    return _best_bits_of_bigrams(tuple(sorted(options.items())), split)
+
+
+@functools.cache
+def _best_bits_of_bigrams(items: tuple[tuple[str, int], ...], split: str) -> float:
+    options = dict(items)
     drawn = lines("bigrams", options, split)
-    return best_bits(np.array([[int(word[1:]) for word in line] for line in drawn]), symbols)
+    return best_bits(np.array([[int(word[1:]) for word in line] for line in drawn]), options["symbols"])
 
 
 def write(corpus: str, options: Mapping[str, int], out: Path) -> None:
     """Writes the splits of a synthetic task to `out`, one line a sequence."""
-    for split in (*SPLITS, *(f"test{number}" for number, _ in enumerate(MORE_TESTS.get(corpus, ()), start=1))):
+    for split in dict.fromkeys([*SPLITS, *test_sets(corpus)]):
         drawn = lines(corpus, options, split)
         (out / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in drawn), encoding="utf-8")
         print(f"{split}: {len(drawn):,} lines, {sum(map(len, drawn)):,} words", flush=True)
         if corpus == "bigrams" and split != "train":
-            bits = best_bits_of_bigrams(*(options[key] for key in ("symbols", "length", split, "seed")), split)
+            bits = best_bits_of_bigrams(options, split)
             print(f"{split}: the best possible predictor loses {bits:.4f} bits a token", flush=True)

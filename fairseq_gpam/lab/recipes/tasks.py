@@ -125,9 +125,11 @@ class Task(schema.Strict, frozen=True):
 
     @property
     def result_kind(self) -> str:
-        """Returns the kind of results: "translation", or for a language model "words" or "characters" (bytes)."""
+        """Returns the kind of results: "translation", or of a language model "answers", "characters" or "words"."""
         if self.is_translation:
             return "translation"
+        if self.has_questions:
+            return "answers"
         return "characters" if self.data.subwords == "bytes" else "words"
 
     @property

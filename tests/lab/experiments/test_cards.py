@@ -105,7 +105,7 @@ def test_updates_to_learn_are_the_first_at_95_per_cent():
     run = a_run()
     assert cards.updates_to_learn(replace_training(run, accuracy=curve)) == 100
     assert cards.updates_to_learn(replace_training(run, accuracy=curve[:1])) is None
-    best = cards.synthetic.best_bits_of_bigrams(6, 48, 400, 1, "valid")
+    best = cards.synthetic.best_bits_of_bigrams(tasks.load("in-context-bigrams").data.options, "valid")
     bigrams = replace_training(a_run("in-context-bigrams"), valid=((100, 2.5), (200, best)))
     assert cards.updates_to_learn(bigrams) == 200
 

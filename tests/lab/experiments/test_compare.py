@@ -12,8 +12,8 @@ from runs import made_run, stages_of
 import keep
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import compare, comparison_report, contrasts, grid, run_results, sections, series
-from fairseq_gpam.lab.experiments.records import Measure, to_line
-from fairseq_gpam.lab.recipes import stage_results
+from fairseq_gpam.lab.experiments.records import Measure, Score, to_line
+from fairseq_gpam.lab.recipes import stage_results, tasks
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
 NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
@@ -45,6 +45,27 @@ def test_verdicts_on_synthetic_runs_with_known_differences(found):
     [correlation] = found["collapse"]
     assert correlation["rho"] == pytest.approx(1.0)
     assert correlation["n"] == 20
+
+
+def test_right_answers_are_compared_in_every_test_set():
+    def answered(arm, seed, shift):
+        scores = (
+            Score(metric="accuracy", value=0.5 + 0.01 * seed + shift * part, test_set=name) for name, part in parts
+        )
+        return replace(made_run(arm, seed), task="filler-lookup", scores=tuple(scores))
+
+    parts = (("test", 0), ("test1", 1), ("test3", -1))
+    made = [answered(arm, seed, shift) for arm, shift in (("stock", 0.0), ("good", 0.2)) for seed in range(1, 6)]
+    found = {table["quantity"]: table for table in compare.comparison(made, "stock")["tables"]}
+    for name, part in parts:
+        table = found[f"right answers in {name}"]
+        _, good = table["rows"]
+        assert not table["lower_is_better"]
+        assert good["difference"]["interval"]["mean"] == pytest.approx(20 * part)
+        assert good["difference"]["verdict"] == ("equivalent within ±δ", "better", "worse")[part]
+    assert "right answers in test2" not in found
+    shown = [quantity.key for quantity in compare.QUANTITIES if quantity.belongs_to(tasks.load("flip-flop"))]
+    assert shown == ["valid-loss", "accuracy-test", "accuracy-test1"]
 
 
 def test_curves_and_lambdas_are_means_over_seeds_and_differences_are_paired(found):

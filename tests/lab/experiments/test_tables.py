@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import runs
 from msgspec.structs import replace
@@ -11,8 +12,8 @@ import keep
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import run_results, tables
-from fairseq_gpam.lab.experiments.records import Run, Score
-from fairseq_gpam.lab.recipes import stage_results
+from fairseq_gpam.lab.experiments.records import Loss, Run, Score
+from fairseq_gpam.lab.recipes import stage_results, synthetic, tasks
 
 
 def made_run(folder, name="dagpam"):
@@ -125,6 +126,39 @@ def test_the_note_says_which_runs_of_dagpam_share_their_second_query_projection(
 
 
 def test_the_recipe_says_how_a_task_is_measured():
-    kinds = {"bible-de-en": "translation", "ptb-lm": "words", "wikitext-103-lm.softmax": "words"}
+    kinds = {
+        "bible-de-en": "translation",
+        "ptb-lm": "words",
+        "wikitext-103-lm.softmax": "words",
+        "flip-flop": "answers",
+    }
     for task, kind in {**kinds, "enwik8-lm": "characters"}.items():
         assert tables.kind_of([runs.made_run(task=task)] * 2) == kind
+
+
+def cells(text):
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_right_answers_of_each_test_set_have_a_column():
+    scores = tuple(
+        Score(metric="accuracy", value=value, test_set=name) for name, value in (("test", 0.75), ("test1", 0.5))
+    )
+    answered = replace(runs.made_run(task="flip-flop"), scores=scores)
+    [row] = cells(tables.table_of_runs([answered]))
+    assert {title: cell for title, cell in row.items() if "right" in title} == {
+        "right answers, test": "0.7500",
+        "right answers, test1": "0.5000",
+    }
+
+
+def test_the_loss_of_bigrams_stands_above_the_best_predictor():
+    task = tasks.load("in-context-bigrams")
+    drawn = [[int(word[1:]) for word in line] for line in synthetic.lines("bigrams", task.data.options, "test")]
+    best = synthetic.best_bits(np.array(drawn), task.data.options["symbols"])
+    tested = replace(runs.made_run(task=task.name), losses=(Loss(split="test", value=best + 0.125),))
+    [row] = cells(tables.table_of_runs([tested]))
+    assert row["test loss above the optimum (bits)"] == "0.1250"
+    [row] = cells(tables.table_of_runs([replace(tested, task="ngram-lm")]))
+    assert "test loss above the optimum (bits)" not in row
