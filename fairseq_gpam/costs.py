@@ -24,6 +24,7 @@ class Facts:
     row_sum: str
     sites: tuple[SiteName, ...]
     neutral: str
+    positions: tuple[str, ...]
     note: str = ""
 
 
@@ -65,9 +66,11 @@ def facts(name: str) -> Facts:
     preset = PRESETS.get(name)
     mechanism = REGISTRY[preset.mechanism if preset else name]
     if preset:
-        return Facts(preset.formula, preset.source, preset.row_sum, mechanism.sites, "none: a preset", preset.flags())
+        told = (preset.formula, preset.source, preset.row_sum, mechanism.sites, "none: a preset", mechanism.positions)
+        return Facts(*told, preset.flags())
     neutral = describe_neutral(mechanism)
-    return Facts(mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.sites, neutral)
+    told = (mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.sites, neutral, mechanism.positions)
+    return Facts(*told)
 
 
 def measure(name: str, settings: Settings, width: int, heads: int, length: int) -> Costs:
@@ -116,6 +119,7 @@ def report(name: str, settings: Settings, width: int, heads: int, length: int) -
         "formula": told.formula,
         "source": told.source,
         "allowed for": ", ".join(told.sites) + " attention",
+        "positions": ", ".join(("none", *told.positions)) + " (--gpam-position)",
         "neutral": told.neutral,
         "row sum": told.row_sum,
         "  at the start": f"{costs.start()}, on {length} random tokens",

@@ -284,4 +284,6 @@ def _softmax_branch(module: MultiheadAttention, arguments: dict[str, Any]) -> Te
         q, k = form.query(q), form.key(k)
         mask = module.with_positions(mask, q, k)
     bias, _ = mask.for_scores(query.size(0), key.size(0), q)
+    if bias is not None and bias.dim() == 4 and bias.size(1) > 1:
+        bias = bias.repeat_interleave(module.num_heads // bias.size(1), dim=1)
     return branch_weights(q, k, bias)

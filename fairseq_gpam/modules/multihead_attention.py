@@ -85,8 +85,12 @@ class GPAMMultiheadAttention(MultiheadAttention):
             return
         self.position = position
         for part in self.mechanism.modules():
-            if isinstance(part, AttentionMechanism) and position not in part.positions:
-                allowed = ", ".join(("none", *part.positions))
+            if not isinstance(part, AttentionMechanism):
+                continue
+            # Among other heads the maps of pairs would need a mask of their own.
+            allowed_here = part.positions if part.heads_of_a_map == self.mechanism.heads_of_a_map else ("rotary",)
+            if position not in allowed_here:
+                allowed = ", ".join(("none", *allowed_here))
                 raise ValueError(
                     f"--gpam-position {position!r} is not allowed with --gpam-mechanism {part.name}; allowed: {allowed}"
                 )
@@ -206,7 +210,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
     def with_positions(self, mask: AttentionMask, q: Tensor, k: Tensor) -> AttentionMask:
         """Returns the mask with the bias of `--gpam-position alibi`; the queries are the last tokens among the keys."""
-        return with_alibi(mask, q, k.size(2)) if self.position == "alibi" else mask
+        if self.position != "alibi":
+            return mask
+        return with_alibi(mask, q, k.size(2), q.size(1) // self.mechanism.heads_of_a_map)
 
     def _dropout_in_force(self) -> float:
         active = self.training or self.dropout_module.apply_during_inference

@@ -88,6 +88,26 @@ def test_the_formulas(site, name, position):
     torch.testing.assert_close(weights[rows], expected[rows], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["differential", "dint"])
+def test_the_two_heads_of_a_pair_have_one_slope(name):
+    """The slopes are those of half as many heads: with four, the second and the fourth of softmax's."""
+    x = torch.randn(LENGTH, BATCH, 16, dtype=torch.float64)
+    module = attention("encoder", 16, 4, mechanism=name).double().eval()
+    module.set_form("alibi", False)
+    q, k = (layer(x).view(LENGTH, BATCH, 4, 4).permute(1, 2, 0, 3) for layer in (module.q_proj, module.k_proj))
+    slopes = torch.tensor([2.0**-4, 2.0**-4, 2.0**-8, 2.0**-8]).double().view(-1, 1, 1)
+    scores = q @ k.mT / 2 - slopes * distances(LEFT).abs()
+    maps = torch.softmax(scores.masked_fill(LEFT[:, None, None], -torch.inf), -1)
+    strength = module.mechanism.strength().detach()
+    first, second = maps[:, ::2], maps[:, 1::2]
+    expected = first - strength * second
+    if name == "dint":
+        rows = ~LEFT[:, None, :, None]
+        expected = expected + strength * (first * rows).sum(-2, keepdim=True) / rows.sum(-2, keepdim=True)
+    _, weights = module(x, x, x, key_padding_mask=LEFT, need_head_weights=True)
+    torch.testing.assert_close(weights.transpose(0, 1), expected.repeat_interleave(2, 1), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("site", ["decoder", "cross"])
 def test_the_norm_of_queries_and_keys(site):
     module = formed(site, "none", True, mechanism="softmax")
@@ -109,9 +129,16 @@ def test_a_full_forward_is_step_by_step(name, position):
     check_stepwise(model, "language_modeling")
 
 
-@pytest.mark.parametrize("name", ["softmax", "linear", "forgetting", "threshold_differential", "linear:1,dagpam:1"])
-def test_padding_on_the_left_and_reordered_beams(name):
-    module = formed(position="rotary", qk_norm=True, decoder_mechanism=name)
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        *((name, "rotary") for name in ("softmax", "linear", "forgetting", "threshold_differential")),
+        *((name, "alibi") for name in ("softmax", "sigmoid", "forgetting", "threshold_differential", "differential")),
+        *(("linear:1,dagpam:1", "rotary"), ("sigmoid:1,dagpam:1", "alibi")),
+    ],
+)
+def test_padding_on_the_left_and_reordered_beams(name, position):
+    module = formed(position=position, qk_norm=True, decoder_mechanism=name)
     x = torch.randn(LENGTH, BATCH, HEADS * WIDTH, dtype=torch.float64)
     full, _ = module(x, x, x, key_padding_mask=LEFT, attn_mask=FUTURE, need_weights=False)
     state, order = {}, torch.tensor([2, 0, 1])
@@ -199,6 +226,21 @@ def test_hooks_see_the_probabilities_that_are_used():
         torch.testing.assert_close(call.probabilities()[seen], call.weights[seen].detach())
 
 
+def test_hooks_see_the_maps_of_pairs_of_heads():
+    words = "--gpam-mechanism differential --gpam-position alibi --decoder-attention-heads 4"
+    model = model_of("language_modeling", *words.split()).double().eval()
+    calls = []
+    with Listener(model, on_attention=calls.append):
+        logits(model, model_input("language_modeling"))
+    for call in calls:
+        first, second = call.probabilities().unflatten(1, (-1, 2)).unbind(2)
+        layers = model.decoder.layers
+        expected = first - layers[call.layer].self_attn.mechanism.strength().detach() * second
+        seen = call.visible.expand_as(call.weights)
+        torch.testing.assert_close(expected.repeat_interleave(2, 1)[seen], call.weights[seen].detach())
+    assert len(calls) == len(layers)
+
+
 def test_a_stock_checkpoint_is_completed():
     stock, _ = pair("translation", "--no-token-positional-embeddings", ours=["--gpam-mechanism", "softmax"])
     model = build("translation", OURS["translation"], "--gpam-mechanism", "softmax", "--gpam-qk-norm")
@@ -217,6 +259,10 @@ def test_a_stock_checkpoint_is_completed():
             "'alibi' is not allowed with --gpam-mechanism linear.*rotary",
         ),
         ("--gpam-mechanism linear:1,softmax:1 --gpam-position alibi", "--gpam-mechanism linear; allowed: none, rotary"),
+        (
+            "--gpam-mechanism differential:2,softmax:2 --gpam-position alibi --decoder-attention-heads 4",
+            "differential; a",
+        ),
         ("--gpam-mechanism gated_deltanet --gpam-position rotary", "gated_deltanet; allowed: none$"),
         ("--gpam-query-rank 3 --gpam-position rotary", "3 channels of a query in a head .*; allowed: an even number"),
         ("--gpam-warm-start --gpam-qk-norm", "--gpam-qk-norm is not allowed with --gpam-warm-start"),

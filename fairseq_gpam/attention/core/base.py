@@ -187,6 +187,8 @@ class AttentionMechanism(nn.Module):
     runs_once: bool = False
     # The values of --gpam-position that mean something to it.
     positions: ClassVar[tuple[str, ...]] = ("rotary", "alibi")
+    # How many neighbouring heads attend by one map, and so have one slope with --gpam-position alibi.
+    heads_of_a_map: ClassVar[int] = 1
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
     # Whose positions among the keys it relies on: `none`, the queries' `own` (the last T), or those of `all` keys.

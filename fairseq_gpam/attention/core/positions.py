@@ -75,13 +75,13 @@ def rotation(padding: Tensor | None, before: Tensor | None, q: Tensor) -> tuple[
     return Rotation(angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)), counts[:, -1]
 
 
-def with_alibi(mask: AttentionMask, q: Tensor, num_keys: int) -> AttentionMask:
-    """Returns the mask with the bias −m_h·|i − j| added, m_h = 2^(−8h/H) for the heads h = 1 … H.
+def with_alibi(mask: AttentionMask, q: Tensor, num_keys: int, heads: int) -> AttentionMask:
+    """Returns the mask with the bias −m_h·|i − j| added, m_h = 2^(−8h/H) for the maps h = 1 … H = `heads`.
 
-    q is B × H × T × D, the last T of the S tokens; positions skip padding. Press et al. 2021, arXiv 2108.12409. Some
+    q has T queries, the last T of the S tokens; positions skip padding. Press et al. 2021, arXiv 2108.12409. Some
     code adds m·j instead, which is the same only for softmax.
     """
-    heads, num_queries = q.shape[1:3]
+    num_queries = q.size(2)
     exact = torch.promote_types(q.dtype, torch.float32)
     positions = torch.arange(num_keys, device=q.device, dtype=exact).view(1, 1, 1, -1)
     if mask.padding is not None:

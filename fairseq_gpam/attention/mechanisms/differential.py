@@ -50,7 +50,7 @@ class DifferentialAttention(AttentionMechanism):
     source = "Ye et al. 2024, arXiv 2410.05258; microsoft/unilm Diff-Transformer"
     row_sum = "1−λ, before the norm"
     cost = "1×: twice the maps, half the heads"
-    positions = ("rotary",)
+    heads_of_a_map = 2
     why_never_neutral = "its RMSNorm follows the sum at every λ"
 
     def __init__(self, site: Site, settings: Settings) -> None:
@@ -77,7 +77,7 @@ class DifferentialAttention(AttentionMechanism):
     def check_mask(self, mask: AttentionMask) -> None:
         """Raises ValueError if the mask differs between the heads of a pair."""
         for per_key in (mask.bias, mask.hidden):
-            if per_key is not None and per_key.dim() == 4 and per_key.size(1) > 1:
+            if per_key is not None and per_key.dim() == 4 and per_key.size(1) not in (1, self.site.num_heads // 2):
                 raise ValueError("attn_mask with one matrix per head is not allowed with --gpam-mechanism " + self.name)
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
