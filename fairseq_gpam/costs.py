@@ -32,6 +32,7 @@ class Facts:
 class Costs:
     """What one attention layer costs, the mechanism's part of the parameters apart.
 
+    parameters, trained: all of them, and those that training changes.
     multiply_adds: for one token of a forward pass, projections included; products of matrices and convolutions, by the
     plain formula, not elementwise work.
     growth, constant: numbers cached for each token, and for each sentence, in a decoder layer; None without decoder.
@@ -40,11 +41,16 @@ class Costs:
     """
 
     parameters: int
+    trained: int
     multiply_adds: int
     growth: int | None
     constant: int | None
     row_sum: tuple[float, float, float]
     empty: float
+
+    def added(self) -> str:
+        """Returns the mechanism's parameters in words."""
+        return f"{self.parameters:,}" + f" ({self.trained:,} trained)" * (self.trained != self.parameters)
 
     def state(self) -> str:
         """Returns the decoding state in words."""
@@ -65,12 +71,9 @@ def facts(name: str) -> Facts:
     """Returns what a registered mechanism or a preset says of itself."""
     preset = PRESETS.get(name)
     mechanism = REGISTRY[preset.mechanism if preset else name]
-    if preset:
-        told = (preset.formula, preset.source, preset.row_sum, mechanism.sites, "none: a preset", mechanism.positions)
-        return Facts(*told, preset.flags())
-    neutral = describe_neutral(mechanism)
-    told = (mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.sites, neutral, mechanism.positions)
-    return Facts(*told)
+    told = preset or mechanism
+    neutral, note = ("none: a preset", preset.flags()) if preset else (describe_neutral(mechanism), "")
+    return Facts(told.formula, told.source, told.row_sum, mechanism.sites, neutral, mechanism.positions, note)
 
 
 def measure(name: str, settings: Settings, width: int, heads: int, length: int) -> Costs:
@@ -88,6 +91,7 @@ def measure(name: str, settings: Settings, width: int, heads: int, length: int) 
             place = Site(site, layer, 3, width, heads, width // heads, shared, settings.query_rank)
             mechanism = build_mechanism(name, place, plain)
             attention = GPAMMultiheadAttention(width, heads, mechanism, self_attention=True)
+            trained = sum(each.numel() for each in mechanism.parameters() if each.requires_grad)
             layers.append(attention.eval().double().requires_grad_(False))
         x = torch.randn(length, 1, width, dtype=torch.float64)
         future = FUTURE if site == "decoder" else None
@@ -101,6 +105,7 @@ def measure(name: str, settings: Settings, width: int, heads: int, length: int) 
     sums = weights.sum(dim=-1)
     return Costs(
         sum(parameter.numel() for parameter in layers[1].mechanism.parameters()),
+        trained,
         counter.get_total_flops() // 2 // length,
         growth,
         constant,
@@ -123,7 +128,7 @@ def report(name: str, settings: Settings, width: int, heads: int, length: int) -
         "neutral": told.neutral,
         "row sum": told.row_sum,
         "  at the start": f"{costs.start()}, on {length} random tokens",
-        "parameters": f"{costs.parameters:+,} to the {stock:,} of an attention of {width} channels and {heads} heads",
+        "parameters": f"+{costs.added()} to the {stock:,} of an attention of {width} channels and {heads} heads",
         "multiply-adds": f"{costs.multiply_adds:,} for a token of {length}, {ratio:.2f}× "
         f"softmax's {softmax.multiply_adds:,} (matrix products and convolutions of the plain formula)",
         "decoding keeps": f"{costs.state()}, numbers in one layer (softmax {softmax.state()})",

@@ -48,6 +48,12 @@ def test_the_row_sum_at_the_start(name, chosen, total):
     assert measured(name, **chosen).row_sum == pytest.approx((total,) * 3, abs=1e-7)
 
 
+def test_frozen_parameters_are_told_apart():
+    assert (measured("signed_dual").trained, measured("signed_dual").parameters) == (0, HEADS * 64)
+    assert measured("dagpam", **{"lambda": "fixed"}).trained == HEADS * 64
+    assert measured("gated").trained == measured("gated").parameters
+
+
 def test_every_mechanism_is_measured_without_touching_the_random_numbers():
     before = torch.random.get_rng_state()
     for name in (*REGISTRY, *PRESETS):

@@ -42,6 +42,7 @@ beside softmax's.
 """
 COLUMNS = (
     *("name", "formula", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where"),
+    "positions",
     *("neutral", "paper", "weights"),
 )
 
@@ -66,7 +67,7 @@ visible to a row. A click on a column's head sorts the table.
   attention, which has {stock:,}.
 - *Multiply-adds*: those of this attention for one of {length} tokens, projections included, relative to softmax's
   {softmax:,}; counted in matrix products and convolutions of the plain formula, not elementwise work, not timed.
-- *Decoding keeps*: numbers cached in one decoder layer.
+- *Decoding keeps*: numbers cached in one decoder layer. *Positions*: what `--gpam-position` may be beside `none`.
 - *Neutral*: the flags with which it starts as softmax attention (see [Warm start](#warm-start)).
 
 `python -m fairseq_gpam info --mechanism NAME --arch ARCH --length N` prints the same for another architecture.
@@ -126,7 +127,7 @@ def write(output: Path) -> None:
     """Writes mechanisms.md, flags.md and the drawings."""
     pictures = output / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
-    for name in sorted(REGISTRY):
+    for name in sorted({*REGISTRY, *PRESETS}):
         figure = drawing.small_map(example_weights(name).numpy(), SENTENCE, CELL)
         embed.write(figure, pictures / f"{name}.svg")
     for name, text in (("mechanisms.md", page_text()), ("flags.md", flags_page())):
@@ -201,18 +202,17 @@ def page_text() -> str:
     rows = []
     for name in sorted({*REGISTRY, *PRESETS}):
         told, measured = costs.facts(name), costs.measure(name, settings, EMBED_DIM, NUM_HEADS, LENGTH)
-        picture = ""
-        if name in REGISTRY:
-            picture = f"![weights of {name}]({PICTURES}/{name}.svg) {example_weights(name).abs().max().item():.2f}"
+        picture = f"![weights of {name}]({PICTURES}/{name}.svg) {example_weights(name).abs().max().item():.2f}"
         cells = [
             f"[{name}](#{name})",
             told.formula.replace("|", "\\|"),
             told.row_sum,
             measured.start(),
-            f"{measured.parameters:,}",
+            measured.added(),
             f"{measured.multiply_adds / softmax:.2f}×",
             measured.state(),
             "everywhere" if told.sites == SITES else ", ".join(told.sites),
+            ", ".join(told.positions) or "none",
             f"`{told.neutral}`" if told.neutral.startswith("--") else told.neutral.partition(":")[0],
             told.source,
             picture,
@@ -267,11 +267,11 @@ def example_weights(name: str) -> Tensor:
     shared: dict[tuple[object, ...], object] = {}
     weights: Tensor | None = None
     # Decoder-only mechanisms are drawn with a causal mask.
-    mask = AttentionMask(causal=REGISTRY[name].sites == ("decoder",))
+    mask = AttentionMask(causal=costs.facts(name).sites == ("decoder",))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for layer in (0, 1):
-            site = Site(REGISTRY[name].sites[0], layer, 3, heads * width, heads, width, shared)
+            site = Site(costs.facts(name).sites[0], layer, 3, heads * width, heads, width, shared)
             mechanism = build_mechanism(name, site, settings).double()
             weights = mechanism(AttentionInput(q, k, v, mask, x, 0.0, True))[1]
     assert weights is not None
