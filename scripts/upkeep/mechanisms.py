@@ -252,6 +252,7 @@ def option_text(option: options.Option) -> str:
 def example_weights(name: str) -> Tensor:
     """Returns the weights of the first head on the example sentence, T × T, in the second of three layers."""
     numbers = random.Random(1)
+    sites = REGISTRY[PRESETS[name].mechanism if name in PRESETS else name].sites
     heads, width, length = 2, 8, len(SENTENCE)
 
     def gauss(*shape: int) -> Tensor:
@@ -267,11 +268,11 @@ def example_weights(name: str) -> Tensor:
     shared: dict[tuple[object, ...], object] = {}
     weights: Tensor | None = None
     # Decoder-only mechanisms are drawn with a causal mask.
-    mask = AttentionMask(causal=costs.facts(name).sites == ("decoder",))
+    mask = AttentionMask(causal=sites == ("decoder",))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         for layer in (0, 1):
-            site = Site(costs.facts(name).sites[0], layer, 3, heads * width, heads, width, shared)
+            site = Site(sites[0], layer, 3, heads * width, heads, width, shared)
             mechanism = build_mechanism(name, site, settings).double()
             weights = mechanism(AttentionInput(q, k, v, mask, x, 0.0, True))[1]
     assert weights is not None
