@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from html.parser import HTMLParser
 
 import pytest
@@ -21,17 +22,25 @@ SEEN = """() => ({
 })"""
 
 
-def visit(page):
-    """Returns what a reader sees of a page at each width; the test is skipped where there is no browser."""
+@contextmanager
+def browser():
+    """Headless Chromium; the test is skipped where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on PATH: on Debian, apt-get install chromium")
-    seen = {}
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        yield started
+        started.close()
+
+
+def visit(page):
+    """Returns what a reader sees of a page at each width."""
+    seen = {}
+    with browser() as started:
         for width in WIDTHS:
-            window = browser.new_page(viewport={"width": width, "height": 800})
+            window = started.new_page(viewport={"width": width, "height": 800})
             errors = []
             window.on("console", lambda message, errors=errors: errors.append(message.text))
             window.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
@@ -39,7 +48,6 @@ def visit(page):
             window.goto(page.resolve().as_uri(), wait_until="load")
             seen[width] = {"errors": errors, **window.evaluate(SEEN)}
             window.close()
-        browser.close()
     return seen
 
 

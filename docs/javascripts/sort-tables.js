@@ -1,4 +1,5 @@
-// Sorts a table by the column whose head is clicked, by numbers where both cells start with one; again: the other way.
+// Sorts a table by the column whose head is clicked, by the numbers with which cells start, words after them; again: the
+// other way.
 document.addEventListener("click", (event) => {
   const head = event.target.closest("th")
   const body = head && head.closest("table").tBodies[0]
@@ -9,9 +10,11 @@ document.addEventListener("click", (event) => {
   head.setAttribute("aria-sort", descending ? "descending" : "ascending")
   const text = (row) => row.cells[column].textContent.trim()
   const number = (row) => parseFloat(text(row).replaceAll(",", "").replace("−", "-"))
+  const sign = descending ? -1 : 1
   const order = (a, b) => {
-    const difference = number(a) - number(b)
-    return Number.isNaN(difference) ? text(a).localeCompare(text(b)) : difference
+    const isWord = [a, b].map((row) => Number.isNaN(number(row)))
+    if (isWord[0] !== isWord[1]) return isWord[0] ? 1 : -1
+    return sign * (isWord[0] ? text(a).localeCompare(text(b)) : number(a) - number(b))
   }
-  body.append(...[...body.rows].sort((a, b) => (descending ? -order(a, b) : order(a, b))))
+  body.append(...[...body.rows].sort(order))
 })

@@ -1,10 +1,12 @@
 """The page of the mechanisms and its drawings."""
 
+import random
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 import torch
+from browser import browser
 
 import card_pages
 import mechanisms
@@ -55,3 +57,26 @@ def test_the_page_of_flags_holds_every_flag_once():
     page = (DOCS / "flags.md").read_text(encoding="utf-8")
     for option in options.all_options():
         assert page.count(f"| `{option.flag}` |") == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_click_on_a_head_sorts_numbers_before_words(seed, tmp_path):
+    numbers, words = random.Random(seed), ["no decoder", "none", "any"]
+    values = [round(numbers.uniform(-2000, 2000), 2) for _ in range(9)]
+    cells = [(value, f"{value:,.2f} a token".replace("-", "−")) for value in values]
+    cells += [(None, word) for word in words]
+    numbers.shuffle(cells)
+    rows = "".join(f"<tr><td>x</td><td>{cell}</td></tr>" for _, cell in cells)
+    script = (DOCS / "javascripts/sort-tables.js").read_text()
+    page = tmp_path / "page.html"
+    table = f"<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody>{rows}</tbody></table>"
+    page.write_text(f"<meta charset='utf-8'>{table}<script>{script}</script>", encoding="utf-8")
+    with browser() as started:
+        window = started.new_page()
+        window.goto(page.as_uri())
+        for upwards in (True, False):
+            window.click("th:nth-child(2)")
+            shown = window.eval_on_selector_all("td:nth-child(2)", "cells => cells.map(cell => cell.textContent)")
+            known = sorted((value, cell) for value, cell in cells if value is not None)
+            expected = [cell for _, cell in (known if upwards else known[::-1])]
+            assert shown == expected + sorted(words, reverse=not upwards)
