@@ -80,6 +80,19 @@ def test_fp16_with_weight_decay_trains_on_a_cpu(command, monolingual, tmp_path):
     assert [group["weight_decay"] for group in state["last_optimizer_state"]["param_groups"]] == [0.01, 0.0]
 
 
+@pytest.mark.parametrize("position", [pytest.param("rotary"), pytest.param("alibi", marks=pytest.mark.slow)])
+def test_a_model_trained_on_128_positions_is_evaluated_on_512(command, monolingual, tmp_path, position):
+    flags = [*("--gpam-position", position, "--gpam-qk-norm"), *("--tokens-per-sample", "128"), *("--max-update", "3")]
+    train_language_model(command, monolingual, tmp_path, "--sample-break-mode", "none", *flags)
+    words = sum(len(line.split()) + 1 for line in (monolingual.parent / "train.a").read_text().splitlines())
+    assert words > 512
+    longer = ["--gen-subset", "train", "--sample-break-mode", "none", "--tokens-per-sample", "512"]
+    result = evaluate(command, monolingual, tmp_path / "checkpoint_last.pt", *longer)
+    # Blocks that a model does not take would be left out.
+    assert f"Evaluated {words:,} tokens" in result.text
+    assert 0 < loss(result.text) < 20
+
+
 @pytest.mark.slow
 def test_forgetting_user_dir_at_eval_lm_fails_with_the_message_of_the_readme(command, monolingual, language_model):
     result = evaluate(command, monolingual, language_model[0] / "checkpoint_last.pt", user_dir=False, ok=False)

@@ -18,7 +18,7 @@ UPDATES, LOSS_SCALE = 200, 128.0
 MECHANISMS = sorted(name for name, mechanism in REGISTRY.items() if "decoder" in mechanism.sites)
 ENCODER_ONLY = sorted(set(REGISTRY) - set(MECHANISMS))
 # One of each kind: training all of them takes minutes. GPAM_HALF_PRECISION=all trains every mechanism.
-CHOSEN = ["dagpam", "differential", "entmax15", "fastmax", "forgetting", "gated"]
+CHOSEN = ["dagpam", "differential", "entmax15", "fastmax", "forgetting", "gated", "zeros"]
 if os.environ.get("GPAM_HALF_PRECISION") == "all":
     CHOSEN = MECHANISMS + ENCODER_ONLY
 TOLERANCE = 0.02

@@ -2,9 +2,12 @@
 
 import math
 
+import pytest
 import torch
-from contract import WIDTH, Contract
+from contract import HEADS, WIDTH, Contract
 from tiny import mechanism_of
+
+from fairseq_gpam.attention.mechanisms import gated_deltanet
 
 
 def sigmoid(x):
@@ -57,6 +60,24 @@ class TestGatedDeltaNet(Contract):
             return output * own * sigmoid(own), weights
 
         return self.head_by_head(head, visible)
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 150])
+def test_chunks_are_the_recurrence(length):
+    q, k, v = torch.randn(3, 1, HEADS, length, WIDTH, dtype=torch.float64)
+    q, k = (part / part.norm(dim=-1, keepdim=True) for part in (q, k))
+    decay, beta = torch.rand(2, 1, HEADS, length, 1, dtype=torch.float64)
+    found, state = gated_deltanet.delta_sums(q, k, v, (decay.log(), beta), None)
+    halves = [part.split(40, dim=2) for part in (q, k, v, decay.log(), beta)]
+    continued, rows = None, []
+    for new_q, new_k, new_v, *gates in zip(*halves, strict=True):
+        row, continued = gated_deltanet.delta_sums(new_q, new_k, new_v, tuple(gates), continued)
+        rows.append(row)
+    for h in range(HEADS):
+        expected = recurrence(q[0, h], k[0, h], v[0, h], decay[0, h, :, 0], beta[0, h, :, 0])
+        for output in (found, torch.cat(rows, dim=2)):
+            torch.testing.assert_close(output[0, h], expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(continued, state, rtol=0, atol=1e-10)
 
 
 def test_initial_rates_are_those_of_the_source():
