@@ -22,6 +22,7 @@ EXPECTED = (
     *(("set difference", "above", name, "softmax") for name in ("differential_v2", "sigmoid", "linear")),
 )
 """Test, relation, mechanism, and the other one: the expectations of the study's page."""
+ON_TASK_PAGES = ("softmax", "dagpam", "forgetting", "linear")
 
 
 def above(scores: list[float], others: list[float]) -> bool:
@@ -80,20 +81,20 @@ def scores() -> dict[tuple[str, str], list[float]]:
 
 
 def table(name: str, page: Path, repository: Path) -> tuple[str, dict[Path, str]]:
-    """Returns what stands below a marker `cards`: the expectations, with what was found."""
-    known, rows, missing = scores(), [], []
-    for test, relation, name, other in EXPECTED:
-        needed = [(each, test) for each in (name, other) if each]
-        if absent := [each for each, _ in needed if (each, test) not in known]:
-            missing += absent
-            continue
-        ranges = [f"`{each}` {min(known[each, test]):.3f} to {max(known[each, test]):.3f}" for each, _ in needed]
-        holds = RELATIONS[relation](*(known.get((each, test), []) for each in (name, other)))
-        expected = f"`{name}` {relation} {f'`{other}`' if other else ''}".strip()
+    """Returns what stands below a marker `cards`: a task's rows of some cards, or what was expected and found."""
+    if name in cards.TASKS:
+        labels = [column.label for column in cards.columns_of(name)]
+        by_arm = {arm: kept_cards()[f"{arm}.card"].rows for arm in ON_TASK_PAGES}
+        shown = [[f"`{arm}`", *row] for arm, of_arm in by_arm.items() for row in of_arm if row[0] in labels]
+        return sections.markdown_table(("mechanism", *cards.HEAD), shown), {}
+    known, rows = scores(), []
+    for test, relation, arm, other in EXPECTED:
+        needed = [each for each in (arm, other) if each]
+        ranges = [f"`{each}` {min(known[each, test]):.3f} to {max(known[each, test]):.3f}" for each in needed]
+        holds = RELATIONS[relation](known[arm, test], known.get((other, test), []))
+        expected = f"`{arm}` {relation} {f'`{other}`' if other else ''}".strip()
         rows.append([test, expected, "; ".join(ranges), "yes" if holds else "**no**"])
-    text = sections.markdown_table(("test", "expected", "least and greatest of five seeds", "found"), rows)
-    lacking = f"\n\nNot run yet: {', '.join(f'`{each}`' for each in sorted(set(missing)))}." if missing else ""
-    return text + lacking, {}
+    return sections.markdown_table(("test", "expected", "least and greatest of five seeds", "found"), rows), {}
 
 
 def separations() -> str:

@@ -46,7 +46,7 @@ def overview(names: Sequence[str], labels: Sequence[str], values: Sequence[Seque
     known = np.nan_to_num(scores)
     order = leaves_list(linkage(known, "average", optimal_ordering=True)) if len(names) > 2 else range(len(names))
     order = sorted(order, key=list(order).index, reverse=bool(known[order[0]].sum() < known[order[-1]].sum()))
-    cell, left, above = 0.42, 0.15 + 0.068 * max(map(len, names)), 0.15 + 0.062 * max(map(len, labels))
+    cell, left, above = 0.3, 0.15 + 0.068 * max(map(len, names)), 0.15 + 0.062 * max(map(len, labels))
     width, height = left + cell * len(labels) + 0.1, above + ROW * len(names) + 0.1
     palette = colormaps["cividis"].with_extremes(bad="#c8c8c8")
     with rc_context({**STYLE, "axes.grid": False, "font.size": 8}):
