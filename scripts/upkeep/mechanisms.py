@@ -34,16 +34,19 @@ CARDS = """## What they learn
 
 {scores}
 
+What fades or overwrites the past (`forgetting`, `gated_linear`, `gated_deltanet`) solves flip-flop in every seed and is
+below softmax in key lookup. `coda`, `fastmax`, `nap`, `non` and `rela`, whose weights are no exponential of the scores,
+are below it in bigrams, flip-flop and key lookup. daGPAM is apart from it in no test. *Above*: each seed is above each
+of softmax's; with forty mechanisms in eight tests, two or three such gaps are chance.
+
 {found}
 
-How the runs were planned, which differences were expected, and which were found stands in the study
-`examples/studies/cards`. `python -m fairseq_gpam cards --mechanism mine.py:NAME` makes the card of your own mechanism
-beside softmax's.
+The study `examples/studies/cards` has the plan, and what was expected and found. `python -m fairseq_gpam cards
+--mechanism mine.py:NAME` makes the card of your own mechanism beside softmax's.
 """
 COLUMNS = (
     *("name", "formula", "row sum", "at the start", "parameters", "multiply-adds", "decoding keeps", "where"),
-    "positions",
-    *("neutral", "paper", "weights"),
+    *("positions", "neutral", "paper", "weights"),
 )
 
 HEADER = """# Mechanisms
@@ -78,8 +81,7 @@ The drawings show the weights of head 1 in the second of three layers, before an
 
 Rows are the words as queries, columns are the same words as keys. Red is positive, blue is negative, white is 0; the
 deepest colour is the largest absolute weight, which is given next to the drawing. Queries and keys are random and the
-same for all mechanisms; equal words have equal keys. The mechanisms are untrained: a drawing shows what a formula can
-do, not what a model learns, and a mechanism that is initially softmax attention looks like it.
+same for all mechanisms; equal words have equal keys. A drawing shows what a formula can do, not what a model learns.
 """
 
 WARM_START = """## Warm start
@@ -142,8 +144,7 @@ def overview_text() -> str:
     section = card_pages.kept_cards().get("cards")
     if section is None or section.picture is None:
         return ""
-    found = card_pages.separations()
-    return CARDS.format(words=section.picture.words, scores=section.note, found=found) + "\n"
+    return CARDS.format(words=section.picture.words, scores=section.note, found=card_pages.separations()) + "\n"
 
 
 def card_lines(name: str) -> list[str]:
@@ -282,8 +283,7 @@ def example_weights(name: str) -> Tensor:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: docs")
-    output = parser.parse_args(words).output
-    write(output)
+    write(output := parser.parse_args(words).output)
     print(f"{output}: {len(REGISTRY)} mechanisms, {len(options.all_options())} flags")
 
 
