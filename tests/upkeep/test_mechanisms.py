@@ -31,7 +31,7 @@ def test_the_committed_page_of_flags_is_what_the_command_writes():
 
 def test_every_mechanism_has_its_facts_and_a_small_drawing():
     page = (DOCS / "mechanisms.md").read_text(encoding="utf-8")
-    drawn = {f"{name}.svg" for name in (*REGISTRY, *card_pages.kept_cards())}
+    drawn = {f"{name}.svg" for name in (*REGISTRY, *PRESETS, *card_pages.kept_cards())}
     assert {path.name for path in (DOCS / "mechanisms").iterdir()} == drawn
     for name, mechanism in REGISTRY.items():
         for fact in (mechanism.formula, mechanism.source, mechanism.row_sum, mechanism.cost):
