@@ -84,7 +84,7 @@ def _blocks(inputs: AttentionInput) -> Iterator[AttentionInput]:
     for start in range(0, num_queries, step):
         stop = min(start + step, num_queries)
         mask = inputs.mask.rows(start, stop, num_queries, num_keys)
-        seen = num_keys - num_queries + stop if inputs.mask.causal else num_keys
+        seen = inputs.mask.leading_keys(stop, num_queries, num_keys)
         q, k, v = inputs.q[:, :, start:stop], inputs.k[:, :, :seen], inputs.v[:, :, :seen]
         yield replace(inputs, q=q, k=k, v=v, mask=mask)
 

@@ -93,9 +93,13 @@ class AttentionMask:
         visible = tokens[:, None, :, None].expand(-1, 1, -1, num_keys)
         return visible if hidden is None else visible & ~hidden
 
+    def leading_keys(self, stop: int, num_queries: int, num_keys: int) -> int:
+        """Returns how many leading keys the queries before `stop` may see."""
+        return num_keys - num_queries + stop if self.causal else num_keys
+
     def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
         """Returns the mask of the queries start…stop, cut to the leading keys that at least one of them can see."""
-        seen = num_keys - num_queries + stop if self.causal else num_keys
+        seen = self.leading_keys(stop, num_queries, num_keys)
         return AttentionMask(
             None if self.padding is None else self.padding[:, :seen],
             self.causal,

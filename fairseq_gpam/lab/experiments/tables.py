@@ -53,8 +53,13 @@ def bits_above_optimum(run: Run) -> float | None:
     return loss - synthetic.best_bits_of_bigrams(data.options, "test")
 
 
-def _columns(loss: str, scores: Sequence[tuple[str, str, str, str, str]], speed: str) -> tuple[Column, ...]:
-    """Returns the columns of a kind of runs; `scores` have a key, a metric, a test set, a title and a format."""
+def _score(metric: str, title: str, form: str, test_set: str = "test") -> Column:
+    key = metric if test_set == "test" else f"{metric}_{test_set}"
+    return Column(key, title, methodcaller("score", metric, test_set), form, attrgetter("scores"))
+
+
+def _columns(loss: str, scores: Sequence[Column], speed: str) -> tuple[Column, ...]:
+    """Returns the columns of a kind of runs, those of its scores among them."""
     speeds = (
         ("training", "training_tokens_per_second", "training tokens/s"),
         ("evaluation", "evaluation_tokens_per_second", f"{speed} tokens/s"),
@@ -64,10 +69,7 @@ def _columns(loss: str, scores: Sequence[tuple[str, str, str, str, str]], speed:
         Column("updates", "updates", attrgetter("training.updates"), ","),
         Column("valid_loss", loss, lambda run: run.loss("valid", smoothed=True), ".3f"),
         Column("above_optimum", "test loss above the optimum (bits)", bits_above_optimum, ".4f"),
-        *(
-            Column(key, title, methodcaller("score", metric, test_set), form, attrgetter("scores"))
-            for key, metric, test_set, title, form in scores
-        ),
+        *scores,
         *(Column(key, title, attrgetter(f"costs.{key}"), ",.0f", attrgetter(stage)) for stage, key, title in speeds),
     )
 
@@ -76,28 +78,26 @@ COLUMNS = {
     "translation": _columns(
         "valid loss (bits, label-smoothed)",
         (
-            ("bleu", "bleu", "test", "BLEU", ".1f"),
-            ("chrf", "chrf", "test", "chrF", ".1f"),
-            ("tokenized_bleu", "tokenized_bleu", "test", "tokenised BLEU", ".1f"),
+            _score("bleu", "BLEU", ".1f"),
+            _score("chrf", "chrF", ".1f"),
+            _score("tokenized_bleu", "tokenised BLEU", ".1f"),
         ),
         "decoding",
     ),
     "words": _columns(
         "valid loss (bits)",
         (
-            ("perplexity_subword", "perplexity_subword", "test", "perplexity per subword", ".2f"),
-            ("perplexity_word", "perplexity_word", "test", "perplexity per word", ".2f"),
+            _score("perplexity_subword", "perplexity per subword", ".2f"),
+            _score("perplexity_word", "perplexity per word", ".2f"),
         ),
         "evaluation",
     ),
     "characters": _columns(
-        "valid loss (bits)",
-        (("bits_per_character", "bits_per_character", "test", "bits per character", ".3f"),),
-        "evaluation",
+        "valid loss (bits)", (_score("bits_per_character", "bits per character", ".3f"),), "evaluation"
     ),
     "answers": _columns(
         "valid loss (bits an answer)",
-        [(f"accuracy_{name}", "accuracy", name, f"right answers, {name}", ".4f") for name in ACCURACIES],
+        [_score("accuracy", f"right answers, {name}", ".4f", name) for name in ACCURACIES],
         "evaluation",
     ),
 }
