@@ -8,6 +8,7 @@ from contract import HEADS, LENGTH, WIDTH, Contract, masks
 from tiny import mechanism_of
 
 from fairseq_gpam.attention import AttentionInput
+from fairseq_gpam.attention.core import sparse
 from fairseq_gpam.attention.mechanisms.entmax import ALPHA_FLOOR
 
 
@@ -32,6 +33,10 @@ def solve(row, alpha):
 class TestEntmax(Contract):
     name = "entmax"
     variants = ({}, {"entmax_alpha": 1.6}, {"entmax_alpha": 2.5, "entmax_form": "softplus"})
+
+    @pytest.fixture(autouse=True, params=[2, 32])
+    def bisected_first(self, request, monkeypatch):
+        monkeypatch.setattr(sparse, "SORTED_FIRST", request.param)
 
     def row(self, mechanism, scores, head):
         alpha = 1 + 1 / (1 + torch.exp(-mechanism.theta))
