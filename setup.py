@@ -59,7 +59,6 @@ setup(
             *FILES,
         ],
         "analysis": ["matplotlib>=3.8", "jinja2>=3", "pandas>=2,<3", "tabulate>=0.9"],
-        "entmax": ["entmax>=1.3"],
         "recipes": [*RECIPES, *FILES],
         "experiments": [*EXPERIMENTS, *FILES, "matplotlib>=3.8", "jinja2>=3", "tabulate>=0.9"],
         "docs": DOCS,

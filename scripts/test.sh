@@ -17,7 +17,7 @@ elif ((!$#)); then
     set -- -m "not slow and not recipes and not slurm"
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-make_venv fairseq,analysis,entmax,test
+make_venv fairseq,analysis,test
 cd "$REPO"
 # After a crash of one of its processes pytest-xdist would start another, and then never end.
 PATH=$REPO/.venv/bin:$PATH exec "$PYTHON" -m pytest --dist loadgroup --max-worker-restart 0 \

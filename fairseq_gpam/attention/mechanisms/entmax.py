@@ -6,38 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.core import sparse
 from fairseq_gpam.attention.core.base import Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import format_values
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
-from fairseq_gpam.attention.core.sparse import SparseMechanism, entmax_package
+from fairseq_gpam.attention.core.sparse import SparseMechanism
 
-# The bisection raises to the power 1/(α−1), which is infinite at α = 1.
+# The power 1/(α−1) is infinite at α = 1.
 ALPHA_FLOOR = 1.01
-# How often the interval of the threshold, at most 1 long, is halved until rounding decides.
-SINGLE_HALVINGS, DOUBLE_HALVINGS = 30, 50
-
-
-def bisect(scores: Tensor, alpha: Tensor) -> Tensor:
-    """Returns the weights of rows of scores, each with its α: … × S and … × 1."""
-    halvings = DOUBLE_HALVINGS if scores.dtype == torch.float64 else SINGLE_HALVINGS
-    weights: Tensor = entmax_package().entmax_bisect(scores, alpha, dim=-1, n_iter=halvings)
-    return weights
 
 
 @register_mechanism
 class EntmaxAttention(SparseMechanism):
     """Sparse weights whose sparsity each head learns.
 
-    The `entmax` package computes the weights by bisection (Peters, Niculae & Martins 2019, arXiv 1905.05702). As in
-    public code, α = 1 + sigmoid(θ), clamped to [1.01, 2], with each head's θ initialised from N(0, 1). With
+    As in public code, α = 1 + sigmoid(θ), clamped to [1.01, 2], with each head's θ initialised from N(0, 1). With
     `--gpam-entmax-form softplus`, α = 1.01 + softplus(θ) has no upper bound and is initially 1.5 in all heads.
     """
 
     name = "entmax"
     formula = "P = α-entmax(QKᵀ/√D + M), α > 1 learned"
-    source = "Correia, Niculae & Martins 2019, arXiv 1909.00015; the package entmax"
-    cost = "1×, and 30 bisections of P, or of the 32 largest scores of a row"
+    source = "Correia, Niculae & Martins 2019, arXiv 1909.00015"
     why_never_neutral = "α stays above 1, and it is softmax attention only in the limit α → 1"
     options = (
         Option(
@@ -81,18 +69,8 @@ class EntmaxAttention(SparseMechanism):
             return ALPHA_FLOOR + F.softplus(self.theta)
         return (1 + torch.sigmoid(self.theta)).clamp(ALPHA_FLOOR, 2.0)
 
-    def normalise(self, scores: Tensor) -> Tensor:
-        alpha = self.alpha().view(-1, 1, 1).to(scores.dtype).expand(*scores.shape[:-1], 1)
-        if scores.size(-1) <= 2 * sparse.SORTED_FIRST:
-            return bisect(scores, alpha)
-        # Where the last of the largest scores has no weight, no smaller score has one.
-        largest, keys = scores.topk(sparse.SORTED_FIRST)
-        partial = bisect(largest, alpha)
-        weights = torch.zeros_like(scores).scatter(-1, keys, partial)
-        wide = partial[..., -1] > 0
-        if wide.any():
-            weights = weights.index_put((wide,), bisect(scores[wide], alpha[wide]))
-        return weights
+    def alphas(self, scores: Tensor) -> Tensor:
+        return self.alpha().view(-1, 1, 1).to(scores.dtype).expand(*scores.shape[:-1], 1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, α {format_values(self.alpha())}"

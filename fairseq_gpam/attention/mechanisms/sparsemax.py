@@ -6,9 +6,9 @@ from fairseq_gpam.attention.core.sparse import SparseMechanism
 
 @register_mechanism
 class SparsemaxAttention(SparseMechanism):
-    """Weights that are exactly 0 on many keys, computed exactly by sorting, with the `entmax` package (algorithm 1)."""
+    """Weights that are exactly 0 on many keys: α-entmax with α = 2."""
 
     name = "sparsemax"
     formula = "P = sparsemax(QKᵀ/√D + M)"
-    source = "Martins & Astudillo 2016, arXiv 1602.02068; the package entmax"
+    source = "Martins & Astudillo 2016, arXiv 1602.02068"
     why_never_neutral = "it is sparsemax at every setting"

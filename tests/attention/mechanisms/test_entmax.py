@@ -8,12 +8,11 @@ from contract import HEADS, LENGTH, WIDTH, Contract, masks
 from tiny import mechanism_of
 
 from fairseq_gpam.attention import AttentionInput
-from fairseq_gpam.attention.core import sparse
 from fairseq_gpam.attention.mechanisms.entmax import ALPHA_FLOOR
 
 
 def solve(row, alpha):
-    """p_j = ((α−1)s_j − τ)₊^(1/(α−1)) with Σp = 1: τ by Newton's method, differentiable in its last step."""
+    """p_j = ((α−1)s_j − τ)₊^(1/(α−1)) with Σp = 1: τ by halving, differentiable in a last Newton step."""
     scaled = (alpha - 1) * row
     power = 1 / (alpha - 1)
     low, high = scaled.max().item() - 1, scaled.max().item()
@@ -33,10 +32,6 @@ def solve(row, alpha):
 class TestEntmax(Contract):
     name = "entmax"
     variants = ({}, {"entmax_alpha": 1.6}, {"entmax_alpha": 2.5, "entmax_form": "softplus"})
-
-    @pytest.fixture(autouse=True, params=[2, 32])
-    def bisected_first(self, request, monkeypatch):
-        monkeypatch.setattr(sparse, "SORTED_FIRST", request.param)
 
     def row(self, mechanism, scores, head):
         alpha = 1 + 1 / (1 + torch.exp(-mechanism.theta))

@@ -1,10 +1,7 @@
 """1.5-entmax."""
 
-import pytest
 import torch
 from contract import Contract
-
-from fairseq_gpam.attention.core import sparse
 
 
 def support_threshold(row):
@@ -25,10 +22,6 @@ def support_threshold(row):
 
 class TestEntmax15(Contract):
     name = "entmax15"
-
-    @pytest.fixture(autouse=True)
-    def sorted_in_parts(self, monkeypatch):
-        monkeypatch.setattr(sparse, "SORTED_FIRST", 2)
 
     def row(self, mechanism, scores, head):
         return support_threshold(scores)

@@ -1,13 +1,7 @@
 """Sparsemax."""
 
-import sys
-
-import pytest
 import torch
 from contract import Contract
-from tiny import mechanism_of
-
-from fairseq_gpam.attention.core import sparse
 
 
 def project(row):
@@ -24,16 +18,5 @@ def project(row):
 class TestSparsemax(Contract):
     name = "sparsemax"
 
-    @pytest.fixture(autouse=True)
-    def sorted_in_parts(self, monkeypatch):
-        monkeypatch.setattr(sparse, "SORTED_FIRST", 2)
-
     def row(self, mechanism, scores, head):
         return project(scores)
-
-
-@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax"])
-def test_a_missing_package_names_the_extra(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, "entmax", None)
-    with pytest.raises(ImportError, match=r"pip install 'fairseq-gpam\[entmax\]'"):
-        mechanism_of(name)
