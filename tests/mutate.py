@@ -45,6 +45,8 @@ TESTS = {
     "attention/core/causal": f"{MECHANISM_TESTS}/test_forgetting.py {MECHANISM_TESTS}/test_selective.py "
     f"{MECHANISM_TESTS}/test_stick_breaking.py {MECHANISM_TESTS}/test_neutreno.py "
     f"{MECHANISM_TESTS}/test_value_residual.py {COMMON_TESTS}",
+    "attention/core/families": f"{COMMON_TESTS} {MECHANISM_TESTS}/test_rela.py {MECHANISM_TESTS}/test_sink.py "
+    "tests/modules/test_multihead_attention.py",
     "attention/core/kernel_sums": f"{MECHANISM_TESTS}/test_fastmax.py {MECHANISM_TESTS}/test_linear.py",
     "attention/core/lambdas": f"tests/attention/core/test_lambda_sources.py {COMMON_TESTS}",
     "attention/core/masks": f"{MECHANISM_TESTS}/test_centered.py {MECHANISM_TESTS}/test_softmax.py",

@@ -10,6 +10,7 @@ from contract import softmax_map
 from tiny import mechanism_of
 
 from fairseq_gpam.attention import REGISTRY, AttentionInput, AttentionMask, mechanisms, register_mechanism
+from fairseq_gpam.attention.core import families
 from fairseq_gpam.attention.core.affine import affine_attention
 from fairseq_gpam.attention.core.families import MatrixMechanism
 
@@ -49,6 +50,36 @@ def test_dropout_drops_the_weights_themselves(name):
     where = (weights.abs() > 1e-9) & kept
     assert 0.3 < (dropped & where).sum() / where.sum() < 0.7
     torch.testing.assert_close(output[~dropped & kept], 2 * weights[~dropped & kept], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("chosen", "grad", "call", "parts"),
+    [
+        ({}, False, {}, [2, 2, 2]),
+        ({}, True, {}, [6]),
+        ({}, False, {"dropout_p": 0.1}, [6]),
+        ({}, False, {"need_weights": True}, [6]),
+        ({"backend": "reference"}, False, {}, [6]),
+    ],
+)
+def test_two_rows_at_a_time_with_the_keys_they_see_and_only_where_nothing_else_needs_all(
+    chosen, grad, call, parts, causal, monkeypatch
+):
+    monkeypatch.setattr(families, "BLOCK", 2 * HEADS * LENGTH)
+    mechanism = mechanism_of("rela", "decoder", heads=HEADS, width=LENGTH, **chosen).double()
+    computed, weights = [], mechanism.weights
+
+    def spy(inputs):
+        computed.append(weights(inputs))
+        return computed[-1]
+
+    monkeypatch.setattr(mechanism, "weights", spy)
+    q, k, v = torch.randn(3, 1, HEADS, LENGTH, LENGTH, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        mechanism(AttentionInput(q, k, v, AttentionMask(causal=causal), q[:, 0].repeat(1, 1, HEADS), **call))
+    keys = [2, 4, 6] if causal and len(parts) > 1 else [6] * len(parts)
+    assert [each.shape for each in computed] == [(1, HEADS, *shape) for shape in zip(parts, keys, strict=True)]
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
