@@ -39,7 +39,8 @@ TESTS = {
     "attention/core/affine": "tests/attention/core/test_affine.py tests/attention/core/test_blocks.py "
     "tests/attention/core/test_choice.py",
     "attention/core/base": f"{MECHANISM_TESTS}/test_softmax.py tests/attention/core/test_families.py "
-    f"tests/test_options.py {MECHANISM_TESTS}/test_forgetting.py tests/models/test_warm_start.py",
+    f"tests/test_options.py {MECHANISM_TESTS}/test_forgetting.py tests/models/test_warm_start.py "
+    "tests/models/test_decoding.py",
     "attention/core/build": "tests/attention/core/test_heads.py tests/attention/core/test_layers.py "
     "tests/models/test_warm_start.py",
     "attention/core/causal": f"{MECHANISM_TESTS}/test_forgetting.py {MECHANISM_TESTS}/test_selective.py "

@@ -70,9 +70,12 @@ class TestCompressed(Contract):
         return self.head_by_head(head, visible)
 
 
-def test_a_sentence_shorter_than_the_window_has_one_key():
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 1), (7, 1), (7, 4)])
+def test_a_sentence_shorter_than_the_window_has_one_key(kernel, stride):
     q = torch.randn(1, 2, 2, WIDTH)
-    output, weights = mechanism_of("compressed")(AttentionInput(q, q, q, AttentionMask(), q, 0.0, True))
+    output, weights = mechanism_of("compressed", compressed_kernel=str(kernel), compressed_stride=str(stride))(
+        AttentionInput(q, q, q, AttentionMask(), q, 0.0, True)
+    )
     torch.testing.assert_close(output[:, :, 0], output[:, :, 1])
     torch.testing.assert_close(weights, torch.full_like(weights, 0.5))
 
