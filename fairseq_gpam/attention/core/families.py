@@ -14,8 +14,8 @@ from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism,
 from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-# Weights computed at a time where no gradient is wanted: 4 MB in single precision, which a processor caches.
-BLOCK = 2**20
+# Weights computed at a time where no gradient is wanted: 1 MB in single precision, which a core caches.
+BLOCK = 2**18
 
 
 class AffineMechanism(AttentionMechanism):

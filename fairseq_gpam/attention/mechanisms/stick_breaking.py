@@ -54,10 +54,10 @@ class StickBreakingAttention(MatrixMechanism):
         if mask.padding is not None:
             counted = counted & ~mask.padding[:, None, None, :]
         log_rest = F.logsigmoid(-scores).masked_fill(~counted, 0.0)
-        # `left − log_rest` is the log of the weight that the keys after j leave: the sum from the last key to j,
-        # without j.
+        # The log of the weight that is left after each key and those behind it.
         left = log_rest.flip(-1).cumsum(dim=-1).flip(-1)
-        weights = torch.exp(F.logsigmoid(scores) + left - log_rest).masked_fill(~counted, 0.0)
+        # A key's share is exp(score) of what it leaves: log sigmoid(s) − log sigmoid(−s) = s.
+        weights = torch.exp(scores.masked_fill(~counted, float("-inf")) + left)
         if self.rest == "own":
             own_keys = torch.eye(scores.size(-2), dtype=torch.bool, device=scores.device)
             own_keys = F.pad(own_keys, (scores.size(-1) - scores.size(-2), 0))
