@@ -54,3 +54,8 @@ def test_learns_and_decodes_at_every_site(task, spec):
     first, last = train(model, task)
     assert last < 0.8 * first
     check_stepwise(model, task)
+
+
+def test_heads_that_share_a_map_count_once_wherever_their_group_begins():
+    assert mechanism_of("softmax:1,dagpam:2", heads=3, width=4).distinct_heads() == [0, 1, 2]
+    assert mechanism_of("softmax:3,differential:4", heads=7, width=4).distinct_heads() == [0, 1, 2, 3, 5]

@@ -5,7 +5,7 @@ import torch
 from contract import BATCH, HEADS, LENGTH, PADDING, WIDTH, Contract, softmax_map, uniform_map
 from tiny import mechanism_of
 
-from fairseq_gpam.attention import FUTURE
+from fairseq_gpam.attention import FUTURE, AttentionInput, AttentionMask
 from fairseq_gpam.modules import GPAMMultiheadAttention
 
 
@@ -67,3 +67,12 @@ def test_feat_scale_step_by_step_and_after_a_change_of_beams_is_the_full_forward
 def test_feat_scale_is_refused_where_its_tokens_are_not_the_queries():
     with pytest.raises(ValueError, match="add_zero_attn=True are not allowed with --gpam-mechanism attn_scale"):
         layer("decoder", add_zero_attn=True)
+
+
+@pytest.mark.parametrize("earlier", [1, 3, 9])
+def test_feat_scale_without_the_sums_of_earlier_keys_is_refused(earlier):
+    q, k = torch.randn(1, HEADS, 3, WIDTH), torch.randn(1, HEADS, 3 + earlier, WIDTH)
+    x = torch.randn(1, 3, HEADS * WIDTH)
+    inputs = AttentionInput(q, k, k, AttentionMask(causal=True), x, past={})
+    with pytest.raises(ValueError, match=f"has no cached sums for {earlier} earlier keys; allowed: decoding from the"):
+        layer("decoder").mechanism.float().after_projection(x, inputs)
