@@ -35,8 +35,8 @@ CARDS = """## What they learn
 {scores}
 
 What fades, overwrites or masks the past (`forgetting`, `gated_deltanet`, `gated_linear`, `selective`, `stick_breaking`)
-solves flip-flop in every seed and is below softmax in key lookup. `coda`, `fastmax`, `nap`, `non` and `rela`, whose
-weights are no exponential of the scores, are below it in both and in bigrams. daGPAM is apart from it in no test.
+solves flip-flop in every seed and is below softmax in key lookup. `coda`, `fastmax`, `local`, `nap`, `non`, `rela`
+and `threshold_differential` are below it in both and in bigrams. daGPAM is told apart from it in no test.
 *Above*: each seed is above each of softmax's; with forty mechanisms in eight tests, two or three such gaps are chance.
 
 {found}
