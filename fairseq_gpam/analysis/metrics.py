@@ -184,12 +184,7 @@ def head_redundancy(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
     Shapes: weights … × H × T × S; result without H.
     """
-    maps = torch.nn.functional.normalize(zero_unseen(weights, visible).flatten(-2), dim=-1, eps=1e-30)
-    heads = maps.size(-2)
-    if heads < 2:
-        return torch.full_like(maps[..., 0, 0], torch.nan)
-    diagonal = maps.pow(2).sum(dim=(-2, -1))
-    return 1 - (maps.sum(dim=-2).pow(2).sum(dim=-1) - diagonal) / (heads * (heads - 1))
+    return 1 - mean_cosine(zero_unseen(weights, visible).flatten(-2))
 
 
 @metric("softmax Jacobian, L1", "2(1 − Σp²), p = softmax(QKᵀ/√D + M), mean over rows", GPAM + ", Lemma 3")
