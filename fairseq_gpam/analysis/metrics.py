@@ -5,6 +5,7 @@ key; states … × T × C; tokens bool … × T, True = not padding. None means 
 the leading dimensions unless stated otherwise. Undefined values (one token, one head, no visible key) are NaN.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -240,13 +241,8 @@ def path_residuals(maps: Sequence[Tensor], length: int, count: int, generator: t
     products = []
     for _ in range(count):
         layers = torch.randperm(len(maps), generator=generator)[:length].sort().values.tolist()
-        product: Tensor | None = None
-        for layer in layers:
-            head = int(torch.randint(maps[layer].size(0), (), generator=generator))
-            step = maps[layer][head]
-            product = step if product is None else step @ product
-        assert product is not None
-        products.append(product)
+        steps = [maps[layer][torch.randint(maps[layer].size(0), (), generator=generator)] for layer in layers]
+        products.append(functools.reduce(lambda product, step: step @ product, steps))
     paths = torch.stack(products)
     left, values, right = torch.linalg.svd(paths, full_matrices=False)
     rank_one = values[..., :1, None] * left[..., :, :1] @ right[..., :1, :]
