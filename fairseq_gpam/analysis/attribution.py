@@ -39,17 +39,13 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
             logits = model(**inputs)[0]
         chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
         # A mechanism whose map is not in the graph, or a layer that the output does not use, has no relevance.
-        gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
+        gradients = torch.autograd.grad(chosen, list(seen.values()), materialize_grads=True)
         maps = {
-            key: metrics.attention_relevance(
-                weights.detach(), torch.zeros_like(weights) if gradient is None else gradient
-            )
+            key: metrics.attention_relevance(weights.detach(), gradient)
             for (key, weights), gradient in zip(seen.items(), gradients, strict=True)
         }
-        by_site = {
-            site: [maps[key] for key in sorted(maps) if key[0] == site] for site in ("encoder", "decoder", "cross")
-        }
-        relevance = metrics.translation_relevance(by_site["encoder"], by_site["decoder"], by_site["cross"])
+        stacks = ([maps[key] for key in sorted(maps) if key[0] == site] for site in ("encoder", "decoder", "cross"))
+        relevance = metrics.translation_relevance(*stacks)
         rows.append(relevance[torch.arange(len(positions)), positions])
     return torch.cat(rows)
 

@@ -188,11 +188,9 @@ def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]])
             on_states=lambda states: measure_states(measurement, states),
         ):
             loss, sample_size, _ = loaded.criterion(loaded.model, batch)
-        for total, part in zip(
-            gradients, torch.autograd.grad(loss, [weight for _, _, weight in weights], allow_unused=True), strict=True
-        ):
-            if part is not None:
-                total += part
+        parts = torch.autograd.grad(loss, [weight for _, _, weight in weights], materialize_grads=True)
+        for total, part in zip(gradients, parts, strict=True):
+            total += part
         total_loss += float(loss.detach())
         measurement.sample_size += float(sample_size)
         measurement.num_samples += len(batch["id"])
