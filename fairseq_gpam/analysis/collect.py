@@ -104,22 +104,16 @@ class Measurement:
         """
         rows = []
         for (metric, site, layer, head), values in self.values.items():
-            defined = np.asarray([value for value in values if not np.isnan(value)])
-            finite = defined[np.isfinite(defined)]
+            defined = [value for value in values if not np.isnan(value)]
+            finite = [value for value in defined if np.isfinite(value)] or [np.nan]
             # Quantiles without interpolation, which would make more of them infinite.
-            low, middle, high = (
-                np.quantile(defined, (0.1, 0.5, 0.9), method="nearest") if defined.size else (np.nan,) * 3
-            )
+            low, median, high = np.quantile(defined or [np.nan], (0.1, 0.5, 0.9), method="nearest").tolist()
             rows.append(
                 {
                     **self.model_and_setting,
                     **{"metric": metric, "site": site, "layer": layer, "head": head},
-                    "mean": float(finite.mean()) if finite.size else float("nan"),
-                    "std": float(finite.std()) if finite.size else float("nan"),
-                    "low": float(low),
-                    "median": float(middle),
-                    "high": float(high),
-                    "count": int(defined.size),
+                    **{"mean": float(np.mean(finite)), "std": float(np.std(finite))},
+                    **{"low": low, "median": median, "high": high, "count": len(defined)},
                 }
             )
         return rows
