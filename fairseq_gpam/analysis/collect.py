@@ -346,7 +346,7 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
                 maps = [sample.maps[site, layer].double() for layer in range(depth)]
                 residuals.append(metrics.path_residuals(maps, length, count, generator))
             values = torch.cat(residuals)
-            quantiles = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
+            low, median, high = torch.quantile(values, torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype)).tolist()
             rows.append(
                 {
                     **measurement.model_and_setting,
@@ -354,10 +354,7 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
                     # As a string, because JSON readers lose digits of large whole numbers.
                     "number_of_paths": str(metrics.number_of_paths(depth, length, maps[0].size(0))),
                     "sampled": values.numel(),
-                    "mean": float(values.mean()),
-                    "low": quantiles[0],
-                    "median": quantiles[1],
-                    "high": quantiles[2],
+                    **{"mean": float(values.mean()), "low": low, "median": median, "high": high},
                 }
             )
     return rows
