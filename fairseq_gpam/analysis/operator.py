@@ -115,9 +115,7 @@ class FrozenModel:
                 replace_attribute(stack, layer, "activation_fn", self._recording_activation(layer))
                 if number == 0:
 
-                    def keep_input(
-                        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name
-                    ) -> None:
+                    def keep_input(module: nn.Module, args: Any, kwargs: dict[str, Any], name: str = name) -> None:
                         self.embeddings[name] = (args[0] if args else kwargs["x"]).transpose(0, 1)
 
                     stack.callback(layer.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
@@ -181,10 +179,8 @@ def in_float64(model: nn.Module) -> Iterator[None]:
         model.to(dtype)
 
 
-def _given(embeddings: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _given(embeddings: Tensor) -> Callable[..., tuple[Any, Any]]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         x = embeddings.transpose(0, 1)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "x": x})
 
