@@ -29,13 +29,12 @@ MAP_TOKENS = 24
 
 def write_report(measurements: Sequence[Measurement], out: Path, settings: dict[str, Any]) -> Path:
     """Writes the whole report into the folder `out` and returns the path of report.html; `settings` are shown."""
-    out.mkdir(parents=True, exist_ok=True)
     folder = out / "pictures"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     results = collect_results(measurements, settings)
     records = pd.DataFrame(results["records"])
-    with open(out / "results.json", "w", encoding="utf-8") as file:
-        json.dump(results, file, ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(results, ensure_ascii=False, indent=1, allow_nan=False)
+    (out / "results.json").write_text(text, encoding="utf-8")
     records.to_csv(out / "records.csv", index=False)
     if results["paths"]:
         pd.DataFrame(results["paths"]).to_csv(out / "paths.csv", index=False)
@@ -102,9 +101,7 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
         "paths": [row for measurement in measurements for row in measurement.paths],
         "path_losses": [row for measurement in measurements for row in measurement.path_losses],
         "deletions": [row for measurement in measurements for row in measurement.deletions],
-        "token_maps": [
-            row for run, measurement in enumerate(measurements, start=1) for row in token_map_rows(run, measurement)
-        ],
+        "token_maps": token_map_rows(measurements),
         "refusals": [
             {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
             for measurement in measurements
@@ -276,8 +273,7 @@ class Gallery:
 
 
 def _cropped(maps: torch.Tensor) -> np.ndarray:
-    cropped: np.ndarray = maps[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
-    return cropped
+    return maps[:, :MAP_TOKENS, :MAP_TOKENS].numpy()
 
 
 def _bound(sample: SampleMaps, site: str) -> float:
@@ -286,7 +282,7 @@ def _bound(sample: SampleMaps, site: str) -> float:
     return drawing.bound_of([_cropped(sample.maps[place])[_cropped(sample.visible[place])] for place in places])
 
 
-def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
+def token_map_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Returns, for each map that covers all layers, its array in maps.npz and each output's most important input token.
 
     Tokens are counted from 0.
@@ -299,6 +295,7 @@ def token_map_rows(run: int, measurement: Measurement) -> list[dict[str, Any]]:
             "array": f"{run}/{sample.number}/{_slug(name)}",
             "largest": values.argmax(dim=1).tolist(),
         }
+        for run, measurement in enumerate(measurements, start=1)
         for sample in measurement.sample_maps
         for name, values, _, _ in sample.token_maps()
     ]
