@@ -53,12 +53,12 @@ def write_report(measurements: Sequence[Measurement], out: Path, settings: dict[
         "results": results,
         "figure_4": draw.figure_4(drawn),
         "curves": draw.curves(drawn),
-        "log_log": draw.collapse(results["slopes"]),
-        "path_picture": draw.paths(results["paths"]),
-        "path_losses": draw.path_losses(results["path_losses"]),
+        "log_log": results["slopes"] and draw.collapse(results["slopes"]),
+        "path_picture": results["paths"] and draw.paths(results["paths"]),
+        "path_losses": results["path_losses"] and draw.path_losses(results["path_losses"]),
         "token_maps": draw.token_maps(measurements),
         "maps": draw.maps(measurements),
-        "histories": draw.history(history),
+        "histories": "" if history.empty else draw.history(history),
         "tables": tables(records),
     }
     target = out / "report.html"
@@ -189,12 +189,9 @@ class Gallery:
             for row in rows
         )
         words = f"Residual ratio and its log-log against depth. {words}."
-        figure = pictures.log_log(rows, self.checkpoints) if rows else None
-        return self._show(figure, "collapse", words, "Left: mean over the samples.") if figure else ""
+        return self._show(pictures.log_log(rows, self.checkpoints), "collapse", words, "Left: mean over the samples.")
 
     def paths(self, rows: Sequence[dict[str, Any]]) -> str:
-        if not rows:
-            return ""
         longest = max(row["length"] for row in rows)
         words = "; ".join(
             f"{row['checkpoint']}, {row['variant']}, {row['site']}, length {row['length']}: {row['median']:.3g}"
@@ -208,12 +205,9 @@ class Gallery:
     def path_losses(self, rows: Sequence[dict[str, Any]]) -> str:
         words = "; ".join(f"{row['checkpoint']}, at most {row['length']}: {row['loss']:.3g} nats" for row in rows)
         words = f"Loss when only short paths are kept. {words}."
-        figure = pictures.path_losses(rows, self.checkpoints) if rows else None
-        return self._show(figure, "path-losses", words, "Mean over the samples.") if figure else ""
+        return self._show(pictures.path_losses(rows, self.checkpoints), "path-losses", words, "Mean over the samples.")
 
     def history(self, history: pd.DataFrame) -> str:
-        if history.empty:
-            return ""
         ends = history.sort_values("updates").groupby(["group", "metric", "site", "layer"], sort=False)["mean"]
         words = "; ".join(
             f"{' '.join(map(str, key))}: {values.iloc[0]:.3g} to {values.iloc[-1]:.3g}" for key, values in ends
