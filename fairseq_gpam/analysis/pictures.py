@@ -60,13 +60,9 @@ def curves(records: pd.DataFrame, chosen: Sequence[str], checkpoints: Sequence[s
             rows = records[(records.metric == metric) & (records.site == site) & records["head"].isna()]
             middle = "median" if definition.logarithmic else "mean"
             series = _lines(rows, "layer", middle, places, checkpoints, bool((rows["count"] > 1).any()))
-            panel = Panel(
-                f"{definition.label}\n{SITES[site]}",
-                "layer",
-                series=series,
-                logarithmic=definition.logarithmic,
-                names=drawing.LAYER_NAMES,
-            )
+            title = f"{definition.label}\n{SITES[site]}"
+            logarithmic = definition.logarithmic
+            panel = Panel(title, "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES)
             shown.append(panel if series else None)
     return panels(shown, columns=len(chosen))
 
@@ -92,15 +88,12 @@ def log_log(fits: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figur
         if fit["slope"] is not None:
             line = [(depth, fit["intercept"] + fit["slope"] * (depth + 1)) for depth, _ in points]
             heights.append(Series(points=line, **{**style, "label": "", "marker": ""}))
-    titles = ("residual ratio (mean token)", "log(−log r): a straight rising line is\ndoubly exponential decay")
-    return panels(
-        [
-            Panel(title, "layer", series=series, logarithmic=logarithmic, names=drawing.LAYER_NAMES)
-            for title, series, logarithmic in zip(titles, (ratios, heights), (True, False), strict=True)
-        ],
-        columns=2,
-        size=WIDE,
-    )
+    rising = "log(−log r): a straight rising line is\ndoubly exponential decay"
+    shown = [
+        Panel("residual ratio (mean token)", "layer", series=ratios, logarithmic=True, names=drawing.LAYER_NAMES),
+        Panel(rising, "layer", series=heights, names=drawing.LAYER_NAMES),
+    ]
+    return panels(shown, columns=2, size=WIDE)
 
 
 def paths(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> Figure:
@@ -122,15 +115,8 @@ def path_losses(rows: Sequence[dict[str, Any]], checkpoints: Sequence[str]) -> F
     """Returns loss and share of correct tokens against the greatest number of attentions on the paths that are kept."""
     frame = pd.DataFrame(rows).assign(variant="full")
     titles = {"loss": "loss (nats per token)", "right": "share of tokens predicted correctly"}
-    shown = [
-        Panel(
-            title,
-            "attentions on a path, at most",
-            "",
-            _lines(frame, "length", column, _places(frame), checkpoints, False),
-        )
-        for column, title in titles.items()
-    ]
+    lines = {column: _lines(frame, "length", column, _places(frame), checkpoints, False) for column in titles}
+    shown = [Panel(title, "attentions on a path, at most", "", lines[column]) for column, title in titles.items()]
     return panels(shown, columns=2, size=WIDE)
 
 
@@ -147,17 +133,10 @@ def token_map(values: np.ndarray, outputs: Sequence[str], given: Sequence[str], 
     """Returns a non-negative map, output tokens by input tokens, each row scaled to its largest value."""
     largest = values.max(axis=1, keepdims=True)
     shares = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
+    shown = [WeightMap(title, shares, outputs, given)]
     words = ("token of the output", "given token")
     side = max(2.0, 0.2 * len(given))
-    return drawing.maps(
-        [WeightMap(title, shares, outputs, given)],
-        1,
-        1.0,
-        side=side,
-        colours="Reds",
-        axis_labels=words,
-        scale="row maximum = 1",
-    )
+    return drawing.maps(shown, 1, 1.0, side=side, colours="Reds", axis_labels=words, scale="row maximum = 1")
 
 
 def lambda_history(rows: pd.DataFrame) -> Figure:
