@@ -16,19 +16,6 @@ from matplotlib.figure import Figure
 
 from fairseq_gpam.analysis.drawing import STYLE
 
-CSS = """
-figure.picture { margin: 0 0 14px; container-type: inline-size; }
-figure.picture .scroll { overflow-x: auto; }
-figure.picture svg { display: block; width: var(--natural); max-width: 100%; height: auto; margin: 0 auto; }
-figure.picture .hint { display: none; }
-@media (max-width: 700px) {
-  figure.picture svg { max-width: none; }
-  figure.picture .hint { display: block; overflow: hidden; margin: 0; font-size: .87rem; font-weight: 600;
-    height: clamp(0px, calc((var(--natural) - 100cqi) * 999), 1.5em); }
-}
-"""
-"""Pictures keep their size on narrow screens, so that labels stay readable, and say that they can be scrolled."""
-
 
 def svg(figure: Figure, name: str, alt: str = "") -> str:
     """Returns a figure as SVG, with the weight of every cell of a map shown on hover.
@@ -68,7 +55,7 @@ def _cell_titles(axes: Axes, words_at: Callable[[float, float], str]) -> str:
 
 
 def html_figure(figure: Figure, name: str, alt: str, caption: str = "", path: Path | None = None) -> str:
-    """Returns a figure as a part of a page whose style has `CSS`, all texts escaped; also writes it to `path`."""
+    """Returns a figure as a part of a page that extends page.html.j2, all texts escaped; also writes it to `path`."""
     natural = round(96 * figure.get_size_inches()[0])
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     drawn = svg(figure, name, alt)
@@ -92,7 +79,7 @@ def render(package: str, template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(css=CSS, **values) + "\n"
+    return environment.get_template(template).render(**values) + "\n"
 
 
 def write(figure: Figure, path: Path) -> None:
