@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from fairseq_gpam.analysis.definitions import SWITCHES
 from fairseq_gpam.arguments import positive, seed, whole
@@ -101,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_libraries()
     import torch
 
+    import fairseq_gpam
+    from fairseq_gpam import engine
     from fairseq_gpam.analysis import loading, report
     from fairseq_gpam.analysis.attribution import describe_deletions
     from fairseq_gpam.analysis.collect import Measurement, collect
@@ -110,8 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     start = time.time()
     architectures = fresh_models(arguments.arch)
-    count = len(arguments.checkpoints) + len(architectures)
-    if count == 0:
+    models = [*arguments.checkpoints, *architectures]
+    if not models:
         sys.exit("nothing to analyze: name a CHECKPOINT, or a fresh model with --arch")
     for path in arguments.checkpoints:
         if not Path(path).is_file():
@@ -119,33 +120,25 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(arguments.out)
     if arguments.only_without and not arguments.without:
         sys.exit("--only-without is not allowed without --without")
-    if arguments.names and len(arguments.names) != count:
-        sys.exit(f"--names has {len(arguments.names)} names, but there are {count} models")
-    given = arguments.names or [*loading.short_names(arguments.checkpoints), *architecture_names(architectures)]
+    if arguments.names and len(arguments.names) != len(models):
+        sys.exit(f"--names has {len(arguments.names)} names, but there are {len(models)} models")
+    names = arguments.names or [*loading.short_names(arguments.checkpoints), *architecture_names(architectures)]
 
     variants: list[tuple[str, ...]] = [] if arguments.only_without else [()]
     variants += [tuple(part for part in SWITCHES if part in chosen) for chosen in arguments.without]
+    frozen = [name for name in ("operator", "path-loss") if getattr(arguments, name.replace("-", "_"))]
     measurements: list[Measurement] = []
-    for number, name in enumerate(given):
-        if number < len(arguments.checkpoints):
-            loaded = loading.from_checkpoint(arguments.checkpoints[number], arguments.data, name)
+    for model, name in zip(models, names, strict=True):
+        if isinstance(model, str):
+            loaded = loading.from_checkpoint(model, arguments.data, name)
         else:
-            flags = architectures[number - len(arguments.checkpoints)]
-            loaded = loading.from_architecture(flags, arguments.data, name, arguments.seed)
+            loaded = loading.from_architecture(model, arguments.data, name, arguments.seed)
         samples = loading.choose_samples(loaded, arguments.subset, arguments.samples)
         near_16_tokens = sorted(samples.numbers, key=lambda sample: (abs(samples.length(sample) - 16), sample))
         with_maps = near_16_tokens[: arguments.maps]
-        frozen = [name for name in ("operator", "path-loss") if getattr(arguments, name.replace("-", "_"))]
         for variant in dict.fromkeys(variants):
             measurement = collect(
-                loaded,
-                samples,
-                variant,
-                arguments.batch_size,
-                with_maps,
-                paths=arguments.paths,
-                seed=arguments.seed,
-                frozen=frozen,
+                loaded, samples, variant, arguments.batch_size, with_maps, arguments.paths, arguments.seed, frozen
             )
             measurements.append(measurement)
             logger.info(f"{name}, {measurement.variant}: loss {measurement.loss:.4g} ({time.time() - start:.0f} s)")
@@ -154,14 +147,14 @@ def run(arguments: argparse.Namespace) -> int:
             for option, reason in measurement.refusals.items():
                 logger.warning(f"{name} has no --{option}: {reason}")
 
-    settings: dict[str, Any] = {
+    settings = {
         "data": Path(arguments.data).name,
         "subset": arguments.subset,
         "samples": measurements[0].num_samples,
         "seed": arguments.seed,
         "batch_size": arguments.batch_size,
         "without": [list(variant) for variant in variants],
-        "versions": versions(),
+        "versions": {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()},
     }
     page = report.write_report(measurements, arguments.out, settings)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
@@ -184,10 +177,3 @@ def architecture_names(architectures: list[list[str]]) -> list[str]:
             name += "'"
         names.append(name)
     return names
-
-
-def versions() -> dict[str, str]:
-    import fairseq_gpam
-    from fairseq_gpam import engine
-
-    return {"fairseq_gpam": fairseq_gpam.__version__, **engine.versions()}
