@@ -93,8 +93,8 @@ def main() -> int:
     }
     for what in ("stock", "softmax:auto", "dagpam:auto"):
         for length in (64,) if arguments.tiny else (512, 2048):
-            measured = memory.measure(what, length, 0.0, device, "float32" if arguments.tiny else "bfloat16")
-            results["memory"].append({"what": what, "length": length, "mebibytes": measured["mebibytes"]})
+            mebibytes = memory.measure(what, length, 0.0, device, "float32" if arguments.tiny else "bfloat16")
+            results["memory"].append({"what": what, "length": length, "mebibytes": mebibytes})
     for case in cases(shapes, with_models=not arguments.tiny):
         # A third of the time is kept for the tests.
         if time.monotonic() > end - (0 if arguments.tiny else arguments.seconds / 3):

@@ -146,7 +146,7 @@ def measure_memory(candidates: list[Candidate], device: str, dtype: str) -> list
             # Stock with dropout, and the reference, allocate T × T matrices, which take gigabytes at 8192 tokens.
             square = (what == "stock" and dropout > 0) or what.endswith(":reference")
             lengths = [n for n in memory.LENGTHS if n <= 4096 or not square]
-            mebibytes = [memory.measure(what, length, dropout, device, dtype)["mebibytes"] for length in lengths]
+            mebibytes = [memory.measure(what, length, dropout, device, dtype) for length in lengths]
             slope = exponent(lengths[1:], [max(amount, 0.1) for amount in mebibytes[1:]])
             amounts = "".join(f"{amount:8.0f}" for amount in mebibytes)
             print(f"{f'{what}, attention dropout {dropout:g}':64}{amounts}  {slope:.2f}", flush=True)
@@ -173,10 +173,9 @@ def measure_scaling(candidates: list[Candidate], pairs: int, device: str, dtype:
         row: dict[str, Any] = {**vars(candidate), "lengths": list(SCALING_LENGTHS)}
         row |= {key: [ratio[key] for ratio in measured] for key in ("stock_seconds", "our_seconds")}
         row["ratios"] = [ratio["median"] for ratio in measured]
-        long = [index for index, length in enumerate(SCALING_LENGTHS) if length >= 512]
+        long = SCALING_LENGTHS.index(512)
         for whose in ("stock", "our"):
-            seconds = [row[f"{whose}_seconds"][index] for index in long]
-            row[f"{whose}_exponent"] = exponent([SCALING_LENGTHS[index] for index in long], seconds)
+            row[f"{whose}_exponent"] = exponent(row["lengths"][long:], row[f"{whose}_seconds"][long:])
         print(f"exponent from 512 tokens on: stock {row['stock_exponent']:.2f}, ours {row['our_exponent']:.2f}")
         rows.append(row)
     return rows
