@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Prepares the Penn Treebank for the task ptb-lm.
-# Arguments: prepare-ptb.sh --help, or python -m fairseq_gpam prepare --help.
+# Prepares the Penn Treebank for the task ptb-lm; --help lists the arguments.
 
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 run_command prepare ptb-lm "$@"

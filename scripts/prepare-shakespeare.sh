@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Prepares Shakespeare's works for the task shakespeare-lm.
-# Arguments: prepare-shakespeare.sh --help, or python -m fairseq_gpam prepare --help.
+# Prepares Shakespeare's works for the task shakespeare-lm; --help lists the arguments.
 
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 run_command prepare shakespeare-lm "$@"
