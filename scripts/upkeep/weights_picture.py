@@ -16,7 +16,6 @@ from fairseq_gpam.analysis.drawing import WeightMap
 def weight_map(checkpoint: str, title: str, given: argparse.Namespace) -> WeightMap:
     """Returns the signed weights of the chosen head of a checkpoint, NaN where masked."""
     loaded = loading.from_checkpoint(checkpoint, given.data, title)
-    loaded.model.eval()
     loaded.task.load_dataset(given.subset)
     samples = loading.Samples(loaded.task.dataset(given.subset), [given.sample])
     maps = collect_maps(Measurement(loaded, ()), samples, given.sample)
