@@ -11,14 +11,7 @@ from torch import Tensor
 import card_pages
 from fairseq_gpam import options
 from fairseq_gpam.analysis import drawing, embed
-from fairseq_gpam.attention import (
-    REGISTRY,
-    SITES,
-    AttentionInput,
-    AttentionMask,
-    Site,
-    build_mechanism,
-)
+from fairseq_gpam.attention import REGISTRY, SITES, AttentionInput, AttentionMask, Site, build_mechanism
 from fairseq_gpam.attention.core.presets import PRESETS
 from fairseq_gpam.info import LENGTH
 from fairseq_gpam.lab.experiments import sections
@@ -189,17 +182,8 @@ def page_text() -> str:
     stock = 4 * (EMBED_DIM * EMBED_DIM + EMBED_DIM)
     settings = options.resolve(argparse.Namespace())
     softmax = costs.measure("softmax", settings, EMBED_DIM, NUM_HEADS, LENGTH).multiply_adds
-    lines = [
-        HEADER.format(
-            embed_dim=EMBED_DIM,
-            num_heads=NUM_HEADS,
-            stock=stock,
-            sentence=" ".join(SENTENCE),
-            length=LENGTH,
-            softmax=softmax,
-            cards=overview_text(),
-        ),
-    ]
+    sizes = {"embed_dim": EMBED_DIM, "num_heads": NUM_HEADS, "length": LENGTH, "stock": stock, "softmax": softmax}
+    lines = [HEADER.format(**sizes, sentence=" ".join(SENTENCE), cards=overview_text())]
     rows = []
     for name in sorted({*REGISTRY, *PRESETS}):
         told, measured = costs.facts(name), costs.measure(name, settings, EMBED_DIM, NUM_HEADS, LENGTH)
@@ -222,15 +206,11 @@ def page_text() -> str:
     lines += [sections.markdown_table(COLUMNS, rows), ""]
     for name, mechanism in sorted(REGISTRY.items()):
         lines += [f"## {name}", "", " ".join((mechanism.__doc__ or "").split()), ""]
-        lines += [
-            f"- {mechanism.formula}",
-            f"- source: {mechanism.source}",
-            f"- work on T × S matrices: {mechanism.cost}",
-        ]
+        lines += [f"- {mechanism.formula}", f"- source: {mechanism.source}"]
+        lines += [f"- work on T × S matrices: {mechanism.cost}"]
         if mechanism.neutral is None:
             lines.append(f"- no neutral setting: {mechanism.why_never_neutral}")
-        for option in mechanism.options:
-            lines.append(f"- `{option.flag}`: {option_text(option)}")
+        lines += [f"- `{option.flag}`: {option_text(option)}" for option in mechanism.options]
         lines += ["", *card_lines(name)]
     for name, preset in sorted(PRESETS.items()):
         lines += [f"## {name}", "", f"A preset, a name for `{preset.flags()}`.", ""]
