@@ -89,10 +89,9 @@ def rows(task: str, repository: Path, names: tuple[str, ...] = (), seeds: tuple[
         of_name = [run for run in runs if run.name == name and (not seeds or run.seed in seeds)]
         lines = [(run.seed, tables.row_of(run)) for run in of_name]
         if names or name in keep.EXPECTED:
-            missing = [seed for seed in seeds if seed not in {run.seed for run in of_name}]
+            missing = {*seeds} - {run.seed for run in of_name}
             lines += [(seed, tables.Row(name, str(seed))) for seed in missing]
-        if not lines and not seeds and (names or name in keep.EXPECTED):
-            lines = [(0, tables.Row(name, "–"))]
+            lines = lines or [(0, tables.Row(name, "–"))]
         shown += [row for _, row in sorted(lines, key=lambda line: line[0])]
     return shown
 
