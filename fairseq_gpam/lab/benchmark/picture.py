@@ -1,4 +1,4 @@
-"""What the pictures of the benchmark show; `analysis.drawing` draws them."""
+"""What the pictures of the benchmark show; `analysis.drawing` draws them. Without matplotlib, it cannot be imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,29 +6,27 @@ from typing import Any
 
 from fairseq_gpam.lab.benchmark.shapes import label
 
+try:
+    from matplotlib.figure import Figure
+
+    from fairseq_gpam.analysis.drawing import COLOURS, Effect, Panel, Series, forest, look, panels
+    from fairseq_gpam.analysis.embed import write
+except ImportError as error:
+    raise ImportError("--picture needs matplotlib: pip install 'fairseq-gpam[analysis]'") from error
+
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:
-    """Draws ratios with quartiles to `path`, and what was measured by length to a second file; returns both paths.
-
-    Raises ImportError with the command that installs it if matplotlib is missing.
-    """
-    try:
-        from fairseq_gpam.analysis import embed
-    except ImportError as error:
-        raise ImportError("--picture needs matplotlib: pip install 'fairseq-gpam[analysis]'") from error
-
+    """Draws ratios with quartiles to `path`, and what was measured by length to a second file; returns both paths."""
     figures = {path: ratios(results)} if results["ratios"] else {}
     if results["memory"] or results["scaling"]:
         figures[path.with_stem(f"{path.stem}-by-length")] = by_length(results["memory"], results["scaling"])
     for file, figure in figures.items():
-        embed.write(figure, file)
+        write(figure, file)
     return list(figures)
 
 
-def ratios(results: dict[str, Any]) -> Any:
+def ratios(results: dict[str, Any]) -> Figure:
     """Returns the figure of every ratio's median and quartiles, the fastest first."""
-    from fairseq_gpam.analysis.drawing import COLOURS, Effect, forest
-
     candidates = list(dict.fromkeys(_candidate(row) for row in results["ratios"]))
     effects = [
         Effect(
@@ -46,10 +44,8 @@ def ratios(results: dict[str, Any]) -> Any:
     return forest(effects, heading, note, sides=("faster", "slower"), reference=1.0)
 
 
-def by_length(memory: Sequence[dict[str, Any]], scaling: Sequence[dict[str, Any]]) -> Any:
+def by_length(memory: Sequence[dict[str, Any]], scaling: Sequence[dict[str, Any]]) -> Figure:
     """Returns the figure of peak memory and of time against the number of tokens, as far as they were measured."""
-    from fairseq_gpam.analysis.drawing import Panel, Series, look, panels
-
     lines: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
         "peak memory of the core in training, MiB": {
             f"{row['what']}, dropout {row['dropout']:g} (T^{row['exponent']:.2f})": (row["lengths"], row["mebibytes"])
