@@ -57,20 +57,13 @@ def by_length(memory: Sequence[dict[str, Any]], scaling: Sequence[dict[str, Any]
             for whose in ("stock", "our")
         },
     }
-    shown = [
-        Panel(
-            title,
-            "tokens",
-            series=[
-                Series(label, list(zip(*line, strict=True)), **look(number))
-                for number, (label, line) in enumerate(measured.items())
-            ],
-            logarithmic=True,
-            logarithmic_x=True,
-        )
-        for title, measured in lines.items()
-        if measured
-    ]
+    shown = []
+    for title, measured in lines.items():
+        series = [
+            Series(name, list(zip(*line, strict=True)), **look(n)) for n, (name, line) in enumerate(measured.items())
+        ]
+        if series:
+            shown.append(Panel(title, "tokens", series=series, logarithmic=True, logarithmic_x=True))
     return panels(shown, columns=2, size=(4.5, 3.0))
 
 
