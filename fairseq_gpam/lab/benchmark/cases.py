@@ -24,7 +24,6 @@ from fairseq_gpam.modules import install_attention
 
 VOCABULARY = 10_000
 
-
 Build = Callable[[Candidate], tuple[Step, Step]]
 """Returns the steps to time, stock fairseq's and this package's."""
 

@@ -34,9 +34,7 @@ def measure(what: str, length: int, dropout: float, device: str = "cpu", dtype: 
 def _reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
+    elif (clear := Path("/proc/self/clear_refs")).exists():
         clear.write_text("5")
 
 
