@@ -17,13 +17,7 @@ from fairseq_gpam.analysis.operator import OperatorError
 from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.analysis.short_paths import mean_path_losses
 from fairseq_gpam.attention.core.measures import first_head, lambdas
-from fairseq_gpam.modules.listener import (
-    AttentionCall,
-    AttentionPlace,
-    HiddenStates,
-    distinct_heads,
-    find_attentions,
-)
+from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, HiddenStates, distinct_heads, find_attentions
 
 Key = tuple[str, str, int, int | None]
 

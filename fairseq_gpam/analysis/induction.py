@@ -21,9 +21,7 @@ def previous_token_score(weights: Tensor, visible: Tensor | None = None) -> Tens
 
 
 @metric(
-    "induction score",
-    "mean weight of a query on the tokens that followed earlier occurrences of its own token",
-    OLSSON,
+    "induction score", "mean weight of a query on the tokens that followed earlier occurrences of its own token", OLSSON
 )
 def induction_score(weights: Tensor, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
     """Returns the mean over the queries whose token occurred before.

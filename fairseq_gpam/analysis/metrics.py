@@ -149,10 +149,7 @@ def spectral_gap(weights: Tensor, visible: Tensor | None = None) -> Tensor:
 
 
 @metric(
-    "sink rate",
-    "share of maps whose first token has a weight above 0.3, averaged over the rows",
-    GU,
-    name="sink_rate",
+    "sink rate", "share of maps whose first token has a weight above 0.3, averaged over the rows", GU, name="sink_rate"
 )
 def sink(weights: Tensor, visible: Tensor | None = None, threshold: float = 0.3) -> Tensor:
     """Returns 1 if the weight on the first visible key, averaged over the rows, is above `threshold`, else 0.
