@@ -20,6 +20,7 @@ from fairseq_gpam.attention.core.measures import first_head, lambdas
 from fairseq_gpam.modules.listener import AttentionCall, AttentionPlace, HiddenStates, distinct_heads, find_attentions
 
 Key = tuple[str, str, int, int | None]
+Place = AttentionPlace | AttentionCall | HiddenStates
 
 
 @dataclass
@@ -81,14 +82,14 @@ class Measurement:
     def model_and_setting(self) -> dict[str, Any]:
         return {"checkpoint": self.loaded.name, "variant": self.variant}
 
-    def add(self, metric: str, site: str, layer: int, values: Tensor, head: int | None = None) -> None:
-        self.values[metric, site, layer, head].extend(values.detach().double().flatten().tolist())
+    def add(self, metric: str, place: Place, values: Tensor, head: int | None = None) -> None:
+        self.values[metric, place.site, place.layer, head].extend(values.detach().double().flatten().tolist())
 
     def add_heads(self, metric: str, place: AttentionPlace, by_head: Tensor, first: int = 0) -> None:
         """Adds the mean over the heads, and each head's values, one for each sample (B × H) or in all (H)."""
-        self.add(metric, place.site, place.layer, by_head.nanmean(dim=-1))
+        self.add(metric, place, by_head.nanmean(dim=-1))
         for head in range(by_head.size(-1)):
-            self.add(metric, place.site, place.layer, by_head[..., head], first + head + 1)
+            self.add(metric, place, by_head[..., head], first + head + 1)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
@@ -185,34 +186,26 @@ def measure_samples(measurement: Measurement, batches: Sequence[dict[str, Any]])
     measurement.loss = total_loss / measurement.sample_size
     for (place, name, weight), gradient in zip(weights, gradients, strict=True):
         norm = gradient.double().norm() / measurement.sample_size
-        measurement.add(f"{name}_gradient", place.site, place.layer, norm)
-        measurement.add(f"{name}_gradient_relative", place.site, place.layer, norm / weight.detach().double().norm())
+        measurement.add(f"{name}_gradient", place, norm)
+        measurement.add(f"{name}_gradient_relative", place, norm / weight.detach().double().norm())
 
 
 @torch.no_grad()
 def measure_states(measurement: Measurement, event: HiddenStates) -> None:
     states, tokens = event.states.double(), event.tokens
-    _measure_tokens(measurement, event.site, event.layer, states, tokens, "")
-    argmin = metrics.residual_ratio_argmin(event.states, tokens)
-    measurement.add("residual_ratio_argmin", event.site, event.layer, argmin)
+    _measure_tokens(measurement, event, states, "")
+    measurement.add("residual_ratio_argmin", event, metrics.residual_ratio_argmin(event.states, tokens))
     massive = metrics.massive_activations(states, tokens)
     for rank in range(massive.size(-1)):
-        measurement.add(f"massive_activation_{rank + 1}", event.site, event.layer, massive[..., rank])
-    measurement.add("kurtosis", event.site, event.layer, metrics.kurtosis(states, tokens))
+        measurement.add(f"massive_activation_{rank + 1}", event, massive[..., rank])
+    measurement.add("kurtosis", event, metrics.kurtosis(states, tokens))
 
 
-def _measure_tokens(
-    measurement: Measurement, site: str, layer: int, states: Tensor, tokens: Tensor, prefix: str
-) -> None:
-    stable, effective = metrics.ranks(states, tokens)
-    for name, value in (
-        ("residual_norm", metrics.residual_norm(states, tokens)),
-        ("residual_ratio", metrics.residual_ratio(states, tokens)),
-        ("mean_cosine", metrics.mean_cosine(states, tokens)),
-        ("stable_rank", stable),
-        ("effective_rank", effective),
-    ):
-        measurement.add(prefix + name, site, layer, value)
+def _measure_tokens(measurement: Measurement, event: AttentionCall | HiddenStates, states: Tensor, prefix: str) -> None:
+    for function in (metrics.residual_norm, metrics.residual_ratio, metrics.mean_cosine):
+        measurement.add(prefix + function.__name__, event, function(states, event.tokens))
+    for name, value in zip(("stable_rank", "effective_rank"), metrics.ranks(states, event.tokens), strict=True):
+        measurement.add(prefix + name, event, value)
 
 
 @torch.no_grad()
@@ -241,8 +234,8 @@ def measure_attention(measurement: Measurement, event: AttentionCall, token_ids:
         measurement.add_heads(name, event.place, values, first_head(event.place.module, name))
     distinct = distinct_heads(event.place.module)
     redundancy = metrics.head_redundancy(weights[:, distinct], visible.expand(weights.shape)[:, distinct])
-    measurement.add("head_redundancy", event.site, event.layer, redundancy)
-    _measure_tokens(measurement, event.site, event.layer, event.output.double(), event.tokens, "attention_output_")
+    measurement.add("head_redundancy", event, redundancy)
+    _measure_tokens(measurement, event, event.output.double(), "attention_output_")
 
 
 @torch.no_grad()
@@ -259,7 +252,7 @@ def measure_parameters(measurement: Measurement) -> None:
             if values.numel() > 1:
                 measurement.add_heads(name, place, values, first_head(module, name))
             else:
-                measurement.add(name, place.site, place.layer, values)
+                measurement.add(name, place, values)
 
 
 def measure_copying(measurement: Measurement) -> None:
