@@ -81,8 +81,7 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
         "settings": settings,
         "runs": [
             {
-                "checkpoint": measurement.loaded.name,
-                "variant": measurement.variant,
+                **measurement.model_and_setting,
                 "origin": measurement.loaded.origin,
                 "arch": measurement.loaded.arch,
                 "updates": measurement.loaded.updates,
