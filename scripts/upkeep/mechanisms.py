@@ -247,7 +247,6 @@ def example_weights(name: str) -> Tensor:
     v, x = gauss(1, heads, length, width), gauss(1, length, heads * width)
     settings = options.resolve(argparse.Namespace())
     shared: dict[tuple[object, ...], object] = {}
-    weights: Tensor | None = None
     # Decoder-only mechanisms are drawn with a causal mask.
     mask = AttentionMask(causal=sites == ("decoder",))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
