@@ -17,7 +17,7 @@ from fairseq_gpam.analysis.definitions import SWITCHES
 from fairseq_gpam.arguments import positive, seed, whole
 from fairseq_gpam.errors import check_folder
 
-LIBRARIES = {"matplotlib": "matplotlib", "jinja2": "jinja2", "pandas": "pandas"}
+LIBRARIES = ("matplotlib", "jinja2", "pandas")
 
 logger = logging.getLogger("fairseq_gpam.analyze")
 
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_libraries() -> None:
     """Raises SystemExit with the command to run if a library of the extra `analysis` is missing."""
-    missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"analyze needs {', '.join(missing)}: pip install 'fairseq-gpam[analysis]'")
 
