@@ -132,14 +132,9 @@ def panels(
             if panel is None:
                 continue
             row, column = divmod(number, columns)
-            axes = figure.add_axes(
-                (
-                    (left + column * (width + beside)) / total_width,
-                    1 - (top + above + row * (height + between) + height) / total_height,
-                    width / total_width,
-                    height / total_height,
-                )
-            )
+            across = (left + column * (width + beside)) / total_width
+            up = 1 - (top + above + row * (height + between) + height) / total_height
+            axes = figure.add_axes((across, up, width / total_width, height / total_height))
             _draw_panel(axes, panel)
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
@@ -209,13 +204,8 @@ def _label_linear(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
 def _label_logarithmic(axis: Any) -> None:
     """Labels a logarithmic axis with at least two plain, distinct numbers; matplotlib's own may have none."""
     low, high = sorted(axis.get_view_interval())
-    locators = (
-        LogLocator(numticks=6),
-        LogLocator(subs=(1, 3)),
-        LogLocator(subs=(1, 2, 5)),
-        MaxNLocator(5, steps=[1, 2, 5, 10]),
-    )
-    for locator in locators:
+    powers = (LogLocator(numticks=6), LogLocator(subs=(1, 3)), LogLocator(subs=(1, 2, 5)))
+    for locator in (*powers, MaxNLocator(5, steps=[1, 2, 5, 10])):
         ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
         if 3 <= len(ticks) <= 7:
             break
