@@ -28,16 +28,11 @@ def draw(results: dict[str, Any], path: Path) -> list[Path]:
 def ratios(results: dict[str, Any]) -> Figure:
     """Returns the figure of every ratio's median and quartiles, the fastest first."""
     candidates = list(dict.fromkeys(_candidate(row) for row in results["ratios"]))
-    effects = [
-        Effect(
-            f"{_candidate(row)}, {label(row)}",
-            row["median"],
-            (row["lower"], row["upper"]),
-            f"{row['median']:.3f}",
-            COLOURS[candidates.index(_candidate(row)) % len(COLOURS)],
-        )
-        for row in results["ratios"]
-    ]
+    effects = []
+    for row in results["ratios"]:
+        name = f"{_candidate(row)}, {label(row)}"
+        colour = COLOURS[candidates.index(_candidate(row)) % len(COLOURS)]
+        effects.append(Effect(name, row["median"], (row["lower"], row["upper"]), f"{row['median']:.3f}", colour))
     machine = results["machine"]
     note = f"{machine['processor']}, {machine['threads']} thread(s), commit {machine['commit']}"
     heading = "time / stock fairseq, median and quartiles"
