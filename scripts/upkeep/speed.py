@@ -46,14 +46,10 @@ def memory(measured: Row) -> str:
 def growth(measured: Row) -> str:
     """Returns a table of a decoding step's time, relative to the first length, and of the cache's size in KiB."""
     first, *lengths = measured["growth"][0]["lengths"]
-    rows = [
-        [
-            f"`{row['spec']}`",
-            *(_quartiles(ratio) for ratio in row["ratios"]),
-            " → ".join(f"{size / 1024:,.0f}" for size in row["bytes"]),
-        ]
-        for row in measured["growth"]
-    ]
+    rows = []
+    for row in measured["growth"]:
+        kept = " → ".join(f"{size / 1024:,.0f}" for size in row["bytes"])
+        rows.append([f"`{row['spec']}`", *map(_quartiles, row["ratios"]), kept])
     head = [f"time after {length:,} / after {first:,}" for length in lengths]
     return markdown_table(["mechanism", *head, "KiB kept"], rows)
 
