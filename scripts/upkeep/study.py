@@ -102,11 +102,8 @@ def section(
     folder = repository / FOLDER / name
     chosen = grid.load(folder / "grid.toml")
     known = [quantity.key for quantity in compare.QUANTITIES]
-    for option, given, allowed in (
-        ("tasks", tasks, chosen.tasks),
-        ("measures", measures, known),
-        ("show", show, ALL_PARTS),
-    ):
+    choices = (("tasks", tasks, chosen.tasks), ("measures", measures, known), ("show", show, ALL_PARTS))
+    for option, given, allowed in choices:
         unknown = [word for word in given if word not in allowed]
         if unknown:
             raise ChoiceError(f"{option} has {unknown[0]!r}; allowed: {', '.join(allowed)}")
