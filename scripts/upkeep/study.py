@@ -47,7 +47,6 @@ class Group:
     """The runs of one task (and learning rate) of a study that count, by arm, and what is said about the others."""
 
     title: str
-    task: str
     file: str
     recipe: recipes.Task
     by_arm: dict[str, list[Run]]
@@ -81,10 +80,8 @@ def groups(chosen: grid.Grid, repository: Path) -> Iterator[Group]:
             remarks.append(f"Not counted, because their command line is not the grid's: {'. '.join(others)}.")
         names = {run.name for runs in arms.values() for run in runs}
         remarks += compare.not_counted([run for run in kept if run.name in names])
-        title = compare.title(task, rate)
-        recipe = recipes.of_runs(task)
         file = task if rate is None else f"{task}_lr{stages.rate_text(rate)}"
-        yield Group(title, recipe.name, file, recipe, by_arm, tuple(remarks))
+        yield Group(compare.title(task, rate), file, recipes.of_runs(task), by_arm, tuple(remarks))
 
 
 def section(
@@ -110,7 +107,7 @@ def section(
     parts: list[str] = []
     pictures: dict[Path, str] = {}
     for group in groups(chosen, repository):
-        if tasks and group.task not in tasks:
+        if tasks and group.recipe.name not in tasks:
             continue
         for file, shown in sections_of(group, chosen, measures or known, show):
             parts += [f"**{shown.title}**"] if shown.title else []
