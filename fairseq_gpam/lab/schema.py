@@ -33,13 +33,9 @@ WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     bool: "true or false",
-    None: "null",
-    types.NoneType: "null",
     dict: "a table",
     list: "a list",
     tuple: "a list",
-    set: "a list",
-    frozenset: "a list",
     Any: "anything",
 }
 PLURALS = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers", "a table": "tables"}
@@ -93,9 +89,7 @@ def check(value: Any, kind: type[T], where: str) -> T:
 def explain(value: Any, kind: Any, error: Exception, outer: str = "") -> str:
     """Returns what is wrong with a value that msgspec refused, and with which key of it."""
     for child, inner, name in _children(value, kind):
-        try:
-            msgspec.convert(child, inner)
-        except msgspec.ValidationError as cause:
+        if cause := _refusal(child, inner):
             return explain(child, inner, cause, _join(outer, name))
     constrained, kind = kind, _alternative(value, kind)
     if _is_structure(kind) and isinstance(value, dict):
@@ -106,10 +100,12 @@ def explain(value: Any, kind: Any, error: Exception, outer: str = "") -> str:
         for name, field in fields.items():
             if field.required and name not in value:
                 return f"{_join(outer, name)} is missing; allowed: {words(field.type)}"
-        return f"{outer}: {_cause(error)}" if outer else _cause(error)
-    wrong = next((name for name in value if not _fits(name, get_args(kind)[0])), None) if _is_map(value, kind) else None
-    if wrong is not None:
-        return f"{_join(outer, wrong)} is no allowed name; allowed: {words(get_args(kind)[0])}"
+        reason = str(error.__cause__ or error)
+        return f"{outer}: {reason}" if outer else reason
+    if _is_map(value, kind):
+        for name in value:
+            if _refusal(name, get_args(kind)[0]):
+                return f"{_join(outer, name)} is no allowed name; allowed: {words(get_args(kind)[0])}"
     known = choices(constrained)
     return f"{outer or 'it'} is {show(value)}; {allowed(value, known) if known else f'allowed: {words(constrained)}'}"
 
@@ -124,7 +120,7 @@ def words(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         # A key that may be null may be left out, which is what a user of a file without null can do.
         return " or ".join(dict.fromkeys(words(inner) for inner in arguments if inner is not types.NoneType))
-    if origin in (list, tuple, set, frozenset) and arguments:
+    if origin in (list, tuple) and arguments:
         entries = words(arguments[0])
         return f"a list of {PLURALS[entries]}" if entries in PLURALS else f"a list, each entry {entries}"
     return WORDS.get(origin or kind, "a table" if _is_structure(kind) else str(kind))
@@ -181,10 +177,6 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _cause(error: Exception) -> str:
-    return str(error.__cause__ or error)
-
-
 def _children(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Yields the values inside a value with their types and their keys or positions, as far as the type knows them."""
     kind = _alternative(value, kind)
@@ -197,7 +189,7 @@ def _children(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
     elif isinstance(value, list) and get_origin(kind) is tuple and Ellipsis not in arguments:
         if len(value) == len(arguments):
             yield from ((child, arguments[at], at) for at, child in enumerate(value))
-    elif isinstance(value, list) and get_origin(kind) in (list, tuple, set, frozenset) and arguments:
+    elif isinstance(value, list) and get_origin(kind) in (list, tuple) and arguments:
         yield from ((child, arguments[0], at) for at, child in enumerate(value))
 
 
@@ -210,7 +202,7 @@ def _alternative(value: Any, kind: Any) -> Any:
         inner = [_alternative(value, argument) for argument in arguments]
         shapes = [option for option in inner if _is_structure(option) or get_origin(option) is dict]
         if isinstance(value, list):
-            shapes = [option for option in inner if get_origin(option) in (list, tuple, set, frozenset)]
+            shapes = [option for option in inner if get_origin(option) in (list, tuple)]
         return shapes[0] if shapes and isinstance(value, (dict, list)) else kind
     return kind
 
@@ -223,12 +215,12 @@ def _is_map(value: Any, kind: Any) -> bool:
     return isinstance(value, dict) and get_origin(kind) is dict
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _refusal(value: Any, kind: Any) -> msgspec.ValidationError | None:
     try:
         msgspec.convert(value, kind)
-    except msgspec.ValidationError:
-        return False
-    return True
+    except msgspec.ValidationError as error:
+        return error
+    return None
 
 
 def _constrained(kind: Any, constraints: list[msgspec.Meta]) -> str:
@@ -237,11 +229,8 @@ def _constrained(kind: Any, constraints: list[msgspec.Meta]) -> str:
         return described[-1]
     text = words(kind)
     for meta in constraints:
-        low, high = meta.ge, meta.le
-        if low is not None and high is not None:
-            text += f" from {low} to {high}"
-        elif low is not None or high is not None:
-            text += f", {low} or above" if low is not None else f", {high} or below"
+        if meta.ge is not None:
+            text += f", {meta.ge} or above" if meta.le is None else f" from {meta.ge} to {meta.le}"
         text += f" above {meta.gt}" if meta.gt is not None else ""
         text += f", at least {meta.min_length} long" if meta.min_length is not None else ""
     return text
