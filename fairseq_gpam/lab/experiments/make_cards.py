@@ -141,7 +141,7 @@ def for_each(units: Sequence[tuple[Arm, str]], make: Callable[[Arm, str], None],
         while waiting or running:
             while waiting and len(running) < jobs:
                 unit = waiting.pop(0)
-                process = forked.CONTEXT.Process(target=make, args=unit)
+                process = forked.ForkProcess(target=make, args=unit)
                 process.start()
                 running[process.sentinel] = process, unit
             for sentinel in wait(list(running)):

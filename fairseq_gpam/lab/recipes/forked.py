@@ -2,17 +2,16 @@
 
 import importlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import IO, Any
 
 from fairseq_gpam.lab.recipes import engine_process
 
-CONTEXT = multiprocessing.get_context("fork")
 MODULES = {
     "fairseq-train": "fairseq_cli.train",
     "fairseq-validate": "fairseq_cli.validate",
@@ -21,34 +20,21 @@ MODULES = {
 """What each command that can be forked runs; the modules set up logging when they are imported."""
 
 
-class ForkedCommand:
+class ForkedCommand(ForkProcess):
     """A running command, as far as `engine_process.execute` needs of `subprocess.Popen`."""
 
     def __init__(
         self, words: Sequence[str], stdout: IO[bytes], stderr: IO[bytes], env: Mapping[str, str], **_: Any
     ) -> None:
         # A forked process has all files of its parent, so locks stay held without being named.
-        self.process = CONTEXT.Process(target=_run, args=(words, stdout.fileno(), stderr.fileno(), env))
-        self.process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self.process.exitcode
+        super().__init__(target=_run, args=(words, stdout.fileno(), stderr.fileno(), env))
+        self.start()
 
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self.exitcode
 
-    def terminate(self) -> None:
-        self.process.terminate()
-
-    def wait(self) -> int | None:
-        self.process.join()
-        return self.process.exitcode
+    returncode = property(poll)
+    wait = ForkProcess.join
 
 
 def use() -> None:
