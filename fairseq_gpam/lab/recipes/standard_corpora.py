@@ -24,6 +24,7 @@ from fairseq_gpam.lab.recipes.subwords import (
     map_lines,
     read_lines,
     write_lines,
+    write_split,
 )
 
 LANGUAGES = ("de", "en")
@@ -184,12 +185,6 @@ def clean_wmt14(subword: Path) -> None:
         print(f"{split}: {kept:,} sentence pairs after cleaning", flush=True)
 
 
-def _write_words(out: Path, split: str, text: str) -> None:
-    (out / f"{split}.txt").write_text(text, encoding="utf-8", newline="\n")
-    lines = text.removesuffix("\n").split("\n")
-    print(f"{split}: {len(lines):,} lines, {sum(len(line.split()) for line in lines):,} words", flush=True)
-
-
 def unpack_ptb(archive: Path, downloads: Path) -> Path:
     """Extracts the three texts from `simple-examples.tgz`; returns their folder."""
     folder = downloads / "ptb"
@@ -205,7 +200,7 @@ def prepare_ptb(files: Sequence[Path], out: Path) -> None:
         name = f"ptb.{split}.txt"
         if name not in by_name:
             raise ArchiveError(f"missing: {name}")
-        _write_words(out, split, archive_files.read_text(by_name[name]))
+        write_split(out, split, archive_files.read_text(by_name[name]).removesuffix("\n").split("\n"))
 
 
 def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
@@ -216,7 +211,7 @@ def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
         with archive_files.zip_member(path, f"wiki.{split}.tokens") as member:
             content = archive_files.read(member, name)
         archive_files.check_text(io.BytesIO(content), name)
-        _write_words(out, split, content.decode("utf-8"))
+        write_split(out, split, content.decode("utf-8").removesuffix("\n").split("\n"))
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:

@@ -29,6 +29,12 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         out.writelines(f"{line}\n" for line in lines)
 
 
+def write_split(out: Path, split: str, lines: Sequence[str]) -> None:
+    """Writes `out/SPLIT.txt` and prints its numbers of lines and words."""
+    write_lines(out / f"{split}.txt", lines)
+    print(f"{split}: {len(lines):,} lines, {sum(len(line.split()) for line in lines):,} words", flush=True)
+
+
 def _set_worker(function: Callable[[str], str]) -> None:
     global _worker
     _worker = function

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fairseq_gpam.lab.recipes import ngrams
-from fairseq_gpam.lab.recipes.subwords import SPLITS
+from fairseq_gpam.lab.recipes.subwords import SPLITS, write_split
 
 CONCENTRATION = 0.2
 """Of the Dirichlet prior of the bigrams."""
@@ -125,10 +125,8 @@ def _best_bits_of_bigrams(items: tuple[tuple[str, int], ...], split: str) -> flo
 
 def write(corpus: str, options: Mapping[str, int], out: Path) -> None:
     """Writes the splits of a synthetic task to `out`, one line a sequence."""
-    for split in dict.fromkeys([*SPLITS, *test_sets(corpus)]):
-        drawn = lines(corpus, options, split)
-        (out / f"{split}.txt").write_text("".join(" ".join(line) + "\n" for line in drawn), encoding="utf-8")
-        print(f"{split}: {len(drawn):,} lines, {sum(map(len, drawn)):,} words", flush=True)
+    for split in ("train", "valid", *test_sets(corpus)):
+        write_split(out, split, [" ".join(line) for line in lines(corpus, options, split)])
         if corpus == "bigrams" and split != "train":
             bits = best_bits_of_bigrams(options, split)
             print(f"{split}: the best possible predictor loses {bits:.4f} bits a token", flush=True)
