@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 LARGEST_ON_DISK = 16 << 30
 """The largest total size of the members of one archive, in bytes."""
@@ -51,20 +51,14 @@ def _is_html(start: bytes) -> bool:
     return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
-class Readable(Protocol):
-    """A source of bytes: a member of an archive, or a compressed file."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
-def check_text(file: Readable, name: str, complete: bool = True) -> None:
+def check_text(file: IO[bytes], name: str, complete: bool = True) -> None:
     """Raises ArchiveError if a file is empty, not UTF-8 text, HTML or zeros, or, if `complete`, ends within a line."""
     problem = _problem(file, complete)
     if problem:
         raise ArchiveError(f"{name} {problem}; expected text in UTF-8")
 
 
-def _problem(file: Readable, complete: bool) -> str:
+def _problem(file: IO[bytes], complete: bool) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")()
     blank, last = True, b""
     try:
@@ -88,7 +82,7 @@ def _problem(file: Readable, complete: bool) -> str:
     return ""
 
 
-def read(source: Readable, name: str) -> bytes:
+def read(source: IO[bytes] | gzip.GzipFile, name: str) -> bytes:
     """Returns a member's bytes; raises ArchiveError if they are more than LARGEST_IN_MEMORY."""
     content = source.read(LARGEST_IN_MEMORY + 1)
     if len(content) > LARGEST_IN_MEMORY:
