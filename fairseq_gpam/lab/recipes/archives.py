@@ -90,19 +90,21 @@ def read(source: IO[bytes] | gzip.GzipFile, name: str) -> bytes:
     return content
 
 
-def read_text(path: Path) -> str:
-    """Returns the text of a file, decompressed if its suffix is that of gzip.
+def lines_of(source: IO[bytes] | gzip.GzipFile, name: str) -> list[str]:
+    """Returns a member's lines; raises ArchiveError if they are no complete text or more than LARGEST_IN_MEMORY."""
+    content = read(source, name)
+    check_text(io.BytesIO(content), name)
+    return content.decode("utf-8").removesuffix("\n").split("\n")
 
-    Raises ArchiveError if the text is incomplete or larger than LARGEST_IN_MEMORY.
-    """
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a file, decompressed if its suffix is that of gzip; raises ArchiveError as `lines_of`."""
     compressed = path.suffix == ".gz"
     with (
         reading(path, "a gzip file of text" if compressed else "text in UTF-8"),
         gzip.open(path) if compressed else path.open("rb") as file,
     ):
-        content = read(file, str(path))
-    check_text(io.BytesIO(content), str(path))
-    return content.decode("utf-8")
+        return lines_of(file, str(path))
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairseq_gpam.lab.recipes import archives
-from fairseq_gpam.lab.recipes.archives import ArchiveError
+from fairseq_gpam.lab.recipes.archives import ArchiveError, read_lines
 from fairseq_gpam.lab.recipes.standard_corpora import LANGUAGES, same_number
 from fairseq_gpam.lab.recipes.subwords import SPLITS, MosesDetokenize, MosesTokenize, map_lines, write_lines
 
@@ -33,22 +32,18 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
         source = raw[split, language]
         if all(tokenised.values()):
             assert path is not None
-            lines = _lines(path)
+            lines = read_lines(path)
         else:
             assert source is not None
             tokenize = MosesTokenize(language, normalize=True)
-            lines = list(map_lines(tokenize, (line.lower() for line in _lines(source)), workers))
+            lines = list(map_lines(tokenize, (line.lower() for line in read_lines(source)), workers))
         write_lines(out / f"input/{split}.{language}", lines)
         counts[split, language] = len(lines)
         if split == "test" and source is None:
             print(f"test.{language}: the raw text is missing; detokenising the tokenised text", flush=True)
             write_lines(out / f"test.{language}", map(MosesDetokenize(language), lines))
         elif split == "test" and source is not None:
-            write_lines(out / f"test.{language}", _lines(source))
+            write_lines(out / f"test.{language}", read_lines(source))
     for split in SPLITS:
         same_number(counts[split, "de"], counts[split, "en"], f"Multi30k {split}")
         print(f"{split}: {counts[split, 'de']:,} sentence pairs", flush=True)
-
-
-def _lines(path: Path) -> list[str]:
-    return archives.read_text(path).removesuffix("\n").split("\n")

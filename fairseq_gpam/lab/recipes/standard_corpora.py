@@ -6,7 +6,6 @@ models. Sources: fairseq's `examples/translation/prepare-iwslt14.sh` and
 `prepare-wmt14en2de.sh`, `examples/language_model/README.md`.
 """
 
-import io
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -200,18 +199,16 @@ def prepare_ptb(files: Sequence[Path], out: Path) -> None:
         name = f"ptb.{split}.txt"
         if name not in by_name:
             raise ArchiveError(f"missing: {name}")
-        write_split(out, split, archive_files.read_text(by_name[name]).removesuffix("\n").split("\n"))
+        write_split(out, split, archive_files.read_lines(by_name[name]))
 
 
 def prepare_wikitext103(archives: Sequence[Path], out: Path) -> None:
     """Writes WikiText-103 (words, rare ones `<unk>`) from `wikitext-103-v1.zip`."""
     (path,) = archives
     for split in SPLITS:
-        name = f"{path}: wiki.{split}.tokens"
-        with archive_files.zip_member(path, f"wiki.{split}.tokens") as member:
-            content = archive_files.read(member, name)
-        archive_files.check_text(io.BytesIO(content), name)
-        write_split(out, split, content.decode("utf-8").removesuffix("\n").split("\n"))
+        name = f"wiki.{split}.tokens"
+        with archive_files.zip_member(path, name) as member:
+            write_split(out, split, archive_files.lines_of(member, f"{path}: {name}"))
 
 
 def prepare_enwik8(archives: Sequence[Path], out: Path, held_out: int) -> None:

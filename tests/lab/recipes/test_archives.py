@@ -168,7 +168,7 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
         with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
             prepare.read_corpus(tasks.load(task), [tmp_path / "bomb.zip"], tmp_path / "out")
     with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
-        archives.read_text(tmp_path / "train.de.gz")
+        archives.read_lines(tmp_path / "train.de.gz")
     with pytest.raises(ArchiveError, match="unpacks to more than 1,048,576 bytes"):
         archives.unpack([tmp_path / "bomb.tgz"], ["wanted"], tmp_path / "out")
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*")) < 2 << 20
