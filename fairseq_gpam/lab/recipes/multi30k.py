@@ -19,31 +19,30 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
     """
     by_name = {path.name.removesuffix(".gz"): path for path in files}
     names = [(split, language) for split in SPLITS for language in LANGUAGES]
-    tokenised = {name: by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.lc.norm.tok.{name[1]}") for name in names}
-    raw = {name: by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.{name[1]}") for name in names}
-    if not (all(tokenised.values()) or all(raw.values())):
+    tokenised = {
+        name: path for name in names if (path := by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.lc.norm.tok.{name[1]}"))
+    }
+    raw = {name: path for name in names if (path := by_name.get(f"{PUBLISHED_SPLITS[name[0]]}.{name[1]}"))}
+    if len(names) not in (len(tokenised), len(raw)):
         raise ArchiveError(
             "Multi30k needs train, val and test_2016_flickr as .lc.norm.tok.de and .en, or as .de and .en; "
             f"found: {', '.join(sorted(by_name)) or 'none'}"
         )
     (out / "input").mkdir()
     counts: dict[tuple[str, str], int] = {}
-    for (split, language), path in tokenised.items():
-        source = raw[split, language]
-        if all(tokenised.values()):
-            assert path is not None
-            lines = read_lines(path)
+    for split, language in names:
+        if len(tokenised) == len(names):
+            lines = read_lines(tokenised[split, language])
         else:
-            assert source is not None
-            tokenize = MosesTokenize(language, normalize=True)
-            lines = list(map_lines(tokenize, (line.lower() for line in read_lines(source)), workers))
+            lower_case = (line.lower() for line in read_lines(raw[split, language]))
+            lines = list(map_lines(MosesTokenize(language, normalize=True), lower_case, workers))
         write_lines(out / f"input/{split}.{language}", lines)
         counts[split, language] = len(lines)
-        if split == "test" and source is None:
+        if split == "test" and (split, language) in raw:
+            write_lines(out / f"test.{language}", read_lines(raw[split, language]))
+        elif split == "test":
             print(f"test.{language}: the raw text is missing; detokenising the tokenised text", flush=True)
             write_lines(out / f"test.{language}", map(MosesDetokenize(language), lines))
-        elif split == "test" and source is not None:
-            write_lines(out / f"test.{language}", read_lines(source))
     for split in SPLITS:
         same_number(counts[split, "de"], counts[split, "en"], f"Multi30k {split}")
         print(f"{split}: {counts[split, 'de']:,} sentence pairs", flush=True)
