@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fairseq_gpam.lab.recipes.archives import ArchiveError, read_lines
 from fairseq_gpam.lab.recipes.standard_corpora import LANGUAGES, same_number
-from fairseq_gpam.lab.recipes.subwords import SPLITS, MosesDetokenize, MosesTokenize, map_lines, write_lines
+from fairseq_gpam.lab.recipes.subwords import SPLITS, MosesTokenize, detokenize, map_lines, write_lines
 
 PUBLISHED_SPLITS = dict(zip(SPLITS, ("train", "val", "test_2016_flickr"), strict=True))
 
@@ -42,7 +42,7 @@ def prepare_multi30k(files: Sequence[Path], out: Path, workers: int = 1) -> None
             write_lines(out / f"test.{language}", read_lines(raw[split, language]))
         elif split == "test":
             print(f"test.{language}: the raw text is missing; detokenising the tokenised text", flush=True)
-            write_lines(out / f"test.{language}", map(MosesDetokenize(language), lines))
+            write_lines(out / f"test.{language}", detokenize(lines, language))
     for split in SPLITS:
         same_number(counts[split, "de"], counts[split, "en"], f"Multi30k {split}")
         print(f"{split}: {counts[split, 'de']:,} sentence pairs", flush=True)

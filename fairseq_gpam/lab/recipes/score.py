@@ -18,7 +18,7 @@ from typing import Any, cast
 from fairseq_gpam.lab.recipes import stage_results, stages
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 from fairseq_gpam.lab.recipes.run_folder import HYPOTHESES, RunError, exclusive
-from fairseq_gpam.lab.recipes.subwords import MosesDetokenize, read_lines, split_compounds, write_lines
+from fairseq_gpam.lab.recipes.subwords import detokenize, read_lines, split_compounds, write_lines
 
 SACREBLEU = (("bleu", "BLEU"), ("chrf", "chrF"))
 
@@ -119,7 +119,7 @@ class References:
         """
         hypotheses = list(read_lines(folder / HYPOTHESES))
         check_counts(hypotheses, list(read_lines(self.raw)), folder)
-        return list(map(MosesDetokenize(self.detokenize), hypotheses)) if self.detokenize else hypotheses
+        return detokenize(hypotheses, self.detokenize) if self.detokenize else hypotheses
 
 
 def score(folder: Path, test: References) -> dict[str, Any]:

@@ -80,17 +80,12 @@ class MosesTokenize:
         return self.tokenizer.tokenize(line, aggressive_dash_splits=self.dashes, return_str=True)
 
 
-class MosesDetokenize:
-    """The inverse of `MosesTokenize`, as far as there is one."""
+def detokenize(lines: Iterable[str], language: str) -> list[str]:
+    """Returns plain text: undoes `MosesTokenize`, as far as that is possible."""
+    from sacremoses import MosesDetokenizer
 
-    def __init__(self, language: str) -> None:
-        from sacremoses import MosesDetokenizer
-
-        self.detokenizer = MosesDetokenizer(lang=language)
-
-    def __call__(self, line: str) -> str:
-        """Returns plain text."""
-        return self.detokenizer.detokenize(line.split())
+    detokenizer = MosesDetokenizer(lang=language)
+    return [detokenizer.detokenize(line.split()) for line in lines]
 
 
 def split_compounds(line: str) -> str:

@@ -30,9 +30,9 @@ def test_moses_tokenisation_and_back():
     tokenize = subwords.MosesTokenize("en")
     tokenised = tokenize('The cat\'s well-known mat, "at last".')
     assert tokenised == "The cat &apos;s well-known mat , &quot; at last &quot; ."
-    assert subwords.MosesDetokenize("en")(tokenised) == 'The cat\'s well-known mat, "at last".'
+    assert subwords.detokenize([tokenised], "en") == ['The cat\'s well-known mat, "at last".']
     assert subwords.MosesTokenize("de", dashes=True)("Café-Liebhaber.") == "Café @-@ Liebhaber ."
-    assert subwords.MosesDetokenize("de")("Café @-@ Liebhaber .") == "Café-Liebhaber."
+    assert subwords.detokenize(["Café @-@ Liebhaber ."], "de") == ["Café-Liebhaber."]
 
 
 def test_compounds_are_split_at_hyphens_inside_words():
