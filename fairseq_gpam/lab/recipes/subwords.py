@@ -101,7 +101,7 @@ def keep_lengths(source: str, target: str, longest: int, ratio: float = 1.5) -> 
     return max(lengths) <= ratio * min(lengths)
 
 
-def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int, model_type: str = "bpe") -> None:
+def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int) -> None:
     """Learns a sentencepiece model on `texts` and writes `prefix.model` and `prefix.vocab`.
 
     `vocabulary` counts sentencepiece's own three symbols too. One thread, so that the same texts
@@ -113,7 +113,7 @@ def learn_sentencepiece(texts: Sequence[Path], prefix: Path, vocabulary: int, mo
         input=",".join(map(str, texts)),
         model_prefix=str(prefix),
         vocab_size=vocabulary,
-        model_type=model_type,
+        model_type="bpe",
         character_coverage=1.0,
         num_threads=1,
         minloglevel=1,
@@ -162,12 +162,7 @@ def bytes_as_tokens(content: bytes) -> str:
 
 
 def encode_splits(
-    source: Path,
-    target: Path,
-    suffixes: Sequence[str],
-    kind: str,
-    vocabulary: int,
-    workers: int = 1,
+    source: Path, target: Path, suffixes: Sequence[str], kind: str, vocabulary: int, workers: int = 1
 ) -> None:
     """Learns one model on the training files of `source` and writes all splits, encoded, to `target`.
 
