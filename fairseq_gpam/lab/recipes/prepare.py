@@ -204,12 +204,10 @@ def binarise(task: Task, text: Path, out: Path) -> None:
 
     suffix = "" if task.is_translation else f".{task.suffixes[0]}"
     further = sorted(path.stem for path in text.glob(f"test[0-9]{suffix}")) if suffix else []
-    prefixes = {"train": ["train"], "valid": ["valid"], "test": ["test", *further]}
-    arguments = [
-        word
-        for split, names in prefixes.items()
-        for word in (f"--{split}pref", ",".join(str(text / f"{name}{suffix}") for name in names))
-    ]
+    arguments: list[str] = []
+    for split in tasks.SPLITS:
+        names = ["test", *further] if split == "test" else [split]
+        arguments += [f"--{split}pref", ",".join(str(text / f"{name}{suffix}") for name in names)]
     arguments += ["--destdir", str(out), *task.data.preprocess, "--workers", os.environ.get("WORKERS", "1")]
     messages = io.StringIO()
     root = logging.getLogger()

@@ -29,6 +29,7 @@ import msgspec
 from msgspec import Meta
 
 from fairseq_gpam.lab import schema
+from fairseq_gpam.lab.recipes.subwords import SPLITS
 from fairseq_gpam.lab.schema import SchemaError as TaskError
 
 FOLDER = Path(__file__).parent / "standard"
@@ -37,7 +38,6 @@ OWN = ".toml"
 COPIES = "recipes"
 """The folder in the output folder that has a copy of each recipe of one's own whose data was prepared."""
 OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-SPLITS = ("train", "valid", "test")
 FLAGS = ("train", "budget", "full_budget", "evaluate")
 
 Kind = Literal["translation", "language_model"]
