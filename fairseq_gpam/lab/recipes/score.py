@@ -6,8 +6,6 @@ printed too, labelled as such. With two runs, prints sacreBLEU's paired bootstra
 Stops if hypotheses and references differ in number.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence
@@ -43,62 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def references(folder: Path, raw: Path | None = None, compounds: bool = False) -> References:
-    """Returns the references of a run's test set."""
-    out, task = stages.run_of(folder)
-    text, moses = task.text(out), task.data.tokenizer == "moses"
-    return References(
-        raw=raw or text / f"test.{task.target}",
-        lowercase=task.data.lowercase,
-        detokenize=task.target if moses else None,
-        tokenized=text / f"input/test.{task.target}" if moses else None,
-        compounds=compounds,
-    )
-
-
-def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
-    """Raises `CountMismatchError` with both counts if they differ."""
-    if len(hypotheses) != len(references):
-        suffix = f" ({where})" if where else ""
-        raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
-
-
-def corpus_scores(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False) -> dict[str, Any]:
-    """Returns sacreBLEU's BLEU and chrF of detokenised text, each with its signature.
-
-    With `lowercase`, they are those of lower-cased text.
-
-    Raises `CountMismatchError` if hypotheses and references differ in number.
-    """
-    from sacrebleu.metrics import BLEU, CHRF
-
-    check_counts(hypotheses, references)
-    scores: dict[str, Any] = {"sentences": len(hypotheses)}
-    for name, metric in (("bleu", BLEU(lowercase=lowercase)), ("chrf", CHRF(lowercase=lowercase))):
-        scores[name] = metric.corpus_score(hypotheses, [references]).score
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    return scores
-
-
-def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
-    """Returns BLEU of the tokenised text, without smoothing, as older papers report it.
-
-    It is comparable only for the same tokenisation. `compounds` splits words at hyphens first. Raises
-    `CountMismatchError` if hypotheses and references differ in number.
-    """
-    from sacrebleu.metrics import BLEU
-
-    check_counts(hypotheses, references)
-    if compounds:
-        hypotheses, references = list(map(split_compounds, hypotheses)), list(map(split_compounds, references))
-    metric = BLEU(tokenize="none", smooth_method="none", force=True)
-    return {
-        "tokenized_bleu": metric.corpus_score(hypotheses, [references]).score,
-        "tokenized_bleu_signature": str(metric.get_signature()),
-        "tokenized_bleu_compounds_split": compounds,
-    }
-
-
 @dataclass(frozen=True)
 class References:
     """A test set's raw references and, if the task's text is tokenised, what is needed to detokenise hypotheses.
@@ -122,13 +64,60 @@ class References:
         return detokenize(hypotheses, self.detokenize) if self.detokenize else hypotheses
 
 
+def references(folder: Path, raw: Path | None = None, compounds: bool = False) -> References:
+    """Returns the references of a run's test set."""
+    out, task = stages.run_of(folder)
+    text, moses = task.text(out), task.data.tokenizer == "moses"
+    return References(
+        raw=raw or text / f"test.{task.target}",
+        lowercase=task.data.lowercase,
+        detokenize=task.target if moses else None,
+        tokenized=text / f"input/test.{task.target}" if moses else None,
+        compounds=compounds,
+    )
+
+
+def check_counts(hypotheses: Sequence[str], references: Sequence[str], where: object = "") -> None:
+    """Raises `CountMismatchError` with both counts if they differ."""
+    if len(hypotheses) != len(references):
+        suffix = f" ({where})" if where else ""
+        raise CountMismatchError(f"{len(hypotheses)} hypotheses but {len(references)} references{suffix}")
+
+
+def tokenized_scores(hypotheses: Sequence[str], references: Sequence[str], compounds: bool = False) -> dict[str, Any]:
+    """Returns BLEU of the tokenised text, without smoothing, as older papers report it.
+
+    It is comparable only for the same tokenisation. `compounds` splits words at hyphens first. Raises
+    `CountMismatchError` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU
+
+    check_counts(hypotheses, references)
+    if compounds:
+        hypotheses, references = list(map(split_compounds, hypotheses)), list(map(split_compounds, references))
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    return {
+        "tokenized_bleu": metric.corpus_score(hypotheses, [references]).score,
+        "tokenized_bleu_signature": str(metric.get_signature()),
+        "tokenized_bleu_compounds_split": compounds,
+    }
+
+
 def score(folder: Path, test: References) -> dict[str, Any]:
-    """Scores the run's `hypotheses.txt` and records the scores; keeps the detokenised text."""
+    """Scores the run's `hypotheses.txt` and records the scores, each with its signature; keeps the detokenised text.
+
+    Raises `CountMismatchError` if hypotheses and references differ in number.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
     raw = list(read_lines(test.raw))
     tokenized = list(read_lines(test.tokenized)) if test.tokenized else []
     with exclusive(folder):
         plain = test.plain(folder)
-        scores = corpus_scores(plain, raw, test.lowercase)
+        scores: dict[str, Any] = {"sentences": len(plain)}
+        for name, metric in (("bleu", BLEU(lowercase=test.lowercase)), ("chrf", CHRF(lowercase=test.lowercase))):
+            scores[name] = metric.corpus_score(plain, [raw]).score
+            scores[f"{name}_signature"] = str(metric.get_signature())
         if test.detokenize:
             write_lines(folder / "hypotheses.detok.txt", plain)
         if test.tokenized:
