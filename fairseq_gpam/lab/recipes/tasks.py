@@ -40,10 +40,6 @@ COPIES = "recipes"
 OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 FLAGS = ("train", "budget", "full_budget", "evaluate")
 
-Kind = Literal["translation", "language_model"]
-Subwords = Literal["sentencepiece", "subword-nmt", "bytes", "words", "prepared"]
-Tokenizer = Literal["", "moses"]
-Size = Annotated[int, Meta(gt=0)]
 Paths = Annotated[str | list[str], Meta(description="a path, or in a translation two: of the source and of the target")]
 
 
@@ -76,9 +72,9 @@ class Data(schema.Strict, frozen=True):
     corpus: str
     name: str
     files: tuple[File, ...]
-    subwords: Subwords = "sentencepiece"
-    vocabulary: Size | None = None
-    tokenizer: Tokenizer = ""
+    subwords: Literal["sentencepiece", "subword-nmt", "bytes", "words", "prepared"] = "sentencepiece"
+    vocabulary: Annotated[int, Meta(gt=0)] | None = None
+    tokenizer: Literal["", "moses"] = ""
     lowercase: bool = False
     preprocess: tuple[str, ...] = ()
     partial: bool = False
@@ -99,7 +95,7 @@ class Task(schema.Strict, frozen=True):
 
     name: str
     reference: str
-    kind: Kind
+    kind: Literal["translation", "language_model"]
     arch: str
     train: tuple[str, ...]
     budget: tuple[str, ...]
