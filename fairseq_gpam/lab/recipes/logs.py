@@ -7,23 +7,21 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fairseq_gpam.errors import read_lines
 
-RECORD = re.compile(r"\| INFO \| (train_inner|train|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
+RECORD = re.compile(r"\| INFO \| (train_inner|valid|test\d?) \| (\{.*\})$", re.MULTILINE)
 PARAMETERS = re.compile(r"num\. (shared|expert) model params: ([\d,]+)")
 RESUMED = re.compile(r"Loaded checkpoint .* @ [1-9][0-9]* updates\)")
 NOT_FINITE = re.compile(r"^FloatingPointError: (?!Fatal error: gradients are inconsistent)(.*?)\.?$", re.MULTILINE)
 INITIAL_WEIGHTS = re.compile(r"\| initial weights: ([0-9a-f]{16})$", re.MULTILINE)
 TRANSLATED = re.compile(
-    r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s "
-    r"\([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
+    r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in ([\d.]+)s \([\d.]+ sentences/s, ([\d.]+) tokens/s\)"
 )
 EVALUATED = re.compile(r"Evaluated ([\d,]+) tokens in ([\d.]+)s \(([\d.]+) tokens/s\)")
 LOSS_BASE_2 = re.compile(r"Loss \(base 2\): ([\d.]+), Perplexity: ([\d.]+)")
-UPDATE = {"train_inner": ("num_updates",), "valid": ("valid_num_updates",)}
+UPDATE = {"train_inner": "num_updates", "valid": "valid_num_updates"}
 """What a record must have, by its kind."""
 HYPOTHESIS = re.compile(r"^H-(\d+)\t[^\t]*\t(.*)$", re.MULTILINE)
 
@@ -48,7 +46,7 @@ def measured(path: Path) -> dict[str, float]:
 
 
 def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
-    """Yields the values of a training log's records of a kind: "train_inner", "train" or "valid".
+    """Yields the values of a training log's records of a kind: "train_inner" or "valid".
 
     A line that is damaged, as a full disk leaves it, is left out: it is no record, or lacks a number.
     """
@@ -56,24 +54,21 @@ def records(log: str, kind: str) -> Iterator[dict[str, Any]]:
         if name == kind:
             with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(values)
-                if isinstance(record, dict) and all(is_number(record.get(key)) for key in UPDATE.get(kind, ())):
+                if isinstance(record, dict) and is_number(record.get(UPDATE[kind])):
                     yield record
 
 
 def _by_update(log: str, kind: str, *numbers: str) -> dict[int, dict[str, Any]]:
     """Returns the records of a kind that have these numbers, by their update; of a repeated one the last."""
-    (update,) = UPDATE[kind]
     whole = (record for record in records(log, kind) if all(is_number(record.get(name)) for name in numbers))
-    return {int(float(record[update])): record for record in whole}
+    return {int(float(record[UPDATE[kind]])): record for record in whole}
 
 
 def is_number(value: Any) -> bool:
     """Returns whether a value of fairseq's log, which prints numbers as text, is a number; NaN and infinity are."""
-    if not isinstance(value, (str, int, float)):
-        return False
     try:
         float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     return True
 
@@ -101,7 +96,7 @@ def divergence(log: str, ended_badly: bool = False) -> dict[str, Any]:
     return {}
 
 
-def parse_training_log(log: str, diverged: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def parse_training_log(log: str, diverged: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns parameters, losses, speed and the digest of the initial weights from a log with `--log-format json`.
 
     If a resumed run repeated an update, its last record counts. Losses are as fairseq prints them
