@@ -73,11 +73,8 @@ def split_verses(verses: Iterable[Verse]) -> dict[str, list[Pair]]:
     targets = {target for _, target in pairs["train"]}
     kept: dict[str, list[Pair]] = {"train": list(pairs["train"])}
     for split in ("valid", "test"):
-        kept[split] = [
-            (source, target) for source, target in pairs[split] if source not in sources and target not in targets
-        ]
-    seen = set(kept["valid"])
-    kept["test"] = [pair for pair in kept["test"] if pair not in seen]
+        kept[split] = [pair for pair in pairs[split] if pair[0] not in sources and pair[1] not in targets]
+    kept["test"] = [pair for pair in kept["test"] if pair not in pairs["valid"]]
     return kept
 
 
