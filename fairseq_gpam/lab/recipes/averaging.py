@@ -53,8 +53,7 @@ def average(paths: Sequence[Path]) -> dict[str, Any]:
         if sums and {n: t.shape for n, t in sums.items()} != {n: t.shape for n, t in model.items()}:
             raise AveragingError(f"{path} is not of the same model as {paths[0]}")
         for name, tensor in model.items():
-            value = tensor.double() if tensor.is_floating_point() else tensor
-            sums[name] = sums[name] + value if name in sums and tensor.is_floating_point() else value
+            sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
     for name, tensor in state["model"].items():
         if tensor.is_floating_point():
             state["model"][name] = (sums[name] / len(paths)).to(tensor.dtype)
