@@ -380,5 +380,4 @@ def evaluate(
         return measure(logs.read(log))
 
     record_evaluation(run, "eval-lm", command, overwrite, evaluate_once)
-    entry: dict[str, Any] = stage_results.read(run.folder)["eval-lm"]
-    return entry
+    return stage_results.read(run.folder)["eval-lm"]
