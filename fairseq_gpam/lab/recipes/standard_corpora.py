@@ -41,6 +41,7 @@ IWSLT14_VALID_EVERY = 23
 WMT14_TRAINING = ("europarl-v7.de-en", "commoncrawl.de-en", "news-commentary-v9.de-en")
 WMT14_LONGEST = 250
 WMT14_VALID_EVERY = 100
+NEWSTEST2014 = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
 
 _IWSLT14_DROPPED = re.compile(r"<url>|<talkid>|<keywords>")
 _IWSLT14_TAGS = re.compile(r"</?(?:title|description)>")
@@ -120,15 +121,14 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
     length in subwords later, by `clean_wmt14`.
     """
     names = [f"{corpus}.{language}" for corpus in WMT14_TRAINING for language in LANGUAGES]
-    tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
     (out / "input").mkdir()
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        files = unpack(archives, [*names, *tests.values()], Path(folder))
+        files = unpack(archives, [*names, *NEWSTEST2014.values()], Path(folder))
         counts: dict[str, list[int]] = {}
         for language in LANGUAGES:
             tokenize = MosesTokenize(language, dashes=True)
             normalize = MosesTokenize(language, dashes=True, normalize=True)
-            text = segments(files[tests[language]])
+            text = segments(files[NEWSTEST2014[language]])
             write_lines(out / f"test.{language}", text)
             inputs = map(tokenize, _straight_quotes(text)) if moses else _straight_quotes(text)
             write_lines(out / f"input/test.{language}", inputs)
@@ -152,14 +152,13 @@ def prepare_wmt16(archives: Sequence[Path], out: Path) -> None:
     `test-full.tgz` with the raw references.
     """
     sources = {"train": "train.tok.clean", "valid": "newstest2013.tok", "test": "newstest2014.tok"}
-    tests = {"de": "newstest2014-deen-ref.de.sgm", "en": "newstest2014-deen-src.en.sgm"}
     names = [f"{source}.bpe.32000.{language}" for source in sources.values() for language in LANGUAGES]
     (out / "subword").mkdir()
     (out / "input").mkdir()
-    files = unpack(archives, [*names, *tests.values()], out / "subword")
+    files = unpack(archives, [*names, *NEWSTEST2014.values()], out / "subword")
     for language in LANGUAGES:
-        write_lines(out / f"test.{language}", segments(files[tests[language]]))
-        files[tests[language]].unlink()
+        write_lines(out / f"test.{language}", segments(files[NEWSTEST2014[language]]))
+        files[NEWSTEST2014[language]].unlink()
         for split, source in sources.items():
             files[f"{source}.bpe.32000.{language}"].rename(out / f"subword/{split}.{language}")
         words = (line.replace("@@ ", "") for line in read_lines(out / f"subword/test.{language}"))
