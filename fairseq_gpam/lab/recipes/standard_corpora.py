@@ -63,10 +63,6 @@ def _writing(paths: Sequence[Path]) -> Iterator[list[IO[str]]]:
         yield [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in paths]
 
 
-def _straight_quotes(lines: Iterable[str]) -> Iterator[str]:
-    return (line.replace("’", "'") for line in lines)
-
-
 def same_number(german: int, english: int, what: str) -> None:
     """Raises ArchiveError if the sides of a corpus differ in their number of lines."""
     if german != english:
@@ -100,7 +96,8 @@ def prepare_iwslt14(archives: Sequence[Path], out: Path, moses: bool = True, wor
             tokenised[language] = list(map_lines(tokenize, source_text[language], workers))
             tests = [line for test in IWSLT14_TESTS for line in segments(files[f"{test}.de-en.{language}.xml"])]
             write_lines(out / f"test.{language}", tests)
-            inputs = map(tokenize, _straight_quotes(tests)) if moses else _straight_quotes(tests)
+            straight = (line.replace("’", "'") for line in tests)
+            inputs = map(tokenize, straight) if moses else straight
             write_lines(out / f"input/test.{language}", (line.lower() for line in inputs))
     same_number(len(tokenised["de"]), len(tokenised["en"]), "train.tags")
     pairs = zip(tokenised["de"], tokenised["en"], strict=True)
@@ -130,8 +127,8 @@ def prepare_wmt14(archives: Sequence[Path], out: Path, moses: bool = True, worke
             normalize = MosesTokenize(language, dashes=True, normalize=True)
             text = segments(files[NEWSTEST2014[language]])
             write_lines(out / f"test.{language}", text)
-            inputs = map(tokenize, _straight_quotes(text)) if moses else _straight_quotes(text)
-            write_lines(out / f"input/test.{language}", inputs)
+            straight = (line.replace("’", "'") for line in text)
+            write_lines(out / f"input/test.{language}", map(tokenize, straight) if moses else straight)
             corpora = [files[f"{corpus}.{language}"] for corpus in WMT14_TRAINING]
             counts[language] = [sum(1 for _ in read_lines(corpus)) for corpus in corpora]
             lines: Iterable[str] = (line.strip() for corpus in corpora for line in read_lines(corpus))
