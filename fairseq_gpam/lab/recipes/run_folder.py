@@ -128,8 +128,7 @@ def claim(folder: Path, command: Sequence[str]) -> bool:
     if not path.exists():
         _write_command(path, command)
         return True
-    differences = differing_flags(stage_results.read_command(path), command)
-    if differences:
+    if differences := differing_flags(stage_results.read_command(path), command):
         raise RunError(
             f"{folder} was made by another train command line, which differs in {'; '.join(differences)}.\n"
             f"Repeat that one ({path}), choose another folder with --name or --out, "
@@ -235,8 +234,7 @@ def train(run: Run, command: Sequence[str]) -> None:
             refuse_diverged(run.folder, trained)
             run.say(f"trained already: {run.folder}")
             return
-        repaired = checkpoint_files.repair_last(checkpoints)
-        if repaired:
+        if repaired := checkpoint_files.repair_last(checkpoints):
             run.say(repaired)
         ended_badly, took = False, {}
         if has_ended(checkpoints, log, max_update):
@@ -320,8 +318,7 @@ def record_evaluation(
         sums = _checkpoint_sums(run, command)
         there = stage_results.read(run.folder).get(stage)
         if there and not overwrite:
-            differences = differing_flags(shlex.split(there["command"]), command)
-            if differences:
+            if differences := differing_flags(shlex.split(there["command"]), command):
                 raise RunError(
                     f"{run.folder} has the result of another {stage} command line, which differs in "
                     f"{'; '.join(differences)}.\nTo replace that result, add --overwrite before any --; "
