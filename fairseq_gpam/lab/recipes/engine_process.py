@@ -40,10 +40,6 @@ def stop_on_sigterm() -> None:
 class EngineFailure(RuntimeError):
     """A fairseq command failed; the message has its status and the end of its log."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 def execute(
     command: Sequence[str],
@@ -93,8 +89,7 @@ def execute(
                 process.wait()
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        message = f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}"
-        raise EngineFailure(message, process.returncode)
+        raise EngineFailure(f"{command[0]} ended with status {process.returncode}; the end of {log}:\n{tail}")
 
 
 def training_line(line: str, max_update: int | None = None) -> str | None:
