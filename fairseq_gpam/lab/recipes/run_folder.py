@@ -312,7 +312,7 @@ def record_evaluation(
     """Records what `measure`, called with the folder's lock, returns, unless its result is there, which is then said.
 
     A result counts if it is of the same checkpoint. Until `measure` has returned, nothing is recorded. Raises RunError
-    if the result there is of another command line, and not to be overwritten.
+    if the run's training has not ended, or the result there is of another command line and not to be overwritten.
     """
     with exclusive(run.folder) as lock:
         sums = _checkpoint_sums(run, command)
@@ -337,8 +337,7 @@ def record_evaluation(
 def generate(run: Run, command: Sequence[str], overwrite: bool = False) -> None:
     """Translates a test set into `hypotheses.txt`, one line per sentence, in the test set's order.
 
-    Raises RunError if the run's training has not ended or the result there is of another command line and `overwrite`
-    is not set, CountMismatchError if hypotheses are missing, EngineFailure if the command fails.
+    Raises as `record_evaluation` does; CountMismatchError if hypotheses are missing, EngineFailure if fairseq fails.
     """
 
     def translate(lock: int) -> dict[str, Any]:
@@ -366,8 +365,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a language model and records what `measure` reads from the log; returns what is recorded.
 
-    Raises RunError if the run's training has not ended or the result there is of another command line and `overwrite`
-    is not set; EngineFailure if the command fails; what `measure` raises.
+    Raises as `record_evaluation` does; EngineFailure if the command fails; what `measure` raises.
     """
 
     def evaluate_once(lock: int) -> dict[str, Any]:
