@@ -31,10 +31,7 @@ COMMANDS = {
     "score": ("fairseq_gpam.lab.recipes.score", "score translations with sacreBLEU, or compare those of two runs"),
     "average": ("fairseq_gpam.lab.recipes.averaging", "average checkpoints of a run"),
     "experiment": ("fairseq_gpam.lab.experiments.experiment", "run a grid of arms, tasks, seeds and learning rates"),
-    "compare": (
-        "fairseq_gpam.lab.experiments.compare",
-        "compare runs with a baseline: tables, verdicts, a page",
-    ),
+    "compare": ("fairseq_gpam.lab.experiments.compare", "compare runs with a baseline: tables, verdicts, a page"),
     "cards": ("fairseq_gpam.lab.experiments.make_cards", "what a mechanism learns in five small tasks, beside softmax"),
     "results": ("fairseq_gpam.lab.experiments.tables", "tables and reports of runs"),
     "ngrams": ("fairseq_gpam.lab.recipes.ngrams", "write sequences of random n-gram sources, to study induction heads"),
@@ -59,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def dispatch(argv: list[str]) -> int:
     """Parses the command line, and calls the command that it names."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="daGPAM attention for fairseq. Without a command, it prints the path for --user-dir.",
+        prog=PROGRAM, description="daGPAM attention for fairseq. Without a command, it prints the path for --user-dir."
     )
     parser.add_argument("--version", action="version", version=f"fairseq-gpam {fairseq_gpam.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

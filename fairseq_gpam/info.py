@@ -28,11 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what this mechanism computes, costs and keeps, in an attention of --arch; default: 512 channels, 8 heads",
     )
     parser.add_argument(
-        "--length",
-        type=int,
-        default=LENGTH,
-        metavar="N",
-        help=f"tokens for these costs; default: {LENGTH}",
+        "--length", type=int, default=LENGTH, metavar="N", help=f"tokens for these costs; default: {LENGTH}"
     )
     parser.add_argument(
         "--vocabulary",

@@ -51,13 +51,7 @@ GENERAL_OPTIONS = (
         "0; refused for a mechanism without one, and with flags whose values are neither neutral nor the default; a "
         "flag given with its default value counts as absent",
     ),
-    Option(
-        "backend",
-        str,
-        "auto",
-        "how attention is computed; results agree up to rounding",
-        choices=BACKENDS,
-    ),
+    Option("backend", str, "auto", "how attention is computed; results agree up to rounding", choices=BACKENDS),
     Option(
         "query_rank",
         int,

@@ -11,11 +11,7 @@ from types import SimpleNamespace
 import torch
 from fairseq import options as fairseq_options
 from fairseq.data import Dictionary
-from fairseq.models import (
-    ARCH_MODEL_INV_REGISTRY,
-    ARCH_MODEL_NAME_REGISTRY,
-    ARCH_MODEL_REGISTRY,
-)
+from fairseq.models import ARCH_MODEL_INV_REGISTRY, ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.utils import eval_str_list
 from torch import nn
 

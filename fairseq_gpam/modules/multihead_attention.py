@@ -235,13 +235,7 @@ class GPAMMultiheadAttention(MultiheadAttention):
         return unfolded.reshape(rows * beams, num_heads, length // beams, width)
 
     def _project(
-        self,
-        query: Tensor,
-        key: Tensor | None,
-        value: Tensor | None,
-        padding: Tensor | None,
-        bsz: int,
-        decoding: bool,
+        self, query: Tensor, key: Tensor | None, value: Tensor | None, padding: Tensor | None, bsz: int, decoding: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if self.self_attention:
             key = value = query

@@ -1,12 +1,6 @@
 """Builds what `--gpam-mechanism` and its relatives name: a mechanism, or one for each layer or group of heads."""
 
-from fairseq_gpam.attention.core.base import (
-    REGISTRY,
-    AttentionMechanism,
-    Settings,
-    Site,
-    neutral_settings,
-)
+from fairseq_gpam.attention.core.base import REGISTRY, AttentionMechanism, Settings, Site, neutral_settings
 from fairseq_gpam.attention.core.heads import MixedHeads, is_mixture, parse_mixture
 from fairseq_gpam.attention.core.layers import spec_of_layer
 from fairseq_gpam.attention.core.presets import apply_preset, check_known

@@ -8,12 +8,4 @@ from fairseq_gpam.attention.core.affine.choice import BACKENDS, affine_attention
 from fairseq_gpam.attention.core.affine.naive import branch_weights
 from fairseq_gpam.attention.core.affine.terms import AffineTerms, Coefficient
 
-__all__ = [
-    "BACKENDS",
-    "AffineTerms",
-    "Coefficient",
-    "affine_attention",
-    "branch_weights",
-    "choose",
-    "describe_choices",
-]
+__all__ = ["BACKENDS", "AffineTerms", "Coefficient", "affine_attention", "branch_weights", "choose", "describe_choices"]

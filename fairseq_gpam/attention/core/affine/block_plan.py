@@ -69,13 +69,7 @@ class BlockPlan:
     """Shapes, blocks, branch weights and buffers for the forward or the backward pass of one call."""
 
     def __init__(
-        self,
-        shape: torch.Size,
-        num_keys: int,
-        factors: Tensor,
-        mask: AttentionMask,
-        dropout_p: float,
-        seed: int,
+        self, shape: torch.Size, num_keys: int, factors: Tensor, mask: AttentionMask, dropout_p: float, seed: int
     ) -> None:
         self.branches = factors.size(2)
         self.bsz, self.heads, stacked_length, width = shape
