@@ -191,6 +191,8 @@ class AttentionMechanism(nn.Module):
     heads_of_a_map: ClassVar[int] = 1
     # Whether decoder self-attention caches keys and values; if not, `past` holds all that is needed of them.
     caches_keys: bool = True
+    # Whether it has an implementation for --gpam-backend fused.
+    has_fused: ClassVar[bool] = True
     # Whose positions among the keys it relies on: `none`, the queries' `own` (the last T), or those of `all` keys.
     key_positions: Literal["none", "own", "all"] = "none"
 
@@ -200,6 +202,11 @@ class AttentionMechanism(nn.Module):
             raise ValueError(
                 f"mechanism {self.name!r} cannot be used for {site.name} attention "
                 f"(--gpam-mechanism or --gpam-{site.name}-mechanism); it is allowed for: {', '.join(self.sites)}"
+            )
+        if settings.backend == "fused" and not self.has_fused:
+            raise ValueError(
+                f"--gpam-backend 'fused' is not allowed with mechanism {self.name!r}, which has no fused "
+                "implementation; allowed: auto, reference"
             )
         self.site = site
         self.backend: str = settings.backend

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention
-from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights, softmax
+from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, apply_weights, softmax
 from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -30,15 +30,6 @@ class AffineMechanism(AttentionMechanism):
         return self.finish(output, inputs), weights
 
 
-def refuse_fused(mechanism: str, settings: Settings) -> None:
-    """Raises ValueError if the fused backend is requested, for a mechanism that has none."""
-    if settings.backend == "fused":
-        raise ValueError(
-            f"--gpam-backend 'fused' is not allowed with mechanism {mechanism!r}, which has no fused "
-            "implementation; allowed: auto, reference"
-        )
-
-
 class MatrixMechanism(AttentionMechanism):
     """A mechanism that computes its full matrix of weights, B × H × T × S.
 
@@ -48,10 +39,7 @@ class MatrixMechanism(AttentionMechanism):
 
     # Whether `weights` of some of the queries, with q, k, v and mask cut to them, are these rows of the whole matrix.
     rows_are_independent: ClassVar[bool] = False
-
-    def __init__(self, site: Site, settings: Settings) -> None:
-        super().__init__(site, settings)
-        refuse_fused(self.name, settings)
+    has_fused = False
 
     def weights(self, inputs: AttentionInput) -> Tensor:
         """Returns the weights, exactly 0 on hidden keys; in fp32 for half precision."""

@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, apply_weights
+from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, apply_weights
 from fairseq_gpam.attention.core.causal import require_causal
-from fairseq_gpam.attention.core.families import refuse_fused
 
 
 class RecurrentMechanism(AttentionMechanism):
@@ -15,10 +14,7 @@ class RecurrentMechanism(AttentionMechanism):
     sites = ("decoder",)
     key_positions = "all"
     caches_keys = False
-
-    def __init__(self, site: Site, settings: Settings) -> None:
-        super().__init__(site, settings)
-        refuse_fused(self.name, settings)
+    has_fused = False
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """Returns the values, B × H × T × D, and what `matrix` and `sums` need; reads and replaces what is `past`."""

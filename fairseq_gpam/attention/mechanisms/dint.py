@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, apply_weights, register_mechanism, softmax
+from fairseq_gpam.attention.core.base import AttentionInput, apply_weights, register_mechanism, softmax
 from fairseq_gpam.attention.core.causal import remembered
-from fairseq_gpam.attention.core.families import dot_scores, refuse_fused, rms_norm
+from fairseq_gpam.attention.core.families import dot_scores, rms_norm
 from fairseq_gpam.attention.core.masks import hide, zero_rows
 from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
 
@@ -29,10 +29,7 @@ class DintAttention(DifferentialAttention):
     cost = "1×: twice the maps, half the heads"
     sites = ("encoder", "decoder")
     key_positions = "all"
-
-    def __init__(self, site: Site, settings: Settings) -> None:
-        super().__init__(site, settings)
-        refuse_fused(self.name, settings)
+    has_fused = False
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         self.check_mask(inputs.mask)

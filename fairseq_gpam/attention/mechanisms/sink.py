@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.affine import AffineTerms
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, refuse_options, register_mechanism
-from fairseq_gpam.attention.core.families import AffineMechanism, format_values, refuse_fused, upcast
+from fairseq_gpam.attention.core.families import AffineMechanism, format_values, upcast
 from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 
 # A power of two is exact in bf16: rounded below the clamp, the initial weight would have no gradient.
@@ -26,6 +26,7 @@ class SinkAttention(AffineMechanism):
     row_sum = "≤ 1"
     cost = "1×"
     neutral = (("sink_kind", "weight"),)
+    has_fused = False
     options = (
         Option(
             "sink_kind",
@@ -40,7 +41,6 @@ class SinkAttention(AffineMechanism):
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)
-        refuse_fused(self.name, settings)
         if settings.sink_kind != "learned":
             refusals = (("sink_start", 0.0, "no --gpam-sink-start, because only a learned logit has an initial value"),)
             refuse_options(settings, f"--gpam-sink-kind {settings.sink_kind!r}", refusals)
