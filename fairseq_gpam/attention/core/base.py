@@ -328,9 +328,7 @@ def refuse_options(settings: Settings, companion: str, refusals: tuple[tuple[str
 
 def softmax(scores: Tensor) -> Tensor:
     """Returns the softmax over the keys, computed in fp32 for half precision; same shape and dtype as `scores`."""
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        return torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(scores)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(scores)
 
 
 def apply_weights(weights: Tensor, v: Tensor, dropout_p: float) -> Tensor:

@@ -6,14 +6,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention
 from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, apply_weights, softmax
 from fairseq_gpam.attention.core.masks import AttentionMask, hide, zero_rows
 
-HALF_TYPES = (torch.float16, torch.bfloat16)
 # Weights computed at a time where no gradient is wanted: 1 MB in single precision, which a core caches.
 BLOCK = 2**18
 
@@ -79,13 +77,7 @@ def _blocks(inputs: AttentionInput) -> Iterator[AttentionInput]:
 
 def upcast(tensor: Tensor) -> Tensor:
     """Returns half-precision tensors as fp32 and others unchanged."""
-    return tensor.float() if tensor.dtype in HALF_TYPES else tensor
-
-
-def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Returns RMSNorm over the last dimension, in fp32 for half precision (Zhang & Sennrich 2019, arXiv 1910.07467)."""
-    wide = upcast(values)
-    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).type_as(values)
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def dot_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:

@@ -42,11 +42,11 @@ class Form:
 
     def query(self, projected: Tensor) -> Tensor:
         """Returns projected queries, B × H × T × D, in the form in which a mechanism receives its own."""
-        return self.rotate(_normed(projected, self.q_norm))
+        return self.rotate(projected if self.q_norm is None else rms_norm(projected, self.q_norm, EPSILON))
 
     def key(self, projected: Tensor) -> Tensor:
         """Returns projected keys at the queries' positions, B × H × T × D, in that form."""
-        return self.rotate(_normed(projected, self.k_norm))
+        return self.rotate(projected if self.k_norm is None else rms_norm(projected, self.k_norm, EPSILON))
 
     def rotate(self, vectors: Tensor) -> Tensor:
         return vectors if self.rotation is None else self.rotation.turn(vectors)
@@ -55,11 +55,10 @@ class Form:
         return vectors if self.rotation is None else self.rotation.turn(vectors, -1)
 
 
-def _normed(vectors: Tensor, weight: Tensor | None) -> Tensor:
-    if weight is None:
-        return vectors
-    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), EPSILON).type_as(vectors)
+def rms_norm(values: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Returns RMSNorm over the last dimension, in fp32 for half precision (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return F.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps).type_as(values)
 
 
 def rotation(padding: Tensor | None, before: Tensor | None, q: Tensor) -> tuple[Rotation, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.affine import AffineTerms, Coefficient, affine_attention
 from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.families import rms_norm
 from fairseq_gpam.attention.core.masks import AttentionMask
+from fairseq_gpam.attention.core.positions import rms_norm
 
 
 def lambda_init(layer: int) -> float:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, apply_weights, register_mechanism, softmax
 from fairseq_gpam.attention.core.causal import remembered
-from fairseq_gpam.attention.core.families import dot_scores, rms_norm
+from fairseq_gpam.attention.core.families import dot_scores
 from fairseq_gpam.attention.core.masks import hide, zero_rows
+from fairseq_gpam.attention.core.positions import rms_norm
 from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
 
 

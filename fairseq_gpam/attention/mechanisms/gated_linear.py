@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.families import rms_norm, split_heads, upcast
+from fairseq_gpam.attention.core.families import split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
+from fairseq_gpam.attention.core.positions import rms_norm
 from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
 
 CHUNK = 16

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, join_heads, rms_norm, split_heads, upcast
+from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, join_heads, split_heads, upcast
 from fairseq_gpam.attention.core.masks import zero_hidden
+from fairseq_gpam.attention.core.positions import rms_norm
 
 
 def gated_rms_norm(heads: Tensor, scale: Tensor, gate: Tensor, eps: float = 1e-8) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
-from fairseq_gpam.attention.core.families import AffineMechanism, rms_norm
+from fairseq_gpam.attention.core.families import AffineMechanism
+from fairseq_gpam.attention.core.positions import rms_norm
 
 
 @register_mechanism
