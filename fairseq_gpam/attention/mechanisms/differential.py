@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fairseq_gpam.attention.core.affine import AffineTerms, Coefficient, affine_attention
+from fairseq_gpam.attention.core.affine import AffineTerms, affine_attention
 from fairseq_gpam.attention.core.base import AttentionInput, AttentionMechanism, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.masks import AttentionMask
 from fairseq_gpam.attention.core.positions import rms_norm
@@ -15,15 +15,6 @@ from fairseq_gpam.attention.core.positions import rms_norm
 def lambda_init(layer: int) -> float:
     """Returns λ_init = 0.8 − 0.6·exp(−0.3·layer), layers counted from 0."""
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
-
-
-def pair_terms(q: Tensor, k: Tensor, strength: Coefficient) -> tuple[Tensor, Tensor, AffineTerms]:
-    """Returns Q₁, K₁ and the terms of P = softmax(Q₁K₁ᵀ/√D + M) − λ·softmax(Q₂K₂ᵀ/√D + M), B × H/2 × T × S.
-
-    Shapes: q B × H × T × D, k B × H × S × D; heads 2h and 2h+1 form a pair, whose values have width 2D; `strength` is
-    λ. Ye et al. 2024, arXiv 2410.05258, eq. 1; microsoft/unilm, Diff-Transformer.
-    """
-    return q[:, 0::2], k[:, 0::2], AffineTerms(negative=strength, negative_q=q[:, 1::2], negative_k=k[:, 1::2])
 
 
 def join_pairs(heads: Tensor) -> Tensor:
@@ -68,11 +59,9 @@ class DifferentialAttention(AttentionMechanism):
 
     def strength(self) -> Tensor:
         """Returns λ, one number, computed in fp32 for half precision."""
-        exponents = [
-            (first * second).sum(dtype=None if first.dtype == torch.float64 else torch.float32)
-            for first, second in ((self.lambda_q1, self.lambda_k1), (self.lambda_q2, self.lambda_k2))
-        ]
-        return exponents[0].exp() - exponents[1].exp() + self.lambda_init
+        exact = torch.promote_types(self.lambda_q1.dtype, torch.float32)
+        first = (self.lambda_q1 * self.lambda_k1).sum(dtype=exact).exp()
+        return first - (self.lambda_q2 * self.lambda_k2).sum(dtype=exact).exp() + self.lambda_init
 
     def check_mask(self, mask: AttentionMask) -> None:
         """Raises ValueError if the mask differs between the heads of a pair."""
@@ -82,12 +71,16 @@ class DifferentialAttention(AttentionMechanism):
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         self.check_mask(inputs.mask)
-        first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength().type_as(inputs.q))
-        output, weights = affine_attention(
-            replace(inputs, q=first_q, k=first_k, v=join_pairs(inputs.v)), terms, self.backend
-        )
-        output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
-        return output, None if weights is None else weights.repeat_interleave(2, dim=1)
+        # Heads 2h and 2h+1 form a pair: eq. 1 of the source, B × H/2 × T × S.
+        q, k, strength = inputs.q, inputs.k, self.strength().type_as(inputs.q)
+        terms = AffineTerms(negative=strength, negative_q=q[:, 1::2], negative_k=k[:, 1::2])
+        pairs = replace(inputs, q=q[:, 0::2], k=k[:, 0::2], v=join_pairs(inputs.v))
+        output, weights = affine_attention(pairs, terms, self.backend)
+        return self.normed(output), None if weights is None else weights.repeat_interleave(2, dim=1)
+
+    def normed(self, pairs: Tensor) -> Tensor:
+        """Returns the pairs' output after the norm and its factor: B × H/2 × T × 2D to B × H × T × D."""
+        return split_pairs((1 - self.lambda_init) * rms_norm(pairs, self.norm_weight, 1e-5))
 
     def distinct_heads(self) -> list[int]:
         return list(range(0, self.site.num_heads, 2))

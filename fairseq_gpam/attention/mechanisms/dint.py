@@ -4,12 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_gpam.attention.core.base import AttentionInput, apply_weights, register_mechanism, softmax
+from fairseq_gpam.attention.core.base import AttentionInput, apply_weights, register_mechanism
 from fairseq_gpam.attention.core.causal import remembered
-from fairseq_gpam.attention.core.families import dot_scores
-from fairseq_gpam.attention.core.masks import hide, zero_rows
-from fairseq_gpam.attention.core.positions import rms_norm
-from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs, pair_terms, split_pairs
+from fairseq_gpam.attention.core.families import softmax_weights
+from fairseq_gpam.attention.core.masks import zero_rows
+from fairseq_gpam.attention.mechanisms.differential import DifferentialAttention, join_pairs
 
 
 @register_mechanism
@@ -36,18 +35,14 @@ class DintAttention(DifferentialAttention):
         self.check_mask(inputs.mask)
         weights = self.pair_weights(inputs).type_as(inputs.v)
         output = apply_weights(weights, join_pairs(inputs.v), inputs.dropout_p)
-        output = split_pairs((1 - self.lambda_init) * rms_norm(output, self.norm_weight, 1e-5))
-        return output, weights.repeat_interleave(2, dim=1) if inputs.need_weights else None
+        return self.normed(output), weights.repeat_interleave(2, dim=1) if inputs.need_weights else None
 
     def pair_weights(self, inputs: AttentionInput) -> Tensor:
         """Returns A₁ − λ·A₂ + λ·G, B × H/2 × T × S."""
-        first_q, first_k, terms = pair_terms(inputs.q, inputs.k, self.strength())
-        assert isinstance(terms.negative_q, Tensor) and terms.negative_k is not None
-        scores, fully_masked = hide(dot_scores(first_q, first_k, inputs.mask), inputs.mask)
-        first = zero_rows(softmax(scores), fully_masked)
-        second = softmax(hide(dot_scores(terms.negative_q, terms.negative_k, inputs.mask), inputs.mask)[0])
+        first, second = (softmax_weights(inputs.q[:, i::2], inputs.k[:, i::2], inputs.mask) for i in (0, 1))
         strength = self.strength().to(first.dtype)
-        return zero_rows(first - strength * second + strength * self._mean_rows(first, inputs), fully_masked)
+        weights = first - strength * second + strength * self._mean_rows(first, inputs)
+        return zero_rows(weights, inputs.mask.fully_masked(weights.size(-2), weights.size(-1), weights.device))
 
     def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
         """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""
