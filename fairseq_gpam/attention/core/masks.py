@@ -7,9 +7,10 @@ fairseq passes a key padding mask (bool or uint8, True or 1 = hidden, B × S) an
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # fairseq's encoder layer uses -1e4 in fp16 and -1e8 in fp32 to hide keys.
@@ -100,12 +101,9 @@ class AttentionMask:
     def rows(self, start: int, stop: int, num_queries: int, num_keys: int) -> AttentionMask:
         """Returns the mask of the queries start…stop, cut to the leading keys that at least one of them can see."""
         seen = self.leading_keys(stop, num_queries, num_keys)
-        return AttentionMask(
-            None if self.padding is None else self.padding[:, :seen],
-            self.causal,
-            _slice(self.bias, start, stop, seen),
-            _slice(self.hidden, start, stop, seen),
-        )
+        padding = None if self.padding is None else self.padding[:, :seen]
+        bias, hidden = _slice(self.bias, start, stop, seen), _slice(self.hidden, start, stop, seen)
+        return AttentionMask(padding, self.causal, bias, hidden)
 
     def extended(self, count: int) -> AttentionMask:
         """Returns the mask with `count` keys appended, visible to every query (bias_kv, zero_attn)."""
@@ -113,20 +111,16 @@ class AttentionMask:
             return self
         if self.causal:
             raise ValueError("a causal mask cannot be extended before it is expanded")
-        pad = torch.nn.functional.pad
-        return AttentionMask(
-            None if self.padding is None else pad(self.padding, (0, count)),
-            False,
-            None if self.bias is None else pad(self.bias, (0, count)),
-            None if self.hidden is None else pad(self.hidden, (0, count)),
-        )
+        parts = (self.padding, self.bias, self.hidden)
+        padding, bias, hidden = (None if part is None else F.pad(part, (0, count)) for part in parts)
+        return AttentionMask(padding, False, bias, hidden)
 
     def expanded(self, num_queries: int, num_keys: int, device: torch.device) -> AttentionMask:
         """Returns the same mask with `causal` written out as a T × S matrix."""
         if not self.causal:
             return self
-        hidden = AttentionMask(None, True, None, self.hidden).hidden_keys(num_queries, num_keys, device)
-        return AttentionMask(self.padding, False, self.bias, hidden)
+        hidden = replace(self, padding=None).hidden_keys(num_queries, num_keys, device)
+        return replace(self, causal=False, hidden=hidden)
 
     def fully_masked(self, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
         """Returns which rows have no visible key: bool, broadcastable to B × H × T × 1; None if all rows have one."""
@@ -153,10 +147,10 @@ class AttentionMask:
         softmax is finite; the caller zeroes them with `zero_rows`.
         """
         hidden, fully_masked = self._softmax_mask(num_queries, num_keys, like.device)
+        bias = None if self.bias is None else self.bias.to(like.dtype)
         if hidden is None:
-            return (None if self.bias is None else self.bias.to(like.dtype)), None
-        bias = torch.zeros((), dtype=like.dtype, device=like.device) if self.bias is None else self.bias.to(like.dtype)
-        return torch.where(hidden, float("-inf"), bias), fully_masked
+            return bias, None
+        return torch.where(hidden, float("-inf"), like.new_zeros(()) if bias is None else bias), fully_masked
 
     def for_kernel(self, num_queries: int, num_keys: int, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Returns the `attn_mask` of scaled_dot_product_attention, bool if possible, and the fully masked rows."""
@@ -208,8 +202,7 @@ class AttentionMask:
 
     def heads(self, start: int, stop: int) -> AttentionMask:
         """Returns the mask of the heads start…stop."""
-        bias, hidden = _part(self.bias, 1, start, stop), _part(self.hidden, 1, start, stop)
-        return AttentionMask(self.padding, self.causal, bias, hidden)
+        return replace(self, bias=_part(self.bias, 1, start, stop), hidden=_part(self.hidden, 1, start, stop))
 
 
 def hide(scores: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor | None]:
