@@ -57,14 +57,6 @@ class Block:
     index: int
 
 
-@dataclass(frozen=True)
-class BlockBuffers:
-    """The memory of one block: `weights`, n × branches × r × s, for the scores and then E; `matrix`, n × r × s."""
-
-    weights: Tensor
-    matrix: Tensor
-
-
 class BlockPlan:
     """Shapes, blocks, branch weights and buffers for the forward or the backward pass of one call."""
 
@@ -88,7 +80,6 @@ class BlockPlan:
         self.factors = torch.cat([first, factors[:, :, 1:]], dim=2)
         self.ratio = None if self.branches == 1 else self.factors[:, :, 1] / self.factors[:, :, 0]
         self.buffers: dict[str, Tensor] = {}
-        self.block_buffers: dict[tuple[int, int], BlockBuffers] = {}
         self.future: Tensor | None = None
 
     def _heads_at_once(self) -> int:
@@ -119,13 +110,10 @@ class BlockPlan:
             self.buffers[name] = torch.empty(largest, dtype=self.dtype)
         return self.buffers[name][: math.prod(shape)].view(shape)
 
-    def buffers_of(self, group: Group, block: Block) -> BlockBuffers:
-        key = (group.size, block.index)
-        if key not in self.block_buffers:
-            shape = (group.size, self.branches, self.rows, block.num_keys)
-            matrix = self.buffer("matrix", group.size, self.rows, block.num_keys)
-            self.block_buffers[key] = BlockBuffers(self.buffer("weights", *shape), matrix)
-        return self.block_buffers[key]
+    def buffers_of(self, group: Group, block: Block) -> tuple[Tensor, Tensor]:
+        """Returns the memory of one block: n × branches × r × s for the scores and then E, and n × r × s."""
+        weights = self.buffer("weights", group.size, self.branches, self.rows, block.num_keys)
+        return weights, self.buffer("matrix", group.size, self.rows, block.num_keys)
 
     def in_blocks(self, tensor: Tensor) -> Tensor:
         """Returns … × T × D as … × blocks × rows × D, padded with zeros; a view if no padding is needed."""
@@ -224,14 +212,13 @@ class BlockPlan:
         blocks = factors.unsqueeze(0) if factors.size(2) == 1 else self.in_blocks(factors).movedim(2, 0)
         return blocks / sums
 
-    def combined(self, group: Group, block: Block, buffers: BlockBuffers, sums: Tensor) -> Tensor:
-        """Returns P before dropout, divided by the first branch's c/l: n × r × s, in `buffers.matrix` or E itself."""
-        weights = buffers.weights
+    def combined(self, group: Group, block: Block, weights: Tensor, sums: Tensor, out: Tensor) -> Tensor:
+        """Returns P before dropout, divided by the first branch's c/l: n × r × s, in `out` or E (`weights`) itself."""
         if self.ratio is None:
             return weights[:, 0]
         ratio = self.rows_of(group.of(self.ratio).flatten(0, 1), block)
         factor = sums[:, 0].div(sums[:, 1]).mul_(ratio)
-        return torch.addcmul(weights[:, 0], weights[:, 1], factor, out=buffers.matrix)
+        return torch.addcmul(weights[:, 0], weights[:, 1], factor, out=out)
 
     def dropout_mask(self, group: Group, block: Block, like: Tensor) -> Tensor | None:
         """Returns 0 or 1/(1 − p) for every weight, the same in the forward and the backward pass of a call."""

@@ -75,14 +75,14 @@ class BlockwiseAttention(torch.autograd.Function):
             largest = None if plan.cannot_overflow(own_queries, keys) else torch.empty_like(sums)
             for block in plan.blocks:
                 own_sums = sums[block.index]
-                buffers = plan.buffers_of(group, block)
-                plan.scores(own_queries[block.index], keys, block, buffers.weights)
+                weights, memory = plan.buffers_of(group, block)
+                plan.scores(own_queries[block.index], keys, block, weights)
                 own_largest = None if largest is None else largest[block.index]
-                plan.exponentials(group, block, buffers.weights, own_largest, known=False)
-                torch.sum(buffers.weights, dim=-1, keepdim=True, out=own_sums)
+                plan.exponentials(group, block, weights, own_largest, known=False)
+                torch.sum(weights, dim=-1, keepdim=True, out=own_sums)
                 if mask.may_hide_all:
                     own_sums.masked_fill_(own_sums == 0, 1.0)
-                matrix = plan.combined(group, block, buffers, own_sums)
+                matrix = plan.combined(group, block, weights, own_sums, memory)
                 dropout_mask = plan.dropout_mask(group, block, matrix)
                 if dropout_mask is not None:
                     matrix = dropout_mask.mul_(matrix)
@@ -116,19 +116,18 @@ class BlockwiseAttention(torch.autograd.Function):
             grad_values, grad_keys = torch.empty_like(values), [torch.empty_like(each) for each in keys]
             for block in reversed(plan.blocks):
                 index, num_keys = block.index, block.num_keys
-                buffers = plan.buffers_of(group, block)
-                weights = buffers.weights
+                weights, memory = plan.buffers_of(group, block)
                 plan.scores(own_queries[index], keys, block, weights)
                 own_largest = None if largest is None else largest[index]
                 plan.exponentials(group, block, weights, own_largest, known=True)
-                matrix = plan.combined(group, block, buffers, sums[index])
+                matrix = plan.combined(group, block, weights, sums[index], memory)
                 dropout_mask = plan.dropout_mask(group, block, matrix)
                 if dropout_mask is not None:
-                    matrix = torch.mul(matrix, dropout_mask, out=buffers.matrix)
+                    matrix = torch.mul(matrix, dropout_mask, out=memory)
                 # The last block comes first and sees every key: it needs no zeros to add to.
                 beta = 0 if index == plan.num_blocks - 1 else 1
                 _accumulate(grad_values, matrix, weighted_upstream[index], num_keys, 1.0, beta)
-                grad_weights = torch.bmm(upstream[index], values[:, :num_keys].transpose(1, 2), out=buffers.matrix)
+                grad_weights = torch.bmm(upstream[index], values[:, :num_keys].transpose(1, 2), out=memory)
                 if dropout_mask is not None:
                     grad_weights.mul_(dropout_mask)
                 gradients = plan.buffer("gradients", *weights.shape)
