@@ -60,18 +60,16 @@ def dispatch(argv: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fairseq-gpam {fairseq_gpam.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, (_, summary) in COMMANDS.items():
-        # Only the chosen command is imported, because others may need extras that are not installed.
-        if argv[:1] == [name]:
-            module = load(name)
-            command = commands.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
-            module.add_arguments(command)
-        else:
-            commands.add_parser(name, help=summary)
     argv = argv or ["path"]
-    if argv[0] not in COMMANDS and (near := difflib.get_close_matches(argv[0], COMMANDS, 1)):
+    # Only the chosen command is imported, because others may need extras that are not installed.
+    module: Any = load(argv[0]) if argv[0] in COMMANDS else None
+    for name, (_, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if name == argv[0]:
+            command.description = module.__doc__
+            module.add_arguments(command)
+    if module is None and (near := difflib.get_close_matches(argv[0], COMMANDS, 1)):
         parser.error(f"there is no command {argv[0]!r}; did you mean {near[0]}?")
-    module = load(argv[0]) if argv[0] in COMMANDS else None
     after_dashes: list[str] = []
     if getattr(module, "TAKES_FLAGS_AFTER_DASHES", False) and "--" in argv:
         position = argv.index("--")

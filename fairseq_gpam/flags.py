@@ -6,7 +6,6 @@ They are flags of fairseq-train for the architectures of this package (`--arch t
 
 import argparse
 import shutil
-import sys
 import textwrap
 
 from fairseq_gpam import engine, options, plugins
@@ -22,14 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     plugins.import_entry_points()
-    try:
-        if arguments.gpam_import:
-            plugins.import_file(arguments.gpam_import)
-        if arguments.mechanism not in (None, "stock"):
-            check_known(arguments.mechanism, arguments.mechanism)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if arguments.gpam_import:
+        plugins.import_file(arguments.gpam_import)
+    if arguments.mechanism not in (None, "stock"):
+        check_known(arguments.mechanism, arguments.mechanism)
     print(text(arguments.mechanism))
     return 0
 

@@ -1,7 +1,6 @@
 """Prints what is installed and registered, a mechanism's facts and costs, a model's parameters and overhead."""
 
 import argparse
-import sys
 
 import fairseq_gpam
 from fairseq_gpam import engine, options, plugins
@@ -52,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.arch is None:
         imports = name is not None and len(flags) == 2 and flags[0] == plugins.IMPORT_FLAG
         if (flags and not imports) or arguments.match:
-            print(f"--arch is required with {' '.join(flags) or '--match'}", file=sys.stderr)
-            return 2
+            raise ValueError(f"--arch is required with {' '.join(flags) or '--match'}")
         if name:
             plugins.import_named_file(flags)
             print_mechanism(name, arguments.length, options.resolve(argparse.Namespace()))
