@@ -177,16 +177,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     import_named_file(sys.argv[1:])
     for option in all_options():
-        if option.type is bool:
-            parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=help_text(option))
-        else:
-            parser.add_argument(
-                option.flag,
-                type=_argparse_type(option),
-                default=argparse.SUPPRESS,
-                metavar=option.type.__name__.upper(),
-                help=help_text(option),
-            )
+        value: dict[str, Any] = {"type": _argparse_type(option), "metavar": option.type.__name__.upper()}
+        kind = {"action": "store_true"} if option.type is bool else value
+        parser.add_argument(option.flag, default=argparse.SUPPRESS, help=help_text(option), **kind)
 
 
 def fill_defaults(args: Any) -> None:
@@ -209,9 +202,7 @@ def resolve(args: Any) -> Settings:
     """
     if getattr(args, "gpam_import", None) is not None:
         import_setting(args.gpam_import)
-    values = {}
-    for option in all_options():
-        values[option.name] = option.parse(getattr(args, option.dest, None))
+    values = {option.name: option.parse(getattr(args, option.dest, None)) for option in all_options()}
     for site in SITES:
         name = f"{site}_mechanism"
         values[name] = values[name] or values["mechanism"]
