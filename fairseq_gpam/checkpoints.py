@@ -161,18 +161,12 @@ def is_literal(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float))
 
 
-def _is_value(node: ast.expr) -> bool:
-    if isinstance(node, ast.Constant):
-        return True
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        return all(map(_is_value, node.elts))
-    if isinstance(node, ast.Dict):
-        return all(key is not None and _is_value(key) for key in node.keys) and all(map(_is_value, node.values))
-    if isinstance(node, ast.UnaryOp):
-        return _is_value(node.operand)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Mult)):
-        return _is_value(node.left) and _is_value(node.right)
-    return False
+def _is_value(tree: ast.expr) -> bool:
+    values = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.expr_context)
+    operations = (ast.UnaryOp, ast.unaryop, ast.BinOp, ast.Add, ast.Mult)
+    nodes = list(ast.walk(tree))
+    unpacks = any(isinstance(node, ast.Dict) and None in node.keys for node in nodes)
+    return not unpacks and all(isinstance(node, (*values, *operations)) for node in nodes)
 
 
 def _mechanisms(state: Mapping[str, Any]) -> dict[str, str]:
