@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,22 +77,23 @@ class MixedHeads(AttentionMechanism):
     ) -> None:
         super().__init__(site, settings)
         self.spec = ",".join(f"{name}:{count}" for name, count in groups)
-        self.counts: list[int] = []
         self.first_heads: dict[str, int] = {}
-        self.groups = torch.nn.ModuleDict()
+        # A ModuleDict, whose type does not say that all its modules are mechanisms.
+        self.groups: Any = torch.nn.ModuleDict()
+        first = 0
         for name, count in groups:
-            self.first_heads[name] = sum(self.counts)
+            self.first_heads[name] = first
             self.groups[name] = build(name, replace(site, num_heads=count))
-            self.counts.append(count)
+            first += count
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
         self.runs_once = any(group.runs_once for group in self.groups.values())
         self.caches_keys = any(group.caches_keys for group in self.groups.values())
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         outputs, maps = [], []
-        for (name, group), count in zip(self.groups.items(), self.counts, strict=True):
+        for name, group in self.groups.items():
             start = self.first_heads[name]
-            stop = start + count
+            stop = start + group.site.num_heads
             q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
             part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
             with _past_of_group(name, inputs.past) as group_past:
@@ -105,17 +107,12 @@ class MixedHeads(AttentionMechanism):
 
     def after_projection(self, output: Tensor, inputs: AttentionInput) -> Tensor:
         for name, group in self.groups.items():
-            assert isinstance(group, AttentionMechanism)
             with _past_of_group(name, inputs.past) as group_past:
                 output = group.after_projection(output, replace(inputs, past=group_past))
         return output
 
     def distinct_heads(self) -> list[int]:
-        first_heads: list[int] = []
-        for name, group in self.groups.items():
-            assert isinstance(group, AttentionMechanism)
-            first_heads += [self.first_heads[name] + head for head in group.distinct_heads()]
-        return first_heads
+        return [self.first_heads[name] + head for name, group in self.groups.items() for head in group.distinct_heads()]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.spec.replace(',', ', ')}"
