@@ -25,11 +25,6 @@ def compressed_lengths(lengths: Tensor, kernel: int, stride: int) -> Tensor:
     return torch.where(lengths > 0, windows.clamp(min=1), 0)
 
 
-def aligned_tokens(padding: Tensor | None) -> Tensor | None:
-    """Returns the order of positions that puts the padding last, B × S; None if there is no padding."""
-    return None if padding is None else padding.to(torch.uint8).argsort(dim=-1, stable=True)
-
-
 class Compression(nn.Module):
     """A convolution over the positions of B × H × S × D, shared by all heads: normal, depthwise or separable."""
 
@@ -122,9 +117,11 @@ class CompressedAttention(AttentionMechanism):
                 "--gpam-mechanism compressed is not allowed with an attn_mask, because each of its keys covers several "
                 "positions; allowed: encoder self-attention with a key_padding_mask"
             )
-        k, v, order = inputs.k, inputs.v, aligned_tokens(mask.padding)
+        k, v, order = inputs.k, inputs.v, None
         lengths = torch.full((k.size(0),), length, device=k.device)
-        if mask.padding is not None and order is not None:
+        if mask.padding is not None:
+            # The order of positions that puts the padding last, B × S.
+            order = mask.padding.to(torch.uint8).argsort(dim=-1, stable=True)
             lengths = (~mask.padding).sum(dim=-1)
             k, v = (self._aligned(tensor, order, lengths) for tensor in (k, v))
         k, v = self.keys(k), self.values(v)
