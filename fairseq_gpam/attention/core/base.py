@@ -155,6 +155,11 @@ class AttentionInput:
         padding = self.mask.padding
         return None if padding is None else padding[:, self.k.size(-2) - self.q.size(-2) :]
 
+    def zero_padding(self, values: Tensor) -> Tensor:
+        """Returns values at the queries' own positions, B × H × T × anything, with 0 at padding."""
+        padding = self.own_padding
+        return values if padding is None else values.masked_fill(padding[:, None, :, None], 0.0)
+
     def with_new_keys(self) -> AttentionInput:
         """Returns the input with only the keys and values at the queries' own positions."""
         new = slice(self.k.size(-2) - self.q.size(-2), None)

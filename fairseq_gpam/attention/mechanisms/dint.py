@@ -46,10 +46,7 @@ class DintAttention(DifferentialAttention):
 
     def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
         """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""
-        own_hidden = inputs.own_padding
-        shown = torch.ones_like(weights[..., :1])
-        if own_hidden is not None:
-            shown = shown * ~own_hidden[:, None, :, None]
+        shown = inputs.zero_padding(torch.ones_like(weights[..., :1]))
         if self.site.name == "encoder":
             return (weights * shown).sum(dim=-2, keepdim=True) / shown.sum(dim=-2, keepdim=True).clamp(min=1.0)
         # The last column counts the rows.

@@ -92,25 +92,20 @@ class GatedDeltaNet(RecurrentMechanism):
         self.norm_weight = nn.Parameter(torch.ones(width))
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        hidden = inputs.own_padding
-
-        def hide(values: Tensor) -> Tensor:
-            return values if hidden is None else values.masked_fill(hidden[:, None, :, None], 0.0)
-
         def convolve(name: str, values: Tensor, taps: Tensor) -> Tensor:
-            values = hide(upcast(values))
+            values = inputs.zero_padding(upcast(values))
             before = past.get(name, values.new_zeros(*values.shape[:2], TAPS - 1, values.size(-1)))
             joined = torch.cat([before, values], dim=-2)
             past[name] = joined[..., 1 - TAPS :, :]
-            return hide(F.silu((joined.unfold(-2, TAPS, 1) * taps.to(joined.dtype)).sum(dim=-1)))
+            return inputs.zero_padding(F.silu((joined.unfold(-2, TAPS, 1) * taps.to(joined.dtype)).sum(dim=-1)))
 
         q, k = convolve("q", inputs.q, self.q_taps), convolve("k", inputs.k, self.k_taps)
         v = convolve("v", inputs.v, self.v_taps)
         q, k = (part * (part.square().sum(dim=-1, keepdim=True) + 1e-6).rsqrt() for part in (q, k))
         q = q * q.size(-1) ** -0.5
         step = F.softplus(upcast(self.decay_proj(inputs.x)) + upcast(self.step))
-        log_decay = hide(split_heads(-upcast(self.log_rate).exp() * step, q.size(1)))
-        beta = hide(torch.sigmoid(upcast(split_heads(self.beta_proj(inputs.x), q.size(1)))))
+        log_decay = inputs.zero_padding(split_heads(-upcast(self.log_rate).exp() * step, q.size(1)))
+        beta = inputs.zero_padding(torch.sigmoid(upcast(split_heads(self.beta_proj(inputs.x), q.size(1)))))
         return v, (q, k, log_decay, beta)
 
     def matrix(self, parts: tuple[Tensor, ...]) -> Tensor:

@@ -90,10 +90,7 @@ class GatedLinearAttention(RecurrentMechanism):
         q, k = upcast(inputs.q) * inputs.q.size(-1) ** -0.5, upcast(inputs.k)
         log_decay = F.logsigmoid(upcast(self.decay_up(self.decay_down(inputs.x)))) / TEMPERATURE
         log_decay = split_heads(log_decay, q.size(1))
-        hidden = inputs.own_padding
-        if hidden is not None:
-            k, log_decay = (part.masked_fill(hidden[:, None, :, None], 0.0) for part in (k, log_decay))
-        return upcast(inputs.v), (q, k, log_decay)
+        return upcast(inputs.v), (q, inputs.zero_padding(k), inputs.zero_padding(log_decay))
 
     def matrix(self, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         return gated_linear_weights(*parts)

@@ -81,10 +81,7 @@ class ZeroSAttention(RecurrentMechanism):
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         q, heads = F.normalize(upcast(inputs.q), dim=-1), inputs.q.size(1)
-        hidden = inputs.own_padding
-        seen = q.new_ones(q.size(0), 1, q.size(2), 1)
-        if hidden is not None:
-            seen = seen.masked_fill(hidden[:, None, :, None], 0.0)
+        seen = inputs.zero_padding(q.new_ones(q.size(0), 1, q.size(2), 1))
         k = F.normalize(upcast(inputs.k), dim=-1) * seen
 
         def running(values: Tensor, name: str) -> Tensor:
