@@ -192,7 +192,9 @@ class GPAMMultiheadAttention(MultiheadAttention):
 
         need_weights = need_weights or need_head_weights
         wants_weights = need_weights or bool(self.weights_hooks)
-        inputs = AttentionInput(q, k, v, mask, x, self._dropout_in_force(), wants_weights, past, form)
+        is_dropping = self.training or self.dropout_module.apply_during_inference
+        dropout_p = self.dropout_module.p if is_dropping else 0.0
+        inputs = AttentionInput(q, k, v, mask, x, dropout_p, wants_weights, past, form)
         heads, weights = self.mechanism(inputs)
         if beams > 1:
             heads = self._unfold_beams(heads, beams)
@@ -213,10 +215,6 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if self.position != "alibi":
             return mask
         return with_alibi(mask, q, k.size(2), q.size(1) // self.mechanism.heads_of_a_map)
-
-    def _dropout_in_force(self) -> float:
-        active = self.training or self.dropout_module.apply_during_inference
-        return self.dropout_module.p if active else 0.0
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         length, bsz, _ = projected.shape
@@ -324,9 +322,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
         for norm, module in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
             if module is not None:
                 state_dict.setdefault(f"{own}{norm}.weight", module.weight.detach())
-        if any(key.startswith(prefix) for key in state_dict):
-            return
-        state_dict.update({prefix + key: value for key, value in self.mechanism.state_dict().items()})
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update({prefix + key: value for key, value in self.mechanism.state_dict().items()})
 
 
 def _reordered_with(cached: Tensor, order: Tensor | None, new: Tensor) -> Tensor:

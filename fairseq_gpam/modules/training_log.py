@@ -79,9 +79,8 @@ class AttentionLog(nn.Module):
     @torch.no_grad()
     def _log_states(self, after: HiddenStates) -> None:
         if after.layer >= 0:
-            _log(
-                after.site, after.layer, "residual_ratio", residual_ratio(after.states.float(), after.tokens).nanmean()
-            )
+            ratio = residual_ratio(after.states.float(), after.tokens)
+            _log(after.site, after.layer, "residual_ratio", ratio.nanmean())
 
     @torch.no_grad()
     def _log_gradients(self) -> None:
