@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,12 +154,11 @@ def count_sites(model: nn.Module) -> list[tuple[str, str, int, int]]:
 
 def count_query_width(model: nn.Module) -> int:
     """Returns how many parameters --gpam-query-rank adds to the query and key projections."""
-    more = 0
-    for attention in attention_modules(model):
-        for projection in (attention.q_proj, attention.k_proj):
-            row = projection.in_features + (projection.bias is not None)
-            more += row * (projection.out_features - attention.embed_dim)
-    return more
+    return sum(
+        (projection.in_features + (projection.bias is not None)) * (projection.out_features - attention.embed_dim)
+        for attention in attention_modules(model)
+        for projection in (attention.q_proj, attention.k_proj)
+    )
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,8 @@ def resize(model: Model, parameters: int, wanted: int) -> Model:
         for stack, width in widths.items()
     }
     middle = round((wanted - parameters) / sum(units.values()))
-    candidates: list[dict[str, int]] = [{}]
-    for stack in units:
-        candidates = [{**steps, stack: step} for steps in candidates for step in range(middle - 1, middle + 2)]
+    near = itertools.product(range(middle - 1, middle + 2), repeat=len(units))
+    candidates = [dict(zip(units, steps, strict=True)) for steps in near]
 
     def distance(steps: dict[str, int]) -> tuple[int, int]:
         missing = wanted - parameters - sum(units[stack] * step for stack, step in steps.items())
