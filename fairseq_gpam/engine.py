@@ -21,7 +21,6 @@ INSTALL = (
     f"pip install 'fairseq-fixed=={PINS['fairseq-fixed']}' (elsewhere; it is compiled)"
 )
 
-
 STOCK = (
     "stock: fairseq's own, unmodified model, to which everything is compared; softmax: the same formula computed by "
     "this package, equal to stock up to rounding, which can be mixed with other mechanisms and measured like them"

@@ -100,10 +100,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, negative_q: Tensor, attn_mask: Tenso
 
 
 def _broadcasts(tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    sizes = tuple(tensor.shape)
-    if len(sizes) > len(shape):
-        return False
-    return all(size in (1, full) for size, full in zip(reversed(sizes), reversed(shape), strict=False))
+    sizes = zip(reversed(tensor.shape), reversed(shape), strict=False)
+    return tensor.dim() <= len(shape) and all(size in (1, full) for size, full in sizes)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -22,7 +22,6 @@ from fairseq_gpam.attention.core.positions import Form
 SiteName = Literal["encoder", "decoder", "cross"]
 SITES: tuple[SiteName, ...] = ("encoder", "decoder", "cross")
 
-
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 

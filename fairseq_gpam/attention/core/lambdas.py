@@ -58,8 +58,6 @@ LAMBDA_MINUS_OPTIONS = (
         choices=("fixed", "trainable"),
     ),
 )
-
-
 LAMBDA_SOURCE_OPTIONS = (
     Option(
         "lambda_source",
@@ -150,10 +148,7 @@ class Lambda(nn.Module):
     def extra_repr(self) -> str:
         if self.theta is None:
             return f"{self.initial:g}, fixed"
-        with torch.no_grad():
-            value = self()
-            assert isinstance(value, Tensor)
-            lambdas = ", ".join(f"{number:.3f}" for number in value.flatten().tolist())
+        lambdas = ", ".join(f"{number:.3f}" for number in self.from_theta(self.theta).tolist())
         return f"{lambdas}, trainable" + (f", at most {self.bound:g}" if self.bound else "")
 
 

@@ -25,7 +25,6 @@ class DifferentialV2Attention(AffineMechanism):
     row_sum = "1−sigmoid(x·w)"
     cost = "1.5×, and a second query projection"
     why_never_neutral = "sigmoid(X w), the weight of its second softmax, is never 0"
-
     options = (
         Option(
             "differential_v2_init",

@@ -42,7 +42,6 @@ class TalkingHeadsAttention(MatrixMechanism):
     rows_are_independent = True
     cost = "1×, and two mixtures of H matrices"
     neutral = ()
-
     options = (
         Option(
             "talking_heads_dropout",
@@ -57,7 +56,6 @@ class TalkingHeadsAttention(MatrixMechanism):
         super().__init__(site, settings)
         self.mix_scores = nn.Parameter(torch.eye(site.num_heads))
         self.mix_weights = nn.Parameter(torch.eye(site.num_heads))
-
         self.drops_first: bool = settings.talking_heads_dropout == "before"
 
     def weights(self, inputs: AttentionInput) -> Tensor:
