@@ -130,10 +130,7 @@ class AttentionMask:
     def _softmax_mask(
         self, num_queries: int, num_keys: int, device: torch.device
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the hidden keys and the fully masked rows.
-
-        Fully masked rows stay unmasked, so that their softmax is finite; the caller zeroes them with `zero_rows`.
-        """
+        """Returns the hidden keys and the fully masked rows, which stay unmasked as in `for_scores`."""
         hidden = self.hidden_keys(num_queries, num_keys, device)
         if hidden is None or not self.may_hide_all:
             return hidden, None

@@ -53,10 +53,9 @@ class DintAttention(DifferentialAttention):
         rows = torch.cat([weights * shown, shown], dim=-1)
         kept = remembered(inputs, "rows", self.name)
         sums = rows.cumsum(dim=-2)
-        if kept is not None:
-            count = inputs.past["count"] if inputs.past is not None else kept
-            before = torch.cat([F.pad(kept, (0, weights.size(-2))), count], dim=-1)
-            sums = sums + before.unsqueeze(-2)
         if inputs.past is not None:
+            if kept is not None:
+                before = torch.cat([F.pad(kept, (0, weights.size(-2))), inputs.past["count"]], dim=-1)
+                sums = sums + before.unsqueeze(-2)
             inputs.past["rows"], inputs.past["count"] = sums[..., -1, :-1], sums[..., -1, -1:]
         return sums[..., :-1] / sums[..., -1:].clamp(min=1.0)
