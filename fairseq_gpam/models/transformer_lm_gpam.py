@@ -36,7 +36,11 @@ class TransformerLanguageModelGPAM(WithMechanisms, TransformerLanguageModel):
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> TransformerLanguageModelGPAM:
-        fill_fairseq_defaults(args)
+        # What fairseq's dataclass has and `args`, a namespace or a DictConfig, lacks.
+        with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
+            for name, value in vars(TransformerLanguageModelConfig()).items():
+                if not name.startswith("_") and name not in args:
+                    setattr(args, name, value)
         return super().build_model(args, task)
 
 
@@ -47,14 +51,6 @@ def publish_options() -> None:
     node = config()
     node._name = MODEL
     ConfigStore.instance().store(name=MODEL, group="model", node=node, provider="fairseq_gpam")
-
-
-def fill_fairseq_defaults(args: Any) -> None:
-    """Sets missing fairseq settings on `args` (a namespace or a DictConfig) to the defaults of fairseq's dataclass."""
-    with open_dict(args) if OmegaConf.is_config(args) else contextlib.nullcontext():
-        for name, value in vars(TransformerLanguageModelConfig()).items():
-            if not name.startswith("_") and name not in args:
-                setattr(args, name, value)
 
 
 # If an architecture has the name of a model, fairseq merges its settings into the dataclass before any of our code

@@ -46,9 +46,8 @@ def install_attention(model: nn.Module, settings: Settings) -> None:
             for attribute, site_name in attentions.items():
                 stock = getattr(layer, attribute)
                 if stock is not None:
-                    width, heads, head_dim = stock.embed_dim, stock.num_heads, stock.head_dim
-                    rank = settings.query_rank
-                    site = Site(site_name, index, len(layers), width, heads, head_dim, shared, rank)
+                    widths = (stock.embed_dim, stock.num_heads, stock.head_dim)
+                    site = Site(site_name, index, len(layers), *widths, shared, settings.query_rank)
                     mechanism = build_mechanism(settings[f"{site.name}_mechanism"], site, settings)
                     noise = (layer.quant_noise, layer.quant_noise_block_size)
                     attention = GPAMMultiheadAttention.from_stock(stock, mechanism, *noise)
