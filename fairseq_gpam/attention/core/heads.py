@@ -95,9 +95,8 @@ class MixedHeads(AttentionMechanism):
             start = self.first_heads[name]
             stop = start + group.site.num_heads
             q, k, v = (tensor[:, start:stop] for tensor in (inputs.q, inputs.k, inputs.v))
-            part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop))
             with _past_of_group(name, inputs.past) as group_past:
-                part = replace(part, past=group_past)
+                part = replace(inputs, q=q, k=k, v=v, mask=inputs.mask.heads(start, stop), past=group_past)
                 if group_past is not None and self.caches_keys and not group.caches_keys:
                     part = part.with_new_keys()
                 output, weights = group(part)
