@@ -96,10 +96,3 @@ def test_the_architecture_becomes_the_stock_one_of_its_preset(arch):
 def test_other_architectures_are_refused():
     with pytest.raises(export.ExportError, match="'lstm' is not allowed; allowed: those of transformer_gpam"):
         export.stock_settings({"arch": "lstm"})
-
-
-@pytest.mark.slow
-def test_one_head_that_does_not_fold_refuses_the_mixture():
-    ours = build("language_modeling", OURS["language_modeling"], "--gpam-mechanism", "softmax:1,attn_scale:1")
-    with pytest.raises(export.ExportError, match="decoder layer 0: mechanism 'attn_scale'"):
-        export.fold(ours, ours.state_dict())

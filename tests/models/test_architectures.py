@@ -8,7 +8,6 @@ from argparse import Namespace
 import fairseq.utils
 import pytest
 from fairseq.models import (
-    ARCH_CONFIG_REGISTRY,
     ARCH_MODEL_INV_REGISTRY,
     ARCH_MODEL_REGISTRY,
     MODEL_REGISTRY,
@@ -76,28 +75,6 @@ def test_hydras_configuration_has_flat_scalar_fields_only():
         assert kinds <= {str, int, float, bool}, field.name
         assert field.metadata["help"]
     assert "transformer_lm_gpam.yaml" in ConfigStore.instance().repo["model"]
-
-
-@pytest.mark.slow
-def test_the_registry_holds_the_architectures_that_the_readers_expect():
-    for name in (
-        "transformer_gpam",
-        "transformer_gpam_iwslt_de_en",
-        "transformer_gpam_vaswani_wmt_en_de_big",
-        "transformer_lm_gpam",
-        "transformer_lm_gpam_wiki103",
-        "transformer_lm_gpam_gpt2_big",
-    ):
-        assert name in ARCH_MODEL_REGISTRY
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("task", "name"), ARCHITECTURES)
-def test_twin_fills_an_empty_namespace_as_the_stock_architecture_does(task, name):
-    stock, twin = Namespace(), Namespace()
-    ARCH_CONFIG_REGISTRY[name](stock)
-    ARCH_CONFIG_REGISTRY[twin_of(task, name)](twin)
-    assert vars(twin) == vars(stock) | {key: v for key, v in vars(twin).items() if key.startswith("gpam_")}
 
 
 @pytest.mark.slow

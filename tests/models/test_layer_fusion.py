@@ -22,7 +22,6 @@ from tiny import (
     translation_input,
 )
 
-from fairseq_gpam import export
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.analysis.operator import FrozenModel
 
@@ -167,36 +166,6 @@ def test_padding_of_the_encoder_does_not_matter_and_the_decoder_follows(kind):
         previous = inputs["prev_output_tokens"][:, :step]
         found = model.decoder(previous, encoder_out=encoded, incremental_state=state)[0]
         torch.testing.assert_close(found[:, 0], expected[:, step - 1], rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("task", first(1, TASKS))
-def test_fifty_updates_lower_the_loss_and_reach_every_parameter(task, kind):
-    model = fused_model(task, kind, *(["--checkpoint-activations"] if kind == "gate" else [])).train()
-    inputs = model_input(task)
-    target = torch.randint(4, 20, (logits(model, inputs).size()[:2].numel(),))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(50):
-        optimiser.zero_grad()
-        loss = F.cross_entropy(logits(model, inputs).flatten(0, 1), target)
-        loss.backward()
-        assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.slow
-def test_export_and_operator_refuse_what_they_cannot_say():
-    fused, _ = model_of("language_modeling", "gate", mechanism="softmax")
-    with pytest.raises(export.ExportError, match="--gpam-layer-fusion cannot be exported"):
-        export.fold(fused, fused.state_dict())
-    with pytest.raises(ValueError, match="--operator is not allowed with --gpam-layer-fusion 'gate'"):
-        FrozenModel(fused, {"src_tokens": sentences((5,))})
-    linear, _ = model_of("language_modeling", "concat", mechanism="softmax")
-    FrozenModel(linear, {"src_tokens": sentences((5,))})
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from learning import check_stepwise, train
 from tiny import OURS, STOCK, TASKS, build, logits, model_input, pair, scramble, translation_input
 
-from fairseq_gpam import export
 from fairseq_gpam.analysis.operator import FrozenModel
 from fairseq_gpam.analysis.probe import Probe
 
@@ -135,10 +134,3 @@ def test_recomputed_layers_give_the_same_gradients():
         found.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.slow
-def test_it_does_not_fold_into_a_stock_model():
-    model = weighted("language_modeling", 0, "--gpam-mechanism", "softmax")
-    with pytest.raises(export.ExportError, match=r"--gpam-skip-weight 0 cannot be exported; only 1 can"):
-        export.fold(model, model.state_dict())
