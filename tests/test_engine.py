@@ -153,27 +153,6 @@ def test_a_gloo_process_group_is_left_before_the_interpreter_ends(plugin, stays,
 
 
 @pytest.mark.slow
-def test_the_fast_path_is_recognised_by_what_it_calls_and_not_by_a_version():
-    class Fast:
-        def forward(self, x):
-            return torch._transformer_encoder_layer_fwd(x)
-
-    class Plain:
-        def forward(self, x):
-            return x
-
-    assert engine.skips_custom_attention(Fast)
-    assert not engine.skips_custom_attention(Plain)
-
-
-@pytest.mark.slow
-def test_installed_names_distribution_and_version():
-    name, version = engine.installed().split()
-    assert name in ("ve-fairseq", "fairseq-fixed", "fairseq")
-    assert version[0].isdigit()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("foreign", [Foreign, ForeignThroughOs])
 def test_a_foreign_pickle_is_refused_and_nothing_is_executed(foreign, tmp_path):
     marker = tmp_path / "executed"

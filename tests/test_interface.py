@@ -256,6 +256,7 @@ def test_every_row_and_column_of_attention_has_its_token(folder, tmp_path, flags
         assert weights.shape[1:] == (len(attention.queries(site)), len(attention.keys(site)))
     own = attention.source if flags else []
     assert attention.keys("decoder") == [*own, *attention.target]
+    assert attention.target == ["</s>", *attention.predicted[:-1]] and attention.source[-1] == "</s>"
 
 
 @pytest.mark.slow

@@ -184,13 +184,3 @@ def test_the_notebook_is_committed_with_its_pictures_and_no_path_of_a_machine():
     assert text.count('"image/png"') == 3
     assert len(text.encode()) < 300_000
     assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work|usr)/", text)
-
-
-@pytest.mark.slow
-def test_attention_has_a_token_for_each_row_and_column_and_negative_weights(translator, sentences):
-    attention = translator.attention(sentences[0], "W1 W2")
-    for (site, _), weights in attention.weights.items():
-        assert weights.shape[1:] == (len(attention.queries(site)), len(attention.keys(site)))
-        assert (weights < 0).any()
-    assert attention.target == ["</s>", *attention.predicted[:-1]]
-    assert attention.source[-1] == "</s>"

@@ -5,7 +5,6 @@ import re
 import pytest
 import torch
 from conftest import LAMBDAS, USER_DIR, hypotheses, scores, train_translation
-from foreign import Foreign
 
 
 def load(path):
@@ -142,16 +141,3 @@ def test_an_ensemble_of_two_checkpoints_translates(command, parallel, translatio
         *(parallel, "--path", paths, "--beam", "3", "--cpu", "--required-batch-size-multiple", "1"),
     )
     assert len(hypotheses(result.stdout)) == 41
-
-
-@pytest.mark.slow
-def test_a_checkpoint_with_a_foreign_pickle_is_refused_and_nothing_is_executed(
-    command, parallel, translation, tmp_path
-):
-    marker = tmp_path / "executed"
-    state = load(translation[0] / "checkpoint_last.pt")
-    state["extra_state"]["foreign"] = Foreign(marker)
-    torch.save(state, tmp_path / "checkpoint.pt")
-    result = command("fairseq-generate", parallel, "--path", tmp_path / "checkpoint.pt", "--cpu", ok=False)
-    assert "Weights only load failed" in result.stderr
-    assert not marker.exists()

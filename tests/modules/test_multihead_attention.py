@@ -172,13 +172,15 @@ def test_several_steps_at_once_are_the_full_forward():
 
 @pytest.mark.parametrize("steps_at_once", [1, 3])
 def test_beams_that_share_their_keys_are_the_beams_that_repeat_them(steps_at_once):
-    beam, sentences = 4, 3
+    """They are projected once, and then read from the cache."""
+    beam, sentences, projected = 4, 3, []
     module = attention("cross", CHANNELS, HEADS).eval()
     key, hidden = torch.randn(6, sentences, CHANNELS), padding_mask("right", BATCH, 6)
     query = torch.randn(steps_at_once, sentences * beam, CHANNELS)
     repeat = torch.arange(sentences).repeat_interleave(beam)
     long = module(query, key[:, repeat], key[:, repeat], hidden[repeat], static_kv=True, need_head_weights=True)
     module.set_beam_size(beam)
+    module.k_proj.register_forward_hook(lambda *_: projected.append(1))
     for keys, pads in ((key, hidden), (key[:, repeat], hidden[repeat])):
         state = {}
         for _ in range(2):
@@ -187,6 +189,7 @@ def test_beams_that_share_their_keys_are_the_beams_that_repeat_them(steps_at_onc
             assert torch.allclose(short[1], long[1], atol=1e-6)
             assert module._get_input_buffer(state)["prev_key"].size(0) == sentences
             module.reorder_incremental_state(state, torch.arange(sentences * beam))
+    assert len(projected) == 2
 
 
 def test_finished_sentences_leave_a_shared_cache():
@@ -262,34 +265,3 @@ def test_both_lambdas_zero_is_stocks_module(kwargs, static_kv):
     for hidden in (None, padding_mask("right", BATCH, key.size(0))):
         results = (each(query, key, key, hidden, static_kv=static_kv) for each in (module, stock))
         torch.testing.assert_close(*results, rtol=0, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_reordering_beams_also_reorders_the_padding():
-    module = attention("decoder", CHANNELS, HEADS).eval()
-    query, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("left", BATCH, 6)
-    state = {}
-    for t in range(5):
-        now = query[t : t + 1]
-        module(now, now, now, key_padding_mask=hidden[:, t : t + 1], incremental_state=state)
-    order = torch.tensor([2, 1, 0])
-    module.reorder_incremental_state(state, order)
-    now = query[5:, order]
-    last, _ = module(now, now, now, key_padding_mask=hidden[order, 5:], incremental_state=state)
-    full, _ = module(query, query, query, key_padding_mask=hidden, attn_mask=FUTURE)
-    assert torch.allclose(last[0], full[5, order], atol=1e-5)
-
-
-@pytest.mark.slow
-def test_static_keys_are_projected_once_and_then_read_from_the_cache():
-    module = attention("cross", CHANNELS, HEADS).eval()
-    key, hidden = torch.randn(6, BATCH, CHANNELS), padding_mask("right", BATCH, 6)
-    query = torch.randn(4, BATCH, CHANNELS)
-    full, _ = module(query, key, key, hidden, static_kv=True)
-    calls = []
-    module.k_proj.register_forward_hook(lambda *_: calls.append(1))
-    state, outputs = {}, []
-    for t in range(4):
-        outputs.append(module(query[t : t + 1], key, key, hidden, incremental_state=state, static_kv=True)[0])
-    assert torch.allclose(torch.cat(outputs), full, atol=1e-6)
-    assert len(calls) == 1

@@ -3,7 +3,6 @@
 import json
 import lzma
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -197,31 +196,15 @@ def test_speeds_that_mean_nothing_are_left_out_with_their_reason(repository):
     assert "tokens/s" not in shown
 
 
-@pytest.mark.slow
-def test_other_paths_are_refused(repository):
-    run = made_run(
-        repository / "out", "dagpam", generate={"command": "fairseq-generate --path /home/somebody/model.pt"}
-    )
-    with pytest.raises(ValueError, match=r"/home/somebody/model\.pt"):
-        keep.keep([run], repository)
-    shutil.rmtree(run)
+def test_a_folder_without_results_is_not_kept(repository):
     with pytest.raises(FileNotFoundError, match="no results"):
-        keep.keep([run], repository)
+        keep.keep([repository / "out/runs/shakespeare-lm/dagpam/1"], repository)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": "one"}, 'seed is "one"; allowed: a whole number'),
-        ({"sed": 1}, r"unknown key sed; allowed: task, .*\(nearest: seed\)"),
-        ({"budget": "half"}, 'budget is "half"; allowed: default, full'),
-        ({"losses": [{"split": "valid"}]}, r"losses\[0\].value is missing; allowed: a number"),
-    ],
-)
-def test_a_line_that_is_not_a_run_is_named_with_its_key_and_what_is_allowed(repository, change, message):
+def test_a_line_that_is_not_a_run_is_named_with_its_key_and_what_is_allowed(repository):
     path = repository / "examples/results/shakespeare-lm.jsonl"
     line = json.loads(to_line(runs.made_run(task="shakespeare-lm")))
-    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, **change}) + "\n")
-    with pytest.raises(ValueError, match=r"shakespeare-lm\.jsonl, line 2: " + message):
+    path.write_text(json.dumps(line) + "\n" + json.dumps({**line, "budget": "half"}) + "\n")
+    with pytest.raises(ValueError, match=r'shakespeare-lm\.jsonl, line 2: budget is "half"; allowed: default, full'):
         pages.rebuild(repository)

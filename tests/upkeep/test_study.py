@@ -200,17 +200,6 @@ def test_a_wrong_choice_is_named(repository, marker, message):
 
 
 @pytest.mark.slow
-def test_collapse_against_performance_has_every_counted_run_in_table_and_picture(repository):
-    page = repository / study.FOLDER / "made/README.md"
-    page.write_text("<!-- comparison: made show=collapse -->\n<!-- /comparison -->\n")
-    keep_made_runs(repository, leave_out=[("wider", 2)])
-    text = shown(repository)
-    assert "| bible-de-en | mean cosine, decoder | 8 | 1.00 | – | – |" in text
-    assert "a point for each run. Spearman's ρ: mean cosine, decoder 1.00." in text
-    assert (page.parent / f"bible-de-en{SCATTER}").exists()
-
-
-@pytest.mark.slow
 def test_measures_kept_only_by_layer_are_compared_with_performance_in_the_last_layer(repository):
     page = repository / study.FOLDER / "made/README.md"
     page.write_text("<!-- comparison: made show=collapse,notes -->\n<!-- /comparison -->\n")

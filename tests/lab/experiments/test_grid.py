@@ -180,9 +180,3 @@ def test_environment_has_one_thread_and_settings_can_be_unset(tmp_path):
     assert given["OMP_NUM_THREADS"] == "1"
     assert given["WORKERS"] == "2"
     assert "MALLOC_TOP_PAD_" not in given
-
-
-@pytest.mark.slow
-def test_a_folder_in_place_of_a_grid_is_named(tmp_path):
-    with pytest.raises(SystemExit, match=f"{tmp_path}: cannot be read: Is a directory"):
-        main(["experiment", str(tmp_path), "--dry-run"])

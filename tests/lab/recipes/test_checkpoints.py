@@ -124,11 +124,3 @@ def test_without_an_intact_checkpoint_it_is_said_how_to_start_afresh(folder):
             cut_in_half(path)
     with pytest.raises(CheckpointError, match=r"no intact checkpoint beside it; to start afresh, remove "):
         checkpoints.repair_last(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("breaks", BROKEN, ids=lambda breaks: breaks.__name__)
-def test_a_broken_checkpoint_is_not_what_training_goes_on_from(folder, breaks):
-    breaks(folder / "checkpoint_2_200.pt")
-    breaks(folder / "checkpoint_last.pt")
-    assert checkpoints.repair_last(folder).endswith("continuing from checkpoint_1_100.pt, update 100")

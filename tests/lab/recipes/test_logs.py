@@ -75,9 +75,3 @@ def test_perplexities_count_an_end_for_each_line_and_bits_per_character_every_by
             logs.of_text({**evaluation, "tokens": 6}, text, subword, by_bytes)
     with pytest.raises(logs.CountMismatchError, match=r"evaluated 0 of 7 tokens.*--tokens-per-sample of the training"):
         logs.of_text({**evaluation, "tokens": 0}, text, subword)
-
-
-@pytest.mark.slow
-def test_training_log_without_validation_is_refused():
-    with pytest.raises(ValueError, match="no validation"):
-        logs.parse_training_log("nothing here")
