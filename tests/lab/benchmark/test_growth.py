@@ -1,9 +1,8 @@
-"""A decoding step after more and more tokens: what is kept for it, and the table of its times."""
+"""A decoding step after more and more tokens: what is kept for it."""
 
 import pytest
 import torch
 
-import speed
 from fairseq_gpam.lab.benchmark import growth
 
 
@@ -24,12 +23,3 @@ def test_a_step_leaves_the_state_as_it_was():
     step()
     step()
     assert torch.equal(seen[-1], seen[-2])
-
-
-@pytest.mark.slow
-def test_the_table():
-    ratio = {"median": 1.5, "lower": 1.25, "upper": 2.0}
-    row = {"spec": "linear", "lengths": [64, 512, 4096], "bytes": [1024, 1024, 2048], "ratios": [ratio, ratio]}
-    head, _, line = speed.growth({"growth": [row]}).splitlines()
-    assert "time after 4,096 / after 64" in head
-    assert line == "| `linear` | 1.500 (1.250–2.000) | 1.500 (1.250–2.000) | 1 → 1 → 2 |"
