@@ -84,23 +84,3 @@ def test_info_prints_facts_costs_and_the_model(name, capsys):
     ):
         assert words in printed
     assert f"mechanism {name}" in printed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--mechanism", "softmx"], "did you mean 'softmax'"),
-        (["--mechanism", "softmax", "--length", "0"], "--length 0 is not allowed; allowed: 1 or more"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(words, message, capsys):
-    with pytest.raises(SystemExit):
-        main(["info", *words])
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_flags_of_a_model_need_an_architecture(capsys):
-    assert main(["info", "--mechanism", "softmax", "--gpam-lambda", "fixed"]) == 2
-    assert "--arch is required with --gpam-lambda fixed" in capsys.readouterr().err

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import BASE, OURS, TASKS, build, build_from, logits, model_config, model_input, unlist
+from tiny import BASE, OURS, TASKS, build, build_from, model_config, unlist
 
 from fairseq_gpam import plugins
-from fairseq_gpam.__main__ import main
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.modules import attention_modules
 
@@ -127,34 +125,3 @@ def test_a_broken_package_is_named(tmp_path, monkeypatch):
     announce(tmp_path, "broken_of_a_test", "import no_such_module_at_all\n", monkeypatch)
     with pytest.raises(ImportError, match=r"'made'.*broken_of_a_test.*no_such_module_at_all.*uninstall"):
         plugins.import_entry_points()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_the_example_computes_what_it_says(task):
-    """A temperature of 1 is softmax attention, and another one is not."""
-    softmax = build(task, OURS[task], "--gpam-mechanism", "softmax")
-    inputs = model_input(task)
-    expected = logits(softmax, inputs)
-    for tau, equal in (("1", True), ("3", False)):
-        model = build(task, OURS[task], "--gpam-mechanism", "tempered", "--gpam-tempered-tau", tau)
-        model.load_state_dict(softmax.state_dict())
-        assert torch.allclose(logits(model, inputs), expected, atol=1e-5) == equal
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_a_missing_file_is_refused_in_one_sentence(task, monkeypatch):
-    monkeypatch.setenv("GPAM_IMPORT", "nowhere/none.py")
-    config = model_config(task, OURS[task], *BASE[task])
-    config.gpam_import = "nowhere/none.py"
-    with pytest.raises(ValueError, match=r"--gpam-import nowhere/none.py: no such Python file.*--model-overrides"):
-        build_from(config)
-
-
-@pytest.mark.slow
-def test_info_counts_the_parameters_of_a_mechanism_from_a_file(tmp_path, capsys):
-    (tmp_path / "made.py").write_text(SOURCE.format(name="counted"))
-    flags = ["--gpam-import", str(tmp_path / "made.py"), "--gpam-mechanism", "counted", "--gpam-counted-size", "2"]
-    assert main(["info", "--arch", "transformer_lm_gpam", *flags]) == 0
-    assert "counted" in capsys.readouterr().out

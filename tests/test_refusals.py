@@ -96,6 +96,10 @@ IN_A_LANGUAGE_MODEL = [
     # positions
     ("--gpam-mechanism linear", "--gpam-position", "alibi", "none, rotary"),
     ("--gpam-mechanism linear:1,softmax:1", "--gpam-position", "alibi", "none, rotary"),
+    (
+        *("--gpam-mechanism differential:2,softmax:2 --decoder-attention-heads 4", "--gpam-position", "alibi"),
+        "none, rotary",
+    ),
     ("--gpam-mechanism gated_deltanet", "--gpam-position", "rotary", "none"),
     ("--gpam-query-rank 3", "--gpam-position", "rotary", "an even number"),
     (WARM, "--gpam-qk-norm", "", "training without it"),
@@ -104,6 +108,7 @@ IN_A_LANGUAGE_MODEL = [
     ("--gpam-layer-fusion concat", "--decoder-layerdrop", "0.1", "0"),
     ("--gpam-mechanism neutreno", "--decoder-layerdrop", "0.1", "0"),
     ("--gpam-mechanism value_residual", "--checkpoint-activations", "", "without it"),
+    ("--gpam-mechanism affine_scaled", "--checkpoint-activations", "", "without it"),
 ]
 IN_TRANSLATION = [
     ("--gpam-layer-fusion gate", "--encoder-layerdrop", "0.1", "0"),

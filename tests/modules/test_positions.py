@@ -248,27 +248,3 @@ def test_a_stock_checkpoint_is_completed():
     model.load_state_dict({**model.state_dict(), **state})
     model.upgrade_state_dict(state)
     assert any(name.endswith("q_norm.weight") for name in state)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            "--gpam-mechanism linear --gpam-position alibi",
-            "'alibi' is not allowed with --gpam-mechanism linear.*rotary",
-        ),
-        ("--gpam-mechanism linear:1,softmax:1 --gpam-position alibi", "--gpam-mechanism linear; allowed: none, rotary"),
-        (
-            "--gpam-mechanism differential:2,softmax:2 --gpam-position alibi --decoder-attention-heads 4",
-            "differential; a",
-        ),
-        ("--gpam-mechanism gated_deltanet --gpam-position rotary", "gated_deltanet; allowed: none$"),
-        ("--gpam-query-rank 3 --gpam-position rotary", "3 channels of a query in a head .*; allowed: an even number"),
-        ("--gpam-warm-start --gpam-qk-norm", "--gpam-qk-norm is not allowed with --gpam-warm-start"),
-        ("--gpam-warm-start --gpam-position alibi", "--gpam-position 'alibi' is not allowed with --gpam-warm-start"),
-    ],
-)
-def test_what_has_no_meaning_is_refused(flags, message):
-    with pytest.raises(ValueError, match=message):
-        build("language_modeling", OURS["language_modeling"], *flags.split())

@@ -1,9 +1,8 @@
 """Affine-scaled attention, and its moving average."""
 
-import pytest
 import torch
 from contract import Contract, softmax_map, uniform_map
-from tiny import OURS, build, mechanism_of
+from tiny import mechanism_of
 
 from fairseq_gpam.attention import AttentionMask
 
@@ -67,8 +66,3 @@ def test_the_average_is_that_of_all_processes(tmp_path):
     expected = 0.1 * alpha(made(), torch.cat(batches)).mean(dim=(0, 1))
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
-
-
-def test_layers_that_run_twice_are_refused():
-    with pytest.raises(ValueError, match="--checkpoint-activations is not allowed with --gpam-mechanism affine_scaled"):
-        build("translation", OURS["translation"], "--gpam-mechanism", "affine_scaled", "--checkpoint-activations")
