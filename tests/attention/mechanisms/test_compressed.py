@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from contract import WIDTH, Contract, plain_softmax
 from tiny import build, mechanism_of, settings
 
@@ -10,25 +11,15 @@ from fairseq_gpam.modules import attention_modules
 
 
 def convolved(signal, compression, kind):
-    """One head's n × D tokens as windows of k places, s apart, from place −⌊s/2⌋ on, written out number by number."""
+    """One head's n × D tokens as windows of k places, s apart, from place −⌊s/2⌋ on."""
     weight, bias = compression.convolution.weight, compression.convolution.bias
     kernel, stride = weight.size(2), compression.convolution.stride[0]
     count = max(1, (len(signal) + 2 * (stride // 2) - kernel) // stride + 1)
-    rows = []
-    for window in range(count):
-        row = []
-        for channel in range(weight.size(0)):
-            total = bias[channel]
-            for offset in range(kernel):
-                place = window * stride - stride // 2 + offset
-                if 0 <= place < len(signal):
-                    if kind == "normal":
-                        total = total + (weight[channel, :, offset] * signal[place]).sum()
-                    else:
-                        total = total + weight[channel, 0, offset] * signal[place, channel]
-            row.append(total)
-        rows.append(torch.stack(row))
-    made = torch.stack(rows)
+    windows = F.pad(signal.T, (stride // 2, kernel)).unfold(1, kernel, stride)[:, :count]
+    if kind == "normal":
+        made = torch.einsum("cwk,dck->wd", windows, weight) + bias
+    else:
+        made = torch.einsum("cwk,ck->wc", windows, weight[:, 0]) + bias
     if kind == "separable":
         made = made @ compression.pointwise.weight[:, :, 0].T + compression.pointwise.bias
     return made, [

@@ -2,8 +2,8 @@
 
 import math
 
+import torch.nn.functional as F
 from contract import Contract
-from test_nap import gelu
 
 
 class TestNon(Contract):
@@ -14,4 +14,4 @@ class TestNon(Contract):
         return scores / math.sqrt(len(scores))
 
     def finish(self, mechanism, output, x):
-        return gelu(output) if mechanism.output == "gelu" else output
+        return F.gelu(output, approximate="tanh") if mechanism.output == "gelu" else output
