@@ -31,11 +31,6 @@ def open_folder(monkeypatch):
         monkeypatch.undo()
 
 
-def file_above(folder):
-    folder.parent.touch()
-    return "Not a directory"
-
-
 @contextlib.contextmanager
 def without_privileges():
     """Root may write to read-only folders; the user `nobody` may not."""
@@ -47,24 +42,6 @@ def without_privileges():
     finally:
         if root:
             os.seteuid(0)
-
-
-def read_only_run(folder):
-    folder.mkdir(parents=True)
-    folder.chmod(0o555)
-    return "Permission denied"
-
-
-def read_only(folder):
-    folder.parent.mkdir()
-    folder.parent.chmod(0o555)
-    return "Permission denied"
-
-
-def file_in_its_place(folder):
-    folder.parent.mkdir()
-    folder.touch()
-    return "File exists"
 
 
 def test_a_changed_command_is_refused_by_the_flag_that_differs(tmp_path):
@@ -358,11 +335,19 @@ def test_progress_lines(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize("breaks", [read_only, read_only_run, file_in_its_place, file_above])
-def test_a_folder_that_cannot_be_written_is_named_with_the_reason(open_folder, monkeypatch, breaks, rank):
+@pytest.mark.parametrize("place", ["runs", "runs/run"])
+@pytest.mark.parametrize(
+    ("is_file", "reasons"), [(False, "Permission denied|Permission denied"), (True, "Not a directory|File exists")]
+)
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(
+    open_folder, monkeypatch, place, is_file, reasons, rank
+):
+    """In the place of the run's folder, or of the one above it, is a read-only folder or a file."""
     monkeypatch.setenv("SLURM_PROCID", rank)
-    folder = open_folder / "runs/run"
-    reason = breaks(folder)
+    blocked, folder = open_folder / place, open_folder / "runs/run"
+    blocked.parent.mkdir(exist_ok=True)
+    blocked.touch() if is_file else blocked.mkdir(0o555)
+    reason = reasons.split("|")[blocked == folder]
     with without_privileges(), pytest.raises(run_folder.RunError, match=f"(?s){folder}.*{reason}") as raised:
         command = [sys.executable, "-c", "print('started')", *PORT]
         run_folder.train(run_folder.Run(folder, "made", "dagpam", 1), command)
