@@ -11,22 +11,12 @@ from test_compare import SHIFTS, run_of
 from fairseq_gpam.lab.experiments import compare, comparison_report, sections
 from fairseq_gpam.lab.experiments.records import Score
 
-SEEDS = range(1, 6)
-
 
 def interval(shown, found, digits):
     """Checks `mean ± half the width`."""
     mean, half = shown.split(" ± ")
     near(mean, found["mean"], digits)
     near(half, (found["high"] - found["low"]) / 2, digits)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    runs = [scored_run(name, seed) for name in SHIFTS for seed in SEEDS]
-    out = tmp_path_factory.mktemp("page")
-    page = comparison_report.write(compare.comparison(runs, runs[0].arm), out)
-    return page, json.loads((out / "comparison.json").read_text(encoding="utf-8"))
 
 
 def check_row(shown, row, digits):
@@ -67,45 +57,34 @@ def scored_run(name, seed):
     )
 
 
-def test_the_page_fits_and_shows_every_table(tmp_path):
+def test_the_page_fits_and_shows_every_table_and_its_numbers_are_those_of_the_json(tmp_path):
     runs = [scored_run(name, seed) for name in SHIFTS for seed in range(1, 6)]
     page = comparison_report.write(compare.comparison(runs, runs[0].arm), tmp_path)
-    comparison = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
-    shown = [section for section in sections.of_comparison(comparison) if section.head]
+    found = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    shown = [section for section in sections.of_comparison(found) if section.head]
     tables = [[list(map(str, row)) for row in (section.head, *section.rows)] for section in shown]
-    assert len(tables) == 7
+    assert (len(tables), len(found["tables"])) == (7, 3)
+    for (head, *lines), table in zip(tables, found["tables"], strict=False):
+        for cells, row in zip(lines, table["rows"], strict=True):
+            check_row(dict(zip(map(named, head), cells, strict=True)), row, 4 if table["unit"] == "nats" else 2)
+    head, *costs = tables[3]
+    assert head == ["arm", "training (s)", "training tokens/s"]
+    for cells, entry in zip(costs, found["costs"], strict=True):
+        assert cells == [entry["arm"], "1,234", "5"]
+    name = next(entry["arm"] for entry in found["lambdas"])
+    last = sum(entry["points"][-1][1] for entry in found["lambdas"]) / len(found["lambdas"])
+    assert tables[4] == [["arm", "λ⁺ decoder"], [name, f"{last:.2f} ({last:.2f} to {last:.2f})"]]
+    [entry] = found["layers"]
+    means = [f"{mean:.3g}" for _, mean, _, _ in entry["points"]]
+    assert tables[5] == [
+        ["measure", "arm", "seeds", "layer 0", "layer 1"],
+        ["mean cosine, decoder", entry["arm"], "5", *means],
+    ]
+    for cells, entry in zip(tables[6][1:], found["collapse"], strict=True):
+        assert cells[:3] == [entry["group"], f"mean cosine, {entry['site']}", str(entry["n"])]
+        for value, key in zip(cells[3:], ("rho", "low", "high", "between", "within"), strict=True):
+            near(value, entry[key], 2)
     seen = browser.visit(page)
     browser.check(seen)
     for at_width in seen.values():
         assert at_width["tables"] == tables
-
-
-@pytest.mark.slow
-def test_the_page_fits_and_its_numbers_are_those_of_the_json(written):
-    page, found = written
-    seen = browser.visit(page)
-    browser.check(seen)
-    for at_width in seen.values():
-        tables = at_width["tables"]
-        assert len(found["tables"]) == 3
-        for (head, *lines), table in zip(tables, found["tables"], strict=False):
-            for cells, row in zip(lines, table["rows"], strict=True):
-                shown = dict(zip(map(named, head), cells, strict=True))
-                check_row(shown, row, 4 if table["unit"] == "nats" else 2)
-        head, *costs = tables[3]
-        assert head == ["arm", "training (s)", "training tokens/s"]
-        for cells, entry in zip(costs, found["costs"], strict=True):
-            assert cells == [entry["arm"], "1,234", "5"]
-        name = next(entry["arm"] for entry in found["lambdas"])
-        last = sum(entry["points"][-1][1] for entry in found["lambdas"]) / len(found["lambdas"])
-        assert tables[4] == [["arm", "λ⁺ decoder"], [name, f"{last:.2f} ({last:.2f} to {last:.2f})"]]
-        [entry] = found["layers"]
-        (head, shown), means = tables[5], [mean for _, mean, _, _ in entry["points"]]
-        assert head == ["measure", "arm", "seeds", "layer 0", "layer 1"]
-        assert shown == ["mean cosine, decoder", entry["arm"], "5", *(f"{mean:.3g}" for mean in means)]
-        _, *collapse = tables[6]
-        for cells, entry in zip(collapse, found["collapse"], strict=True):
-            assert cells[:3] == [entry["group"], f"mean cosine, {entry['site']}", str(entry["n"])]
-            for shown, key in zip(cells[3:], ("rho", "low", "high", "between", "within"), strict=True):
-                near(shown, entry[key], 2)
-        assert len(tables) == 7
