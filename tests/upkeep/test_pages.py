@@ -61,13 +61,10 @@ def repository(tmp_path):
 
 
 def made_run(out, name, seed=1, **entries):
-    run = out / "runs/shakespeare-lm" / name / str(seed)
-    run.mkdir(parents=True)
     made = runs.made_run(name, seed, 3.0, task="shakespeare-lm")
     command = f"fairseq-train {out}/data-bin/shakespeare-lm --user-dir /somewhere/fairseq_gpam"
     made = replace(made, training=replace(made.training, command=command))
-    stage_results.update(run, runs.stages_of(made, **entries))
-    return run
+    return runs.write_run(out / "runs/shakespeare-lm" / name / str(seed), made, **entries)
 
 
 EVALUATED = {"command": "fairseq-eval-lm data", "bits_per_subword": 2.0, "perplexity_subword": 4.0}

@@ -7,13 +7,13 @@ import math
 import pytest
 from browser import Page
 from msgspec.structs import replace
-from runs import made_run, stages_of
+from runs import made_run, stages_of, write_run
 
 import keep
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import compare, comparison_report, contrasts, grid, run_results, sections, series
 from fairseq_gpam.lab.experiments.records import Measure, Score, to_line
-from fairseq_gpam.lab.recipes import stage_results, tasks
+from fairseq_gpam.lab.recipes import tasks
 
 SHIFTS = {"stock": 0.0, "good": -0.10, "bad": 0.10, "same": 0.0001}
 NOISE = (0.004, -0.003, 0.001, -0.002, 0.0005)
@@ -162,9 +162,7 @@ def test_runs_that_a_grid_planned_and_that_are_not_there_are_named_below_each_ta
         *(("bible-de-en", name, seed) for name, seeds in (("stock", (1, 2, 3)), ("good", (1, 3))) for seed in seeds),
         ("ptb-lm", "good", 1),
     ):
-        folders.append(tmp_path / f"runs/{task}/{name}/{seed}")
-        folders[-1].mkdir(parents=True)
-        stage_results.update(folders[-1], stages_of(replace(run_of(name, seed), task=task)))
+        folders.append(write_run(tmp_path / f"runs/{task}/{name}/{seed}", replace(run_of(name, seed), task=task)))
     contrasts.write(folders, grid.load(tmp_path / "grid.toml"), tmp_path / "out")
     remarks = {
         "bible-de-en": "Not run with any seed of 1, 2, 3: bad. Not run yet: good seeds 2.",
@@ -216,11 +214,9 @@ def test_run_folders_are_read_with_their_logs_and_measurements(tmp_path):
     folders = []
     for name in ("stock", "good"):
         for seed in (1, 2):
-            folder = tmp_path / f"runs/made-lm/{name}/{seed}"
-            folder.mkdir(parents=True)
             run = run_of(name, seed)
-            recorded = stages_of(run)
-            stage_results.update(folder, {**recorded, "train": {**recorded["train"], "seconds": 11.5}})
+            train = {**stages_of(run)["train"], "seconds": 11.5}
+            folder = write_run(tmp_path / f"runs/made-lm/{name}/{seed}", run, train=train)
             (folder / "train.benchmark.tsv").write_text("s\th:m:s\tmax_rss\n12.5\t0:00:12\t345.6\n")
             record = {"num_updates": "2", "gpam_decoder0_lambda_plus": "0.25", "gpam_decoder0_entropy": "1"}
             later = {**record, "num_updates": "4", "gpam_decoder0_lambda_plus": "0.5"}

@@ -17,25 +17,7 @@ from fairseq_gpam.lab.recipes import stage_results, synthetic, tasks
 
 
 def made_run(folder, name="dagpam"):
-    folder.mkdir(parents=True)
-    return stage_results.update(
-        folder,
-        {
-            "task": "bible-de-en",
-            "name": name,
-            "seed": 1,
-            "train": {
-                **{"command": "fairseq-train data", "parameters": 1234, "updates": 30, "valid_loss": 6.0},
-                **{"valid_nll_loss": 6.0, "tokens_per_second": 1600.0},
-                "curve": {"train": [[10, 9.0], [20, 7.0]], "valid": [[10, 8.0], [20, 6.0], [30, 6.5]]},
-                "environment": {
-                    "versions": {"torch": "2"},
-                    "machine": {"cpu": "a CPU", "cores": 2, "threads": "1", "accelerators": []},
-                    "commit": "abc",
-                },
-            },
-        },
-    )
+    return runs.write_run(folder, runs.made_run(name, 1, 6.0, "bible-de-en"))
 
 
 def test_table_and_report(tmp_path):
@@ -49,8 +31,8 @@ def test_table_and_report(tmp_path):
         "training tokens/s",
     ]
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        *("dagpam", "1", "1,234", "30", "6.000"),
-        "1,600",
+        *("dagpam", "1", "10", "4", "6.000"),
+        "5",
     ]
     assert tables.report([run], tmp_path / "report") == text
     assert (tmp_path / "report/table.md").read_text(encoding="utf-8").startswith(text)

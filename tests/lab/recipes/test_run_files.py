@@ -5,7 +5,7 @@ import random
 
 import pytest
 from quick import EXAMPLES
-from runs import made_run, stages_of
+from runs import made_run, write_run
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import run_results
@@ -31,10 +31,9 @@ ANALYSIS = {
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "out/runs/bible-de-en/stock/1"
-    (folder / "analysis").mkdir(parents=True)
-    results = stages_of(made_run(task="bible-de-en"), generate=GENERATE, score=SCORE)
-    (folder / "results.json").write_text(json.dumps(results))
+    made = made_run(task="bible-de-en")
+    folder = write_run(tmp_path / "out/runs/bible-de-en/stock/1", made, generate=GENERATE, score=SCORE)
+    (folder / "analysis").mkdir()
     (folder / "analysis/results.json").write_text(json.dumps(ANALYSIS))
     (folder / "train.log").write_text(LOG)
     (folder / "train.command").write_text("fairseq-train data --max-update 8\n")
