@@ -28,45 +28,33 @@ from scipy.stats import binomtest
 ROOT = Path(__file__).resolve().parents[1]
 NEED_ARGUMENTS = ("core/VariableInserter", "core/VariableReplacer", "core/NoOp")
 TIMEOUT = 300
-MODULE_TESTS = "tests/modules tests/models/test_decoding.py tests/models/test_features.py"
-# The tests of a file that no test file is named after, and what else tests a file.
-MECHANISM_TESTS = "tests/attention/mechanisms"
-COMMON_TESTS = "tests/attention/core/test_families.py tests/test_refusals.py"
+# What else tests a file, or a folder's files, by the names of the test files; a slash ends the name of a folder.
+COMMON, MODULES = "families refusals", "modules/ decoding features"
 TESTS = {
-    "attention": "tests/attention/test_pytorch.py",
-    "attention/mechanisms": COMMON_TESTS,
-    "attention/core": COMMON_TESTS,
-    "attention/core/affine": "tests/attention/core/test_affine.py tests/attention/core/test_blocks.py "
-    "tests/attention/core/test_choice.py",
-    "attention/core/base": f"{MECHANISM_TESTS}/test_softmax.py tests/attention/core/test_families.py "
-    f"tests/test_options.py {MECHANISM_TESTS}/test_forgetting.py tests/models/test_warm_start.py "
-    "tests/models/test_decoding.py",
-    "attention/core/build": "tests/attention/core/test_heads.py tests/attention/core/test_layers.py "
-    "tests/models/test_warm_start.py",
-    "attention/core/causal": f"{MECHANISM_TESTS}/test_forgetting.py {MECHANISM_TESTS}/test_selective.py "
-    f"{MECHANISM_TESTS}/test_stick_breaking.py {MECHANISM_TESTS}/test_neutreno.py "
-    f"{MECHANISM_TESTS}/test_value_residual.py {COMMON_TESTS}",
-    "attention/core/families": f"{COMMON_TESTS} {MECHANISM_TESTS}/test_rela.py {MECHANISM_TESTS}/test_sink.py "
-    "tests/modules/test_multihead_attention.py",
-    "attention/core/kernel_sums": f"{MECHANISM_TESTS}/test_fastmax.py {MECHANISM_TESTS}/test_linear.py",
-    "attention/core/lambdas": f"tests/attention/core/test_lambda_sources.py {COMMON_TESTS}",
-    "attention/core/masks": f"{MECHANISM_TESTS}/test_centered.py {MECHANISM_TESTS}/test_softmax.py",
-    "attention/core/measures": "tests/analysis/test_training_log.py tests/analysis/test_metrics.py",
-    "attention/core/positions": "tests/modules/test_positions.py",
-    "attention/core/recurrent": f"{MECHANISM_TESTS}/test_gated_linear.py {MECHANISM_TESTS}/test_zeros.py "
-    f"{COMMON_TESTS}",
-    "attention/core/sparse": f"{MECHANISM_TESTS}/test_entmax.py {MECHANISM_TESTS}/test_entmax15.py "
-    f"{MECHANISM_TESTS}/test_sparsemax.py",
-    "analysis/metrics": "tests/analysis/test_metrics.py",
-    "modules": MODULE_TESTS,
-    "modules/layer_fusion": "tests/models/test_layer_fusion.py",
-    "modules/listener": "tests/analysis/test_training_log.py tests/analysis/test_collect.py "
-    "tests/analysis/test_probe.py",
-    "modules/multihead_attention": f"{MODULE_TESTS} tests/attention/core/test_query_rank.py",
-    "modules/projections": f"tests/modules/test_projections.py {MODULE_TESTS}",
-    "modules/skip_weight": "tests/models/test_skip_weight.py",
-    "modules/spectrum_penalty": "tests/modules/test_spectrum_penalty.py",
-    "modules/training_log": "tests/analysis/test_training_log.py",
+    "attention": "pytorch",
+    "attention/mechanisms": COMMON,
+    "attention/core": COMMON,
+    "attention/core/affine": "affine blocks choice",
+    "attention/core/base": "softmax families options forgetting warm_start decoding",
+    "attention/core/build": "heads layers warm_start",
+    "attention/core/causal": f"forgetting selective stick_breaking neutreno value_residual {COMMON}",
+    "attention/core/families": f"{COMMON} rela sink multihead_attention",
+    "attention/core/kernel_sums": "fastmax linear",
+    "attention/core/lambdas": f"lambda_sources {COMMON}",
+    "attention/core/masks": "centered softmax",
+    "attention/core/measures": "training_log metrics",
+    "attention/core/positions": "positions",
+    "attention/core/recurrent": f"gated_linear zeros {COMMON}",
+    "attention/core/sparse": "entmax entmax15 sparsemax",
+    "analysis/metrics": "metrics",
+    "modules": MODULES,
+    "modules/layer_fusion": "layer_fusion",
+    "modules/listener": "training_log collect probe",
+    "modules/multihead_attention": f"{MODULES} query_rank",
+    "modules/projections": f"projections {MODULES}",
+    "modules/skip_weight": "skip_weight",
+    "modules/spectrum_penalty": "spectrum_penalty",
+    "modules/training_log": "training_log",
 }
 
 
@@ -99,13 +87,18 @@ def mutants(path):
                 yield name, occurrence
 
 
+def named(name):
+    (found,) = (ROOT / "tests").rglob(f"test_{name}.py")
+    return str(found.relative_to(ROOT))
+
+
 def tests_of(path):
     """Returns the test files to run for a file of the package, its own first."""
     part = path.relative_to(ROOT / "fairseq_gpam").with_suffix("")
     found = [f"tests/{part.parent}/test_{part.name}.py"]
     for key in (str(part), str(part.parent)):
         if key in TESTS:
-            found += TESTS[key].split()
+            found += [f"tests/{name}" if name.endswith("/") else named(name) for name in TESTS[key].split()]
             break
     if part.parts[0] == "attention":
         # The defaults and help texts of its options are on the generated pages.
