@@ -25,11 +25,6 @@ def same(state, other):
     )
 
 
-def make(path):
-    state = {"cfg": {"model": {"arch": "none"}}, "model": {"weight": torch.arange(300.0)}}
-    torch.save({**state, "optimizer_history": [{"num_updates": 7}]}, path)
-
-
 CASES = 200
 
 
@@ -150,7 +145,8 @@ def test_a_checkpoint_of_older_pytorch_loads(tmp_path):
 @pytest.mark.slow
 def test_damaged_files_are_refused_in_one_sentence_or_load_as_they_were(tmp_path):
     path, made = tmp_path / "made.pt", random.Random(3)
-    make(path)
+    state = {"cfg": {"model": {"arch": "none"}}, "model": {"weight": torch.arange(300.0)}}
+    torch.save({**state, "optimizer_history": [{"num_updates": 7}]}, path)
     intact, expected = path.read_bytes(), load(path)
     expected = {**expected, "model": {"weight": expected["model"]["weight"].clone()}}
     loaded = 0

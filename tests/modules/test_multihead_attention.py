@@ -13,17 +13,6 @@ from tiny import attention
 
 from fairseq_gpam.attention import FUTURE
 
-
-def neutral(site, dropout=0.0, **kwargs):
-    """A stock module and ours with λ⁺ = λ⁻ = 0, with the same weights."""
-    chosen = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
-    module = attention(site, CHANNELS, HEADS, dropout, kwargs, **chosen)
-    role = {"encoder_decoder_attention": True} if site == "cross" else {"self_attention": True}
-    stock = MultiheadAttention(CHANNELS, HEADS, dropout=dropout, **role, **kwargs)
-    stock.load_state_dict({n: p for n, p in module.state_dict().items() if not n.startswith("mechanism.")})
-    return stock, module
-
-
 BACKENDS = ("auto", "reference", "fused")
 BOTH_KEYS = {"add_bias_kv": True, "add_zero_attn": True}
 CHANNELS, HEADS, BATCH = 8, 2, 3
@@ -259,7 +248,11 @@ def test_keys_and_values_may_come_from_different_sources():
 def test_both_lambdas_zero_is_stocks_module(kwargs, static_kv):
     if static_kv and "add_bias_kv" in kwargs:
         pytest.skip("stock cannot do it with static_kv")
-    stock, module = neutral("cross" if static_kv else "encoder", **kwargs)
+    site, role = ("cross", "encoder_decoder_attention") if static_kv else ("encoder", "self_attention")
+    chosen = {"lambda": "fixed", "lambda_plus": 0, "lambda_minus": 0}
+    module = attention(site, CHANNELS, HEADS, kwargs=kwargs, **chosen)
+    stock = MultiheadAttention(CHANNELS, HEADS, **{role: True}, **kwargs)
+    stock.load_state_dict({n: p for n, p in module.state_dict().items() if not n.startswith("mechanism.")})
     query = torch.randn(5, BATCH, CHANNELS)
     key = torch.randn(7, BATCH, CHANNELS) if static_kv else query
     for hidden in (None, padding_mask("right", BATCH, key.size(0))):

@@ -31,14 +31,10 @@ def test_every_mechanism_trains_and_decodes_with_narrow_queries(task, name):
 
 def test_wide_queries_and_mixed_heads_and_layers():
     for spec in ("dagpam", "dagpam:1,gated_linear:1", "linear@0;differential_v2@1"):
-        model = build_model("language_modeling", spec_site(spec), query_rank=20, decoder_mechanism=spec)
+        model = build_model("language_modeling", "dagpam", query_rank=20, decoder_mechanism=spec)
         assert all(attention.q_proj.out_features == HEADS * 20 for attention in attention_modules(model))
         train(model, "language_modeling", updates=2)
         check_stepwise(scramble(model, 0.1), "language_modeling")
-
-
-def spec_site(spec):
-    return spec.split(":")[0].split("@")[0]
 
 
 def module_of(rank, site="encoder", **options):
