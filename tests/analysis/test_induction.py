@@ -37,18 +37,6 @@ def test_scores_of_an_induction_head_built_by_hand():
     assert induction.previous_token_score(second).item() <= 0.1
 
 
-def test_scores_of_a_random_head():
-    length, words = 96, 48
-    tokens = torch.cat([torch.randperm(words)] * 2)
-    weights = torch.randn(1, 8, length, length).masked_fill(~causal(length), -math.inf).softmax(dim=-1)
-    assert induction.induction_score(weights, tokens[None]).max() <= 0.1
-    assert induction.previous_token_score(weights).mean() <= 0.1
-    shape = (4, 64, 256)
-    values, outputs = torch.randn(shape).flatten(0, 1), torch.randn(shape).flatten(0, 1).T
-    embedding, unembedding = torch.randn(200, 256), torch.randn(200, 256)
-    assert induction.copying_score(values, outputs, embedding, unembedding, 4).abs().max() <= 0.1
-
-
 def test_copying_score_against_the_full_map_from_token_to_logit():
     values, outputs = torch.randn(6, 8, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
     embedding, unembedding = torch.randn(10, 8, dtype=torch.float64), torch.randn(10, 8, dtype=torch.float64)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import made_run
+from runs import ENVIRONMENT, made_run
 from scipy import stats
 
 import keep
@@ -53,9 +53,7 @@ def keep_made_runs(repository, leave_out=(), more_flags="", analysed=False):
         if plan.run_group == "bible-de-en" and (plan.name, plan.seed) not in leave_out:
             nll = BITS[plan.name][plan.seed - 1]
             command = f"{shlex.join(study.command(plan))} {more_flags}"
-            machine = {"cpu": "a CPU", "cores": 2, "threads": "1"}
-            environment = {"versions": {"torch": "2"}, "commit": "abc", "machine": machine}
-            training = {"command": command, "parameters": 10, "updates": 1, "environment": environment}
+            training = {"command": command, "parameters": 10, "updates": 1, "environment": ENVIRONMENT}
             values = {"training": training, "measures": [("decoder", 2, "mean_cosine", nll)]}
             values["scores"] = [
                 {"metric": "bleu", "value": 10 * nll, "signature": "tok:13a"},

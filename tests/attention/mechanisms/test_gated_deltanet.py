@@ -10,10 +10,6 @@ from tiny import mechanism_of
 from fairseq_gpam.attention.mechanisms import gated_deltanet
 
 
-def sigmoid(x):
-    return 1 / (1 + torch.exp(-x))
-
-
 def recurrence(q, k, v, decay, beta):
     """o_t = S_t q_t, S_t = α_t S_{t−1}(I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ, for one head: T × D; α and β T."""
     state = torch.zeros(v.size(-1), k.size(-1), dtype=torch.float64)
@@ -35,7 +31,7 @@ class TestGatedDeltaNet(Contract):
     def reference(self, mechanism, q, k, v, x, bias, visible):
         step = torch.log(1 + torch.exp(x @ mechanism.decay_proj.weight.T + mechanism.step))
         decay = torch.exp(-torch.exp(mechanism.log_rate) * step)
-        beta, gate = sigmoid(x @ mechanism.beta_proj.weight.T), x @ mechanism.gate_proj.weight.T
+        beta, gate = torch.sigmoid(x @ mechanism.beta_proj.weight.T), x @ mechanism.gate_proj.weight.T
 
         def head(b, h, shown):
             seen = shown.double()
@@ -44,7 +40,7 @@ class TestGatedDeltaNet(Contract):
                 values, rows = values[b, h] * seen[:, None], []
                 for t in range(len(seen)):
                     row = sum(taps[h, 0, :, 3 - back] * values[t - back] for back in range(min(t, 3) + 1))
-                    rows.append(row * sigmoid(row) * seen[t])
+                    rows.append(row * torch.sigmoid(row) * seen[t])
                 return torch.stack(rows)
 
             new_q, new_k = convolved(q, mechanism.q_taps), convolved(k, mechanism.k_taps)
@@ -57,7 +53,7 @@ class TestGatedDeltaNet(Contract):
             )
             output = output / torch.sqrt((output**2).mean(-1, keepdim=True) + 1e-5) * mechanism.norm_weight
             own = gate[b, :, h * WIDTH : (h + 1) * WIDTH]
-            return output * own * sigmoid(own), weights
+            return output * own * torch.sigmoid(own), weights
 
         return self.head_by_head(head, visible)
 

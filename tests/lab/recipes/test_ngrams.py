@@ -62,10 +62,3 @@ def test_predictors_count_only_what_stood_before():
                 counts[before, token] += 1
         found = ngrams.predictor_bits(sequences, context, vocabulary, prior)
         assert found == pytest.approx(bits / sequences.size, rel=1e-12)
-
-
-@pytest.mark.slow
-def test_the_predictor_of_the_sources_order_is_the_best():
-    sequences = ngrams.markov_sequences(2, 4, 50, 200, ngrams.CONCENTRATION, seed=2)
-    bits = [ngrams.predictor_bits(sequences, context, 4, ngrams.CONCENTRATION) for context in range(4)]
-    assert min(bits) == bits[2]
