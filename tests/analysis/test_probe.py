@@ -210,20 +210,16 @@ def test_stock_weights_against_an_independent_computation(task):
     assert events.keys() == calls.keys()
     for place in find_attentions(model):
         module, call, event = place.module, calls[place.site, place.layer], events[place.site, place.layer]
-        expected = F.multi_head_attention_forward(
-            *(call[name] for name in ("query", "key", "value")),
-            *(module.embed_dim, module.num_heads, torch.empty(0)),
-            torch.cat((module.q_proj.bias, module.k_proj.bias, module.v_proj.bias)),
-            *(None, None, False, 0.0, module.out_proj.weight, module.out_proj.bias),
-            training=False,
-            key_padding_mask=call.get("key_padding_mask"),
-            need_weights=True,
-            attn_mask=call.get("attn_mask"),
-            use_separate_proj_weight=True,
-            q_proj_weight=module.q_proj.weight,
-            k_proj_weight=module.k_proj.weight,
-            v_proj_weight=module.v_proj.weight,
-            average_attn_weights=False,
-        )[1]
+        q, k = (
+            projection(call[name]).unflatten(-1, (module.num_heads, -1)).permute(1, 2, 0, 3)
+            for name, projection in (("query", module.q_proj), ("key", module.k_proj))
+        )
+        mask = torch.zeros(q.size(2), k.size(2)) if call.get("attn_mask") is None else call["attn_mask"]
+        mask = mask.expand(q.size(0), 1, -1, -1)
+        if call.get("key_padding_mask") is not None:
+            mask = mask.masked_fill(call["key_padding_mask"].bool()[:, None, None], -torch.inf)
+        # With the identity for values the output is the matrix of weights.
+        eye = torch.eye(k.size(2)).expand(*k.shape[:2], -1, -1)
+        expected = F.scaled_dot_product_attention(q, k, eye, mask)
         assert torch.allclose(event.weights, expected, atol=1e-6)
         assert torch.allclose(event.weights * ~event.visible * event.tokens[:, None, :, None], torch.zeros(()))

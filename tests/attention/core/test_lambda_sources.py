@@ -13,16 +13,6 @@ def mechanism(**chosen):
     return mechanism_of("dagpam", "decoder", layers=2, **chosen)
 
 
-def test_a_lambda_per_token_adds_one_vector_for_each_head_in_place_of_a_number():
-    sizes = {
-        source: {name: tuple(each.shape) for name, each in mechanism(lambda_source=source).named_parameters()}
-        for source in ("number", "token")
-    }
-    assert sizes["number"].pop("lambda_minus.theta") == (HEADS,)
-    assert sizes["token"].pop("lambda_minus.projection.weight") == (HEADS, HEADS * WIDTH)
-    assert sizes["number"] == sizes["token"]
-
-
 def test_a_lambda_per_token_is_near_one_half_at_the_start_and_reads_the_token_alone():
     module = mechanism(lambda_source="token").lambda_minus
     x = torch.randn(4, 9, HEADS * WIDTH)
