@@ -3,10 +3,10 @@
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from shell import bash
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -22,20 +22,12 @@ def test_three_steps_lead_to_a_tested_mechanism(interpreter, tmp_path):
     for name in ("examples/your-own-mechanism", "tests"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    commands = "set -e\n" + "".join(steps)
+    commands = "".join(steps)
     for written, meant in (("bash scripts/test.sh", "python -m pytest"), ("source .venv/bin/activate", "")):
         assert commands.count(written) == 1
         commands = commands.replace(written, meant)
-    done = subprocess.run(
-        ["bash", "-c", commands],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": f"{interpreter.parent}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\d\d passed", done.stdout), done.stdout
-    assert "mine/tempered.py" in done.stdout
-    assert re.search(r"tempered", done.stdout.split("passed")[-1])
-    assert re.search(r"\d,\d{3},\d{3}", done.stdout.split("passed")[-1]), done.stdout
+    path = f"{interpreter.parent}:{os.environ['PATH']}"
+    shown = bash(commands, tmp_path, PYTHONPATH=str(REPOSITORY), PATH=path)
+    assert re.search(r"\d\d passed", shown), shown
+    assert "mine/tempered.py" in shown and "tempered" in shown.split("passed")[-1]
+    assert re.search(r"\d,\d{3},\d{3}", shown.split("passed")[-1]), shown

@@ -8,13 +8,13 @@ comment says so.
 import os
 import re
 import shlex
-import subprocess
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from conftest import SMALL, SMALL_LM, USER_DIR
+from shell import bash
 from tiny import build, model_input
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,15 +124,9 @@ def test_a_block_runs_on_a_small_corpus(block, command, request, folder_of_a_use
 @pytest.mark.parametrize("block", to_run(IN_A_SHELL))
 def test_a_block_runs_and_gives_the_output_shown(block, interpreter, folder_of_a_user):
     flags = re.fullmatch(IN_A_SHELL, block.mark)[1] or ""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.content.rstrip() + flags],
-        cwd=folder_of_a_user,
-        env={**os.environ, "PYTHONPATH": str(USER_DIR.parent), "PATH": f"{interpreter.parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(block.output.splitlines()) <= set(done.stdout.splitlines())
+    places = {"PYTHONPATH": str(USER_DIR.parent), "PATH": f"{interpreter.parent}:{os.environ['PATH']}"}
+    shown = bash(block.content.rstrip() + flags, folder_of_a_user, **places)
+    assert set(block.output.splitlines()) <= set(shown.splitlines())
 
 
 @pytest.mark.parametrize("block", to_run(ON_A_MODEL))

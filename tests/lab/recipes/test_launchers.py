@@ -1,13 +1,12 @@
 """What surrounds a training: several processes under torchrun, broken downloads, local archives."""
 
 import json
-import os
-import subprocess
 import sys
 
 import archives
 import pytest
 import torch
+from shell import run
 from test_readmes import REPOSITORY, flags
 
 from fairseq_gpam.lab.recipes import logs
@@ -19,9 +18,8 @@ pytestmark = pytest.mark.recipes
 def prepared(interpreter, tmp_path):
     """A folder with the synthetic Penn Treebank prepared, and the environment for the next commands."""
     (tmp_path / "made").mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **archives.ptb(tmp_path / "made")}
-    prepare = ["bash", f"{REPOSITORY}/scripts/prepare-ptb.sh"]
-    subprocess.run(prepare, cwd=tmp_path, env={**environment, "PYTHON": str(interpreter)}, check=True)
+    environment = archives.ptb(tmp_path / "made")
+    run(["bash", f"{REPOSITORY}/scripts/prepare-ptb.sh"], tmp_path, PYTHON=str(interpreter), **environment)
     return tmp_path, environment
 
 
@@ -36,10 +34,7 @@ def test_torchrun_trains_with_two_processes_what_one_trains_with_twice_the_batch
     launch += ["--master-port", "29517", "bash", "-c", f"{script} --name two {same} 1 {distributed}"]
     alone = ["bash", "-c", f"{script} --name alone {same} 2"]
     for command, python in ((launch, sys.executable), (alone, interpreter)):
-        done = subprocess.run(
-            command, cwd=folder, env={**environment, "PYTHON": str(python)}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        run(command, folder, PYTHON=str(python), **environment)
 
     two, one = folder / "out/runs/ptb-lm/two/1", folder / "out/runs/ptb-lm/alone/1"
     assert json.loads((two / "results.json").read_text())["train"]["updates"] == 5
@@ -62,28 +57,25 @@ def test_torchrun_trains_with_two_processes_what_one_trains_with_twice_the_batch
 
 def test_a_broken_download_is_resumed(interpreter, tmp_path):
     (tmp_path / "made").mkdir()
-    environment = {**os.environ, "PYTHON": str(interpreter), **archives.enwik8(tmp_path / "made")}
+    environment = {"PYTHON": str(interpreter), **archives.enwik8(tmp_path / "made")}
     whole = (tmp_path / "made/enwik8.zip").read_bytes()
     (tmp_path / "out/downloads").mkdir(parents=True)
     (tmp_path / "out/downloads/enwik8.zip.part").write_bytes(whole[:1000])
     prepare = ["bash", f"{REPOSITORY}/scripts/prepare-enwik8.sh"]
-    subprocess.run(prepare, cwd=tmp_path, env=environment, check=True)
+    run(prepare, tmp_path, **environment)
     assert (tmp_path / "out/downloads/enwik8.zip").read_bytes() == whole
 
     missing = {**environment, "ENWIK8_URL": (tmp_path / "made/nowhere.zip").as_uri()}
-    done = subprocess.run(prepare, cwd=tmp_path, env=missing, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "run again to resume, or fetch it yourself and pass --archive" in done.stderr
+    assert "run again to resume, or fetch it yourself and pass --archive" in run(prepare, tmp_path, 2, **missing)
 
 
 @pytest.mark.slow
 def test_an_unknown_checksum_is_reported_and_a_local_archive_is_used(interpreter, tmp_path):
     (tmp_path / "made").mkdir()
     made = archives.iwslt14(tmp_path / "made")
-    environment = {**os.environ, "PYTHON": str(interpreter), "IWSLT14_URL": "file:///nowhere/de-en.tgz"}
+    environment = {"PYTHON": str(interpreter), "IWSLT14_URL": "file:///nowhere/de-en.tgz"}
     prepare = ["bash", f"{REPOSITORY}/scripts/prepare-iwslt14.sh", "--archive", str(tmp_path / "made/de-en.tgz")]
-    done = subprocess.run(prepare, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"no published checksum is known for {prepare[-1]}; it has sha256 {made['IWSLT14_SHA256']}" in done.stderr
+    said = run(prepare, tmp_path, **environment)
+    assert f"no published checksum is known for {prepare[-1]}; it has sha256 {made['IWSLT14_SHA256']}" in said
     assert "IWSLT14" not in (tmp_path / "out/data/iwslt14/stamp").read_text()
     assert not (tmp_path / "out/downloads").exists()

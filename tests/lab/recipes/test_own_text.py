@@ -1,13 +1,12 @@
 """A recipe of one's own: the commands of docs/your-data.md on 200 made sentence pairs, and what is refused."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import sizes
 from page_of_own_text import SHORT, blocks, write_recipe, write_text
+from shell import bash
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import own_text, prepare, tasks
@@ -21,12 +20,7 @@ def run(interpreter, tmp_path):
 
     def run(lines):
         script = re.sub(r"^fairseq-gpam", f"{interpreter} -m fairseq_gpam", lines, flags=re.MULTILINE)
-        environment = {**os.environ, "PYTHONPATH": str(Path(fairseq_gpam.__path__[0]).parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return bash(script, tmp_path, PYTHONPATH=str(Path(fairseq_gpam.__path__[0]).parent))
 
     return run
 

@@ -6,14 +6,13 @@ updates and short outputs; `--last 10` becomes the two checkpoints that there ar
 """
 
 import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import archives
 import pytest
 import sizes
+from shell import bash
 
 from fairseq_gpam.lab.recipes import tasks
 
@@ -65,7 +64,7 @@ def flags(script, task):
 def commands(task):
     """Return the README's commands for the task as one shell script."""
     folder = task.split(".")[0]
-    lines = ["set -euo pipefail"]
+    lines = []
     for language, content in blocks(folder):
         if language != "bash":
             continue
@@ -103,24 +102,11 @@ def test_readme(task, interpreter, tmp_path):
     made = tmp_path / "made"
     made.mkdir()
     folder = task.split(".")[0]
-    environment = {**os.environ, "PYTHON": str(interpreter), "OMP_NUM_THREADS": "1", **FOLDERS[folder](made)}
-
-    def run(script):
-        return subprocess.run(
-            ["bash", "-c", script],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    done = run(commands(task))
-    assert done.returncode == 0, done.stdout[-5000:]
+    environment = {"PYTHON": str(interpreter), **FOLDERS[folder](made)}
+    shown = bash(commands(task), tmp_path, **environment)
     if task == folder:
-        shown = general(done.stdout)
-        missing = [line for line in expected_lines(folder) if general(line) not in shown]
-        assert not missing, done.stdout[-5000:]
+        missing = [line for line in expected_lines(folder) if general(line) not in general(shown)]
+        assert not missing, shown[-5000:]
 
     for name in NAMES:
         check_run(tmp_path / "out/runs" / task / name / "1", task, name)
@@ -130,9 +116,8 @@ def test_readme(task, interpreter, tmp_path):
         lines = hypotheses.read_text(encoding="utf-8").splitlines(keepends=True)
         assert len(lines) == 41
         hypotheses.write_text("".join(lines[:-1]), encoding="utf-8")
-        done = run(f"bash {REPOSITORY}/scripts/score.sh out/runs/{task}/dagpam/1")
-        assert done.returncode == 2
-        assert "40 hypotheses but 41 references" in done.stdout
+        refused = bash(f"bash {REPOSITORY}/scripts/score.sh out/runs/{task}/dagpam/1", tmp_path, 2, **environment)
+        assert "40 hypotheses but 41 references" in refused
 
 
 def check_run(run, task, name):

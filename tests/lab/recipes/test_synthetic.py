@@ -4,13 +4,13 @@ import itertools
 import math
 import os
 import re
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from shell import bash
 
 from fairseq_gpam import answers
 from fairseq_gpam.lab.recipes import stage_results, synthetic, tasks
@@ -107,6 +107,5 @@ def test_the_commands_of_a_page_lead_to_a_result(name, interpreter, tmp_path):
     page = (Path(__file__).parents[3] / "examples" / name / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     short = re.sub("( train .*)", r"\1 -- --max-update 2 --validate-interval-updates 2", block)
-    environment = {**os.environ, "PATH": f"{interpreter.parent}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-ec", short], cwd=tmp_path, env=environment, check=True)
+    bash(short, tmp_path, PATH=f"{interpreter.parent}:{os.environ['PATH']}")
     assert "eval-lm" in stage_results.read(tmp_path / f"out/runs/{name}/dagpam/1")
