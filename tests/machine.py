@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import time
 
 import psutil
 
@@ -11,6 +12,15 @@ def send(signal):
     """Sends a signal to a process that may have ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         signal()
+
+
+def wait_for(condition, process, seconds=600):
+    """Waits until the condition holds; the process must not end before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 class Machine:

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+from machine import wait_for
 from test_scripts import SCRIPTS, SMALL
 
 pytestmark = pytest.mark.slow
@@ -75,9 +76,7 @@ def test_killed_at_random_moments(machine, script_environment, bible):
         killed = 0
         while not killed:  # the last stage may have ended before its moment
             process = start(machine, script_environment, bible, name)
-            while not (runs / name / f"{STAGES[stage]}.begun").exists():
-                assert process.poll() is None, process.stdout.read()
-                time.sleep(0.01)
+            wait_for((runs / name / f"{STAGES[stage]}.begun").exists, process)
             moment = moments.uniform(0, seconds[stage])
             time.sleep(moment)
             killed = machine.kill()

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from machine import wait_for
 from quick import first
 
 
@@ -25,16 +25,6 @@ def start(environment, *arguments):
     )
 
 
-def kill_when(process, condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 SMALL = ["--max-update", "6", "--save-interval-updates", "2", "--validate-interval-updates", "2", "--log-interval", "1"]
 
 
@@ -45,7 +35,9 @@ def check_killed_run(script, environment, task, out):
     undisturbed = start(environment, train, *line, "--name", "undisturbed", "--", *SMALL)
     folder = out / "runs" / task / "dagpam/1"
     killed = start(environment, train, *line, "--", *SMALL)
-    kill_when(killed, (folder / "checkpoints/checkpoint_last.pt").exists)
+    wait_for((folder / "checkpoints/checkpoint_last.pt").exists, killed, 120)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
     assert not (folder / "results.json").exists()
     assert undisturbed.wait() == 0
 

@@ -5,13 +5,13 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from machine import wait_for
 from msgspec import structs
 
 from fairseq_gpam.attention import REGISTRY
@@ -193,12 +193,9 @@ def made(tmp_path_factory):
     log = out / "said"
     with log.open("w") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said)
-        deadline = time.monotonic() + 300
-        while "seed 11" not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_for(lambda: "seed 11" in log.read_text(), process, 300)
         process.send_signal(signal.SIGTERM)
         process.wait()
-    assert "seed 11" in log.read_text(), log.read_text()
     subprocess.run(command, check=True)
     return out
 

@@ -1,18 +1,19 @@
 """The smoke grid, its whole process tree killed twice, ends as an undisturbed one; a cluster gets the grid's flags."""
 
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
 import psutil
 import pytest
+from machine import wait_for
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import experiment, grid
@@ -38,14 +39,6 @@ def in_translation(out):
     """One run is scored, and another is being translated."""
     running = [p for p in out.glob("runs/*/*/*/generate.log") if not p.with_name("generate.done").exists()]
     return running and list(out.glob("runs/*/*/*/score.done"))
-
-
-def wait_for(condition, process, out):
-    deadline = time.monotonic() + 600
-    while not condition(out):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def finished_jobs(out):
@@ -74,7 +67,7 @@ def test_a_grid_that_is_killed_repeats_nothing_and_ends_as_an_undisturbed_one(ma
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     said = {}
     for condition in (in_training, in_translation):
-        wait_for(condition, start(machine, killed), killed)
+        wait_for(functools.partial(condition, killed), start(machine, killed))
         assert machine.kill() > 5
         said |= {log: log.read_text() for log in killed.glob("runs/*/*/*/*.job.log") if log.stat().st_size}
         before = finished_jobs(killed)
@@ -158,7 +151,7 @@ def test_an_experiment_that_is_terminated_ends_its_jobs_and_goes_on_with_the_sam
     command = [sys.executable, "-m", "fairseq_gpam", "experiment", file, "--out", out]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
-    wait_for(lambda out: (out / "once").exists(), process, out)
+    wait_for((out / "once").exists, process)
     started = psutil.Process(process.pid).children(recursive=True)
     assert int((out / "experiment.lock").read_text()) in [process.pid for process in started]
     assert "sleep" in [process.name() for process in started]

@@ -7,20 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from subprocess import PIPE, STDOUT
 
 import psutil
 import pytest
 import slurm
-from machine import send
+from machine import send, wait_for
 from test_experiment import REPOSITORY, SMOKE, compared, prepared_grid
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.experiments import experiment
 from fairseq_gpam.lab.experiments import slurm as jobs_on_slurm
-
-needs_slurm = pytest.mark.skipif(not slurm.is_installed(), reason="needs Debian's slurm-wlm and munge")
 
 
 def stand_in(folder, monkeypatch, **commands):
@@ -77,6 +74,8 @@ def test_a_machine_without_slurm_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster():
+    if not slurm.is_installed():
+        pytest.skip("needs Debian's slurm-wlm and munge")
     with slurm.running() as started:
         yield started
 
@@ -102,14 +101,6 @@ def start(file, out, *wrapper):
     return subprocess.Popen(command, env=environment, stdout=PIPE, stderr=STDOUT, text=True)
 
 
-def wait_for(condition, process, seconds=600):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def kill(process):
     """Kills a driver and Snakemake; what runs on the cluster is no child of theirs."""
     tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -125,7 +116,6 @@ def flagged(file, flags):
 
 
 @pytest.mark.slurm
-@needs_slurm
 def test_failing_jobs_get_the_flags_are_retried_and_named(on_cluster, tmp_path, capsys):
     show = "scontrol show job $SLURM_JOB_ID | grep -e TimeLimit -e Comment -e JobName; echo tried"
     file, out = (
@@ -143,7 +133,6 @@ def test_failing_jobs_get_the_flags_are_retried_and_named(on_cluster, tmp_path, 
 
 
 @pytest.mark.slurm
-@needs_slurm
 def test_a_job_that_is_cancelled_has_failed_and_the_same_command_goes_on(on_cluster, tmp_path):
     file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
     process = start(file, out)
@@ -156,7 +145,6 @@ def test_a_job_that_is_cancelled_has_failed_and_the_same_command_goes_on(on_clus
 
 
 @pytest.mark.slurm
-@needs_slurm
 def test_a_controller_that_does_not_answer_for_a_while_is_waited_for(on_cluster, tmp_path):
     file, out = prepared_grid(tmp_path, "touch begun; until test -e go; do sleep 1; done", "exit 1"), tmp_path / "out"
     process = start(file, out)
@@ -171,7 +159,6 @@ def test_a_controller_that_does_not_answer_for_a_while_is_waited_for(on_cluster,
 
 
 @pytest.mark.slurm
-@needs_slurm
 @pytest.mark.parametrize("ignoring", [False, True])
 def test_a_grid_that_is_terminated_leaves_no_job_even_from_a_script_in_the_background(on_cluster, tmp_path, ignoring):
     file, out = prepared_grid(tmp_path, "touch begun; exec sleep 600", "exit 1"), tmp_path / "out"
@@ -186,7 +173,6 @@ def test_a_grid_that_is_terminated_leaves_no_job_even_from_a_script_in_the_backg
 
 
 @pytest.mark.slurm
-@needs_slurm
 def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_which_goes_on(on_cluster, tmp_path):
     file, out = prepared_grid(tmp_path, "test -e once || { touch once; exec sleep 600; }", "exit 1"), tmp_path / "out"
     process = start(file, out)
@@ -199,7 +185,6 @@ def test_jobs_that_outlive_a_killed_driver_are_cancelled_by_the_same_command_whi
 
 @pytest.mark.slurm
 @pytest.mark.slow
-@needs_slurm
 def test_a_grid_killed_three_times_ends_with_the_same_table(on_cluster, machine, tmp_path):
     shutil.copytree(SMOKE.parent, tmp_path / "smoke")
     file, killed, whole = tmp_path / "smoke/grid.toml", tmp_path / "killed", tmp_path / "whole"
@@ -220,7 +205,6 @@ def test_a_grid_killed_three_times_ends_with_the_same_table(on_cluster, machine,
 
 @pytest.mark.slurm
 @pytest.mark.slow
-@needs_slurm
 def test_two_tasks_of_srun_train_one_model_with_ranks_and_two_models_without(on_cluster, tmp_path):
     prepare = [sys.executable, SMOKE.with_name("made_bible.py"), "--out", tmp_path]
     subprocess.run(prepare, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=True)

@@ -4,11 +4,11 @@ import json
 import random
 import shlex
 import shutil
-import time
 
 import pytest
 import sizes
 import torch
+from machine import wait_for
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import run_folder, stage_results
@@ -57,11 +57,7 @@ def finish(machine, data, folder):
 
 def kill_when_logged(machine, process, log, text):
     """Kills the machine as soon as the log holds the text."""
-    deadline = time.monotonic() + 120
-    while not (log.exists() and text in log.read_text()):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: log.exists() and text in log.read_text(), process, 120)
     machine.kill()
 
 
