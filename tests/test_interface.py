@@ -167,6 +167,9 @@ def test_the_dictionaries_alone_suffice(folder, translation, translator, tmp_pat
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"checkpoint": "."}, "a folder, not a checkpoint"),
         ({"gpam_import": "nowhere.py"}, "no such Python file"),
+        ({"checkpoint": "missing.pt"}, r"missing\.pt does not exist"),
+        ({"tokenizer": "nltk"}, "tokenizer='nltk' is not allowed; allowed: 'moses', None"),
+        ({"sentencepiece": __file__, "subword_nmt": __file__}, "not allowed together"),
     ],
 )
 def test_wrong_arguments_are_sentences(folder, translation, arguments, message):

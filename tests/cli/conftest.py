@@ -32,10 +32,6 @@ def hypotheses(text):
     return {int(number): words for number, words in re.findall(r"^D-(\d+)\t[^\t]*\t(.*)$", text, flags=re.M)}
 
 
-def scores(text):
-    return {int(number): float(score) for number, score in re.findall(r"^H-(\d+)\t(\S+)\t", text, flags=re.M)}
-
-
 class Command:
     """Runs a command of the environment's bin; `ok` says whether it must succeed.
 
@@ -103,6 +99,11 @@ def train_translation(command, parallel, save_dir, *arguments, **kwargs):
         *arguments,
         **kwargs,
     )
+
+
+def generate(command, data, path, *arguments, **kwargs):
+    words = [data, "--path", path, "--cpu", "--required-batch-size-multiple", "1"]
+    return command("fairseq-generate", *words, *arguments, **kwargs)
 
 
 LAMBDAS = ["--gpam-lambda", "fixed", "--gpam-lambda-plus", "0.25", "--gpam-lambda-minus", "0.75"]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from conftest import hypotheses, train_translation
+from conftest import generate, hypotheses, train_translation
 from test_language_model import evaluate, loss
 
 from fairseq_gpam.hub import from_pretrained
 
 PAGE = Path(__file__).parents[2] / "examples" / "python.md"
+WORDS = "--remove-bpe=sentencepiece"
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +51,17 @@ def sentences(folder):
     return (folder / "test.a").read_text().splitlines()
 
 
-def generate(command, subwords, *flags):
-    data, checkpoint, _ = subwords
-    run = ["--path", checkpoint, "--cpu", "--required-batch-size-multiple", "1", "--remove-bpe=sentencepiece"]
-    return command("fairseq-generate", data, *run, *flags)
-
-
 def test_translations_are_those_of_fairseq_generate(command, subwords, translator, sentences):
-    expected = hypotheses(generate(command, subwords, "--beam", "5").stdout)
+    expected = hypotheses(generate(command, *subwords[:2], WORDS, "--beam", "5").stdout)
     assert dict(enumerate(translator.translate(sentences, beam=5))) == expected
     assert translator.translate(sentences[0]) == expected[0]
     assert translator.translate([]) == []
 
 
 def test_scores_are_those_of_fairseq_generate_with_references(command, subwords, translator, sentences, folder):
-    lines = re.findall(r"^P-(\d+)\t(.*)$", generate(command, subwords, "--score-reference").stdout, flags=re.M)
+    lines = re.findall(
+        r"^P-(\d+)\t(.*)$", generate(command, *subwords[:2], WORDS, "--score-reference").stdout, flags=re.M
+    )
     # fairseq-generate prints binary logarithms.
     expected = {int(number): [float(bits) * math.log(2) for bits in row.split()] for number, row in lines}
     scores = translator.score(sentences, (folder / "test.b").read_text().splitlines(), batch_size=7)
@@ -123,16 +120,6 @@ def test_text_is_prepared_by_sacremoses_and_subword_nmt(subwords, tmp_path):
     with open(tmp_path / "codes") as codes:
         assert hub.apply_bpe(tokens) == BPE(codes).process_line(tokens)
     assert hub.detokenize(hub.remove_bpe(hub.apply_bpe(tokens))) == "hello, well-known world!"
-
-
-def test_what_is_not_there_or_not_allowed_is_refused(subwords, tmp_path):
-    data, checkpoint, model = subwords
-    with pytest.raises(FileNotFoundError, match=r"missing\.pt does not exist"):
-        from_pretrained(tmp_path / "missing.pt")
-    with pytest.raises(ValueError, match="tokenizer='nltk' is not allowed; allowed: 'moses', None"):
-        from_pretrained(checkpoint, data, tokenizer="nltk")
-    with pytest.raises(ValueError, match="not allowed together"):
-        from_pretrained(checkpoint, data, sentencepiece=model, subword_nmt=model)
 
 
 def test_the_code_of_the_page_runs(subwords, language_model, monolingual, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, SMALL_LM, TRAIN, train_language_model_with_hydra
+from conftest import SMALL, SMALL_LM, TRAIN, generate, train_language_model_with_hydra
 from quick import first
+from test_language_model import evaluate, loss
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "your-own-mechanism" / "tempered.py"
 
@@ -22,13 +23,6 @@ def settings(save_dir, name="checkpoint_last.pt"):
     return model if isinstance(model, dict) else vars(model)
 
 
-def generate(command, parallel, save_dir, *arguments, **kwargs):
-    flags = ["--gen-subset", "test", "--beam", "2", "--cpu", "--max-tokens", "400"]
-    return command(
-        "fairseq-generate", parallel, "--path", save_dir / "checkpoint_last.pt", *flags, *arguments, **kwargs
-    )
-
-
 @pytest.fixture
 def file(tmp_path):
     return Path(shutil.copy(EXAMPLE, tmp_path / "tempered.py"))
@@ -42,16 +36,17 @@ def test_translation_generates_with_the_file_that_it_was_trained_with_if_it_is_n
     assert f"--gpam-import runs the Python file {file}" in result.text
     assert settings(save_dir)["gpam_import"] == str(file)
     assert settings(save_dir)["gpam_tempered_tau"] == 4.0
-    unnamed = generate(command, parallel, save_dir, ok=False)
+    trained = save_dir / "checkpoint_last.pt"
+    unnamed = generate(command, parallel, trained, ok=False)
     assert f"--gpam-import '{file}' is not allowed: only the model's settings name this file" in unnamed.text
-    plain = generate(command, parallel, save_dir, "--model-overrides", f"{{'gpam_import': '{file}'}}")
+    plain = generate(command, parallel, trained, "--model-overrides", f"{{'gpam_import': '{file}'}}")
     assert f"--gpam-import runs the Python file {file}" in plain.text
 
     moved = file.rename(tmp_path / "moved.py")
-    missing = generate(command, parallel, save_dir, "--model-overrides", f"{{'gpam_import': '{file}'}}", ok=False)
+    missing = generate(command, parallel, trained, "--model-overrides", f"{{'gpam_import': '{file}'}}", ok=False)
     assert f"--gpam-import {file}: no such Python file" in missing.text
     override = ["--model-overrides", f"{{'gpam_import': '{moved}'}}"]
-    again = generate(command, parallel, save_dir, *override)
+    again = generate(command, parallel, trained, *override)
     assert [line for line in again.stdout.splitlines() if line.startswith("H-")] == [
         line for line in plain.stdout.splitlines() if line.startswith("H-")
     ]
@@ -73,19 +68,10 @@ def test_a_language_model_evaluates_with_the_temperature_it_was_trained_with(
     train(command, monolingual, save_dir, file, *task)
     assert settings(save_dir)["gpam_tempered_tau"] == 4.0
 
-    def evaluate(**overrides):
-        flags = ["--cpu", "--sample-break-mode", "eos", "--tokens-per-sample", "16", "--gen-subset", "valid"]
-        text = command(
-            "fairseq-eval-lm",
-            monolingual,
-            "--path",
-            save_dir / "checkpoint_last.pt",
-            *flags,
-            "--model-overrides",
-            repr({"gpam_import": str(file), **overrides}),
-        ).text
-        return text[text.index("Loss (base 2)") :].split(",")[0]
+    def evaluated(**overrides):
+        given = repr({"gpam_import": str(file), **overrides})
+        return loss(evaluate(command, monolingual, save_dir / "checkpoint_last.pt", "--model-overrides", given).text)
 
-    plain = evaluate()
-    assert evaluate(gpam_tempered_tau=4.0) == plain
-    assert evaluate(gpam_tempered_tau=0.01) != plain
+    plain = evaluated()
+    assert evaluated(gpam_tempered_tau=4.0) == plain
+    assert evaluated(gpam_tempered_tau=0.01) != plain

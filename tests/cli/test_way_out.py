@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, ENVIRONMENT, USER_DIR, hypotheses, train_language_model, train_translation
+from conftest import BIN, ENVIRONMENT, USER_DIR, generate, hypotheses, train_language_model, train_translation
 from test_language_model import evaluate, loss
 
 from fairseq_gpam.__main__ import main
@@ -21,13 +21,8 @@ FOLDED = [
 SAFE_GLOBALS = "import torch; torch.load(__import__('sys').argv[1], weights_only=True)"
 
 
-def generate(command, parallel, path, **kwargs):
-    return command(
-        "fairseq-generate",
-        *(parallel, "--path", path, "--gen-subset", "train", "--beam", "1", "--cpu"),
-        *("--required-batch-size-multiple", "1"),
-        **kwargs,
-    )
+def greedy(command, parallel, path, **kwargs):
+    return hypotheses(generate(command, parallel, path, "--gen-subset", "train", "--beam", "1", **kwargs).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +38,8 @@ def folded(command, parallel, folder):
 
 def test_unmodified_fairseq_generate_gives_the_same_translations(command, parallel, folded):
     trained, exported = folded
-    expected = hypotheses(generate(command, parallel, trained).stdout)
-    found = hypotheses(generate(command, parallel, exported, user_dir=False).stdout)
+    expected = greedy(command, parallel, trained)
+    found = greedy(command, parallel, exported, user_dir=False)
     assert len(expected) >= 100 and len(set(expected.values())) > 10
     assert found == expected
 
@@ -80,7 +75,7 @@ def test_ctranslate2_gives_the_same_greedy_translations(command, parallel, folde
     argv = [BIN / "ct2-fairseq-converter", "--model_path", folded[1], "--data_dir", parallel]
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
     subprocess.run([*argv, "--output_dir", tmp_path / "ct2"], check=True, env=environment, cwd=tmp_path)
-    expected = hypotheses(generate(command, parallel, folded[0]).stdout)
+    expected = greedy(command, parallel, folded[0])
     source = (parallel.parent / "train.a").read_text().splitlines()
     translator = ctranslate2.Translator(str(tmp_path / "ct2"), inter_threads=1, intra_threads=1)
     results = translator.translate_batch([line.split() for line in source], beam_size=1, max_decoding_length=200)
