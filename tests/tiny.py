@@ -141,34 +141,27 @@ def attention(site="encoder", embed_dim=8, heads=2, dropout=0.0, kwargs=None, la
     return module
 
 
-def sentences(lengths, words=20, left=False, extra=0, pad=1, eos=2):
-    """Random sentences of the given lengths, eos last, in one padded batch."""
-    width = max(lengths) + extra
-    batch = torch.full((len(lengths), width), pad)
+def sentences(lengths, words=20, left=False):
+    """Random sentences of the given lengths, eos (2) last, in one batch padded with 1."""
+    width = max(lengths)
+    batch = torch.full((len(lengths), width), 1)
     for row, length in enumerate(lengths):
-        tokens = torch.cat([torch.randint(4, 4 + words, (length - 1,)), torch.tensor([eos])])
+        tokens = torch.cat([torch.randint(4, 4 + words, (length - 1,)), torch.tensor([2])])
         where = slice(width - length, None) if left else slice(0, length)
         batch[row, where] = tokens
     return batch
 
 
-def shifted(target, pad=1, eos=2):
+def shifted(target):
     """The decoder's input for right-padded targets: eos first, the last token dropped."""
-    previous = target.new_full(target.shape, pad)
-    previous[:, 0] = eos
-    previous[:, 1:] = target[:, :-1]
-    previous[:, 1:][target[:, 1:] == pad] = pad
-    return previous
+    previous = target.roll(1, 1)
+    previous[:, 0] = 2
+    return previous.masked_fill(target == 1, 1)
 
 
-def translation_input(source_lengths=(5, 3, 7), target_lengths=(4, 6, 2), left=True, extra=0):
-    source = sentences(source_lengths, left=left, extra=extra)
-    lengths = torch.tensor(source_lengths)
-    return {
-        "src_tokens": source,
-        "src_lengths": lengths,
-        "prev_output_tokens": shifted(sentences(target_lengths)),
-    }
+def translation_input(source_lengths=(5, 3, 7), target_lengths=(4, 6, 2), left=True):
+    source, lengths = sentences(source_lengths, left=left), torch.tensor(source_lengths)
+    return {"src_tokens": source, "src_lengths": lengths, "prev_output_tokens": shifted(sentences(target_lengths))}
 
 
 def model_input(task):
@@ -188,11 +181,11 @@ def encoded(model, inputs):
     return None, inputs["src_tokens"]
 
 
-def stepwise(model, encoder_out, tokens, state=None, start=1):
-    """The logits of a decoder that is given one token more in each step, and its incremental state."""
-    state = {} if state is None else state
+def stepwise(model, encoder_out, tokens):
+    """The logits of a decoder that is given one token more in each step."""
+    state = {}
     steps = [
         model.decoder(tokens[:, :step], encoder_out=encoder_out, incremental_state=state)[0]
-        for step in range(start, tokens.size(1) + 1)
+        for step in range(1, tokens.size(1) + 1)
     ]
-    return torch.cat(steps, dim=1), state
+    return torch.cat(steps, dim=1)

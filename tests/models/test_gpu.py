@@ -93,6 +93,6 @@ def test_step_by_step_decoding_is_the_full_forward(task, name):
     with torch.no_grad():
         encoder_out, tokens = encoded(model, inputs)
         full = model.decoder(tokens, encoder_out=encoder_out)[0]
-        steps, _ = stepwise(model, encoder_out, tokens)
+        steps = stepwise(model, encoder_out, tokens)
     kept = tokens != 1
     assert difference(full[kept], steps[kept]) <= 1e-9
