@@ -140,10 +140,6 @@ class Grid(schema.Strict, frozen=True):
                 raise ValueError(f"{key} is {schema.show(values)}; allowed: each number once")
         if math.inf in self.learning_rates:
             raise ValueError(f"learning_rates is {schema.show(self.learning_rates)}; allowed: finite numbers above 0")
-        for name in self.tasks:
-            # The path of one's own recipe is seen from the grid's file, which only `load` knows.
-            if not name.endswith(tasks.OWN):
-                self.check_task(name, name)
         if self.baseline not in self.arms:
             raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
         if self.primary and len(self.seeds) < MIN_SEEDS:
@@ -155,25 +151,11 @@ class Grid(schema.Strict, frozen=True):
         for first, second in self.primary:
             if first == second:
                 raise ValueError(f"primary has {schema.show(first)} twice in a contrast; allowed: two different arms")
-        for name in self.arms:
-            for task_name in self.arm(name).tasks:
-                if task_name not in self.tasks:
-                    key = f"arms.{schema.key(name)}.tasks"
-                    raise ValueError(f"{key} has {schema.show(task_name)}; {schema.allowed(task_name, self.tasks)}")
         for key, text in self._texts_of_words():
             try:
                 shlex.split(text)
             except ValueError as error:
                 raise ValueError(f"{key} is {schema.show(text)}; allowed: words as in a shell ({error})") from error
-
-    def check_task(self, name: str, reference: str) -> None:
-        """Raises ValueError if there is no such task, or it has no full budget and the grid asks for it."""
-        try:
-            full_budget = tasks.load(reference).full_budget
-        except tasks.TaskError as error:
-            raise ValueError(f"tasks.{schema.key(name)}: {error}") from error
-        if self.full and not full_budget:
-            raise ValueError(f"full is true; allowed: false, because the task {name} has no other budget")
 
     def _texts_of_words(self) -> Iterator[tuple[str, str]]:
         yield from (("train_flags", self.train_flags), ("plugin_flags", self.plugin_flags))
@@ -268,15 +250,20 @@ def load(path: Path) -> Grid:
     folder = path.resolve().parent
     # The jobs run in the output folder, where a path that is seen from the grid's folder means nothing.
     references = {name: str((folder / name).resolve()) if name.endswith(tasks.OWN) else name for name in chosen.tasks}
-    for name in chosen.tasks:
-        if name.endswith(tasks.OWN):
-            try:
-                chosen.check_task(name, references[name])
-            except ValueError as error:
-                raise schema.SchemaError(f"{path}: {error}") from error
+    for name, reference in references.items():
+        try:
+            full_budget = tasks.load(reference).full_budget
+        except tasks.TaskError as error:
+            raise schema.SchemaError(f"{path}: tasks.{schema.key(name)}: {error}") from error
+        if chosen.full and not full_budget:
+            said = f"full is true; allowed: false, because the task {name} has no other budget"
+            raise schema.SchemaError(f"{path}: {said}")
     arms: dict[str, str | GridArm] = {}
     for name in chosen.arms:
         arm = chosen.arm(name)
+        if unknown := [task for task in arm.tasks if task not in references]:
+            said = f"{schema.show(unknown[0])}; {schema.allowed(unknown[0], references)}"
+            raise schema.SchemaError(f"{path}: arms.{schema.key(name)}.tasks has {said}")
         arms[name] = msgspec.structs.replace(arm, tasks=tuple(references[task] for task in arm.tasks))
     resolved = {}
     for name, task in chosen.tasks.items():
