@@ -195,10 +195,8 @@ class Grid(schema.Strict, frozen=True):
             arm = self.arm(name)
             if arm.tasks and task not in arm.tasks:
                 continue
-            flags = (
-                *(self.train_flags, self.tasks[task].train_flags),
-                *(self.plugin_flags if arm.mechanism != STOCK else "", arm.flags),
-            )
+            plugin_flags = "" if arm.mechanism == STOCK else self.plugin_flags
+            flags = (self.train_flags, self.tasks[task].train_flags, plugin_flags, arm.flags)
             yield stages.RunSettings(
                 task=tasks.load(task),
                 mechanism=arm.mechanism,
@@ -206,7 +204,7 @@ class Grid(schema.Strict, frozen=True):
                 out=Path(),
                 name=name if rate is None else f"{name}_lr{stages.rate_text(rate)}",
                 full=self.full,
-                extra=tuple(word for text in flags for word in shlex.split(text)),
+                extra=tuple(shlex.split(" ".join(flags))),
                 arm=name,
                 learning_rate=rate,
             )
