@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fairseq_gpam.lab import schema
-from fairseq_gpam.lab.experiments.records import Lambda, Measure, Run, Site
+from fairseq_gpam.lab.experiments.records import Lambda, Measure, Run, Site, Training
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
 
 LAST_LAYER = (
@@ -73,47 +73,41 @@ def read(folder: Path) -> Run:
 
 def from_stages(stages: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a run from what its stages recorded; `records.Run` has their meaning."""
-    train, scored = stages["train"], stages.get("score", {})
-    evaluated = stages.get("generate") or stages.get("eval-lm")
+    train = stages["train"]
+    evaluated = stages.get("generate") or stages.get("eval-lm") or {}
+    scored = {**evaluated, **stages.get("score", {})}
     command = shlex.split(train["command"])
-    curve = train["curve"]
-    training = {
-        key: train[key] for key in ("parameters", "updates", "best_update", "diverged", "environment") if key in train
-    }
     smoothing = float(run_folder.last_flag(command, "--label-smoothing") or 0)
     losses = [{"split": "valid", "value": train["valid_loss"], "smoothing": smoothing}]
     if smoothing and "valid_nll_loss" in train:
         losses.append({"split": "valid", "value": train["valid_nll_loss"]})
+    if "bits_per_subword" in evaluated:
+        losses.append({"split": "test", "value": evaluated["bits_per_subword"]})
     run: dict[str, Any] = {
         "task": stages["task"],
         "arm": stages.get("arm", stages["name"]),
         "mechanism": run_folder.last_flag(command, "--gpam-mechanism") or "stock",
         "seed": stages["seed"],
-        "training": {"command": train["command"], **training, "train": [], **curve},
+        "learning_rate": stages.get("learning_rate"),
+        "initial_weights": train.get("initial_weights"),
+        "training": {**{key: train[key] for key in Training.__struct_fields__ if key in train}, **train["curve"]},
         "costs": {
             "training_tokens_per_second": train.get("tokens_per_second"),
             "processor_seconds": train.get("processor_seconds"),
+            "evaluation_seconds": evaluated.get("seconds"),
+            "evaluation_tokens_per_second": evaluated.get("tokens_per_second"),
         },
         "losses": losses,
+        "scores": [
+            {"metric": metric, "value": scored[metric], "signature": signature(scored, metric)}
+            for metric in SCORES
+            if metric in scored
+        ],
     }
-    if "learning_rate" in stages:
-        run["learning_rate"] = stages["learning_rate"]
-    if "initial_weights" in train:
-        run["initial_weights"] = train["initial_weights"]
     if evaluated:
         counts = {key: evaluated[key] for key in COUNTS if key in evaluated}
         run["evaluation"] = {"command": evaluated["command"], "counts": counts}
-        if "environment" in evaluated:
-            run["evaluation"]["environment"] = evaluated["environment"]
-        run["costs"] |= {f"evaluation_{key}": evaluated.get(key) for key in ("seconds", "tokens_per_second")}
-        if "bits_per_subword" in evaluated:
-            losses.append({"split": "test", "value": evaluated["bits_per_subword"]})
-        scored = {**evaluated, **scored}
-    run["scores"] = [
-        {"metric": metric, "value": scored[metric], "signature": signature(scored, metric)}
-        for metric in SCORES
-        if metric in scored
-    ]
+        run["evaluation"]["environment"] = evaluated.get("environment")
     for test_set, answered in scored.get("answers", {}).items():
         losses.append({"split": "test", "value": answered["loss"], "unit": "answer", "test_set": test_set})
         run["scores"].append({"metric": "accuracy", "value": answered["accuracy"], "test_set": test_set})
