@@ -55,6 +55,10 @@ class Quantity:
         value = self.read(run)
         return None if value is None or not math.isfinite(value) else value * self.factor
 
+    def by_seed(self, runs: Sequence[Run]) -> dict[int, float]:
+        """Returns the values of an arm's runs that have one."""
+        return {run.seed: value for run in runs if (value := self.of(run)) is not None}
+
     def diverged(self, run: Run) -> bool:
         """Tells whether the run's training diverged, or its value is there but not finite."""
         value = self.read(run)
@@ -250,11 +254,8 @@ def table(
 
     `planned` is how many arms besides the baseline there will be, if those in `by_arm` are not all.
     """
-    values: dict[str, dict[int, float]] = {}
-    for arm in (baseline, *(arm for arm in by_arm if arm != baseline)):
-        measured = {run.seed: value for run in by_arm.get(arm, ()) if (value := quantity.of(run)) is not None}
-        if measured:
-            values[arm] = measured
+    arms = dict.fromkeys((baseline, *by_arm))
+    values = {arm: measured for arm in arms if (measured := quantity.by_seed(by_arm.get(arm, ())))}
     if baseline not in values:
         return None
     rule = (delta, quantity.lower_is_better, quantity.resolution, planned)

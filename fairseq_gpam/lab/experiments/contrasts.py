@@ -210,10 +210,7 @@ def section(
 
     There is no verdict before all planned seeds of both arms have been trained.
     """
-    values = {
-        arm: {run.seed: value for run in runs if (value := quantity.of(run)) is not None}
-        for arm, runs in by_arm.items()
-    }
+    values = {arm: quantity.by_seed(runs) for arm, runs in by_arm.items()}
     curves = {
         arm: {run.seed: [(update, loss * NATS) for update, loss in run.training.valid] for run in runs}
         for arm, runs in by_arm.items()
