@@ -9,7 +9,6 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,8 +84,8 @@ def updates_saved(arm: Curve, other: Curve) -> float | None:
 def at_equal_time(arm: Curve, other: Curve, time_of_update: float) -> float | None:
     """Returns arm − other in loss at the time in which the slower one of them ends, or None outside the curves.
 
-    `time_of_update` is the arm's time for an update divided by the other's, measured apart from the runs. The learning
-    rate's schedule is that of the whole training, so this favours neither only where the schedule is flat.
+    `time_of_update` is the arm's time for an update divided by the other's, measured apart from the runs, or NaN. The
+    learning rate's schedule is that of the whole training, so this favours neither only where the schedule is flat.
     """
     ends = [curve[-1][0] for curve in (arm, other) if curve]
     if len(ends) < 2 or not time_of_update > 0:
@@ -131,8 +130,8 @@ def effects(
     contrasts: Sequence[Contrast],
     delta: float,
     lower_is_better: bool,
+    times: Mapping[str, float],
     resolution: float = 0.0,
-    times: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Effect]:
     """Returns the primary contrasts of a quantity, the largest effect first.
 
@@ -143,7 +142,7 @@ def effects(
     measured = []
     for pair, tested in statistics.compare(values, contrasts, *rule).items():
         first, second = ([curves.get(arm, {}).get(seed, ()) for seed in tested.seeds] for arm in pair)
-        ratio = times[pair[0]] / times[pair[1]] if times.keys() >= set(pair) else None
+        ratio = times.get(pair[0], math.nan) / times.get(pair[1], math.nan)
         power, spread = least_effect(tested.interval.n, len(contrasts)), tested.interval.sd
         measured.append(
             Effect(
@@ -151,9 +150,7 @@ def effects(
                 tested,
                 in_seed_deviations(*([values[arm][seed] for seed in tested.seeds] for arm in pair)),
                 _mean(list(map(updates_saved, first, second))),
-                None
-                if ratio is None
-                else _mean([at_equal_time(*curve, ratio) for curve in zip(first, second, strict=True)]),
+                _mean([at_equal_time(*curve, ratio) for curve in zip(first, second, strict=True)]),
                 None if power is None or not spread else power * spread,
             )
         )
@@ -215,8 +212,8 @@ def section(
         arm: {run.seed: [(update, loss * NATS) for update, loss in run.training.valid] for run in runs}
         for arm, runs in by_arm.items()
     }
-    rule, planned = (delta, quantity.lower_is_better, quantity.resolution), len(chosen.seeds)
-    measured = effects(values, curves, chosen.primary, *rule, chosen.times)
+    rule, planned = (delta, quantity.lower_is_better, chosen.times, quantity.resolution), len(chosen.seeds)
+    measured = effects(values, curves, chosen.primary, *rule)
     if not measured:
         return None
     for number, effect in enumerate(measured):
