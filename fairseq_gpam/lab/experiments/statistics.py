@@ -83,7 +83,7 @@ def paired_t(differences: Interval) -> float | None:
     return float(2 * special.stdtr(differences.n - 1, -t))
 
 
-def sign_flip(differences: Sequence[float], samples: int = 100_000, seed: int = 1) -> float | None:
+def sign_flip(differences: Sequence[float], samples: int = 100_000) -> float | None:
     """Returns the two-sided p of the sign-flip permutation test for a mean of 0; None without pairs.
 
     Exact, over all 2ⁿ flips, for up to 16 pairs; else over `samples` random flips and the observed one.
@@ -96,7 +96,7 @@ def sign_flip(differences: Sequence[float], samples: int = 100_000, seed: int = 
     limit = observed * (1 - 1e-12)
     if len(data) <= EXACT_PAIRS:
         return float(np.mean(np.abs(_all_signs(len(data)) @ data) >= limit))
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(samples, len(data)))
+    signs = np.random.default_rng(1).choice((1.0, -1.0), size=(samples, len(data)))
     return float((1 + np.sum(np.abs(signs @ data) >= limit)) / (samples + 1))
 
 
@@ -159,11 +159,9 @@ def holm(p_values: Mapping[Contrast, float], tests: int = 0) -> dict[Contrast, f
     `tests` is the planned number of tests if `p_values` are not all of them; the missing p are taken to be larger.
     statsmodels' multipletests gives the same, but runs the garbage collector, which takes a second with PyTorch loaded.
     """
-    corrected, smallest, tests = {}, 0.0, max(tests, len(p_values))
-    for rank, (contrast, p) in enumerate(sorted(p_values.items(), key=lambda entry: entry[1])):
-        smallest = max(smallest, min(1.0, (tests - rank) * p))
-        corrected[contrast] = smallest
-    return corrected
+    ordered, tests = sorted(p_values, key=lambda contrast: p_values[contrast]), max(tests, len(p_values))
+    steps = (min(1.0, (tests - rank) * p_values[contrast]) for rank, contrast in enumerate(ordered))
+    return dict(zip(ordered, itertools.accumulate(steps, max), strict=True))
 
 
 def compare(
@@ -212,12 +210,7 @@ class Correlation:
 
 
 def spearman(
-    x: Sequence[float],
-    y: Sequence[float],
-    arms: Sequence[str],
-    seeds: Sequence[int],
-    samples: int = 2000,
-    seed: int = 1,
+    x: Sequence[float], y: Sequence[float], arms: Sequence[str], seeds: Sequence[int], samples: int = 2000
 ) -> Correlation:
     """Returns Spearman's rank correlation of `x` and `y` over runs, each of an arm and a seed.
 
@@ -236,7 +229,7 @@ def spearman(
     correlation = Correlation(len(a), rho, between=_rank_correlation(*means), within=_within(a, b, arm_of, seed_of))
     if len(arm_names) < 4 or len(seed_names) < 2:
         return correlation
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(1)
     drawn = []
     for _ in range(samples):
         often_arm, often_seed = (
@@ -244,8 +237,7 @@ def spearman(
             for size in (len(arm_names), len(seed_names))
         )
         chosen = np.repeat(np.arange(len(a)), often_arm[arm_of] * often_seed[seed_of])
-        value = _rank_correlation(a[chosen], b[chosen])
-        if value is not None:
+        if (value := _rank_correlation(a[chosen], b[chosen])) is not None:
             drawn.append(value)
     if not drawn:
         return correlation
