@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from fairseq_gpam.lab.experiments.grid import Grid
-from fairseq_gpam.lab.recipes import stages, tasks
+from fairseq_gpam.lab.recipes import stages
 from fairseq_gpam.lab.schema import SchemaError
 
 WORDS = 300_000
@@ -28,20 +28,13 @@ def fault(run: stages.RunSettings) -> str:
     """Returns why fairseq refuses the options of a run's training, or nothing."""
     from fairseq_gpam.parameters import Model, build
 
-    words = stages.train_command(run)
-    said = io.StringIO()
+    task, words, said = run.task, stages.train_command(run), io.StringIO()
+    vocabulary = 300 if task.data.subwords == "bytes" else task.data.vocabulary or WORDS
     try:
         with contextlib.redirect_stderr(said):
-            build(Model(words[words.index("--arch") + 1], tuple(words[2:]), vocabulary(run.task)))
+            build(Model(words[words.index("--arch") + 1], tuple(words[2:]), vocabulary))
     except SystemExit:
         return said.getvalue().rpartition("error: ")[2].strip()
     except (ValueError, RuntimeError, AssertionError, TypeError, KeyError, ImportError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return ""
-
-
-def vocabulary(task: tasks.Task) -> int:
-    """Returns how many entries the task's dictionary has, or more."""
-    if task.data.subwords == "bytes":
-        return 300
-    return task.data.vocabulary or WORDS
