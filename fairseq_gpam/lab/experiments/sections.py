@@ -83,11 +83,7 @@ def of_table(table: dict[str, Any], baseline: str, arms: Sequence[str] = (), rem
     if any(row.get("difference") for row in table["rows"]):
         effects = "; ".join(f"{cells[0]} {cells[3]}, {cells[4]}" for cells in list(rows.values())[1:])
         what = f"{table['group']}, {table['quantity']}: difference from {baseline} with 95 % interval ({table['unit']})"
-        texts = {
-            row["arm"]: _spread(row["difference"]["interval"], _digits(table), "+")
-            for row in table["rows"]
-            if row.get("difference")
-        }
+        texts = {arm: cells[3] for arm, cells in rows.items()}
         picture = Picture(lambda: plots.forest(table, baseline, texts), f"{what}: {effects}.", ".forest.svg")
     return Section(title, head, lines, f"{_table_note(table)} {remark}".rstrip(), picture)
 
