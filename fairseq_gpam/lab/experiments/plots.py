@@ -21,7 +21,6 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     With runs of `stock` and of other arms, a second panel shows the validation loss of each run minus that of the stock
     run with the same seed (or else the first stock run), at the updates that both have.
     """
-
     stock = {run.seed: dict(run.training.valid) for run in runs if run.name == "stock"}
     valid, train, differences = [], [], []
     for number, run in enumerate(runs):
@@ -56,7 +55,6 @@ def _lines(shown: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]], k
 
 def curves(entries: Sequence[dict[str, Any]], baseline: str) -> Figure:
     """Returns every arm's mean validation loss, and its difference from the baseline, with intervals."""
-
     series = {key: _lines(entries, entries, key) for key in ("points", "differences")}
     # Early differences are ten times as large as the final ones, which matter more.
     ends = [entry["differences"][-1][1:] for entry in entries if entry["differences"]]
@@ -75,7 +73,6 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> Figure:
 
     λ⁺ is solid and blue, λ⁻ dashed and orange, both paler in the first layers.
     """
-
     palettes = {"plus": ("λ⁺", colormaps["Blues"], 0), "minus": ("λ⁻", colormaps["Oranges"], 1)}
     sites = list(dict.fromkeys(entry["site"] for entry in entries))
     last = max(entry["layer"] for entry in entries)
@@ -98,7 +95,6 @@ def lambdas(entries: Sequence[dict[str, Any]]) -> Figure:
 
 def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
     """Returns measures by layer: a panel for each measure and site, a line for each arm."""
-
     shown = []
     for metric, site in dict.fromkeys((entry["metric"], entry["site"]) for entry in entries):
         series = _lines([entry for entry in entries if (entry["metric"], entry["site"]) == (metric, site)], entries)
@@ -109,7 +105,6 @@ def layers(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
 
 def correlation(title: str, entries: Sequence[dict[str, Any]]) -> Figure:
     """Returns each collapse measure of the last layer against the validation loss, a point for each run."""
-
     arms = list(dict.fromkeys(arm for entry in entries for _, _, arm in entry["points"]))
     shown = [
         Panel(
@@ -138,7 +133,6 @@ def forest(table: dict[str, Any], baseline: str, differences: dict[str, str]) ->
     `differences` are the differences as text. An arm with too few seeds for a verdict is drawn without an interval,
     which with two seeds would dwarf all others.
     """
-
     effects = []
     for row in table["rows"]:
         if not row.get("difference"):
