@@ -58,7 +58,7 @@ def _score(metric: str, title: str, form: str, test_set: str = "test") -> Column
     return Column(key, title, methodcaller("score", metric, test_set), form, attrgetter("scores"))
 
 
-def _columns(loss: str, scores: Sequence[Column], speed: str) -> tuple[Column, ...]:
+def _columns(loss: str, *scores: Column, speed: str = "evaluation") -> tuple[Column, ...]:
     """Returns the columns of a kind of runs, those of its scores among them."""
     speeds = (
         ("training", "training_tokens_per_second", "training tokens/s"),
@@ -77,28 +77,20 @@ def _columns(loss: str, scores: Sequence[Column], speed: str) -> tuple[Column, .
 COLUMNS = {
     "translation": _columns(
         "valid loss (bits, label-smoothed)",
-        (
-            _score("bleu", "BLEU", ".1f"),
-            _score("chrf", "chrF", ".1f"),
-            _score("tokenized_bleu", "tokenised BLEU", ".1f"),
-        ),
-        "decoding",
+        _score("bleu", "BLEU", ".1f"),
+        _score("chrf", "chrF", ".1f"),
+        _score("tokenized_bleu", "tokenised BLEU", ".1f"),
+        speed="decoding",
     ),
     "words": _columns(
         "valid loss (bits)",
-        (
-            _score("perplexity_subword", "perplexity per subword", ".2f"),
-            _score("perplexity_word", "perplexity per word", ".2f"),
-        ),
-        "evaluation",
+        _score("perplexity_subword", "perplexity per subword", ".2f"),
+        _score("perplexity_word", "perplexity per word", ".2f"),
     ),
-    "characters": _columns(
-        "valid loss (bits)", (_score("bits_per_character", "bits per character", ".3f"),), "evaluation"
-    ),
+    "characters": _columns("valid loss (bits)", _score("bits_per_character", "bits per character", ".3f")),
     "answers": _columns(
         "valid loss (bits an answer)",
-        [_score("accuracy", f"right answers, {name}", ".4f", name) for name in ACCURACIES],
-        "evaluation",
+        *(_score("accuracy", f"right answers, {name}", ".4f", name) for name in ACCURACIES),
     ),
 }
 OPTIONAL = ("tokenized_bleu", "above_optimum", *(f"accuracy_{name}" for name in ACCURACIES[1:]))
