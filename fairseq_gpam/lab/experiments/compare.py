@@ -116,19 +116,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         flags = {"--baseline": arguments.baseline, "--arms": arguments.arms}
         flags |= {f"--delta-{unit.lower()}": delta for unit, delta in given.items()}
-        beside = [flag for flag, value in flags.items() if value is not None]
-        if beside:
+        if beside := [flag for flag, value in flags.items() if value is not None]:
             raise ValueError(f"{beside[0]} is not allowed beside --json, whose file holds a finished comparison")
         saved = read_comparison(arguments.json)
         # An older version's file may have the same keys, with other entries.
         with errors.blamed_on(NOT_OURS.format(arguments.json)):
             print(comparison_report.write(saved, arguments.out))
         return 0
-    elif not arguments.baseline:
+    if not arguments.baseline:
         raise ValueError("--baseline is missing; allowed: the name of an arm of the runs")
-    else:
-        deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
-        compared = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
+    deltas = {unit: given[unit] or delta for unit, delta in DELTAS.items()}
+    compared = comparison(read_runs(arguments.runs), arguments.baseline, deltas, arguments.arms)
     print(comparison_report.write(compared, arguments.out))
     return 0
 
@@ -184,8 +182,7 @@ def comparison(
     """
     known = dict.fromkeys(run.arm for run in runs)
     for given, chosen in (("--baseline is", [baseline]), ("--arms has", arms or ())):
-        unknown = [arm for arm in chosen if arm not in known]
-        if unknown:
+        if unknown := [arm for arm in chosen if arm not in known]:
             raise ValueError(f"{given} {unknown[0]!r}; allowed: an arm of the runs: {', '.join(known)}")
     chosen_runs = [run for run in runs if arms is None or run.arm in (*arms, baseline)]
     runs = [run for run in chosen_runs if run.replicate == 1]
