@@ -23,7 +23,6 @@ from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import TRAIN_LOG, exclusive
 
-HERE = Path(__file__).parent
 PACKAGE = Path(fairseq_gpam.__path__[0]).resolve()
 JOBS, SNAKEMAKE_LOG = "jobs.json", "snakemake.log"
 """Names in the output folder."""
@@ -84,8 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
                 follow(engine, jobs, out, arguments.jobs)
             finally:
                 stop(engine, out if on_cluster else None)
-            name = comparison_name(arguments.grid)
-            return finish(chosen, jobs, out, engine.returncode, name)
+            return finish(chosen, jobs, out, engine.returncode, comparison_name(arguments.grid))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -123,11 +121,11 @@ def engine_command(chosen: grid.Grid, out: Path, jobs: int, on_cluster: bool, re
     SLURM uses the generic cluster plugin: Snakemake's own refuses --partition, --time and --mem among the flags of
     sbatch, loses SLURM_CONF, and starts Snakemake twice more in each job.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(HERE / "Snakefile"), "--directory", str(out)]
-    command += ["--keep-going", "--rerun-incomplete", "--nolock"]
+    snakefile = str(Path(__file__).with_name("Snakefile"))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, "--directory", str(out)]
+    command += ["--keep-going", "--rerun-incomplete", "--nolock", "--retries", str(retries)]
     # A changed command makes the job run again; the run's folder then refuses a different training command.
     command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--nocolor"]
-    command += ["--retries", str(retries)]
     if on_cluster:
         return [*command, *slurm.options(out, chosen.slurm.flags), "--jobs", str(jobs), "--latency-wait", "60"]
     return [*command, "--cores", str(jobs), "--latency-wait", "1"]
@@ -138,8 +136,7 @@ def follow(engine: subprocess.Popen[bytes], jobs: Sequence[grid.Job], out: Path,
     shown = ""
     while True:
         ended = engine.poll() is not None
-        text = progress(jobs, out, parallel)
-        if text != shown:
+        if (text := progress(jobs, out, parallel)) != shown:
             print(text, flush=True)
             shown = text
         if ended:
