@@ -95,11 +95,10 @@ Find = Callable[[stages.RunSettings], Run | None]
 
 @dataclass(frozen=True)
 class Card:
-    """What was measured of an arm in a task: the validation losses that chose the rate, and the runs at it."""
+    """What was measured of an arm in a task: the runs at the chosen rate."""
 
     arm: Arm
     task: str
-    choosing: dict[float, float]
     rate: float
     runs: tuple[Run, ...]
 
@@ -161,7 +160,7 @@ def card(arm: Arm, task: str, seeds: Sequence[int], find: Find, extra: Sequence[
         losses[rate] = choosing_loss(run)
     rate = chosen_rate(losses)
     runs = [find(arm.run(task, seed, rate, Path("out"), extra)) for seed in seeds]
-    return Card(arm, task, losses, rate, there) if (there := tuple(run for run in runs if run)) else None
+    return Card(arm, task, rate, there) if (there := tuple(run for run in runs if run)) else None
 
 
 def processor_time(card: Card, reference: Card | None) -> float | None:

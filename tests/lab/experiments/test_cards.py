@@ -116,7 +116,7 @@ def replace_training(run, **changes):
 
 def test_processor_time_is_a_ratio_of_medians_and_not_made_up():
     def of(*seconds):
-        return cards.Card(Arm("x"), "flip-flop", {}, 0.01, tuple(a_run(seconds=value) for value in seconds))
+        return cards.Card(Arm("x"), "flip-flop", 0.01, tuple(a_run(seconds=value) for value in seconds))
 
     assert cards.processor_time(of(3.0, 9.0, 4.0), of(2.0, 1.0, 100.0)) == 2.0
     assert cards.processor_time(of(3.0), None) is None
@@ -139,7 +139,7 @@ def test_a_card_tells_the_decoding_state_and_the_row_sum_of_its_flags(arm, row_s
 
 def test_what_belongs_to_a_task_stands_once_in_its_rows():
     runs = (replace_training(a_run(accuracy=1.0), parameters=7),)
-    shown = cards.section([cards.Card(Arm("softmax"), "filler-lookup", {}, 0.01, runs)], {})
+    shown = cards.section([cards.Card(Arm("softmax"), "filler-lookup", 0.01, runs)], {})
     assert [bool(row[-2]) for row in shown.rows] == [True, False, False, False]
     assert [bool(row[-1]) for row in shown.rows] == [True, False, False, False]
 
