@@ -246,16 +246,24 @@ def load(path: Path) -> Grid:
     """Reads and checks a grid file; raises `SchemaError` with the file, the key and what is allowed."""
     chosen = schema.read_toml(path, Grid)
     folder = path.resolve().parent
-    # The jobs run in the output folder, where a path that is seen from the grid's folder means nothing.
-    references = {name: str((folder / name).resolve()) if name.endswith(tasks.OWN) else name for name in chosen.tasks}
-    for name, reference in references.items():
+    references, resolved = {}, {}
+    for name, task in chosen.tasks.items():
+        key = f"{path}: tasks.{schema.key(name)}"
+        # The jobs run in the output folder, where a path that is seen from the grid's folder means nothing.
+        references[name] = reference = str((folder / name).resolve()) if name.endswith(tasks.OWN) else name
         try:
             full_budget = tasks.load(reference).full_budget
         except tasks.TaskError as error:
-            raise schema.SchemaError(f"{path}: tasks.{schema.key(name)}: {error}") from error
+            raise schema.SchemaError(f"{key}: {error}") from error
         if chosen.full and not full_budget:
             said = f"full is true; allowed: false, because the task {name} has no other budget"
             raise schema.SchemaError(f"{path}: {said}")
+        archive = folder / task.archive
+        if task.archive and not archive.exists():
+            raise schema.SchemaError(f"{key}.archive is {schema.show(task.archive)}; allowed: a file that exists")
+        prepare = shlex.join(word.replace("${GRID}", str(folder)) for word in shlex.split(task.prepare))
+        changes = {"archive": str(archive) if task.archive else "", "prepare": prepare}
+        resolved[reference] = msgspec.structs.replace(task, **changes)
     arms: dict[str, str | GridArm] = {}
     for name in chosen.arms:
         arm = chosen.arm(name)
@@ -263,13 +271,4 @@ def load(path: Path) -> Grid:
             said = f"{schema.show(unknown[0])}; {schema.allowed(unknown[0], references)}"
             raise schema.SchemaError(f"{path}: arms.{schema.key(name)}.tasks has {said}")
         arms[name] = msgspec.structs.replace(arm, tasks=tuple(references[task] for task in arm.tasks))
-    resolved = {}
-    for name, task in chosen.tasks.items():
-        archive = folder / task.archive
-        if task.archive and not archive.exists():
-            key = f"tasks.{schema.key(name)}.archive"
-            raise schema.SchemaError(f"{path}: {key} is {schema.show(task.archive)}; allowed: a file that exists")
-        prepare = shlex.join(word.replace("${GRID}", str(folder)) for word in shlex.split(task.prepare))
-        changes = {"archive": str(archive) if task.archive else "", "prepare": prepare}
-        resolved[references[name]] = msgspec.structs.replace(task, **changes)
     return msgspec.structs.replace(chosen, tasks=resolved, arms=arms)
