@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     stages.one_thread()
     stop_on_sigterm()
     arms = [Arm(cards.REFERENCE), *map(read_arm, arguments.mechanism)] if arguments.mechanism else cards.known_arms()
-    arms = list({(arm.mechanism, arm.flags, arm.file): arm for arm in arms}.values())
+    arms = list(dict.fromkeys(arms))
     used = [arm.mechanism for arm in arms]
     arms = [
         arm if used[:number].count(arm.mechanism) == 0 else replace(arm, name=f"{arm.mechanism}-{number + 1}")
@@ -107,16 +107,6 @@ def read_arm(text: str) -> Arm:
     return Arm(name, tuple(flags) or cards.FLAGS.get(name, ()))
 
 
-def make_runs(arm: Arm, task: str, out: Path, seeds: Sequence[int], extra: Sequence[str]) -> Iterator[Run]:
-    """Yields the runs of a card, made now or before: those that choose the rate, then the others."""
-    losses = {}
-    for rate in cards.RATES:
-        yield (run := make_run(arm.run(task, cards.CHOOSING_SEED, rate, out, extra)))
-        losses[rate] = cards.choosing_loss(run)
-    for seed in seeds:
-        yield make_run(arm.run(task, seed, cards.chosen_rate(losses), out, extra))
-
-
 def make_run(run: stages.RunSettings) -> Run:
     """Trains and evaluates a model, unless that is done; of one that diverged only the training is recorded."""
     try:
@@ -162,14 +152,17 @@ def _unit(arm: Arm, task: str, out: Path, seeds: Sequence[int], extra: Sequence[
     stop_on_sigterm()
     if arm.file:
         os.environ["GPAM_IMPORT"] = arm.file
-    shown = cards.columns_of(task)
     terminal, sys.stdout = sys.stdout, (out / "cards.log").open("a", encoding="utf-8", buffering=1)
-    begun = time.monotonic()
+
+    def make(settings: stages.RunSettings) -> Run:
+        begun = time.monotonic()
+        run = make_run(replace(settings, out=out))
+        scores = " ".join(cards.share_text(cards.score(run, column)) for column in cards.columns_of(task))
+        seed, took = f"seed {run.seed}, learning rate {run.learning_rate}", time.monotonic() - begun
+        print(f"[{task} {run.arm}] {seed}: {scores} ({took:.0f} s)", file=terminal, flush=True)
+        return run
+
     try:
-        for run in make_runs(arm, task, out, seeds, extra):
-            scores = " ".join(cards.share_text(cards.score(run, column)) for column in shown)
-            took, begun = time.monotonic() - begun, time.monotonic()
-            seed = f"seed {run.seed}, learning rate {run.learning_rate}"
-            print(f"[{task} {run.arm}] {seed}: {scores} ({took:.0f} s)", file=terminal, flush=True)
+        cards.card(arm, task, seeds, make, extra)
     except (RunError, EngineFailure) as error:
         sys.exit(str(error))
