@@ -150,19 +150,17 @@ def _cell(row: Row, column: Column) -> str:
 
 def footnotes(runs: Sequence[Run]) -> list[str]:
     """Returns notes on daGPAM's kind of W_Q⁻, and on score signatures, machines and versions, each once."""
-    notes: dict[str, None] = dict.fromkeys(negative_projections(runs))
+    notes = negative_projections(runs)
     for run in runs:
-        for score in run.scores:
-            if score.metric in ("bleu", "chrf") and score.signature:
-                notes[f"{score.metric}: {score.signature}"] = None
+        scores = (score for score in run.scores if score.metric in ("bleu", "chrf") and score.signature)
+        notes += [f"{score.metric}: {score.signature}" for score in scores]
         if (environment := run.training.environment) is not None:
             machine = environment.machine
             device = ", ".join(machine.accelerators) or machine.cpu
-            notes[f"machine: {device}, {machine.cores} cores, {machine.threads} thread(s)"] = None
+            notes.append(f"machine: {device}, {machine.cores} cores, {machine.threads} thread(s)")
             versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
-            notes[f"versions: {versions}"] = None
-            notes[f"commit: {environment.commit}"] = None
-    return list(notes)
+            notes += [f"versions: {versions}", f"commit: {environment.commit}"]
+    return list(dict.fromkeys(notes))
 
 
 def negative_projections(runs: Sequence[Run]) -> list[str]:
