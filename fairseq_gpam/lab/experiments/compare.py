@@ -240,12 +240,7 @@ def _list(seeds: Sequence[int]) -> str:
 
 
 def table(
-    group: str,
-    by_arm: Mapping[str, Sequence[Run]],
-    baseline: str,
-    quantity: Quantity,
-    delta: float,
-    planned: int = 0,
+    group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str, quantity: Quantity, delta: float, planned: int = 0
 ) -> dict[str, Any] | None:
     """Returns one table, the baseline's row first, None where no run of the baseline has the quantity.
 

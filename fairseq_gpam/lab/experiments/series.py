@@ -47,8 +47,7 @@ def mean_lambdas(runs: Sequence[Run]) -> list[dict[str, Any]]:
     logged: dict[tuple[str, int, str], list[list[tuple[int, float]]]] = {}
     for run in runs:
         for entry in run.lambdas:
-            finite = [(update, value) for update, value in entry.points if math.isfinite(value)]
-            if finite:
+            if finite := [(update, value) for update, value in entry.points if math.isfinite(value)]:
                 logged.setdefault((entry.site, entry.layer, entry.sign), []).append(finite)
     shown = []
     for (site, layer, sign), histories in logged.items():
