@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -179,21 +180,17 @@ def cancel_jobs(out: Path, what: str) -> None:
 
 def progress(jobs: Sequence[grid.Job], out: Path, parallel: int) -> str:
     """Returns how many runs and stages have ended and an estimate, from their times, of the time that remains."""
-    seconds: dict[str, list[float]] = {}
-    missing: dict[str, int] = {}
-    open_labels = set()
-    for job in jobs:
-        if (out / job.marker).exists():
-            seconds.setdefault(job.stage, []).append(logs.measured(out / job.benchmark).get("s", 0.0))
-        else:
-            missing[job.stage] = missing.get(job.stage, 0) + 1
-            open_labels.add(job.label)
+    ended = {job.marker: job for job in jobs if (out / job.marker).exists()}
+    left = [job for job in jobs if job.marker not in ended]
     runs = {job.label for job in jobs if job.stage != "prepare"}
-    text = (
-        f"{len(runs - open_labels)} of {len(runs)} runs done, {len(jobs) - sum(missing.values())} of {len(jobs)} jobs"
-    )
-    if not missing:
+    done = len(runs - {job.label for job in left})
+    text = f"{done} of {len(runs)} runs done, {len(ended)} of {len(jobs)} jobs"
+    if not left:
         return text
+    seconds: dict[str, list[float]] = {}
+    for job in ended.values():
+        seconds.setdefault(job.stage, []).append(logs.measured(out / job.benchmark).get("s", 0.0))
+    missing = Counter(job.stage for job in left)
     if missing.keys() <= seconds.keys():
         rest = sum(count * sum(seconds[stage]) / len(seconds[stage]) for stage, count in missing.items())
         return f"{text}, about {rest / parallel / 60:.1f} min left"
