@@ -139,15 +139,8 @@ def updates_to_learn(run: Run) -> int | None:
     return next((update for update, value in curve if value >= LEARNED), None)
 
 
-def choosing_loss(run: Run) -> float:
-    """Returns the validation loss by which a rate is chosen, NaN if the training diverged."""
-    loss = run.loss("valid")
-    # A task that is learned wholly may have a loss of 0.
-    return math.nan if loss is None else loss
-
-
 def chosen_rate(losses: dict[float, float]) -> float:
-    """Returns the rate with the lowest loss; a training that diverged has none."""
+    """Returns the rate with the lowest validation loss; that of a training that diverged is NaN."""
     return min(losses, key=lambda rate: math.inf if math.isnan(losses[rate]) else losses[rate])
 
 
@@ -157,7 +150,9 @@ def card(arm: Arm, task: str, seeds: Sequence[int], find: Find, extra: Sequence[
     for rate in RATES:
         if (run := find(arm.run(task, CHOOSING_SEED, rate, Path("out"), extra))) is None:
             return None
-        losses[rate] = choosing_loss(run)
+        loss = run.loss("valid")
+        # A task that is learned wholly may have a loss of 0.
+        losses[rate] = math.nan if loss is None else loss
     rate = chosen_rate(losses)
     runs = [find(arm.run(task, seed, rate, Path("out"), extra)) for seed in seeds]
     return Card(arm, task, rate, there) if (there := tuple(run for run in runs if run)) else None
