@@ -69,11 +69,10 @@ def updates_saved(arm: Curve, other: Curve) -> float | None:
     Where it never does, it is counted how many updates before the end the other has what the arm ends with. The lowest
     loss so far is what has been reached. None if one of the curves never reaches the other's level.
     """
-    if not len(_finite(arm)[0]) or not len(_finite(other)[0]):
+    (updates, losses), (other_updates, other_losses) = _finite(arm), _finite(other)
+    if not len(updates) or not len(other_updates):
         return None
-    (updates, losses), (other_updates, other_losses) = (
-        (at, np.minimum.accumulate(curve)) for at, curve in map(_finite, (arm, other))
-    )
+    losses, other_losses = np.minimum.accumulate(losses), np.minimum.accumulate(other_losses)
     if losses[-1] <= other_losses[-1]:
         reached = _first_below(updates, losses, other_losses[-1])
         return None if reached is None else float(other_updates[-1] - reached)
