@@ -140,14 +140,12 @@ class Grid(schema.Strict, frozen=True):
                 raise ValueError(f"{key} is {schema.show(values)}; allowed: each number once")
         if math.inf in self.learning_rates:
             raise ValueError(f"learning_rates is {schema.show(self.learning_rates)}; allowed: finite numbers above 0")
-        if self.baseline not in self.arms:
-            raise ValueError(f"baseline is {schema.show(self.baseline)}; {schema.allowed(self.baseline, self.arms)}")
         if self.primary and len(self.seeds) < MIN_SEEDS:
             raise ValueError(f"seeds is {schema.show(self.seeds)}; allowed with primary: at least {MIN_SEEDS} of them")
-        named = [("primary", name) for pair in self.primary for name in pair] + [("times", name) for name in self.times]
-        for key, name in named:
+        named = [("baseline is", self.baseline), *(("primary has", name) for pair in self.primary for name in pair)]
+        for said, name in (*named, *(("times has", name) for name in self.times)):
             if name not in self.arms:
-                raise ValueError(f"{key} has {schema.show(name)}; {schema.allowed(name, self.arms)}")
+                raise ValueError(f"{said} {schema.show(name)}; {schema.allowed(name, self.arms)}")
         for first, second in self.primary:
             if first == second:
                 raise ValueError(f"primary has {schema.show(first)} twice in a contrast; allowed: two different arms")
@@ -213,8 +211,7 @@ class Grid(schema.Strict, frozen=True):
         """Returns the runs that are compared with each other, by the task of the runs and the learning rate, by arm."""
         groups: dict[tuple[str, float | None], dict[str, list[stages.RunSettings]]] = {}
         for run in self.runs():
-            group = (run.run_group, run.learning_rate)
-            groups.setdefault(group, {}).setdefault(run.arm, []).append(run)
+            groups.setdefault((run.run_group, run.learning_rate), {}).setdefault(run.arm, []).append(run)
         return groups
 
     def _jobs_of(self, run: stages.RunSettings) -> Iterator[Job]:
