@@ -180,7 +180,8 @@ class Run(Strict, frozen=True, kw_only=True, omit_defaults=True):
             | {(score.metric, score.signature, score.test_set): score.value for score in run.scores}
             for run in (self, other)
         ]
-        same = all(_same(results[0][key], results[1][key]) for key in results[0].keys() & results[1].keys())
+        pairs = [[result[key] for result in results] for key in results[0].keys() & results[1].keys()]
+        same = all(first == second or (math.isnan(first) and math.isnan(second)) for first, second in pairs)
         return same and self.training.valid == other.training.valid
 
 
@@ -192,10 +193,6 @@ COSTS: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
     ("test_tokens_per_second", "test tokens/s", lambda run: run.costs.evaluation_tokens_per_second),
 )
 """The costs of a run: key, label, and where a run has it."""
-
-
-def _same(first: float, second: float) -> bool:
-    return first == second or (math.isnan(first) and math.isnan(second))
 
 
 def to_line(run: Run) -> str:
