@@ -18,7 +18,7 @@ from fairseq_gpam.lab.experiments import compare, comparison_report, statistics
 from fairseq_gpam.lab.experiments.compare import Quantity
 from fairseq_gpam.lab.experiments.grid import MIN_SEEDS, Grid
 from fairseq_gpam.lab.experiments.records import Run
-from fairseq_gpam.lab.experiments.sections import Section
+from fairseq_gpam.lab.experiments.sections import Section, number
 from fairseq_gpam.lab.experiments.series import NATS
 from fairseq_gpam.lab.experiments.statistics import ALPHA, POWER, Contrast, Difference
 
@@ -177,10 +177,6 @@ BATCHES_ONLY = "† The arms share batches, but not the initial weights."
 
 def rows(effects: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[list[str]]:
     """Returns the cells of a table below `HEAD`; contrasts in `unlike` share batches only, and are marked."""
-
-    def number(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
     cells = []
     for effect in effects:
         interval, tested = effect.difference.interval, effect.difference
@@ -191,7 +187,7 @@ def rows(effects: Sequence[Effect], unlike: Collection[Contrast] = ()) -> list[l
             [
                 " − ".join(effect.contrast) + " †" * (effect.contrast in unlike),
                 *(str(interval.n), f"{interval.mean:+.4f}{half}", tested.verdict),
-                *(number(p, ".4f") for p in tests),
+                *map(number, tests),
                 *(number(effect.deviations, "+.1f"), number(effect.updates, "+,.0f")),
                 *(number(effect.equal_time, "+.4f"), number(effect.least, ".4f")),
             ]
@@ -215,10 +211,10 @@ def section(
     measured = effects(values, curves, chosen.primary, *rule)
     if not measured:
         return None
-    for number, effect in enumerate(measured):
+    for at, effect in enumerate(measured):
         if any(len(by_arm[arm]) < planned for arm in effect.contrast):
             waiting = dataclasses.replace(effect.difference, verdict=statistics.TOO_FEW)
-            measured[number] = dataclasses.replace(effect, difference=waiting)
+            measured[at] = dataclasses.replace(effect, difference=waiting)
     starts = {(arm, run.seed): run.initial_weights for arm, runs in by_arm.items() for run in runs}
     unlike = {
         effect.contrast

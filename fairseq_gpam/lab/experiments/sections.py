@@ -92,8 +92,9 @@ def _digits(table: dict[str, Any]) -> int:
     return 4 if table["unit"] == "nats" else 2
 
 
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def number(value: float | None, form: str = ".4f") -> str:
+    """Returns a number in this format, a dash for one that is not known."""
+    return "–" if value is None else format(value, form)
 
 
 def _spread(shown: dict[str, Any], digits: int, sign: str = "") -> str:
@@ -116,7 +117,7 @@ def _cells(row: dict[str, Any], table: dict[str, Any], is_baseline: bool) -> lis
         tests = [statistics.TOO_FEW, *["–"] * 4]
     else:
         needed = str(row["seeds_for_delta"] or "over 10,000") if interval["sd"] else "–"
-        p_values = (_number(difference[key]) for key in ("p_holm", "p_t", "p_sign_flip"))
+        p_values = (number(difference[key]) for key in ("p_holm", "p_t", "p_sign_flip"))
         tests = [difference["verdict"], *p_values, needed]
     return [row["arm"], seeds, mean, _spread(interval, _digits(table), "+"), *tests, parameters]
 
@@ -133,7 +134,7 @@ def _table_note(table: dict[str, Any]) -> str:
         rule += f" Decoded otherwise than the first run of the table: {'. '.join(table['decoded_otherwise'])}."
     if noise["sd"] is None:
         return f"Noise floor: not known, the baseline has one seed. {rule}"
-    sd, width = (_number(noise[key], _digits(table)) for key in ("sd", "range"))
+    sd, width = (number(noise[key], f".{_digits(table)}f") for key in ("sd", "range"))
     spread = f"over {noise['n']} seeds the baseline's standard deviation is {sd}, its range {width} {unit}"
     return f"Noise floor: {spread}. {rule}"
 
@@ -233,7 +234,7 @@ def of_collapse(group: str, entries: Entries) -> list[Section]:
     rows = [
         [
             *(group, _measure(entry["metric"], entry["site"]), str(entry["n"])),
-            *(_number(entry[key], 2) for key in ("rho", "low", "high", "between", "within")),
+            *(number(entry[key], ".2f") for key in ("rho", "low", "high", "between", "within")),
         ]
         for entry in entries
     ]
