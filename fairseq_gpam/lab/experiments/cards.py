@@ -145,7 +145,7 @@ def chosen_rate(losses: dict[float, float]) -> float:
 
 
 def card(arm: Arm, task: str, seeds: Sequence[int], find: Find, extra: Sequence[str] = ()) -> Card | None:
-    """Returns a card of the runs that `find` knows or makes, None without those that choose the rate, or all others."""
+    """Returns a card of runs `find` has or makes, None if one that chooses the rate, or every other, is missing."""
     losses = {}
     for rate in RATES:
         if (run := find(arm.run(task, CHOOSING_SEED, rate, Path("out"), extra))) is None:
