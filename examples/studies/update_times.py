@@ -1,7 +1,8 @@
-"""Measures the time of an update of the study's arms against stock's: real batches, backward pass and optimiser too.
+"""Measures the time of an update of a grid's arms against the baseline's, for the grid's `times`.
 
-`python examples/studies/convergence/times.py OUT`, where OUT holds the data that `prepare bible-de-en --out OUT` made.
-Both models train alternately in one process, on one thread, with the same batches. Nothing else should run.
+`python examples/studies/update_times.py GRID OUT`, where OUT holds the data that `prepare TASK --out OUT` made. Both
+models train alternately in one process, on one thread, with the same batches, optimiser included. Nothing else should
+run.
 """
 
 import argparse
@@ -20,8 +21,6 @@ from fairseq_gpam.lab.benchmark.timing import paired
 from fairseq_gpam.lab.experiments import grid
 from fairseq_gpam.lab.recipes import stages
 
-HERE = Path(__file__).parent
-
 
 def update_of(run):
     """Returns a function that makes the next update of a run's training."""
@@ -39,19 +38,19 @@ def update_of(run):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("grid", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pairs", type=int, default=100, help="updates of each arm (default: 100)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable()
     warnings.simplefilter("ignore")
-    chosen = grid.load(HERE / "grid.toml")
+    chosen = grid.load(arguments.grid)
     runs = {run.arm: replace(run, out=arguments.out.resolve()) for run in chosen.runs() if run.seed == chosen.seeds[0]}
     for arm in (arm for arm in runs if arm != chosen.baseline):
         steps = [update_of(runs[name]) for name in (chosen.baseline, arm)]
-        times = paired(*steps, arguments.pairs, clock=time.process_time)
-        quartiles = f"{times['lower']:.3f}–{times['upper']:.3f}"
-        print(f"{arm}: {times['median']:.3f} (quartiles {quartiles})", flush=True)
+        ratio = paired(*steps, arguments.pairs, clock=time.process_time)
+        print(f"{arm}: {ratio['median']:.3f} (quartiles {ratio['lower']:.3f}–{ratio['upper']:.3f})", flush=True)
 
 
 if __name__ == "__main__":
