@@ -163,7 +163,7 @@ def test_full_forward_is_step_by_step_in_a_padded_batch(task, flags):
     inputs = model_input(task)
     encoder_out, tokens = encoded(model, inputs)
     full = logits(model, inputs)
-    steps, _ = stepwise(model, encoder_out, tokens)
+    steps = stepwise(model, encoder_out, tokens)
     assert torch.isfinite(steps).all()
     kept = tokens != 1
     assert torch.allclose(steps[kept], full[kept], atol=1e-5)
