@@ -107,8 +107,12 @@ class Measurement:
                 {
                     **self.model_and_setting,
                     **{"metric": metric, "site": site, "layer": layer, "head": head},
-                    **{"mean": float(np.mean(finite)), "std": float(np.std(finite))},
-                    **{"low": low, "median": median, "high": high, "count": len(defined)},
+                    "mean": float(np.mean(finite)),
+                    "std": float(np.std(finite)),
+                    "low": low,
+                    "median": median,
+                    "high": high,
+                    "count": len(defined),
                 }
             )
         return rows
@@ -341,7 +345,10 @@ def measure_paths(measurement: Measurement, count: int, seed: int) -> list[dict[
                     # As a string, because JSON readers lose digits of large whole numbers.
                     "number_of_paths": str(metrics.number_of_paths(depth, length, maps[0].size(0))),
                     "sampled": values.numel(),
-                    **{"mean": float(values.mean()), "low": low, "median": median, "high": high},
+                    "mean": float(values.mean()),
+                    "low": low,
+                    "median": median,
+                    "high": high,
                 }
             )
     return rows
