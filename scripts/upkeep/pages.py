@@ -16,6 +16,7 @@ from typing import Any
 import card_pages
 import keep
 import study
+from fairseq_gpam.analysis import drawing, embed
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.experiments import grid, synthetic_studies, tables
 from fairseq_gpam.lab.recipes import stage_results
@@ -102,36 +103,60 @@ def results_table(task: str, page: Path, repository: Path, **chosen: Any) -> tup
 
 
 def synthetic_table(
-    name: str, page: Path, repository: Path, rows: str, columns: str, value: str
+    name: str, page: Path, repository: Path, rows: str, columns: str, value: str, show: tuple[str, ...] = ("table",)
 ) -> tuple[str, dict[Path, str]]:
-    """Returns the table of a marker `study`: the mean of `value` over the seeds, and its range, in each cell."""
+    """Returns the table of a marker `study`: the mean of `value` over the seeds, and its range, in each cell.
+
+    A picture has the same cells, one below the other.
+    """
     from tabulate import tabulate
 
     results = synthetic_studies.read_results(repository / study.FOLDER / name)
     names, heads = (list(dict.fromkeys(result[key] for result in results)) for key in (rows, columns))
+    cells: dict[tuple[Any, Any], list[Any]] = {}
+    for result in results:
+        cells.setdefault((result[rows], result[columns]), []).append(result[value])
 
     def cell(row: Any, column: Any) -> str:
-        values = [result[value] for result in results if (result[rows], result[columns]) == (row, column)]
+        values = cells.get((row, column))
         if not values:
             return "not run"
         mean = f"{statistics.mean(values):.3g}"
         return f"{values[0]:,}" if len(set(values)) == 1 else f"{mean} ({min(values):.3g}–{max(values):.3g})"
 
-    text = tabulate(
-        [[name, *(cell(name, head) for head in heads)] for name in names],
-        headers=[f"{rows} \\ {columns}", *map(str, heads)],
-        tablefmt="github",
-        colalign=["left"] + ["right"] * len(heads),
-        disable_numparse=True,
-    )
-    return text, {}
+    if not {*show} <= {"table", "picture"}:
+        raise study.ChoiceError(f"show has {','.join(show)!r}; allowed: table, picture")
+    parts, pictures = [], {}
+    if "picture" in show:
+        effects = []
+        for (row, column), values in cells.items():
+            named = ((rows, row), (columns, column))
+            label = ", ".join(at if isinstance(at, str) else f"{axis} {at}" for axis, at in named)
+            ends = min(values), max(values)
+            effects.append(drawing.Effect(label, statistics.mean(values), ends, cell(row, column)))
+        what = f"{value.replace('_', ' ')}, mean and range over the seeds"
+        path = repository / study.FOLDER / name / f"{value}.cells.svg"
+        pictures[path] = embed.svg(drawing.forest(effects, what, "", sides=("lower", "higher")), path.name)
+        said = "; ".join(f"{effect.label}: {effect.text}" for effect in effects)
+        parts.append(study.image(f"{what}. {said}.", path, repository / page))
+    if "table" in show:
+        parts.append(
+            tabulate(
+                [[name, *(cell(name, head) for head in heads)] for name in names],
+                headers=[f"{rows} \\ {columns}", *map(str, heads)],
+                tablefmt="github",
+                colalign=["left"] + ["right"] * len(heads),
+                disable_numparse=True,
+            )
+        )
+    return "\n\n".join(parts), pictures
 
 
 KINDS = {
     "results": Kind({"names": names, "seeds": seeds}, results_table),
     "comparison": Kind({"tasks": words, "measures": words, "show": words}, study.section),
     "cards": Kind({}, card_pages.table),
-    "study": Kind({"rows": str, "columns": str, "value": str}, synthetic_table),
+    "study": Kind({"rows": str, "columns": str, "value": str, "show": words}, synthetic_table),
 }
 ALLOWED = "; ".join(
     f"<!-- {name}: NAME {' '.join(f'{option}=…' for option in kind.options)} --> … <!-- /{name} -->"

@@ -26,7 +26,7 @@ class ChoiceError(ValueError):
 
 
 FOLDER = "examples/studies"
-PICTURES = (".forest.svg", ".layers.svg", ".collapse.svg")
+PICTURES = (".forest.svg", ".layers.svg", ".collapse.svg", ".cells.svg")
 PARTS = ("table", "picture", "costs", "lambdas", "collapse", "notes")
 """What a section shows unless it chooses, in this order; the measures of collapse by layer must be chosen."""
 ALL_PARTS = (*PARTS[:4], "layers", *PARTS[4:])
@@ -40,6 +40,11 @@ def command(run: stages.RunSettings) -> list[str]:
 def differences(kept: Run, run: stages.RunSettings) -> list[str]:
     """Returns a phrase for each flag in which a kept run's training differs from that of the grid's run."""
     return run_folder.differing_flags(shlex.split(kept.training.command), command(run))
+
+
+def image(words: str, path: Path, page: Path) -> str:
+    """Returns the Markdown that shows a picture in a page."""
+    return f"![{words}]({os.path.relpath(path, page.parent).replace(os.sep, '/')})"
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,12 @@ def section(
             continue
         for file, shown in sections_of(group, chosen, measures or known, show):
             parts += [f"**{shown.title}**"] if shown.title else []
-            parts += [sections.markdown_table(shown.head, shown.rows)] if shown.head else []
-            parts += [shown.note] if shown.note else []
             if shown.picture:
                 path = folder / f"{file}{shown.picture.suffix}"
                 pictures[path] = embed.svg(shown.picture.draw(), path.name)
-                address = os.path.relpath(path, (repository / page).parent).replace(os.sep, "/")
-                parts.append(f"![{shown.picture.words}]({address})")
+                parts.append(image(shown.picture.words, path, repository / page))
+            parts += [sections.markdown_table(shown.head, shown.rows)] if shown.head else []
+            parts += [shown.note] if shown.note else []
         if "notes" in show:
             parts += group.remarks
             parts += ["\n".join(f"- {note}" for note in notes)] if (notes := tables.footnotes(group.counted)) else []

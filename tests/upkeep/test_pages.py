@@ -40,13 +40,30 @@ def test_every_result_has_a_table_and_every_published_anchor_is_shown():
 
 
 def test_committed_results_are_small_and_hold_no_paths():
-    paths = list((REPOSITORY / "examples/results").iterdir())
-    assert {path.suffix for path in paths} <= {".json", ".jsonl"}
+    paths = [path for path in (REPOSITORY / "examples/results").rglob("*") if path.is_file()]
+    assert {path.suffix for path in paths} <= {".json", ".jsonl", ".xz"}
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            assert len(line) < 20_000
-            without_addresses = re.sub(r"https?://\S+", "", line)
-            assert not re.search(r"(?<![\w.:/])/(?:[\w.-]+/)+", without_addresses)
+        read = lzma.open if path.suffix == ".xz" else open
+        with read(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                assert len(line) < 20_000
+                without_addresses = re.sub(r"https?://\S+", "", line)
+                assert not re.search(r"(?<![\w.:/])/(?:[\w.-]+/)+", without_addresses)
+
+
+STUDIES = sorted((REPOSITORY / "examples/studies").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.parent.name)
+def test_a_study_begins_with_its_answer_a_picture_and_a_table_before_its_plan(page):
+    text = page.read_text(encoding="utf-8")
+    answer = text.split("\n\n")[1]
+    assert answer.startswith("**Answer.** ")
+    assert len(re.findall(r"[.!?](?=\s|$)", answer.removeprefix("**Answer.** "))) <= 2
+    plan = text.index("## The plan")
+    assert re.match(r"## The plan\n\nWritten before the (first run|runs)", text[plan:])
+    if "<!-- " in text:
+        assert text.index("![") < text.index("\n| ") < plan
 
 
 @pytest.fixture

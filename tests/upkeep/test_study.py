@@ -29,7 +29,7 @@ stock = { mechanism = "stock" }
 wider = { mechanism = "stock", flags = "--encoder-ffn-embed-dim 280", tasks = ["bible-de-en"] }
 """
 MARKER = "<!-- comparison: made -->"
-FOREST, LAYERS, SCATTER = study.PICTURES
+FOREST, LAYERS, SCATTER, _ = study.PICTURES
 BITS = {"stock": (4.0, 4.1, 4.2), "dagpam": (3.9, 3.98, 4.11), "wider": (4.01, 4.2, 4.1)}
 
 

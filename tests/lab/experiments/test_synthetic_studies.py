@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import pages
 from fairseq_gpam.lab.experiments import synthetic_studies
@@ -21,7 +22,7 @@ def load(name):
     return module
 
 
-def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path):
+def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path, monkeypatch):
     folder = tmp_path / "examples/studies/made"
     folder.mkdir(parents=True)
     cells = [(1, 1, 1.0), (1, 1, 3.0), (1, 2, 0.5), (2, 1, 0.25)]
@@ -31,6 +32,21 @@ def test_a_table_has_means_and_ranges_and_says_what_was_not_run(tmp_path):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert rows[0] == ["rank \\ heads", "1", "2"]
     assert rows[2:] == [["1", "2 (1–3)", "0.5"], ["2", "0.25", "not run"]]
+
+    drawn = []
+    monkeypatch.setattr(pages.drawing, "forest", lambda effects, *rest, **more: drawn.extend(effects) or Figure())
+    text, pictures = pages.synthetic_table(
+        "made", Path("examples/page.md"), tmp_path, "rank", "heads", "error", ("picture", "table")
+    )
+    assert [(effect.label, effect.mean, effect.interval) for effect in drawn] == [
+        ("rank 1, heads 1", 2, (1, 3)),
+        ("rank 1, heads 2", 0.5, (0.5, 0.5)),
+        ("rank 2, heads 1", 0.25, (0.25, 0.25)),
+    ]
+    assert [*pictures] == [folder / "error.cells.svg"]
+    assert "](studies/made/error.cells.svg)" in text and text.endswith(table)
+    with pytest.raises(ValueError, match="'pictures'; allowed: table, picture"):
+        pages.synthetic_table("made", Path("README.md"), tmp_path, "rank", "heads", "error", ("pictures",))
 
 
 def test_the_answers_compose_the_functions_and_every_arm_trains():
