@@ -21,7 +21,10 @@ LAST_LAYER = (
 BY_LAYER = ("residual_norm", "residual_ratio", "mean_cosine", "query_gradient")
 """The measures of arXiv 2410.15578, Figure 4, and the residual norm over that of the states, in every layer."""
 COUNTS = ("sentences", "tokens", "words", "characters")
-SCORES = ("bleu", "chrf", "tokenized_bleu", "perplexity_subword", "perplexity_word", "bits_per_character")
+SCORES = (
+    *("bleu", "chrf", "length_ratio", "brevity_penalty", "tokenized_bleu"),
+    *("perplexity_subword", "perplexity_word", "bits_per_character"),
+)
 
 
 class Measured(msgspec.Struct, frozen=True):

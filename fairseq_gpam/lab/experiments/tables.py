@@ -79,6 +79,8 @@ COLUMNS = {
         "valid loss (bits, label-smoothed)",
         _score("bleu", "BLEU", ".1f"),
         _score("chrf", "chrF", ".1f"),
+        _score("length_ratio", "length ratio", ".3f"),
+        _score("brevity_penalty", "brevity penalty", ".3f"),
         _score("tokenized_bleu", "tokenised BLEU", ".1f"),
         speed="decoding",
     ),
@@ -93,7 +95,10 @@ COLUMNS = {
         *(_score("accuracy", f"right answers, {name}", ".4f", name) for name in ACCURACIES),
     ),
 }
-OPTIONAL = ("tokenized_bleu", "above_optimum", *(f"accuracy_{name}" for name in ACCURACIES[1:]))
+OPTIONAL = (
+    *("length_ratio", "brevity_penalty", "tokenized_bleu", "above_optimum"),
+    *(f"accuracy_{name}" for name in ACCURACIES[1:]),
+)
 """The columns that a table shows only if a run has them."""
 
 

@@ -1,9 +1,10 @@
 """Scores the translations of a run with sacreBLEU, or tests two runs for a significant difference.
 
-BLEU and chrF on detokenised text, each with its signature, are added to the run's results.json. For a task with
-tokenised text the hypotheses are detokenised first (hypotheses.detok.txt), and the tokenised BLEU of older papers is
-printed too, labelled as such. With two runs, prints sacreBLEU's paired bootstrap test of the second against the first.
-Stops if hypotheses and references differ in number.
+BLEU and chrF on detokenised text, each with its signature, and BLEU's length ratio (the translations' tokens by the
+references') and brevity penalty are added to the run's results.json. For a task with tokenised text the hypotheses are
+detokenised first (hypotheses.detok.txt), and the tokenised BLEU of older papers is printed too, labelled as such. With
+two runs, prints sacreBLEU's paired bootstrap test of the second against the first. Stops if hypotheses and references
+differ in number.
 """
 
 import argparse
@@ -115,9 +116,12 @@ def score(folder: Path, test: References) -> dict[str, Any]:
     with exclusive(folder):
         plain = test.plain(folder)
         scores: dict[str, Any] = {"sentences": len(plain)}
-        for name, metric in (("bleu", BLEU(lowercase=test.lowercase)), ("chrf", CHRF(lowercase=test.lowercase))):
-            scores[name] = metric.corpus_score(plain, [raw]).score
+        bleu, chrf = BLEU(lowercase=test.lowercase), CHRF(lowercase=test.lowercase)
+        measured = bleu.corpus_score(plain, [raw])
+        for name, metric, value in (("bleu", bleu, measured), ("chrf", chrf, chrf.corpus_score(plain, [raw]))):
+            scores[name] = value.score
             scores[f"{name}_signature"] = str(metric.get_signature())
+        scores |= {"length_ratio": measured.ratio, "brevity_penalty": measured.bp}
         if test.detokenize:
             write_lines(folder / "hypotheses.detok.txt", plain)
         if test.tokenized:
@@ -129,6 +133,7 @@ def score(folder: Path, test: References) -> dict[str, Any]:
 def score_lines(scores: dict[str, Any]) -> list[str]:
     """Returns the scores as they are printed, each with its signature."""
     lines = [f"{title} = {scores[name]:.2f}  {scores[f'{name}_signature']}" for name, title in SACREBLEU]
+    lines.append(f"length ratio = {scores['length_ratio']:.3f}, brevity penalty = {scores['brevity_penalty']:.3f}")
     if "tokenized_bleu" in scores:
         split = ", compounds split" if scores["tokenized_bleu_compounds_split"] else ""
         lines.append(

@@ -1,6 +1,7 @@
 """Translations are scored with signatures, counted, and compared in pairs."""
 
 import dataclasses
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -54,17 +55,34 @@ def test_tokenised_hypotheses_are_detokenised_and_scored_both_ways(tmp_path):
         tmp_path / "tok", "the cat &apos;s well-known mat , at last .\n&quot; no &quot; , it said .\n"
     )
     test = score.References(tmp_path / "raw", lowercase=True, detokenize="en", tokenized=tmp_path / "tok")
-    bleu, chrf, tokenised = score.score_lines(score.score(tmp_path / "run", test))
+    bleu, chrf, lengths, tokenised = score.score_lines(score.score(tmp_path / "run", test))
     assert bleu.startswith("BLEU = 100.00  nrefs:1|case:lc")
     assert chrf.startswith("chrF = 100.00  nrefs:1|case:lc")
+    assert lengths == "length ratio = 1.000, brevity penalty = 1.000"
     assert tokenised.startswith("tokenised BLEU (not comparable with the above) = ")
     assert "tok:none|smooth:none" in tokenised
     detokenised = (tmp_path / "run/hypotheses.detok.txt").read_text(encoding="utf-8")
     assert detokenised == 'the cat\'s well-known mat, at last.\n"yes", it said.\n'
     unsplit = stage_results.read(tmp_path / "run")["score"]["tokenized_bleu"]
     lines = score.score_lines(score.score(tmp_path / "run", dataclasses.replace(test, compounds=True)))
-    assert "tokenised BLEU (not comparable with the above, compounds split)" in lines[2]
+    assert "tokenised BLEU (not comparable with the above, compounds split)" in lines[3]
     assert stage_results.read(tmp_path / "run")["score"]["tokenized_bleu"] > unsplit
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=5)
+
+
+@given(LENGTHS)
+def test_length_ratio_and_brevity_penalty_are_those_of_the_words(tmp_path_factory, lengths):
+    folder = tmp_path_factory.mktemp("scored")
+    hypotheses, references = (["word " * count for count in counts] for counts in zip(*lengths, strict=True))
+    translated(folder / "run", hypotheses)
+    stage_results.write_atomically(folder / "references", "".join(f"{line}\n" for line in references))
+    scores = score.score(folder / "run", score.References(folder / "references"))
+    ratio = sum(of_run for of_run, _ in lengths) / sum(of_reference for _, of_reference in lengths)
+    assert scores["length_ratio"] == pytest.approx(ratio)
+    expected = 1 if ratio >= 1 else math.exp(1 - 1 / ratio) if ratio else 0
+    assert scores["brevity_penalty"] == pytest.approx(expected)
 
 
 def test_compare_is_a_paired_test(tmp_path):
