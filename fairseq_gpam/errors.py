@@ -1,12 +1,14 @@
 """The one boundary between errors and the user: a sentence for what a user can mend, a traceback for a bug.
 
 What a user can cause ends with one sentence on standard error and status 2. That is every error that this package
-raises itself, because its messages say what to do, every OSError (files, folders, a full disk) and a lack of memory.
+raises itself, because its messages say what to do, every OSError (files, folders, a full disk), a lack of memory and a
+missing library of an extra.
 Anything else is a bug of this package: its traceback is shown, with status 1.
 """
 
 import contextlib
 import errno
+import importlib.util
 import io
 import linecache
 import os
@@ -18,6 +20,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 USER, BUG = 2, 1
+EXTRAS = {
+    "fairseq": ("msgspec", "sacrebleu", "sentencepiece"),
+    "analysis": ("jinja2", "matplotlib", "pandas", "tabulate"),
+    "experiments": ("scipy", "snakemake", "statsmodels"),
+    "recipes": ("sacremoses", "subword_nmt"),
+}
+"""The modules that come with an extra of this package, besides the engine."""
 
 
 class InputError(ValueError):
@@ -77,9 +86,20 @@ def describe(error: BaseException) -> str | None:
     """Returns the sentence for an error that a user can mend, None for a bug."""
     if isinstance(error, OSError):
         return describe_os_error(error)
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
+        return f"{missing} is not installed: pip install 'fairseq-gpam[{extra}]'" if extra else None
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"there is not enough memory{f': {error}' if str(error) else ''}"
     return str(error) if _raised_by_this_package(error) else None
+
+
+def require(*modules: str) -> None:
+    """Raises ModuleNotFoundError before any work if one of an extra's modules is not installed."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def describe_os_error(error: OSError) -> str:

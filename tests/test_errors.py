@@ -1,9 +1,11 @@
 """What a user can cause ends with one sentence and status 2; a bug of the package shows its traceback."""
 
 import errno
+import importlib.metadata
 import io
 import os
 import random
+import re
 import sys
 
 import pytest
@@ -116,6 +118,45 @@ def test_what_a_user_can_cause_is_one_sentence(monkeypatch, capsys, error, sente
 
     monkeypatch.setattr(__main__, "dispatch", fail)
     assert refused([], capsys) == (2, f"{sentence}\n")
+
+
+def test_every_library_of_an_extra_is_known():
+    named = {name: set() for name in errors.EXTRAS}
+    for requirement in importlib.metadata.requires("fairseq-gpam"):
+        parts = re.fullmatch(r"""([\w-]+).*extra == ["'](\w+)["']""", requirement)
+        if parts and parts[2] in named and "fairseq" not in parts[1] and "plugin" not in parts[1]:
+            named[parts[2]].add(parts[1].replace("-", "_"))
+    known = set()
+    for extra, modules in errors.EXTRAS.items():
+        assert {*modules} <= named[extra]
+        known |= {*modules}
+    assert set.union(*named.values()) == known
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("quickstart --out OUT", "matplotlib", "analysis"),
+        ("quickstart --out OUT", "tabulate", "analysis"),
+        ("experiment GRID --out OUT", "snakemake", "experiments"),
+        ("experiment GRID --out OUT", "statsmodels", "experiments"),
+        ("prepare iwslt14-de-en --out OUT", "sacremoses", "recipes"),
+        ("prepare iwslt14-de-en --out OUT", "subword_nmt", "recipes"),
+        ("benchmark --picture ratios.svg", "matplotlib", "analysis"),
+        ("analyze CHECKPOINT --data BIN --out OUT", "jinja2", "analysis"),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra_before_any_work(
+    command, module, extra, capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "GRID").write_text(
+        'baseline = "stock"\nseeds = [1]\n[tasks.shakespeare-lm]\n[arms]\nstock = { mechanism = "stock" }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    status, message = refused(command.split(), capsys)
+    assert (status, message) == (2, f"{module} is not installed: pip install 'fairseq-gpam[{extra}]'\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["GRID"]
 
 
 def test_a_value_that_the_package_refuses_is_a_sentence_wherever_it_is_raised(monkeypatch, capsys):

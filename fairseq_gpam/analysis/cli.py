@@ -6,7 +6,6 @@ checkpoints or take their place: everything after --arch is read as flags of fai
 """
 
 import argparse
-import importlib.util
 import logging
 import re
 import sys
@@ -15,9 +14,7 @@ from pathlib import Path
 
 from fairseq_gpam.analysis.definitions import SWITCHES
 from fairseq_gpam.arguments import positive, seed, whole
-from fairseq_gpam.errors import check_folder
-
-LIBRARIES = ("matplotlib", "jinja2", "pandas")
+from fairseq_gpam.errors import check_folder, require
 
 logger = logging.getLogger("fairseq_gpam.analyze")
 
@@ -79,13 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_libraries() -> None:
-    """Raises SystemExit with the command to run if a library of the extra `analysis` is missing."""
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        sys.exit(f"analyze needs {', '.join(missing)}: pip install 'fairseq-gpam[analysis]'")
-
-
 def fresh_models(remainder: list[str]) -> list[list[str]]:
     """Splits what follows --arch into the flags of each fresh model: [['--arch', NAME, …], …]."""
     models: list[list[str]] = []
@@ -97,7 +87,7 @@ def fresh_models(remainder: list[str]) -> list[list[str]]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    check_libraries()
+    require("matplotlib", "jinja2", "pandas")
     import torch
 
     import fairseq_gpam

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fairseq_gpam import errors
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.attention.core import matmul
 from fairseq_gpam.attention.core.affine import BACKENDS
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fairseq_gpam.lab.benchmark.cases import all_cases, creating
     from fairseq_gpam.lab.benchmark.growth import measure_growth
 
+    if arguments.picture:
+        errors.require("matplotlib", "jinja2")
     torch.set_num_threads(arguments.threads)
     if arguments.without_onednn:
         torch.backends.mkldnn.set_flags(False)

@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from fairseq_gpam.analysis.drawing import COLOURS, Effect, Panel, Series, forest, look, panels
+from fairseq_gpam.analysis.embed import write
 from fairseq_gpam.lab.benchmark.shapes import label
-
-try:
-    from matplotlib.figure import Figure
-
-    from fairseq_gpam.analysis.drawing import COLOURS, Effect, Panel, Series, forest, look, panels
-    from fairseq_gpam.analysis.embed import write
-except ImportError as error:
-    raise ImportError("--picture needs matplotlib: pip install 'fairseq-gpam[analysis]'") from error
 
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fairseq_gpam
+from fairseq_gpam import errors
 from fairseq_gpam.lab.experiments import grid, options_check, slurm
 from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             print("done " if (out / job.marker).exists() else "to do", shlex.join(job.command))
         print(progress(jobs, out, arguments.jobs))
         return 0
+    errors.require("snakemake", "scipy", "statsmodels", "matplotlib", "jinja2")
     stop_on_sigterm()
     on_cluster = arguments.executor == "slurm"
     if on_cluster and not shutil.which("sbatch"):

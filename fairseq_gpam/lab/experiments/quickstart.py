@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
+from fairseq_gpam import errors
 from fairseq_gpam.lab.experiments import run_results, tables
 from fairseq_gpam.lab.recipes import prepare, score, stages, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    errors.require("matplotlib", "jinja2", "tabulate")
     stages.one_thread()
     stop_on_sigterm()
     if arguments.jobs < 1:

@@ -110,12 +110,9 @@ def seeds_needed(effect: float, sd: float | None, arms: int) -> int | None:
 
     The level is 0.05 / `arms`, Holm's strictest step in a table of that many arms; `sd` is that of the differences.
     None if more than 10,000 are needed, or if `sd` is None or 0, which says nothing about the spread of other seeds.
-    Raises ImportError with the command that installs it if statsmodels is missing.
     """
-    try:
-        from statsmodels.stats.power import TTestPower
-    except ImportError as error:
-        raise ImportError("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'") from error
+    from statsmodels.stats.power import TTestPower
+
     if not sd or effect == 0:
         return None
     alpha, size = ALPHA / arms, abs(effect) / sd

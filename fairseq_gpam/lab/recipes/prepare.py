@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fairseq_gpam.errors import InputError, read_text
+from fairseq_gpam.errors import InputError, read_text, require
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
 from fairseq_gpam.lab.recipes.multi30k import prepare_multi30k
@@ -70,7 +70,14 @@ def with_vocabulary(task: Task, size: int) -> Task:
 
 
 def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None = None) -> list[Path]:
-    """Returns the task's files, in the recipe's order; `given` replaces the first one."""
+    """Returns the task's files, in the recipe's order; `given` replaces the first one.
+
+    Raises ModuleNotFoundError first if a tokeniser is missing that the task needs.
+    """
+    if task.data.tokenizer == "moses":
+        require("sacremoses")
+    if task.data.subwords == "subword-nmt":
+        require("subword_nmt")
     folder = out / "downloads"
     data = task.data
     if data.corpus == "text":

@@ -66,7 +66,7 @@ def test_tables_of_runs_need_nothing_of_the_extra_experiments_and_a_comparison_n
         made_run(run, run.parent.name)
     command = [sys.executable, "-c", WITHOUT_THE_EXTRAS, str(tmp_path), *map(str, folders)]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.stderr.endswith("comparisons need statsmodels: pip install 'fairseq-gpam[experiments]'\n")
+    assert ended.stderr.endswith("statsmodels is not installed: pip install 'fairseq-gpam[experiments]'\n")
     assert "Traceback" not in ended.stderr
     assert "| stock" in ended.stdout
     assert (tmp_path / "report/table.md").exists()
