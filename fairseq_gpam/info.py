@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     flags = tuple(getattr(arguments, "further_flags", ()))
     name = arguments.mechanism
     if arguments.arch is None:
-        imports = name is not None and len(flags) == 2 and flags[0] == plugins.IMPORT_FLAG
+        imports = name is not None and plugins.imported(flags) is not None and len(flags) < 3
         if (flags and not imports) or arguments.match:
             raise ValueError(f"--arch is required with {' '.join(flags) or '--match'}")
         if name:

@@ -74,7 +74,7 @@ def import_setting(path: str) -> str:
     file, if nothing else does, and as `import_file` does.
     """
     file, name = _module(path)
-    if name not in sys.modules and file not in {_module(named)[0] for named in _named_files(sys.argv[1:]) | TRUSTED}:
+    if name not in sys.modules and file not in {_module(named)[0] for named in named_files(sys.argv[1:]) | TRUSTED}:
         raise ValueError(
             f"{IMPORT_FLAG} {path!r} is not allowed: only the model's settings name this file, and they may come from "
             "a checkpoint; allowed: the file that defines the model's mechanism, if you trust and name it yourself, by "
@@ -89,9 +89,13 @@ def import_named_file(words: Sequence[str]) -> None:
 
     The flags of its mechanisms can then be added to a parser that has yet to read the same words.
     """
-    path = _parse(words).gpam_import
-    if path is not None:
+    if (path := imported(words)) is not None:
         import_file(path)
+
+
+def imported(words: Sequence[str]) -> str | None:
+    """Returns the file that `--gpam-import` names in the words of a command line."""
+    return _parse(words).gpam_import
 
 
 def _module(path: str) -> tuple[Path, str]:
@@ -107,7 +111,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_known_args(list(words))[0]
 
 
-def _named_files(words: Sequence[str]) -> set[str]:
+def named_files(words: Sequence[str]) -> set[str]:
     """Returns the files that the words of a command line, or the environment, name: also in hydra's form."""
     given = _parse(words)
     named = [given.gpam_import, *os.environ.get(IMPORT_VARIABLE, "").split(os.pathsep)]

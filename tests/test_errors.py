@@ -159,6 +159,13 @@ def test_a_missing_library_is_named_with_its_extra_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["GRID"]
 
 
+def test_the_quickstart_refuses_a_mechanism_before_any_work(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, message = refused(["quickstart", "--runs", "stock dagmap"], capsys)
+    assert status == 2 and "'dagmap'" in message and len(message.splitlines()) == 1
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_value_that_the_package_refuses_is_a_sentence_wherever_it_is_raised(monkeypatch, capsys):
     option = Option("size", int, 1, "a size", check=lambda size: size > 0, allowed="a whole number > 0")
     monkeypatch.setattr(__main__, "dispatch", lambda _: option.parse("-3"))

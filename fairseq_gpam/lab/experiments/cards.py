@@ -13,6 +13,7 @@ from fairseq_gpam.lab.experiments import card_pictures
 from fairseq_gpam.lab.experiments.records import Run
 from fairseq_gpam.lab.experiments.sections import Picture, Section
 from fairseq_gpam.lab.recipes import stages, synthetic, tasks
+from fairseq_gpam.plugins import IMPORT_FLAG
 
 REFERENCE = "softmax"
 RATES = (0.005, 0.01)
@@ -73,7 +74,7 @@ class Arm:
     name: str = ""
 
     def imported(self) -> tuple[str, ...]:
-        return (stages.IMPORT_FLAG, self.file) if self.file else ()
+        return (IMPORT_FLAG, self.file) if self.file else ()
 
     def run(self, task: str, seed: int, rate: float, out: Path, extra: Sequence[str] = ()) -> stages.RunSettings:
         """Returns a run of this arm."""
@@ -212,7 +213,7 @@ def section(cards: Sequence[Card], references: dict[str, Card]) -> Section:
                     column.label,
                     stages.rate_text(card.rate),
                     " ".join(share_text(value) for value in scores),
-                    share_text(statistics.median(others)) if others else "–",
+                    share_text(median(others)) if others else "–",
                     *of_task,
                 ]
             )
@@ -232,7 +233,7 @@ def overview(cards: Sequence[Card]) -> Section:
     """Returns the map of all arms and scores, similar arms beside each other."""
     names = list(dict.fromkeys(card.arm.name or card.arm.mechanism for card in cards))
     values = {
-        (card.arm.name or card.arm.mechanism, column.label): statistics.median(card.scores(column))
+        (card.arm.name or card.arm.mechanism, column.label): median(card.scores(column))
         for card in cards
         for column in columns_of(card.task)
     }
@@ -249,6 +250,12 @@ SCORES = (
     f"{' and '.join(map(stages.rate_text, RATES))} for seed {CHOOSING_SEED}, which is not shown. “–”: a validation "
     "score of 95 % was never reached."
 )
+
+
+def median(scores: Sequence[float]) -> float:
+    """Returns the median of scores, in which a training that diverged, NaN, is below every other."""
+    middle = statistics.median(-math.inf if math.isnan(score) else score for score in scores)
+    return middle if math.isfinite(middle) else math.nan
 
 
 def share_text(value: float) -> str:

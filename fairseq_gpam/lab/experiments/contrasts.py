@@ -90,7 +90,7 @@ def at_equal_time(arm: Curve, other: Curve, time_of_update: float) -> float | No
     if len(ends) < 2 or not time_of_update > 0:
         return None
     time = min(ends[0] * time_of_update, ends[1])
-    losses = loss_at(arm, time / time_of_update), loss_at(other, time)
+    losses = loss_at(arm, min(time / time_of_update, ends[0])), loss_at(other, time)
     return None if None in losses else losses[0] - losses[1]  # type: ignore[operator]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import fairseq_gpam
 from fairseq_gpam import errors
+from fairseq_gpam.arguments import positive, whole
 from fairseq_gpam.lab.experiments import grid, options_check, slurm
 from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
@@ -32,10 +33,12 @@ JOBS, SNAKEMAKE_LOG = "jobs.json", "snakemake.log"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", type=Path, metavar="GRID.toml")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
     parser.add_argument(
-        "--retries", type=int, default=0, metavar="N", help="run a failing job up to N times more (default: 0)"
+        "--retries", type=whole, default=0, metavar="N", help="run a failing job up to N times more (default: 0)"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the jobs, done and to do, and stop")
     parser.add_argument(
@@ -47,10 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.jobs < 1:
-        sys.exit(f"--jobs is {arguments.jobs}; allowed: a whole number above 0")
-    if arguments.retries < 0:
-        sys.exit(f"--retries is {arguments.retries}; allowed: a whole number, 0 or above")
     out = arguments.out.resolve()
     chosen = grid.load(arguments.grid)
     options_check.check(chosen, arguments.grid, out)

@@ -28,6 +28,7 @@ flags = "--partition cpu --time 8:00:00"    # for sbatch
 
 import itertools
 import math
+import os
 import platform
 import re
 import shlex
@@ -39,6 +40,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from fairseq_gpam import plugins
 from fairseq_gpam.lab import schema
 from fairseq_gpam.lab.recipes import averaging, stages, tasks
 
@@ -151,9 +153,12 @@ class Grid(schema.Strict, frozen=True):
                 raise ValueError(f"primary has {schema.show(first)} twice in a contrast; allowed: two different arms")
         for key, text in self._texts_of_words():
             try:
-                shlex.split(text)
+                file = plugins.imported(shlex.split(text))
             except ValueError as error:
                 raise ValueError(f"{key} is {schema.show(text)}; allowed: words as in a shell ({error})") from error
+            if file and not Path(file).is_absolute():
+                said = f"{key} has {plugins.IMPORT_FLAG} {file}"
+                raise ValueError(f"{said}; allowed: an absolute path, because jobs run in the output folder")
 
     def _texts_of_words(self) -> Iterator[tuple[str, str]]:
         yield from (("train_flags", self.train_flags), ("plugin_flags", self.plugin_flags))
@@ -169,22 +174,40 @@ class Grid(schema.Strict, frozen=True):
 
     @property
     def job_environment(self) -> dict[str, str]:
-        """Returns the variables of every job; empty ones are to be unset."""
-        return {**ONE_THREAD, **(KEEP_BLOCKS if platform.libc_ver()[0] == "glibc" else {}), **self.environment}
+        """Returns the variables of every job; empty ones are to be unset.
+
+        A file that an arm imports runs in the evaluation only if these name it too.
+        """
+        files = sorted({file for _, text in self._texts_of_words() for file in plugins.named_files(shlex.split(text))})
+        imports = {plugins.IMPORT_VARIABLE: os.pathsep.join(files)} if files else {}
+        kept = KEEP_BLOCKS if platform.libc_ver()[0] == "glibc" else {}
+        return {**ONE_THREAD, **kept, **imports, **self.environment}
 
     def jobs(self) -> Iterator[Job]:
         """Yields all jobs, the data first, then the runs, all arms of a seed before the next seed."""
-        prepared: set[str] = set()
-        for name, task in self.tasks.items():
-            data = tasks.load(name).data.name
-            if data in prepared:
-                continue
-            prepared.add(data)
-            extra = ("--archive", task.archive) if task.archive else ()
-            command = tuple(shlex.split(task.prepare)) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
-            yield Job("prepare", data, (*command, "--out", "."), f"prepared/{data}")
+        prepared = self._preparations()
+        yield from dict.fromkeys(prepared.values())
         for run in self.runs():
-            yield from self._jobs_of(run)
+            yield from self._jobs_of(run, prepared[run.task.reference].marker)
+
+    def _preparations(self) -> dict[str, Job]:
+        """Returns the job after which a task's data is there, by the task.
+
+        Tasks that share data share the job, but that of a recipe of one's own also keeps a copy of the recipe.
+        """
+        jobs: dict[str, Job] = {}
+        of_data: dict[str, Job] = {}
+        for name, task in self.tasks.items():
+            recipe = tasks.load(name)
+            earlier = of_data.get(recipe.data.name)
+            if earlier is None or name.endswith(tasks.OWN):
+                label = recipe.data.name if earlier is None else f"{recipe.data.name}-{recipe.name}"
+                extra = ("--archive", task.archive) if task.archive else ()
+                command = tuple(shlex.split(task.prepare)) or ("python", "-m", "fairseq_gpam", "prepare", name, *extra)
+                inputs = () if earlier is None else (earlier.marker,)
+                of_data[recipe.data.name] = Job("prepare", label, (*command, "--out", "."), f"prepared/{label}", inputs)
+            jobs[name] = of_data[recipe.data.name]
+        return jobs
 
     def runs(self) -> Iterator[stages.RunSettings]:
         """Yields all runs, all arms of a seed before the next seed."""
@@ -214,7 +237,8 @@ class Grid(schema.Strict, frozen=True):
             groups.setdefault((run.run_group, run.learning_rate), {}).setdefault(run.arm, []).append(run)
         return groups
 
-    def _jobs_of(self, run: stages.RunSettings) -> Iterator[Job]:
+    def _jobs_of(self, run: stages.RunSettings, previous: str) -> Iterator[Job]:
+        """Yields the jobs of a run, the first of which waits for the marker `previous`."""
         folder = str(run.folder)
         common = [run.task.reference, run.mechanism, str(run.seed), "--name", run.name, "--out", "."]
         common += ["--full"] * run.full
@@ -231,7 +255,6 @@ class Grid(schema.Strict, frozen=True):
             best, data_bin = str(run.checkpoints / run.checkpoint), str(run.task.data_bin(run.out))
             steps += [("analyze", [best, "--data", data_bin, "--out", f"{folder}/analysis", "--names", run.name])]
         priority = len(self.seeds) - self.seeds.index(run.seed)
-        previous = f"prepared/{run.task.data.name}.done"
         for stage, words in steps:
             command = ("python", "-m", "fairseq_gpam", stage, *words)
             label = f"{run.task.name} {run.name} {run.seed}"

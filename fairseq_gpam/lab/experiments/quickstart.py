@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fairseq_gpam import errors
+from fairseq_gpam.arguments import positive, seed
 from fairseq_gpam.lab.experiments import run_results, tables
 from fairseq_gpam.lab.recipes import prepare, score, stages, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
@@ -30,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", nargs="?", choices=("lm",), metavar="lm", help="a language model")
     parser.add_argument("--full", action="store_true", help="train to convergence (hours on a CPU), not 1,200 updates")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
-    parser.add_argument("--seed", type=int, default=1, help="default 1")
+    parser.add_argument("--seed", type=seed, default=1, help="default 1")
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=positive,
         default=min(2, os.cpu_count() or 1),
         metavar="N",
         help="trainings at the same time, one thread each (default: 2 if there are 2 cores)",
@@ -50,8 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
     errors.require("matplotlib", "jinja2", "tabulate")
     stages.one_thread()
     stop_on_sigterm()
-    if arguments.jobs < 1:
-        sys.exit(f"--jobs must be a whole number above 0, not {arguments.jobs}")
     try:
         task = tasks.load("shakespeare-lm" if arguments.kind == "lm" else "bible-de-en")
         compare(task, arguments)
@@ -73,10 +72,12 @@ def compare(task: tasks.Task, arguments: argparse.Namespace) -> None:
     names = arguments.runs.split()
     runs = [RunSettings(task, name, arguments.seed, out, name, arguments.full) for name in names]
     folders = [run.folder for run in runs]
+    extra = tuple(arguments.further_flags)
+    for name in names:
+        stages.check_mechanism(name, extra)
     step(f"prepare {task.name}")
     prepare.prepare(task, prepare.fetch(task, out), out)
     step(f"train {' '.join(names)}")
-    extra = tuple(arguments.further_flags)
     for_each(stages.train, [replace(run, extra=extra) for run in runs], arguments.jobs)
     if task.is_translation:
         step("translate the test set")

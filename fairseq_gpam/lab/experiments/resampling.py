@@ -44,7 +44,7 @@ def nested_bootstrap(
 
 
 def of_arms(group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str) -> list[dict[str, Any]]:
-    """Returns each arm's difference to the baseline, over the seeds whose translations are at hand."""
+    """Returns each arm's difference to the baseline, over the seeds whose translations, and references, are at hand."""
 
     def at_hand(runs: Sequence[Run]) -> dict[int, Path]:
         folders = {run.seed: Path(run.folder) for run in runs if run.folder}
@@ -56,6 +56,8 @@ def of_arms(group: str, by_arm: Mapping[str, Sequence[Run]], baseline: str) -> l
         common = [seed for seed in base if seed in others]
         if arm != baseline and common:
             test = score.references(base[common[0]])
+            if not test.raw.exists():
+                continue
             pairs = [(test.plain(base[seed]), test.plain(others[seed])) for seed in common]
             measured = nested_bootstrap(pairs, list(read_lines(test.raw)), test.lowercase)
             for metric, (difference, low, high) in measured.items():

@@ -17,10 +17,11 @@ def curve(runs: Sequence[Run], baseline: Sequence[Run] | None = None) -> list[li
     """Returns [update, mean, low, high] of the validation loss in nats, at the updates that all runs of the arm have.
 
     With runs of a baseline, of the difference from theirs, paired by seed. With fewer than three there is no interval.
+    Runs that diverged are left out.
     """
-    curves = {run.seed: _valid_curve(run) for run in runs}
+    curves = _valid_curves(runs)
     if baseline is not None:
-        others = {run.seed: _valid_curve(run) for run in baseline}
+        others = _valid_curves(baseline)
         curves = {
             seed: {update: loss - others[seed][update] for update, loss in losses.items() if update in others[seed]}
             for seed, losses in curves.items()
@@ -35,8 +36,12 @@ def curve(runs: Sequence[Run], baseline: Sequence[Run] | None = None) -> list[li
     return points
 
 
-def _valid_curve(run: Run) -> dict[int, float]:
-    return {update: loss * NATS for update, loss in run.training.valid if math.isfinite(loss)}
+def _valid_curves(runs: Sequence[Run]) -> dict[int, dict[int, float]]:
+    return {
+        run.seed: {update: loss * NATS for update, loss in run.training.valid if math.isfinite(loss)}
+        for run in runs
+        if run.training.diverged is None
+    }
 
 
 def mean_lambdas(runs: Sequence[Run]) -> list[dict[str, Any]]:

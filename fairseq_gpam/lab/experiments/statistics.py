@@ -181,7 +181,8 @@ def compare(
         for first, second in contrasts
         if (tested := difference(arms.get(first, {}), arms.get(second, {}), resolution)) is not None
     }
-    corrected = holm({pair: tested.p_t for pair, tested in differences.items() if tested.p_t is not None}, planned)
+    p_values = {pair: tested.p_t for pair, tested in differences.items() if tested.p_t is not None}
+    corrected = holm(p_values, max(planned, len(differences)))
     result = {}
     for pair, tested in differences.items():
         tested = dataclasses.replace(tested, p_holm=corrected.get(pair))

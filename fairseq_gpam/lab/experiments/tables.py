@@ -108,10 +108,13 @@ def row_of(run: Run) -> Row:
 
 
 def kind_of(runs: Sequence[Run]) -> str:
-    """Returns the key of `COLUMNS` for the runs; raises `ValueError` if they are of different kinds."""
+    """Returns the key of `COLUMNS` for the runs; raises `ValueError` if they are of several tasks, or none."""
+    groups = sorted({run.group for run in runs})
+    if len(groups) != 1:
+        raise ValueError(f"the runs are of {len(groups)} tasks ({', '.join(groups)}); allowed: runs of one task")
     kinds = {_kind(run) for run in runs}
     if len(kinds) != 1:
-        raise ValueError("a table shows either translation runs or language models of one kind, at least one")
+        raise ValueError(f"the runs of {groups[0]} have results of {' and '.join(sorted(kinds))}; allowed: one kind")
     return kinds.pop()
 
 
@@ -122,7 +125,7 @@ def _kind(run: Run) -> str:
             return kind
     if run.evaluation:
         return "words" if run.loss("test") is not None else "translation"
-    return tasks.load(run.task).result_kind
+    return (stages.run_of(Path(run.folder))[1] if run.folder else tasks.load(run.task)).result_kind
 
 
 def table(rows: Sequence[Row], kind: str) -> str:

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,7 +245,10 @@ def train(run: Run, command: Sequence[str]) -> None:
             begun, used = time.monotonic(), _processor_seconds()
             try:
                 execute(command, log, lock, report=Progress(run.label, max_update))
-                took = {"seconds": time.monotonic() - begun, "processor_seconds": _processor_seconds() - used}
+                took = {"seconds": time.monotonic() - begun}
+                # What other threads ran meanwhile would count too.
+                if threading.current_thread() is threading.main_thread():
+                    took["processor_seconds"] = _processor_seconds() - used
             except BaseException as error:
                 ended_badly = isinstance(error, EngineFailure)
                 if not (ended_badly and logs.divergence(logs.read(log), ended_badly)):

@@ -34,11 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     for folder in arguments.runs:
         if not (folder / HYPOTHESES).is_file():
             raise RunError(f"no {folder / HYPOTHESES}; first run: fairseq-gpam generate")
-    test = references(arguments.runs[0], arguments.references, arguments.split_compounds)
-    if len(arguments.runs) == 1:
-        print(*score_lines(score(arguments.runs[0], test)), sep="\n")
+    tests = [references(folder, arguments.references, arguments.split_compounds) for folder in arguments.runs]
+    if len(tests) == 1:
+        print(*score_lines(score(arguments.runs[0], tests[0])), sep="\n")
     else:
-        print(compare(arguments.runs[0], arguments.runs[1], test))
+        print(compare(*arguments.runs, *tests))
     return 0
 
 
@@ -143,18 +143,25 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     return lines
 
 
-def compare(first: Path, second: Path, test: References, samples: int = 1000) -> str:
+def compare(first: Path, second: Path, test: References, second_test: References, samples: int = 1000) -> str:
     """Returns sacreBLEU's paired bootstrap test of two runs' BLEU and chrF2, the first being the baseline.
 
-    Where resampling says nothing, p is 1: if the scores are equal, or if there are not two different sentences.
+    Where resampling says nothing, p is 1: if the scores are equal, or if there are not two different sentences. Raises
+    RunError if the runs' references or their cases differ.
     """
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.metrics.base import Metric
     from sacrebleu.significance import PairedTest, Result
 
-    systems: list[tuple[str, Sequence[str]]] = [(str(folder), test.plain(folder)) for folder in (first, second)]
+    raw = list(read_lines(test.raw))
+    if raw != list(read_lines(second_test.raw)) or test.lowercase != second_test.lowercase:
+        raise RunError(f"{first} and {second} have different references; allowed: runs with the same test set and case")
+    systems: list[tuple[str, Sequence[str]]] = [
+        (str(first), test.plain(first)),
+        (str(second), second_test.plain(second)),
+    ]
     metrics: dict[str, Metric] = {"BLEU": BLEU(lowercase=test.lowercase), "chrF2": CHRF(lowercase=test.lowercase)}
-    references = [list(read_lines(test.raw))]
+    references = [raw]
     # sacreBLEU logs each step to standard error.
     logging.getLogger("sacrebleu").setLevel(logging.WARNING)
     signatures, measured = PairedTest(systems, metrics, references, test_type="bs", n_samples=samples)()

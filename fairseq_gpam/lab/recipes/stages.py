@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_gpam
-from fairseq_gpam import engine
+from fairseq_gpam import engine, plugins
 from fairseq_gpam.arguments import positive_number, seed
 from fairseq_gpam.attention.core.heads import mechanism_names
 from fairseq_gpam.attention.core.presets import check_known
@@ -18,7 +18,6 @@ from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm
 from fairseq_gpam.lab.recipes.run_folder import Run, RunError
 from fairseq_gpam.lab.recipes.tasks import Task
 
-IMPORT_FLAG = "--gpam-import"
 USER_DIR = Path(fairseq_gpam.__path__[0]).resolve()
 EVALUATION_FLAGS = ("--required-batch-size-multiple", "1", "--no-progress-bar", "--log-format", "json")
 # Makes an epoch's batches depend on its number, so that a resumed run sees those of an uninterrupted one.
@@ -64,8 +63,8 @@ class RunSettings:
 
 
 def check_mechanism(spec: str, flags: Sequence[str]) -> None:
-    """Raises RunError if `spec` is malformed or names an unknown mechanism; a --gpam-import may bring it."""
-    if spec == "stock" or IMPORT_FLAG in flags:
+    """Raises RunError if `spec` is malformed or names an unknown mechanism that no named file can bring."""
+    if spec == "stock" or plugins.named_files(flags):
         return
     try:
         for name in mechanism_names(spec):
@@ -79,7 +78,6 @@ def settings(arguments: argparse.Namespace) -> RunSettings:
     task = tasks.load(arguments.task)
     if arguments.full and not task.full_budget:
         raise RunError(f"{task.name} has one budget; leave out --full")
-    check_mechanism(arguments.mechanism, arguments.further_flags)
     stock = arguments.stock or arguments.mechanism == "stock"
     if stock and arguments.mechanism not in ("softmax", "stock"):
         raise RunError(f"--stock goes with softmax, not '{arguments.mechanism}'")
@@ -160,6 +158,7 @@ def evaluation_command(run: RunSettings) -> list[str]:
 
 def train(run: RunSettings) -> None:
     """Trains the model, or resumes training."""
+    check_mechanism(run.mechanism, run.extra)
     need_data(run)
     run_folder.train(run.run, train_command(run))
 
@@ -290,5 +289,7 @@ EVAL_LM = StageCommand(
 
 def run_of(folder: Path) -> tuple[Path, Task]:
     """Returns the output folder and the task of a run in `OUT/runs/TASK[-full]/NAME/SEED`."""
-    folder = folder.resolve()
+    # `runs` may be a link to another disk, whose own parents are no output folder.
+    named = Path(os.path.abspath(folder))
+    folder = named if named.parent.parent.parent.name == "runs" else folder.resolve()
     return folder.parents[3], tasks.of_runs(folder.parents[1].name, folder.parents[3])

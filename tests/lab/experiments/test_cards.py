@@ -9,8 +9,10 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
 from machine import wait_for
 from msgspec import structs
 
@@ -97,6 +99,13 @@ def test_bigrams_score_0_for_a_guess_and_1_for_the_best_predictor():
             bits.append(sum(losses) / (len(line) + 1))
         assert cards.share_of_the_way("in-context-bigrams", split, statistics.mean(bits)) == pytest.approx(1, abs=0.1)
         assert cards.share_of_the_way("in-context-bigrams", split, math.log2(6) * 48 / 49) == pytest.approx(0)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=5, max_size=5), st.randoms())
+def test_a_training_that_diverged_is_below_every_other_in_whatever_order(scores, random):
+    shuffled = random.sample(scores, len(scores))
+    expected = sorted(scores, key=lambda score: -1 if math.isnan(score) else score)[2]
+    assert cards.median(shuffled) == pytest.approx(expected, nan_ok=True)
 
 
 def test_updates_to_learn_are_the_first_at_95_per_cent():

@@ -47,6 +47,15 @@ def test_verdicts_on_synthetic_runs_with_known_differences(found):
     assert correlation["n"] == 20
 
 
+def test_the_curve_of_an_arm_leaves_out_runs_that_diverged():
+    training = made_run().training
+    diverged = {"diverged": {"update": 1, "reason": "NaN"}, "valid": []}
+    lost = made_run("stock", 4, training={"command": "", "parameters": 1, "updates": 1, **diverged})
+    whole = [made_run("stock", seed) for seed in (1, 2, 3)]
+    assert series.curve([*whole, lost]) == series.curve(whole)
+    assert [point[0] for point in series.curve([*whole, lost], whole)] == [update for update, _ in training.valid]
+
+
 def test_right_answers_are_compared_in_every_test_set():
     def answered(arm, seed, shift):
         scores = (

@@ -56,6 +56,31 @@ def test_jobs_are_the_commands_of_every_run_in_the_order_of_the_seeds(tmp_path):
     assert {place for job in jobs for place in job.inputs} <= set(markers)
 
 
+def test_recipes_of_ones_own_that_share_data_are_prepared_one_after_the_other(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.toml").write_text('base = "iwslt14-de-en"\n')
+    added = '[tasks.iwslt14-de-en]\n[tasks."mine.toml"]\n[tasks."other.toml"]\n[tasks.shakespeare-lm]'
+    jobs = list(read(tmp_path, SMALL.replace("[tasks.shakespeare-lm]", added)).jobs())
+    prepare = {Path(job.command[4]).name: job for job in jobs if job.stage == "prepare"}
+    assert list(prepare) == ["bible-de-en", "iwslt14-de-en", "mine.toml", "other.toml", "shakespeare-lm"]
+    _, first, second, third, alone = prepare.values()
+    assert (first.inputs, alone.inputs) == ((), ())
+    assert (second.inputs, third.inputs) == ((first.marker,), (second.marker,))
+    waits = {job.label: job.inputs for job in jobs if job.stage == "train"}
+    assert waits["mine stock 3"] == (second.marker,)
+    assert waits["iwslt14-de-en stock 3"] == (first.marker,)
+
+
+def test_a_mechanism_of_ones_own_is_imported_by_every_job(tmp_path, monkeypatch):
+    monkeypatch.delenv("GPAM_IMPORT", raising=False)
+    assert "GPAM_IMPORT" not in read(tmp_path, SMALL).job_environment
+    for form in ("--gpam-import /there/mine.py", "--gpam-import=/there/mine.py"):
+        text = SMALL.replace('"--gpam-negative-projection shared"', f'{{mechanism = "mine", flags = "{form}"}}')
+        assert read(tmp_path, text).job_environment["GPAM_IMPORT"] == "/there/mine.py"
+    with pytest.raises(schema.SchemaError, match=r"arms\.shared has --gpam-import mine.py; allowed: an absolute path"):
+        read(tmp_path, text.replace("/there/", ""))
+
+
 def test_a_task_may_be_decoded_with_the_mean_of_its_last_checkpoints(tmp_path):
     jobs = list(read(tmp_path, SMALL.replace("[tasks.bible-de-en]", "[tasks.bible-de-en]\naverage = 3")).jobs())
     commands = {job.stage: " ".join(job.command) for job in jobs if job.label == "bible-de-en stock 3"}

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from runs import made_run, write_run
 from sacrebleu.metrics import BLEU, CHRF
 
-from fairseq_gpam.lab.experiments.resampling import nested_bootstrap
+from fairseq_gpam.lab.experiments import run_results
+from fairseq_gpam.lab.experiments.resampling import nested_bootstrap, of_arms
 
 WORDS = ("a", "cat", "dog", "sat", "on", "the", "mat", "ran", "away")
 
@@ -45,6 +47,18 @@ def test_samples_are_scored_as_the_sentences_drawn():
         ]
         expected = (observed, *np.percentile(drawn, (2.5, 97.5)))
         assert measured[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_runs_without_their_test_set_have_no_bootstrap(tmp_path):
+    by_arm = {}
+    for arm in ("stock", "dagpam"):
+        folder = write_run(tmp_path / f"runs/bible-de-en/{arm}/1", made_run(arm, task="bible-de-en"))
+        (folder / "hypotheses.txt").write_text("a cat\na dog\n")
+        by_arm[arm] = [run_results.read(folder)]
+    assert of_arms("bible-de-en", by_arm, "stock") == []
+    (tmp_path / "data/bible-de-en").mkdir(parents=True)
+    (tmp_path / "data/bible-de-en/test.en").write_text("a cat\na dog\n")
+    assert {entry["metric"] for entry in of_arms("bible-de-en", by_arm, "stock")} == {"BLEU", "chrF2"}
 
 
 def test_identical_translations_differ_by_nothing():

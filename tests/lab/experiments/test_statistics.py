@@ -87,6 +87,14 @@ def test_rounded_differences_without_spread_prove_nothing():
     assert verdict(differences, 0.001) == verdict(differences, 0.0)
 
 
+def test_arms_with_one_pair_count_in_the_correction():
+    arms = {"baseline": {1: 1.0, 2: 2.0, 3: 3.0}, "whole": {1: 0.9, 2: 1.88, 3: 2.91}}
+    [alone] = compared(arms).values()
+    found = compared({**arms, **{f"begun {n}": {1: 0.9} for n in range(19)}})["whole"]
+    assert found.p_holm == pytest.approx(20 * alone.p_t)
+    assert (alone.verdict, found.verdict) == ("better", "inconclusive")
+
+
 def test_only_common_seeds_are_paired_and_an_arm_without_any_is_left_out():
     arms = {"baseline": {1: 1.0, 2: 2.0, 3: 3.0}, "some": {2: 2.5, 3: 3.5, 9: 0.0}, "none": {7: 1.0}}
     found = compared(arms)

@@ -16,8 +16,8 @@ from fairseq_gpam.lab.experiments.records import Loss, Run, Score
 from fairseq_gpam.lab.recipes import stage_results, synthetic, tasks
 
 
-def made_run(folder, name="dagpam"):
-    return runs.write_run(folder, runs.made_run(name, 1, 6.0, "bible-de-en"))
+def made_run(folder, name="dagpam", task="bible-de-en"):
+    return runs.write_run(folder, runs.made_run(name, 1, 6.0, task))
 
 
 def test_table_and_report(tmp_path):
@@ -39,7 +39,7 @@ def test_table_and_report(tmp_path):
     [written] = schema.read_json(tmp_path / "report/results.json", list[Run])
     assert written == run
     assert (tmp_path / "report/learning-curves.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(ValueError, match="of one task"):
         tables.table_of_runs([run, replace(run, task="shakespeare-lm")])
     assert "| valid loss (bits) |" in " ".join(tables.table([], "words").split())
     shown = tables.table_of_runs([replace(run, scores=(Score(metric="tokenized_bleu", value=34.44),))])
@@ -116,6 +116,21 @@ def test_the_recipe_says_how_a_task_is_measured():
     }
     for task, kind in {**kinds, "enwik8-lm": "characters"}.items():
         assert tables.kind_of([runs.made_run(task=task)] * 2) == kind
+
+
+def test_a_table_has_runs_of_one_task():
+    with pytest.raises(ValueError, match=r"2 tasks \(bible-de-en, ptb-lm\); allowed: runs of one task"):
+        tables.kind_of([runs.made_run(task="bible-de-en"), runs.made_run(task="ptb-lm")])
+    with pytest.raises(ValueError, match="0 tasks"):
+        tables.kind_of([])
+
+
+def test_a_run_of_a_recipe_of_ones_own_that_was_only_trained_has_a_row(tmp_path):
+    own = tmp_path / "out/recipes/mine.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text('base = "ptb-lm"\n')
+    folder = made_run(tmp_path / "out/runs/mine/stock/1", "stock", task="mine")
+    assert "| stock" in tables.table_of_runs([run_results.read(folder)])
 
 
 def cells(text):

@@ -90,10 +90,26 @@ def test_compare_is_a_paired_test(tmp_path):
     translated(tmp_path / "a", hypotheses=[f"{line} x" for line in lines])
     translated(tmp_path / "b", hypotheses=lines)
     stage_results.write_atomically(tmp_path / "ref", "".join(f"{line}\n" for line in lines))
-    text = score.compare(tmp_path / "a", tmp_path / "b", score.References(tmp_path / "ref"), samples=50)
+    test = score.References(tmp_path / "ref")
+    text = score.compare(tmp_path / "a", tmp_path / "b", test, test, samples=50)
     assert "BLEU: 100.00" in text
     assert "p = " in text
     assert "baseline" in text
+
+
+def test_each_of_two_runs_is_detokenised_as_its_own_recipe_says(tmp_path):
+    lines = ["hello , it &apos;s me .", "the well-known mat ."]
+    translated(tmp_path / "moses", hypotheses=lines)
+    translated(tmp_path / "plain", hypotheses=["hello, it's me.", "the well-known mat."])
+    stage_results.write_atomically(tmp_path / "ref", "hello, it's me.\nthe well-known mat.\n")
+    moses = score.References(tmp_path / "ref", detokenize="en")
+    plain = score.References(tmp_path / "ref")
+    text = score.compare(tmp_path / "moses", tmp_path / "plain", moses, plain, samples=20)
+    assert text.count("BLEU: 100.00") == 2
+    stage_results.write_atomically(tmp_path / "other", "hello!\nthe well-known mat.\n")
+    for other in (score.References(tmp_path / "other"), dataclasses.replace(plain, lowercase=True)):
+        with pytest.raises(run_folder.RunError, match="different references"):
+            score.compare(tmp_path / "moses", tmp_path / "plain", moses, other)
 
 
 SENTENCES = st.sampled_from(["", "a", "a cat", "a dog runs", "a cat sat on the mat"])
@@ -107,7 +123,7 @@ def test_p_is_one_where_resampling_says_nothing(tmp_path_factory, rows, identica
     for name, lines in zip("abr", zip(*rows, strict=True), strict=True):
         translated(folder / name, hypotheses=lines)
     references = score.References(folder / "r" / run_folder.HYPOTHESES)
-    text = score.compare(folder / "a", folder / "b", references, samples=20)
+    text = score.compare(folder / "a", folder / "b", references, references, samples=20)
     values = [float(value) for value in re.findall(r"p = ([\d.]+)", text)]
     assert len(values) == 2 and all(0 < value <= 1 for value in values)
     if identical or len(set(rows)) < 2:
