@@ -29,3 +29,9 @@ class GPAMAdam(FairseqAdam):
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})
         super().__init__(cfg, groups)
+
+    def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
+        """Loads the state; --optimizer-overrides may set another weight decay, which the exempt ones do not get."""
+        super().load_state_dict(state_dict, optimizer_overrides)
+        for group in self.param_groups[1:]:
+            group["weight_decay"] = 0.0

@@ -93,6 +93,9 @@ def test_a_saved_state_restores_both_groups():
     second = build_optimizer(config(), trainable(again))
     second.load_state_dict(first.state_dict(), optimizer_overrides={})
     assert [group["weight_decay"] for group in second.param_groups] == [0.1, 0.0]
+    first_again = build_optimizer(config(), trainable(again))
+    first_again.load_state_dict(first.state_dict(), optimizer_overrides={"weight_decay": 0.05})
+    assert [group["weight_decay"] for group in first_again.param_groups] == [0.05, 0.0]
     trained(again, second, 2)
     for (name, mine), (_, theirs) in zip(again.named_parameters(), straight.named_parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-7), name

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_gpam.analysis import metrics
 from fairseq_gpam.analysis.loading import LoadedModel
-from fairseq_gpam.analysis.operator import FrozenModel, deletion_losses, in_float64
+from fairseq_gpam.analysis.operator import FrozenModel, OperatorError, deletion_losses, in_float64
 from fairseq_gpam.analysis.probe import Probe
 from fairseq_gpam.modules.listener import AttentionCall
 from fairseq_gpam.modules.stacks import is_translation
@@ -20,7 +20,8 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
     """Returns the relevance of every source token for the logit of every target token: T × S.
 
     Chefer et al. 2021 (arXiv 2103.15679). The sentence is repeated, once for each target position, so that one
-    backward pass gives the gradients of many logits.
+    backward pass gives the gradients of many logits. Raises OperatorError if the model has no cross-attention, or an
+    attention does not use the map that it returns.
     """
     target = batch["target"][0]
     rows = []
@@ -38,8 +39,13 @@ def relevance_map(model: Any, batch: dict[str, Any], copies: int = 16) -> Tensor
         with torch.enable_grad(), Probe(model, on_attention=keep):
             logits = model(**inputs)[0]
         chosen = logits[torch.arange(len(positions)), positions, target[positions]].sum()
-        # A mechanism whose map is not in the graph, or a layer that the output does not use, has no relevance.
-        gradients = torch.autograd.grad(chosen, list(seen.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
+        unused = [f"{site} layer {layer}" for (site, layer), grad in zip(seen, gradients, strict=True) if grad is None]
+        if all(site != "cross" for site, _ in seen):
+            raise OperatorError("the model has no cross-attention; allowed: a model that has it")
+        if unused:
+            why = f"the output of {', '.join(unused)} is not computed from the map that it returns"
+            raise OperatorError(f"{why}; allowed: in every layer a mechanism that uses its map")
         maps = {
             key: metrics.attention_relevance(weights.detach(), gradient)
             for (key, weights), gradient in zip(seen.items(), gradients, strict=True)

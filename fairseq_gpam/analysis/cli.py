@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             if measurement.deletions:
                 logger.info(f"{name}, {measurement.variant}: {describe_deletions(measurement.deletions)}")
             for option, reason in measurement.refusals.items():
-                logger.warning(f"{name} has no --{option}: {reason}")
+                logger.warning(f"{name} has no {option}: {reason}")
 
     settings = {
         "data": Path(arguments.data).name,
@@ -149,7 +149,9 @@ def run(arguments: argparse.Namespace) -> int:
     page = report.write_report(measurements, arguments.out, settings)
     logger.info(f"written to {page} ({page.stat().st_size / 1e6:.1f} MB, {time.time() - start:.0f} s)")
     full = [measurement for measurement in measurements if not measurement.without]
-    none_made = [f"--{option}" for option in frozen if full and all(option in model.refusals for model in full)]
+    none_made = [
+        option for option in map("--{}".format, frozen) if full and all(option in each.refusals for each in full)
+    ]
     if none_made:
         logger.error(f"{' and '.join(none_made)} could be made for none of the models")
     return 1 if none_made else 0

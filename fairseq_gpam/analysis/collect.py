@@ -85,11 +85,16 @@ class Measurement:
     def add(self, metric: str, place: Place, values: Tensor, head: int | None = None) -> None:
         self.values[metric, place.site, place.layer, head].extend(values.detach().double().flatten().tolist())
 
-    def add_heads(self, metric: str, place: AttentionPlace, by_head: Tensor, first: int = 0) -> None:
-        """Adds the mean over the heads, and each head's values, one for each sample (B × H) or in all (H)."""
+    def add_heads(
+        self, metric: str, place: AttentionPlace, by_head: Tensor, first: int = 0, heads: Sequence[int] = ()
+    ) -> None:
+        """Adds the mean over the heads, and each head's values, one for each sample (B × H) or in all (H).
+
+        They are those of `heads`, or of as many as there are from `first`, which count from 0.
+        """
         self.add(metric, place, by_head.nanmean(dim=-1))
-        for head in range(by_head.size(-1)):
-            self.add(metric, place, by_head[..., head], first + head + 1)
+        for number, head in enumerate(heads or range(first, first + by_head.size(-1))):
+            self.add(metric, place, by_head[..., number], head + 1)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one row for each metric, site, layer and head: mean, deviation, 10 % and 90 % over the samples.
@@ -147,8 +152,11 @@ def collect(
             measurement.sample_maps.append(collect_maps(measurement, samples, number))
         # Relevance describes the model as it was trained; an adaptive softmax has no logits to explain.
         if loaded.is_translation and not without and getattr(model.decoder, "adaptive_softmax", None) is None:
-            for sample in measurement.sample_maps:
-                sample.relevance = relevance_map(model, samples.batch([sample.number]))
+            try:
+                for sample in measurement.sample_maps:
+                    sample.relevance = relevance_map(model, samples.batch([sample.number]))
+            except OperatorError as error:
+                measurement.refusals["relevance"] = str(error)
         for name in frozen if not without else ():
             try:
                 if name == "operator":
@@ -156,7 +164,7 @@ def collect(
                 else:
                     measurement.path_losses = mean_path_losses(loaded, samples)
             except OperatorError as error:
-                measurement.refusals[name] = str(error)
+                measurement.refusals[f"--{name}"] = str(error)
         if paths:
             measurement.paths = measure_paths(measurement, paths, seed)
     finally:
@@ -263,7 +271,7 @@ def measure_copying(measurement: Measurement) -> None:
     """Adds the copying score of the decoder's heads if the model has a single matrix of output embeddings."""
     decoder = measurement.loaded.model.decoder
     output = getattr(decoder, "output_projection", None)
-    if output is None or not hasattr(output, "weight"):
+    if output is None or not (hasattr(output, "weight") and hasattr(decoder.embed_tokens, "weight")):
         return
     dictionary = measurement.loaded.task.target_dictionary
     # Symbols that never occur have logits far below all others, which would dominate the score of a small vocabulary.
@@ -282,12 +290,12 @@ def measure_copying(measurement: Measurement) -> None:
         values, outputs = (getattr(place.module, name).weight.detach().double() for name in ("v_proj", "out_proj"))
         if place.site != "decoder" or values.size(1) != embedding.size(1) or outputs.size(0) != unembedding.size(1):
             continue
-        heads = len(distinct_heads(place.module))
-        if place.module.num_heads % heads:
+        heads = distinct_heads(place.module)
+        if place.module.num_heads % len(heads):
             # In a mixture of single and paired heads the heads differ in width.
             continue
-        scores = induction.copying_score(values, outputs, embedding, unembedding, heads)
-        measurement.add_heads("copying_score", place, scores)
+        scores = induction.copying_score(values, outputs, embedding, unembedding, len(heads))
+        measurement.add_heads("copying_score", place, scores, heads=heads)
 
 
 @torch.no_grad()
@@ -362,7 +370,8 @@ def slopes(measurement: Measurement) -> list[dict[str, Any]]:
     for site in ("encoder", "decoder"):
         layers = sorted(key[2] for key in measurement.values if key[:2] == ("residual_ratio", site))
         if layers:
-            ratios = [float(np.mean(measurement.values["residual_ratio", site, layer, None])) for layer in layers]
+            values = (measurement.values["residual_ratio", site, layer, None] for layer in layers)
+            ratios = [float(np.mean([value for value in each if np.isfinite(value)] or [np.nan])) for each in values]
             slope, intercept, points = metrics.log_log_slope(ratios, measurement.floor)
             row = {"site": site, "slope": slope, "intercept": intercept, "points": points}
             rows.append({**measurement.model_and_setting, **row, "floor": measurement.floor, "ratios": ratios})

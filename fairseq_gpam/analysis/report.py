@@ -102,7 +102,7 @@ def collect_results(measurements: Sequence[Measurement], settings: dict[str, Any
         "deletions": [row for measurement in measurements for row in measurement.deletions],
         "token_maps": token_map_rows(measurements),
         "refusals": [
-            {"checkpoint": measurement.loaded.name, "option": f"--{option}", "reason": reason}
+            {"checkpoint": measurement.loaded.name, "option": option, "reason": reason}
             for measurement in measurements
             for option, reason in measurement.refusals.items()
         ],
@@ -183,8 +183,8 @@ class Gallery:
 
     def collapse(self, rows: Sequence[dict[str, Any]]) -> str:
         words = "; ".join(
-            f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {row['ratios'][0]:.3g} to "
-            f"{row['ratios'][-1]:.3g}, slope {format_number(row['slope'])}"
+            f"{row['checkpoint']}, {row['variant']}, {row['site']}: residual ratio {format_number(row['ratios'][0])} "
+            f"to {format_number(row['ratios'][-1])}, slope {format_number(row['slope'])}"
             for row in rows
         )
         words = f"Residual ratio and its log-log against depth. {words}."
@@ -298,7 +298,7 @@ def lambda_history(measurements: Sequence[Measurement]) -> pd.DataFrame:
     """Returns λ by update for checkpoints of one run: those in the same folder, if there are at least two."""
     place = ["group", "metric", "site", "layer", "updates"]
     rows = [
-        (each.loaded.group, metric, site, layer, each.loaded.updates, head, values[0])
+        (each.loaded.group, metric, site, layer, each.loaded.updates, head, pd.Series(values).mean())
         for each in measurements
         if each.loaded.updates is not None
         for (metric, site, layer, head), values in each.values.items()

@@ -59,6 +59,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if self.bias_k is not None or self.add_zero_attn:
             self.mechanism.refuse_appended_keys()
         self.attends_to_itself = any("cross" not in part.sites for part in parts)
+        self.needs_whole_sentences = any(part.sites == ("encoder",) for part in parts)
         # PyTorch's encoder layer would otherwise replace this module by a kernel that knows only softmax.
         self._qkv_same_embed_dim = False
 
@@ -80,6 +81,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         to the scores; `key_padding_mask` B × S, `attn_mask` T × S or B·H × T × S. `is_causal` alone is enough for a
         causal mask; with an attention mask both apply. A query that sees no key attends to nothing.
         """
+        if is_causal and self.needs_whole_sentences:
+            raise ValueError(
+                f"is_causal is not allowed with mechanism {self.mechanism.name!r}, whose weights depend on the whole "
+                "sentence; allowed: False"
+            )
         is_batched = query.dim() == 3
         query, key, value = (
             self._batched(name, x, is_batched) for name, x in (("query", query), ("key", key), ("value", value))
@@ -106,6 +112,11 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _batched(self, name: str, x: Tensor, is_batched: bool) -> Tensor:
         """Returns an input as B × length × C."""
+        if x.is_nested:
+            raise ValueError(
+                f"{name} is a nested tensor; allowed: a padded one (nn.TransformerEncoder makes it without "
+                "enable_nested_tensor=False)"
+            )
         if x.dim() != (3 if is_batched else 2):
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; allowed: 3 dimensions, or 2 in all of query, key, value"

@@ -6,7 +6,7 @@ from conftest import SMALL
 
 from fairseq_gpam.analysis import loading
 from fairseq_gpam.analysis.attribution import relevance_map
-from fairseq_gpam.analysis.collect import Measurement, collect, measure_samples
+from fairseq_gpam.analysis.collect import Measurement, collect, measure_samples, slopes
 from fairseq_gpam.analysis.definitions import DEFINITIONS
 from fairseq_gpam.analysis.metrics import log_log_slope
 
@@ -138,6 +138,33 @@ def test_paired_heads_are_counted_once(trained):
     found = measured(trained, "differential", 2)
     assert math.isnan(by_place(found, "head_redundancy")["decoder", None])
     assert set(by_place(found, "copying_score")) == {("decoder", None), ("decoder", 1)}
+    found = measured(trained, "differential", 4)
+    assert set(by_place(found, "copying_score")) == {("decoder", None), ("decoder", 1), ("decoder", 3)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags", "said"),
+    [
+        ("transformer", ("--no-cross-attention",), "no cross-attention"),
+        ("transformer_gpam", ("--gpam-mechanism", "softmax:1,dagpam:1"), "encoder layer 0"),
+        ("transformer_gpam", ("--gpam-mechanism", "differential"), "encoder layer 0"),
+    ],
+)
+def test_a_model_without_relevance_says_why(trained, arch, flags, said):
+    loaded = fresh(trained, *flags, arch=arch)
+    samples = loading.choose_samples(loaded, "test", 2)
+    found = collect(loaded, samples, with_maps=samples.numbers[:1], paths=0)
+    assert said in found.refusals["relevance"]
+    assert found.sample_maps[0].relevance is None
+
+
+def test_one_undefined_residual_ratio_does_not_undefine_the_layers(trained):
+    loaded = fresh(trained, task="language_modeling", arch="transformer_lm")
+    found = Measurement(loaded, ("skips",))
+    for layer, values in ((-1, [0.9, math.nan]), (0, [0.5, 0.5]), (1, [math.nan, math.nan])):
+        found.values["residual_ratio", "decoder", layer, None] = values
+    [row] = slopes(found)
+    assert row["ratios"][:2] == [0.9, 0.5] and math.isnan(row["ratios"][2])
 
 
 def test_in_a_mixture_each_lambda_is_that_of_its_own_heads(trained):

@@ -156,6 +156,37 @@ def test_every_mechanism_learns_and_no_future_leaks(name):
     )
 
 
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_is_causal_hides_the_future_also_where_the_site_is_the_encoder(name):
+    if "encoder" not in REGISTRY[name].sites:
+        pytest.skip("not for the encoder")
+    options = {
+        "cog": {"cog_everywhere": True},
+        "integral": {"integral_signals": 2},
+        "attn_scale": {"attn_scale_features": True},
+    }.get(name, {})
+    layer = MultiheadAttention(8, 2, mechanism=name, batch_first=True, **options).double().eval()
+    if name == "attn_scale":
+        torch.nn.init.ones_(layer.mechanism.features.mean_scale)
+    x = torch.randn(2, 5, 8).double()
+    moved = torch.cat([x[:, :4], x[:, 4:] + 1], dim=1)
+    try:
+        before, after = (layer(each, each, each, is_causal=True)[0] for each in (x, moved))
+    except ValueError as refused:
+        assert name in ("compressed", "dnas", "hnas") and "is_causal is not allowed with" in str(refused)
+    else:
+        torch.testing.assert_close(after[:, :4], before[:, :4], rtol=0, atol=1e-9)
+
+
+def test_a_nested_tensor_is_refused_with_the_setting_that_avoids_it():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 1).eval()
+    encoder.layers[0].self_attn = MultiheadAttention(8, 2, batch_first=True)
+    x, padding = torch.randn(2, 3, 8), torch.tensor([[False] * 3, [False, False, True]])
+    with torch.no_grad(), pytest.raises(ValueError, match="enable_nested_tensor=False"):
+        encoder.eval()(x, src_key_padding_mask=padding)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_pytorchs_encoder_does_not_bypass_the_mechanism(grad):
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)

@@ -80,7 +80,7 @@ def test_a_layer_of_shaped_attention_has_no_skip_connection_unless_the_flag_or_a
         return [layer.skip_weight.weight if hasattr(layer, "skip_weight") else 1 for layer in layers]
 
     shaped = ["--gpam-mechanism", "shaped"]
-    assert weights(*shaped) == [0, 0, 0, 0]
+    assert weights(*shaped) == weights("--gpam-mechanism", "shaped:2") == [0, 0, 0, 0]
     assert weights(*shaped, "--gpam-skip-weight", "1") == weights(*shaped, "--gpam-warm-start") == [1, 1, 1, 1]
     assert weights(*shaped, "--gpam-skip-weight", "0.5") == [0.5, 0.5, 0.5, 0.5]
     assert weights("--gpam-mechanism", "shaped@0;softmax@1") == [0, 1, 0, 1]

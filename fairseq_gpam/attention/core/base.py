@@ -184,7 +184,7 @@ class AttentionMechanism(nn.Module):
     neutral: ClassVar[tuple[tuple[str, Any], ...] | None] = None
     why_never_neutral: ClassVar[str] = "it names no setting at which it is softmax attention"
     # The weight of the skip connection around it in its source; --gpam-skip-weight overrides it.
-    default_skip_weight: ClassVar[float] = 1.0
+    default_skip_weight: float = 1.0
     # Whether each layer passes data to the next, so that none may be skipped or run twice.
     needs_every_layer: bool = False
     # Whether a training forward pass changes it, so that none may be repeated (--checkpoint-activations).

@@ -88,6 +88,8 @@ class MixedHeads(AttentionMechanism):
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
         self.runs_once = any(group.runs_once for group in self.groups.values())
         self.caches_keys = any(group.caches_keys for group in self.groups.values())
+        skip_weights: set[Any] = {group.default_skip_weight for group in self.groups.values()}
+        self.default_skip_weight: float = skip_weights.pop() if len(skip_weights) == 1 else 1.0
 
     def forward(self, inputs: AttentionInput) -> tuple[Tensor, Tensor | None]:
         outputs, maps = [], []

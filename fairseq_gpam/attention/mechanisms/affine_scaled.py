@@ -28,6 +28,7 @@ class AffineScaledAttention(AffineMechanism):
     cost = "1×, and a mean of the values"
     why_never_neutral = "its row sum starts at 0"
     runs_once = True
+    key_positions = "own"
 
     def __init__(self, site: Site, settings: Settings) -> None:
         super().__init__(site, settings)

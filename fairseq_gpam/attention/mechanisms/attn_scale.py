@@ -96,7 +96,8 @@ class AttnScaleAttention(AffineMechanism):
                 f"--gpam-attn-scale-features has no cached sums for {earlier} earlier keys; allowed: "
                 "decoding from the first position, without --cross-self-attention"
             )
-        return self.features(output, inputs.own_padding, self.site.name == "decoder", inputs.past)
+        causal = self.site.name == "decoder" or inputs.mask.causal
+        return self.features(output, inputs.own_padding, causal, inputs.past)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, λ {format_values(self.scale)}"

@@ -45,9 +45,9 @@ class DintAttention(DifferentialAttention):
         return zero_rows(weights, inputs.mask.fully_masked(weights.size(-2), weights.size(-1), weights.device))
 
     def _mean_rows(self, weights: Tensor, inputs: AttentionInput) -> Tensor:
-        """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S in the decoder, where it is a running mean."""
+        """Returns G, B × H/2 × 1 × S in the encoder, B × H/2 × T × S under a causal mask, a running mean."""
         shown = inputs.zero_padding(torch.ones_like(weights[..., :1]))
-        if self.site.name == "encoder":
+        if self.site.name == "encoder" and not inputs.mask.causal:
             return (weights * shown).sum(dim=-2, keepdim=True) / shown.sum(dim=-2, keepdim=True).clamp(min=1.0)
         # The last column counts the rows.
         rows = torch.cat([weights * shown, shown], dim=-1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fairseq_gpam.attention.core.base import AttentionInput, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import split_heads, upcast
 from fairseq_gpam.attention.core.kernel_sums import without_autocast
+from fairseq_gpam.attention.core.lambdas import no_decay_parameter
 from fairseq_gpam.attention.core.positions import rms_norm
 from fairseq_gpam.attention.core.recurrent import RecurrentMechanism
 
@@ -86,9 +87,9 @@ class GatedDeltaNet(RecurrentMechanism):
         self.decay_proj = nn.Linear(site.embed_dim, heads, bias=False)
         self.beta_proj = nn.Linear(site.embed_dim, heads, bias=False)
         self.gate_proj = nn.Linear(site.embed_dim, heads * width, bias=False)
-        self.log_rate = nn.Parameter(torch.empty(heads).uniform_(0, 16).clamp(min=1e-4).log())
+        self.log_rate = no_decay_parameter(torch.empty(heads).uniform_(0, 16).clamp(min=1e-4).log())
         step = torch.empty(heads).uniform_(math.log(0.001), math.log(0.1)).exp()
-        self.step = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        self.step = no_decay_parameter(step + torch.log(-torch.expm1(-step)))
         self.norm_weight = nn.Parameter(torch.ones(width))
 
     def prepare(self, inputs: AttentionInput, past: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:

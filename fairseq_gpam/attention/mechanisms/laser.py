@@ -6,12 +6,19 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, dot_scores, upcast
+from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.attention.core.masks import hide, zero_rows
 
 ROWS = 16
 LARGE = 20.0
 """Values up to this size lose nothing in a product of weights and exponentials, even in single precision: what a weight
 below e⁻⁸⁷ would add to a sum is less than e⁻⁴⁷ of it."""
+
+
+@without_autocast
+def weighted_sums(weights: Tensor, values: Tensor) -> Tensor:
+    """Returns the sums of B × H × S × D weighted by B × H × T × S; in fp16 the exponentials would overflow."""
+    return weights @ values
 
 
 def log_sum_exp(log_weights: Tensor, values: Tensor) -> Tensor:
@@ -57,7 +64,7 @@ class LaserAttention(MatrixMechanism):
         scores, fully_masked = hide(dot_scores(inputs.q, inputs.k, inputs.mask), inputs.mask)
         log_weights, values = torch.log_softmax(scores, dim=-1), upcast(inputs.v)
         weights, is_large = log_weights.exp(), values.abs() > LARGE
-        output = torch.log(weights @ torch.exp(values.masked_fill(is_large, 0.0)))
+        output = torch.log(weighted_sums(weights, torch.exp(values.masked_fill(is_large, 0.0))))
         if is_large.any():
             sees_large = ((log_weights > -torch.inf) & is_large.any(dim=-1).unsqueeze(-2)).any(dim=-1, keepdim=True)
             output = torch.where(sees_large, by_rows(log_weights, values), output)

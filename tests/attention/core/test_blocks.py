@@ -183,6 +183,24 @@ def test_equal_scores_of_any_size_give_the_mean(exponent):
     torch.testing.assert_close(found, 1.25 * v.mean(dim=2, keepdim=True).expand_as(v))
 
 
+@pytest.mark.parametrize("length", [193, 250, 320, 512])
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_rows_that_only_fill_a_block_move_no_gradient(length, hides, dropout_p):
+    """A causal mask with a finite bias, such as that of ALiBi, leaves every row a key, but a block is filled up."""
+    q, k, v, negative_q, a, b = inputs(length, torch.float64)
+    bias = torch.randn(HEADS, length, length, dtype=torch.float64)
+    hidden = torch.rand(1, 1, length, length) < 0.3 if hides else None
+    mask = AttentionMask(causal=True, bias=bias.unsqueeze(0), hidden=hidden)
+    output = blocks(q, k, v, mask, a, b, negative_q, dropout_p=dropout_p)
+    leaves = [q, k, v, negative_q, a, b]
+    if dropout_p:
+        gradients = torch.autograd.grad(output.square().sum(), leaves)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    else:
+        assert_same(output, naive(q, k, v, mask, AffineTerms(a, b, negative_q))[0], leaves)
+
+
 def test_an_empty_batch():
     q, k, v, negative_q, a, b = inputs(5, batch=1)
     none = [each[:0] for each in (q, k, v, negative_q)]

@@ -22,10 +22,11 @@ class TestDint(Contract):
         first, second = maps[:, 0::2], maps[:, 1::2]
         result = []
         for b in range(q.size(0)):
+            causal = mechanism.site.name == "decoder" or not visible.triu(1).any()
             shown = [i for i in range(q.size(2)) if visible[b, 0, :, i].any()]
             rows = []
             for i in range(q.size(2)):
-                counted = [j for j in shown if mechanism.site.name == "encoder" or j <= i]
+                counted = [j for j in shown if not causal or j <= i]
                 mean = sum(first[b, :, j] for j in counted) / max(len(counted), 1)
                 row = first[b, :, i] + strength * (mean - second[b, :, i])
                 rows.append(row * visible[b, 0, i].any())

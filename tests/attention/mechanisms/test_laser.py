@@ -40,6 +40,14 @@ class TestLaser(Contract):
         expected = torch.where(seen.squeeze(-2), torch.logsumexp(terms, dim=-2), 0.0)
         assert_same(output, expected, (q, k, v))
 
+    def test_values_whose_exponentials_overflow_half_precision_under_autocast(self):
+        q, k, v, x = (tensor.detach().float() for tensor in self.inputs(LENGTH))
+        mechanism, mask = self.build({}).float(), AttentionMask(causal=True)
+        expected = self.call(mechanism, q, k, v + 13, mask, x)[0]
+        with torch.autocast("cpu", dtype=torch.float16):
+            output = self.call(mechanism, q, k, v + 13, mask, x)[0]
+        torch.testing.assert_close(output.float(), expected, rtol=2e-2, atol=0)
+
     def test_sharp_weights_in_single_precision(self):
         q, k, v = (30 * torch.randn(1, 2, 40, 8), torch.randn(1, 2, 40, 8), 40 * torch.rand(1, 2, 40, 8) - 20)
         single, double = (

@@ -170,11 +170,14 @@ class BlockPlan:
         return self._fitted(mask.bias, like.dtype), self._fitted(None if hidden is None else ~hidden, like.dtype)
 
     def _fitted(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """Returns a mask with a dimension for the branches, padded to the rows of a block."""
+        """Returns a mask with a dimension for the branches, padded to the rows of a block.
+
+        The rows that fill a block see every key: one that sees none would make gradients NaN.
+        """
         if mask is None:
             return None
         if 1 < mask.size(-2) < self.rows:
-            mask = F.pad(mask, (0, 0, 0, self.rows - mask.size(-2)))
+            mask = F.pad(mask, (0, 0, 0, self.rows - mask.size(-2)), value=float(mask.dtype == torch.bool))
         return (mask.unsqueeze(2) if mask.dim() == 4 else mask).to(dtype)
 
     def exponentials(self, group: Group, block: Block, scores: Tensor, largest: Tensor | None, known: bool) -> None:
