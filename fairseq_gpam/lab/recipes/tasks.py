@@ -39,6 +39,8 @@ COPIES = "recipes"
 """The folder in the output folder that has a copy of each recipe of one's own whose data was prepared."""
 OWN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 FLAGS = ("train", "budget", "full_budget", "evaluate")
+JOINED = {"sentencepiece": "sentencepiece", "subword-nmt": "'@@ '", "words": "none"}
+"""By which symbol fairseq makes words of each kind of subwords."""
 
 Paths = Annotated[str | list[str], Meta(description="a path, or in a translation two: of the source and of the target")]
 
@@ -233,6 +235,11 @@ def _read(name: str, based_on_it: Sequence[Path] = ()) -> dict[str, Any]:
         raise TaskError(f"{path}: base: {error}") from error
     more = values.pop("train_more", "")
     merged = {**base, **values, "data": {**base["data"], **values.get("data", {})}}
+    kinds = [table.get("subwords", "sentencepiece") for table in (base["data"], merged["data"])]
+    if kinds[0] != kinds[1] and kinds[1] in JOINED and merged["kind"] == "translation" and name.endswith(OWN):
+        for key, flag in (("evaluate", "--remove-bpe"), ("train", "--eval-bleu-remove-bpe")):
+            if key not in values and (key == "evaluate" or "--eval-bleu" in base[key]):
+                merged[key] += f" {flag} {JOINED[kinds[1]]}"
     merged["train"] = f"{merged['train']} {more}"
     if text is not None:
         # What belongs to the base's own corpus stays behind.

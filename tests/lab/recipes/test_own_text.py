@@ -1,15 +1,19 @@
 """A recipe of one's own: the commands of docs/your-data.md on 200 made sentence pairs, and what is refused."""
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 import sizes
+from fairseq import options
+from fairseq.data.data_utils import post_process
 from page_of_own_text import SHORT, blocks, write_recipe, write_text
 from shell import bash
 
 import fairseq_gpam
 from fairseq_gpam.lab.recipes import own_text, prepare, tasks
+from fairseq_gpam.lab.recipes.run_folder import last_flag
 
 TINY_LM = " ".join([*sizes.tiny_language_model(), "--tokens-per-sample", "32"])
 
@@ -98,6 +102,30 @@ def test_a_base_gives_its_settings_but_not_its_corpus(tmp_path):
     assert task.train[: len(base.train)] == base.train and task.data.vocabulary == 100
     assert (task.data.corpus, task.data.name) == ("text", "my-task")
     assert [Path(file.file).name for file in task.data.files][:2] == ["train.de", "train.en"]
+
+
+ENCODED = {"sentencepiece": "▁on e ▁two", "subword-nmt": "on@@ e two", "words": "one two"}
+
+
+@pytest.mark.parametrize("base", ["bible-de-en", "iwslt14-de-en", "multi30k-en-de"])
+@pytest.mark.parametrize(("between", "kind"), itertools.product(ENCODED, repeat=2))
+def test_words_are_joined_as_the_subwords_need_whatever_those_of_the_base(tmp_path, base, between, kind):
+    first = write_recipe(tmp_path, f'base = "{base}"\n').rename(tmp_path / "first.toml")
+    first.write_text(first.read_text() + f'subwords = "{between}"\n')
+    (tmp_path / "own.toml").write_text(f'base = "{first}"\n[data]\nsubwords = "{kind}"\n')
+    for name, subwords in ((first, between), (tmp_path / "own.toml", kind)):
+        task = tasks.load(str(name))
+        given = options.parse_args_and_arch(options.get_generation_parser(), ["data", *task.evaluate])
+        assert post_process(ENCODED[subwords], given.post_process) == "one two"
+        if "--eval-bleu" in task.train:
+            assert post_process(ENCODED[subwords], last_flag(task.train, "--eval-bleu-remove-bpe")) == "one two"
+
+
+def test_flags_of_ones_own_decide_how_words_are_joined(tmp_path):
+    path = write_recipe(tmp_path, 'evaluate = "--remove-bpe letter"\ntrain = "--eval-bleu"\n')
+    path.write_text(path.read_text() + 'subwords = "words"\n')
+    task = tasks.load(str(path))
+    assert task.evaluate == ("--remove-bpe", "letter") and "--eval-bleu-remove-bpe" not in task.train
 
 
 def prepared(folder, more=""):
