@@ -114,6 +114,9 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
     sums = [checksum or downloads.digest(path) for checksum, path in zip(known, files, strict=True)]
     parts = [" ".join([data.corpus, *sums]), f"{data.subwords} {data.vocabulary}" if learned else data.subwords]
     parts += [f"--{key.replace('_', '-')} {value}" for key, value in data.options.items()]
+    if data.corpus == "text":
+        parts += [f"{task.source} to {task.target}"] * task.is_translation
+        parts += [f"tokenizer {data.tokenizer or 'none'}", f"lowercase {str(data.lowercase).lower()}"]
     stamp = ", ".join(parts)
     with build_once(task.text(out), stamp) as part:
         if part is not None:

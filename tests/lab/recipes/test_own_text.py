@@ -173,6 +173,30 @@ def test_tokenised_and_lower_cased_text_is_encoded_and_the_raw_text_is_scored(tm
     assert (out / "subword/codes").is_file()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[data]", '[data]\ntokenizer = "moses"'),
+        ("[data]", "[data]\nlowercase = true"),
+        ('source = "de"\ntarget = "en"', 'source = "en"\ntarget = "de"'),
+        ('target = "en"', 'target = "fr"'),
+    ],
+)
+def test_data_that_was_prepared_with_another_setting_is_refused(tmp_path, monkeypatch, old, new):
+    write_text(tmp_path)
+    monkeypatch.setattr(prepare, "binarise", lambda *_: None)
+    path, out = write_recipe(tmp_path, 'base = "bible-de-en"\n'), tmp_path / "out"
+    path.write_text(path.read_text() + 'subwords = "words"\npreprocess = "--joined-dictionary"\n')
+    for _ in range(2):
+        task = tasks.load(str(path))
+        prepare.prepare(task, prepare.fetch(task, out), out)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    task = tasks.load(str(path))
+    with pytest.raises(prepare.PrepareError, match="was made with other settings"):
+        prepare.prepare(task, prepare.fetch(task, out), out)
+
+
 def test_too_many_subwords_are_refused_with_their_key(tmp_path):
     write_text(tmp_path)
     path = write_recipe(tmp_path)

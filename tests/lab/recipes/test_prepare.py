@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fairseq_gpam.lab.recipes import downloads, prepare
+from fairseq_gpam.lab.recipes import downloads, prepare, tasks
 from fairseq_gpam.lab.recipes.tasks import File
 
 
@@ -63,6 +63,18 @@ def test_a_wrong_download_is_not_kept_and_a_wrong_file_is_named_with_its_remedy(
     path.write_text("wrong")
     with pytest.raises(downloads.DownloadError, match=f"to download it again: rm {path}"):
         downloads.fetch(file, folder)
+
+
+def test_the_data_of_a_task_of_the_package_keeps_its_stamp(tmp_path, monkeypatch):
+    for name in ("read_corpus", "binarise"):
+        monkeypatch.setattr(prepare, name, lambda *_: None)
+    (tmp_path / "archive").touch()
+    task = tasks.load("iwslt14-de-en")
+    prepare.prepare(task, [tmp_path / "archive"], tmp_path)
+    stamp = f"iwslt14 {downloads.digest(tmp_path / 'archive')}, subword-nmt 10000"
+    assert (task.text(tmp_path) / "stamp").read_text() == f"{stamp}\n"
+    preprocess = "fairseq-preprocess --source-lang de --target-lang en"
+    assert (task.data_bin(tmp_path) / "stamp").read_text() == f"{stamp}, {preprocess}\n"
 
 
 @pytest.mark.slow
