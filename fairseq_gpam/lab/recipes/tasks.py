@@ -140,8 +140,11 @@ class Task(schema.Strict, frozen=True):
         return out / "data" / self.data.name
 
     def binarised_text(self, out: Path) -> Path:
-        """Returns the folder of the text that is binarised."""
-        return self.text(out) if self.data.subwords == "words" else self.text(out) / "subword"
+        """Returns the folder of the text that is binarised; of words, that of the processed text if there is one."""
+        text = self.text(out)
+        if self.data.subwords != "words":
+            return text / "subword"
+        return text / "input" if (text / "input").is_dir() else text
 
     def data_bin(self, out: Path) -> Path:
         """Returns the folder of the binarised data."""

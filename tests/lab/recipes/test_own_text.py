@@ -173,6 +173,17 @@ def test_tokenised_and_lower_cased_text_is_encoded_and_the_raw_text_is_scored(tm
     assert (out / "subword/codes").is_file()
 
 
+def test_words_are_binarised_as_they_were_tokenised_and_lower_cased(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / "train.en").write_text("Well, DONE.\n" * 200)
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text() + 'tokenizer = "moses"\nlowercase = true\nsubwords = "words"\n')
+    task = tasks.load(str(path))
+    prepare.prepare(task, prepare.fetch(task, tmp_path / "out"), tmp_path / "out")
+    assert {"well", ",", "done"} < set((task.data_bin(tmp_path / "out") / "dict.en.txt").read_text().split())
+    assert task.binarised_text(tmp_path / "out") == task.text(tmp_path / "out") / "input"
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
