@@ -16,9 +16,10 @@ class TextError(ValueError):
 def prepare_text(task: Task, files: Sequence[Path], out: Path, workers: int = 1) -> None:
     """Writes the files, those of each split together, as `out/SPLIT.LANGUAGE`, or for one language `out/SPLIT.txt`.
 
-    Lines of training and validation whose source or target is empty are left out. Text that is lower-cased or tokenised
-    before it is encoded is in `out/input`. Raises TextError if a file is missing, not UTF-8 or empty, or a source and
-    its target differ in their number of lines.
+    Lines of training and validation whose source or target is empty are left out. A carriage return inside a line, at
+    which fairseq would split it, becomes a space. Text that is lower-cased or tokenised before it is encoded is in
+    `out/input`. Raises TextError if a file is missing, not UTF-8 or empty, or a source and its target differ in their
+    number of lines.
     """
     suffixes = [task.source, task.target] if task.is_translation else ["txt"]
     changes = bool(task.data.tokenizer or task.data.lowercase)
@@ -53,7 +54,7 @@ def _change(line: str, lowercase: bool, tokenize: Callable[[str], str] | None) -
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.removesuffix("\r") for line in read_lines(path)]
+        return [line.removesuffix("\r").replace("\r", " ") for line in read_lines(path)]
     except OSError as error:
         raise TextError(f"{path}: cannot be read: {error.strerror}") from error
     except InputError as error:

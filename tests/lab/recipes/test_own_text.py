@@ -184,6 +184,15 @@ def test_words_are_binarised_as_they_were_tokenised_and_lower_cased(tmp_path):
     assert task.binarised_text(tmp_path / "out") == task.text(tmp_path / "out") / "input"
 
 
+def test_a_line_is_one_for_fairseq_too_which_splits_at_carriage_returns(tmp_path):
+    write_text(tmp_path)
+    given = ["a\rb", "\ra", "a\r\rb", "a\r\r", "a\u2028b\x85c\x0cd", "\r", "", "a"] * 2 + ["a\r"] * 4
+    (tmp_path / "test.en").write_text("".join(f"{line}\n" for line in given), encoding="utf-8", newline="")
+    with (prepared(tmp_path) / "test.en").open(encoding="utf-8") as lines:
+        read = [line.removesuffix("\n") for line in lines]
+    assert [line.strip() for line in read] == [line.replace("\r", " ").strip() for line in given]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
