@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1
 """The largest seed of numpy, which fairseq seeds too."""
@@ -35,3 +36,22 @@ def positive_number(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: a number above 0")
     return value
+
+
+def run_name(text: str) -> str:
+    """Returns a run's name, which becomes a folder."""
+    if ":" in text or "/" in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed: the name of a folder, without ':' and '/'")
+    return text
+
+
+def output_folder(text: str) -> Path:
+    """Returns the path of a folder that fairseq, which separates paths by colons or commas, takes for one."""
+    if {":", ","} & set(str(Path(text).resolve())):
+        raise argparse.ArgumentTypeError(f"{Path(text).resolve()} is not allowed; allowed: a path without ':' and ','")
+    return Path(text)
+
+
+def add_output_folder(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument for the folder of data and runs."""
+    parser.add_argument("--out", type=output_folder, default="out", metavar="DIR", help="output folder (default: out)")

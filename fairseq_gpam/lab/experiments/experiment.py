@@ -20,7 +20,7 @@ from pathlib import Path
 
 import fairseq_gpam
 from fairseq_gpam import errors
-from fairseq_gpam.arguments import positive, whole
+from fairseq_gpam.arguments import add_output_folder, positive, whole
 from fairseq_gpam.lab.experiments import grid, options_check, slurm
 from fairseq_gpam.lab.recipes import logs, stage_results
 from fairseq_gpam.lab.recipes.engine_process import name_holder, stop_on_sigterm
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=positive, default=1, metavar="N", help="jobs at a time, one thread each (default: 1)"
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    add_output_folder(parser)
     parser.add_argument(
         "--retries", type=whole, default=0, metavar="N", help="run a failing job up to N times more (default: 0)"
     )

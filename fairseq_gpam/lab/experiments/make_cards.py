@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from fairseq_gpam.arguments import positive
+from fairseq_gpam.arguments import add_output_folder, positive
 from fairseq_gpam.attention import REGISTRY
 from fairseq_gpam.lab.experiments import cards, comparison_report, run_results
 from fairseq_gpam.lab.experiments.cards import Arm
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="trainings at a time, one thread each (default: one for each core)",
     )
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    add_output_folder(parser)
     parser.usage = "%(prog)s [options] [-- fairseq-train flags]"
     parser.epilog = "Everything after -- goes to every training and overrides the recipes' flags."
 

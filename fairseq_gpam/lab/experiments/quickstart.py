@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 
 from fairseq_gpam import errors
-from fairseq_gpam.arguments import positive, seed
+from fairseq_gpam.arguments import add_output_folder, positive, seed
 from fairseq_gpam.lab.experiments import run_results, tables
 from fairseq_gpam.lab.recipes import prepare, score, stages, tasks
 from fairseq_gpam.lab.recipes.engine_process import stop_on_sigterm, stopping
@@ -30,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Everything after -- goes to every fairseq-train."
     parser.add_argument("kind", nargs="?", choices=("lm",), metavar="lm", help="a language model")
     parser.add_argument("--full", action="store_true", help="train to convergence (hours on a CPU), not 1,200 updates")
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    add_output_folder(parser)
     parser.add_argument("--seed", type=seed, default=1, help="default 1")
     parser.add_argument(
         "--jobs",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from fairseq_gpam.arguments import add_output_folder
 from fairseq_gpam.errors import InputError, read_text, require
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentencepiece", action="store_true", help="prepare the task's variant of that name")
     parser.add_argument("--vocabulary", type=int, metavar="N", help="another number of pieces or merges")
     parser.add_argument("--wmt16", type=Path, metavar="FILE", help="WMT14: prepare the variant wmt16 from this file")
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+    add_output_folder(parser)
     parser.epilog = "Environment: WORKERS, processes to use (default: 1); the variables in the recipe's data.variables."
 
 

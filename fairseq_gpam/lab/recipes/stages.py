@@ -10,7 +10,7 @@ from typing import Any
 
 import fairseq_gpam
 from fairseq_gpam import engine, plugins
-from fairseq_gpam.arguments import positive_number, seed
+from fairseq_gpam.arguments import add_output_folder, positive_number, run_name, seed
 from fairseq_gpam.attention.core.heads import mechanism_names
 from fairseq_gpam.attention.core.presets import check_known
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results, tasks
@@ -51,7 +51,8 @@ class RunSettings:
 
     @property
     def folder(self) -> Path:
-        return self.out / "runs" / self.run_group / self.name / str(self.seed)
+        """Returns the run's folder, without the colons of a mixture of heads, at which fairseq splits paths."""
+        return self.out / "runs" / self.run_group / self.name.replace(":", "-") / str(self.seed)
 
     @property
     def checkpoints(self) -> Path:
@@ -217,8 +218,10 @@ class StageCommand:
         parser.add_argument("seed", metavar="SEED", nargs="?", type=seed, default=1, help="default 1")
         parser.add_argument("--stock", action="store_true", help="fairseq's own, unmodified model (with softmax)")
         parser.add_argument("--full", action="store_true", help="the budget that trains to convergence")
-        parser.add_argument("--name", help="name of the run (default: MECHANISM), for variants of a mechanism")
-        parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="output folder (default: out)")
+        parser.add_argument(
+            "--name", type=run_name, help="name of the run (default: MECHANISM), for variants of a mechanism"
+        )
+        add_output_folder(parser)
         if not self.checkpoint:
             parser.add_argument("--arm", help="the arm of a grid to which the run belongs, if it is not its name")
             parser.add_argument(

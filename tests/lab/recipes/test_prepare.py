@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.recipes import downloads, prepare, tasks
 from fairseq_gpam.lab.recipes.tasks import File
 
@@ -75,6 +76,22 @@ def test_the_data_of_a_task_of_the_package_keeps_its_stamp(tmp_path, monkeypatch
     assert (task.text(tmp_path) / "stamp").read_text() == f"{stamp}\n"
     preprocess = "fairseq-preprocess --source-lang de --target-lang en"
     assert (task.data_bin(tmp_path) / "stamp").read_text() == f"{stamp}, {preprocess}\n"
+
+
+OUTPUTS = ["prepare bible-de-en", "train bible-de-en dagpam", "generate bible-de-en dagpam", "eval-lm ptb-lm dagpam"]
+OUTPUTS += ["quickstart", "cards", "experiment grid.toml"]
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+@pytest.mark.parametrize("given", [True, False])
+def test_an_output_folder_that_fairseq_takes_for_two_is_refused(tmp_path, monkeypatch, capsys, command, name, given):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path if given else tmp_path / name)
+    with pytest.raises(SystemExit):
+        main([*command.split(), *(["--out", f"{name}/out"] if given else [])])
+    assert f"argument --out: {tmp_path / name / 'out'} is not allowed; allowed: " in capsys.readouterr().err
+    assert not list((tmp_path / name).iterdir())
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Recipes are read and checked; an error names the file and the key."""
 
 import pytest
+from fairseq.utils import split_paths
 
-from fairseq_gpam.lab.recipes import stages, synthetic, tasks
+from fairseq_gpam.__main__ import main
+from fairseq_gpam.lab.experiments.cards import Arm
+from fairseq_gpam.lab.recipes import run_folder, stages, synthetic, tasks
 from fairseq_gpam.lab.recipes.run_folder import last_flag
 from fairseq_gpam.lab.recipes.tasks import TaskError
 
@@ -109,6 +112,28 @@ def test_command_lines(tmp_path):
     assert last_flag(command, "--keep-interval-updates") == "10"
     command = stages.train_command(settings(tasks.load("wikitext-103-lm"), tmp_path))
     assert last_flag(command, "--arch") == "transformer_lm_gpam_wiki103"
+
+
+@pytest.mark.parametrize(
+    "spec", ["dagpam:2,softmax:2", "softmax@0-2;dagpam:2,softmax:2@3", "dagpam*2;dagpam:1,softmax:3"]
+)
+def test_fairseq_takes_the_checkpoint_of_a_mixture_of_heads_for_one(tmp_path, monkeypatch, spec):
+    seen = []
+    monkeypatch.setattr(stages, "need_data", lambda this: None)
+    monkeypatch.setattr(run_folder, "generate", lambda run, command, _: seen.append(command))
+    assert main(["generate", "bible-de-en", spec, "--out", str(tmp_path)]) == 0
+    others = [settings(tasks.load("bible-de-en"), tmp_path, spec), Arm(spec).run("flip-flop", 1, 0.1, tmp_path)]
+    for command in (*seen, *map(stages.evaluation_command, others)):
+        assert len(split_paths(last_flag(command, "--path"))) == 1
+    assert {last_flag(stages.train_command(other), "--gpam-mechanism") for other in others} == {spec}
+
+
+@pytest.mark.parametrize("command", ["train bible-de-en", "generate bible-de-en", "eval-lm ptb-lm"])
+@pytest.mark.parametrize("name", ["a:b", "a/b", "/a", "..", "."])
+def test_a_name_that_makes_no_folder_or_two_paths_is_refused(capsys, command, name):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "dagpam", "--name", name])
+    assert f"argument --name: {name} is not allowed; allowed: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["multi30k-en-de", "shakespeare-lm", "flip-flop"])
