@@ -158,12 +158,12 @@ def last_flag(command: Sequence[str], flag: str) -> str | None:
 def has_ended(checkpoints: Path, log: Path, max_update: int | None) -> bool:
     """Returns whether training is complete, in which case running fairseq again would train further.
 
-    It is if the last checkpoint has reached the number of updates, or if the log's last training run reports its end
-    (early stopping, `--max-epoch`).
+    It is if the last checkpoint has reached the number of updates, of which 0 is no limit, or if the log's last
+    training run reports its end (early stopping, `--max-epoch`).
     """
     last = checkpoints / checkpoint_files.LAST
     updates = checkpoint_files.saved_updates(last) if last.exists() else 0
-    if max_update is not None and updates >= max_update:
+    if max_update and updates >= max_update:
         return True
     text = logs.read(log)
     return updates > 0 and text.rfind(DONE) > text.rfind(STARTED)

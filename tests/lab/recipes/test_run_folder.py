@@ -319,6 +319,13 @@ def test_every_command_ends_in_one_sentence_where_no_folder_can_be_made(command,
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("most", "ended"), [(None, False), (0, False), (1, True), (3, True), (4, False)])
+def test_a_training_has_ended_at_its_number_of_updates_of_which_0_is_no_limit(tmp_path, most, ended):
+    state = {"cfg": {}, "model": {"weight": torch.zeros(2)}, "optimizer_history": [{"num_updates": 3}]}
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    assert run_folder.has_ended(tmp_path, tmp_path / "train.log", most) is ended
+
+
 @pytest.mark.slow
 def test_progress_lines(capsys):
     progress = Progress("made dagpam 1", 100)
