@@ -93,15 +93,18 @@ def execute(
 
 
 def training_line(line: str, max_update: int | None = None) -> str | None:
-    """Returns the training progress reported by a line of fairseq's JSON log, or None."""
+    """Returns the training progress reported by a line of fairseq's JSON log, or None if it holds no whole record."""
     match = LOG_LINE.match(line)
     if not match or match["name"] not in {"train_inner", "valid"}:
         return None
-    record = json.loads(match["message"])
-    if match["name"] == "valid":
-        return f"update {record['valid_num_updates']}: valid loss {record['valid_loss']}"
     total = f"/{max_update}" if max_update else ""
-    return f"update {record['num_updates']}{total}: loss {record['loss']}, {float(record['wps']):,.0f} tokens/s"
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        record = json.loads(match["message"])
+        if match["name"] == "valid":
+            return f"update {record['valid_num_updates']}: valid loss {record['valid_loss']}"
+        speed = f"{float(record['wps']):,.0f} tokens/s"
+        return f"update {int(record['num_updates'])}{total}: loss {record['loss']}, {speed}"
+    return None
 
 
 class Progress:
@@ -140,6 +143,7 @@ class GenerationProgress:
         match = LOG_LINE.match(line)
         now = time.monotonic()
         if match and match["message"].startswith('{"wps"') and now - self.printed >= 10:
-            self.printed = now
-            speed = float(json.loads(match["message"])["wps"])
-            print(f"[{self.label}] translating: {speed:,.0f} tokens/s", flush=True)
+            with contextlib.suppress(ValueError):
+                speed = float(json.loads(match["message"])["wps"])
+                print(f"[{self.label}] translating: {speed:,.0f} tokens/s", flush=True)
+                self.printed = now

@@ -219,6 +219,8 @@ def train(run: Run, command: Sequence[str]) -> None:
     or is stopped before its first checkpoint, the folder is free for another command. Raises RunError or EngineFailure.
     """
     rank = launcher_rank(command)
+    if (given := last_flag(command, "--log-format") or "json") != "json":
+        raise RunError(f"--log-format {given} is not allowed; allowed: json, from which results are read")
     max_update = _whole_number(command, "--max-update")
     checkpoints, log = run.folder / CHECKPOINTS, run.folder / TRAIN_LOG
     if rank > 0:

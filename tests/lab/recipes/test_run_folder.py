@@ -16,7 +16,7 @@ import torch
 
 from fairseq_gpam.__main__ import main
 from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
-from fairseq_gpam.lab.recipes.engine_process import EngineFailure, Progress, execute
+from fairseq_gpam.lab.recipes.engine_process import EngineFailure, GenerationProgress, Progress, execute
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 
 
@@ -324,6 +324,35 @@ def test_a_training_has_ended_at_its_number_of_updates_of_which_0_is_no_limit(tm
     state = {"cfg": {}, "model": {"weight": torch.zeros(2)}, "optimizer_history": [{"num_updates": 3}]}
     torch.save(state, tmp_path / "checkpoint_last.pt")
     assert run_folder.has_ended(tmp_path, tmp_path / "train.log", most) is ended
+
+
+@pytest.mark.parametrize("given", [["--log-format", "simple"], ["--log-format=tqdm"], ["--log-format", "none"]])
+def test_a_log_from_which_no_results_can_be_read_is_refused(tmp_path, given):
+    command = ["fairseq-train", "--log-format", "json", *given]
+    with pytest.raises(run_folder.RunError, match=r"--log-format \w+ is not allowed; allowed: json"):
+        run_folder.train(run_folder.Run(tmp_path / "run", "made", "dagpam", 1), command)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        'train_inner | {"num_updates": "25", "loss": "9.5", "wps": "1234.5"}',
+        'valid | {"valid_num_updates": "50", "valid_loss": "8"}',
+        'fairseq_cli.generate | {"wps": "1234.5", "loss": "8"}',
+    ],
+)
+def test_a_line_that_is_no_whole_record_is_skipped(capsys, record):
+    line = f"2026-01-01 00:00:00 | INFO | {record}"
+    start = line.index("{")
+    cuts = [line[:end] for end in range(len(line))]
+    damaged = [line[:start] + text for text in ("loss=9.5, wps=5", "7", "null", "{}", '{"num_updates": "x"}', "[]")]
+    translating = GenerationProgress("made")
+    translating.printed = -100.0
+    for each in (*cuts, *damaged):
+        Progress("made", 100)(each)
+        translating(each)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
