@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from fairseq_gpam.arguments import add_output_folder
+from fairseq_gpam.arguments import add_output_folder, positive
 from fairseq_gpam.errors import InputError, read_text, require
 from fairseq_gpam.lab.recipes import corpora, downloads, ngrams, standard_corpora, subwords, synthetic, tasks
 from fairseq_gpam.lab.recipes.archives import ArchiveError
@@ -103,13 +103,21 @@ def fetch(task: Task, out: Path, archive: Path | None = None, given: Path | None
     return paths + [downloads.fetch(file, folder) for file in data.files]
 
 
+def workers_wanted() -> int:
+    """Returns the number of processes to use; raises PrepareError if WORKERS is not a number above 0."""
+    try:
+        return positive(os.environ.get("WORKERS", "1"))
+    except argparse.ArgumentTypeError as error:
+        raise PrepareError(f"WORKERS {error}") from error
+
+
 def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
     """Writes the splits as text and subwords to `out/data`, and binarised to `out/data-bin`.
 
-    Raises PrepareError if the folders were made with other settings or fairseq-preprocess fails, ArchiveError if a file
-    is not the published one.
+    Raises PrepareError if the folders were made with other settings, WORKERS is wrong or fairseq-preprocess fails,
+    ArchiveError if a file is not the published one.
     """
-    data = task.data
+    data, workers = task.data, workers_wanted()
     learned = data.subwords in LEARNED
     known = [""] * len(files) if data.partial else [file.checksum for file in data.files]
     sums = [checksum or downloads.digest(path) for checksum, path in zip(known, files, strict=True)]
@@ -123,12 +131,12 @@ def prepare(task: Task, files: Sequence[Path], out: Path) -> None:
         if part is not None:
             if files:
                 print(f"reading {' '.join(map(str, files))}", flush=True)
-            read_corpus(task, files, part, int(os.environ.get("WORKERS", "1")))
+            read_corpus(task, files, part, workers)
     stamp += f", fairseq-preprocess {' '.join(data.preprocess)}"
     with build_once(task.data_bin(out), stamp) as part:
         if part is not None:
             print("binarising", flush=True)
-            binarise(task, task.binarised_text(out), part)
+            binarise(task, task.binarised_text(out), part, workers)
     if task.reference != task.name:
         (out / tasks.COPIES).mkdir(exist_ok=True)
         copy = out / tasks.COPIES / f"{task.name}{tasks.OWN}"
@@ -209,7 +217,7 @@ def read_corpus(task: Task, files: Sequence[Path], out: Path, workers: int = 1) 
         standard_corpora.clean_wmt14(out / "subword")
 
 
-def binarise(task: Task, text: Path, out: Path) -> None:
+def binarise(task: Task, text: Path, out: Path, workers: int = 1) -> None:
     """Runs fairseq-preprocess on `text` in this process; raises PrepareError with its messages if it fails."""
     from fairseq import options
 
@@ -219,7 +227,7 @@ def binarise(task: Task, text: Path, out: Path) -> None:
     for split in tasks.SPLITS:
         names = ["test", *further] if split == "test" else [split]
         arguments += [f"--{split}pref", ",".join(str(text / f"{name}{suffix}") for name in names)]
-    arguments += ["--destdir", str(out), *task.data.preprocess, "--workers", os.environ.get("WORKERS", "1")]
+    arguments += ["--destdir", str(out), *task.data.preprocess, "--workers", str(workers)]
     messages = io.StringIO()
     root = logging.getLogger()
     handlers, root.handlers = root.handlers, [logging.StreamHandler(messages)]

@@ -78,6 +78,14 @@ def test_the_data_of_a_task_of_the_package_keeps_its_stamp(tmp_path, monkeypatch
     assert (task.data_bin(tmp_path) / "stamp").read_text() == f"{stamp}, {preprocess}\n"
 
 
+@pytest.mark.parametrize("value", ["auto", "0", "-1", "1.5", ""])
+def test_a_number_of_workers_that_is_none_is_refused_by_its_name(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("WORKERS", value)
+    with pytest.raises(prepare.PrepareError, match=f"WORKERS {value} is not allowed; allowed: a whole number"):
+        prepare.prepare(tasks.load("ngram-lm"), [], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 OUTPUTS = ["prepare bible-de-en", "train bible-de-en dagpam", "generate bible-de-en dagpam", "eval-lm ptb-lm dagpam"]
 OUTPUTS += ["quickstart", "cards", "experiment grid.toml"]
 
