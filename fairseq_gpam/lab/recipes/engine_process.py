@@ -27,7 +27,7 @@ start: Any = subprocess.Popen
 def name_holder(lock: int, process: int, log: Path | str = "") -> None:
     """Writes into a lock's file which process holds it, and its log."""
     os.truncate(lock, 0)
-    os.pwrite(lock, f"{process} {log}\n".encode(), 0)
+    os.pwrite(lock, os.fsencode(f"{process} {log}\n"), 0)
 
 
 def stop_on_sigterm() -> None:
@@ -68,9 +68,9 @@ def execute(
             env=environment,
             pass_fds=() if lock is None else (lock,),
         )
-        if lock is not None:
-            name_holder(lock, process.pid, log)
         try:
+            if lock is not None:
+                name_holder(lock, process.pid, log)
             partial = ""
             running = True
             while running:

@@ -83,7 +83,7 @@ def exclusive(folder: Path, name: str = "lock") -> Iterator[int]:
 
 def _holder(descriptor: int) -> str:
     """Returns which process holds the folder's lock, and its progress."""
-    process, _, log = os.pread(descriptor, 1 << 16, 0).decode().strip().partition(" ")
+    process, _, log = os.fsdecode(os.pread(descriptor, 1 << 16, 0)).strip().partition(" ")
     if not process:
         return "another process that uses this folder"
     path = Path(log)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fairseq_gpam.__main__ import main
-from fairseq_gpam.lab.recipes import logs, run_folder, stage_results
+from fairseq_gpam.lab.recipes import engine_process, logs, run_folder, stage_results
 from fairseq_gpam.lab.recipes.engine_process import EngineFailure, GenerationProgress, Progress, execute
 from fairseq_gpam.lab.recipes.logs import CountMismatchError
 
@@ -353,6 +353,26 @@ def test_a_line_that_is_no_whole_record_is_skipped(capsys, record):
         Progress("made", 100)(each)
         translating(each)
     assert capsys.readouterr().out == ""
+
+
+def test_a_log_whose_path_is_not_utf8_is_named_to_those_who_wait(tmp_path):
+    folder = tmp_path / os.fsdecode(b"r\xffn")
+    with run_folder.exclusive(folder) as lock:
+        execute([sys.executable, "-c", ""], folder / "train.log", lock)
+        assert os.fsencode(folder / "train.log") in (folder / "lock").read_bytes()
+        assert run_folder._holder(lock).startswith("process ")
+
+
+def test_the_command_is_stopped_if_its_lock_cannot_be_written(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        engine_process, "start", lambda *words, **how: started.append(subprocess.Popen(*words, **how)) or started[-1]
+    )
+    with run_folder.exclusive(tmp_path / "run") as lock:
+        monkeypatch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            execute([sys.executable, "-c", "import time; time.sleep(100)"], tmp_path / "train.log", lock)
+    assert started[0].poll() == -signal.SIGTERM
 
 
 @pytest.mark.slow
