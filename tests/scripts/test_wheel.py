@@ -72,7 +72,7 @@ def test_in_an_empty_folder_the_wheel_leads_from_an_archive_to_verdicts(command,
     assert "BLEU" in command(tmp_path, "score", run)
     recorded = json.loads((tmp_path / run / "results.json").read_text(encoding="utf-8"))
     assert recorded["train"]["environment"]["commit"] == "unknown"
-    (tmp_path / "grid.toml").write_text(blocks("toml")[1].replace("[1, 2, 3, 4, 5]", "[1, 2]"))
+    (tmp_path / "grid.toml").write_text(blocks("toml")[1].replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2]"))
     command(tmp_path, "experiment", "grid.toml", "--jobs", "2")
     (page,) = (tmp_path / "out/comparison").rglob("*.html")
     assert "dagpam" in page.read_text(encoding="utf-8")

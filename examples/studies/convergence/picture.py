@@ -54,7 +54,12 @@ def main():
     by_arm = runs()
     ratio = grid.load(HERE.parent / "own-learning-rate/grid.toml").times["dagpam"]
     shown = [
-        Panel("loss", "processor time (updates of stock)", "label-smoothed validation loss (nats)", against_time(by_arm, ratio)),
+        Panel(
+            "loss",
+            "processor time (updates of stock)",
+            "label-smoothed validation loss (nats)",
+            against_time(by_arm, ratio),
+        ),
         Panel("difference from stock", "updates", "nats", differences(by_arm), zero=True),
     ]
     note = "Means over eight seeds; bands: 95 % intervals of the paired differences."

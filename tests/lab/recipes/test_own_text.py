@@ -42,7 +42,7 @@ def test_the_pages_commands_lead_to_a_score_and_a_comparison(run, tmp_path):
     assert general(blocks("")[0]) <= general(shown)
     assert (tmp_path / "out/runs/my-task/dagpam/1/hypotheses.txt").read_text().count("\n") == 20
     grid = next(block for block in blocks("toml") if "[arms]" in block)
-    (tmp_path / "my-grid.toml").write_text(grid.replace("[1, 2, 3, 4, 5]", "[1, 2]"))
+    (tmp_path / "my-grid.toml").write_text(grid.replace("[1, 2, 3, 4, 5, 6, 7, 8]", "[1, 2]"))
     run(next(block for block in blocks("bash") if "experiment" in block))
     (compared,) = (tmp_path / "out/comparison").rglob("comparison.md")
     assert re.search(r"\| dagpam +\| 2 ", compared.read_text())
