@@ -1,7 +1,6 @@
 import html
 import json
 import math
-import sys
 from collections import Counter
 
 import browser
@@ -212,12 +211,6 @@ def test_a_model_without_an_operator_is_named_and_the_others_are_measured(traine
     assert main([*base, "--out", str(tmp_path / "alone"), *gated]) == 1
     assert "--operator could be made for none of the models" in capsys.readouterr().err
     assert (tmp_path / "alone" / "report.html").exists()
-
-
-def test_what_is_missing_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(SystemExit, match=r"needs jinja2: pip install 'fairseq-gpam\[analysis\]'"):
-        main(["analyze", "model.pt", "--data", "data"])
 
 
 @pytest.mark.parametrize(
