@@ -119,9 +119,9 @@ def prepared_grid(folder, prepare, python):
 
 
 def test_a_grid_runs_in_a_folder_of_any_name_and_arms_whose_rules_have_one_name_are_two(tmp_path, capsys):
-    folder = tmp_path / "a: b #c {d} 'e'"
+    folder = tmp_path / "a; b #c {d} 'e'"
     folder.mkdir()
-    file, out = folder / "grid {1}.toml", folder / "{out} #: $HOME"
+    file, out = folder / "grid {1}.toml", folder / "{out} #; $HOME"
     text = prepared_grid(tmp_path, 'printf %s \\"$1\\" >where', "exit 1").read_text()
     text = text.replace("'\"\n[arms]", "' sh ${GRID}\"\n[arms]\na_b = ''\n'a.b' = ''")
     file.write_text(text)
