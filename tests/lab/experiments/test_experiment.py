@@ -181,6 +181,8 @@ def test_only_jobs_that_began_are_said_to_have_failed_and_snakemakes_log_is_alwa
 
 
 @pytest.mark.slow
-def test_a_wrong_number_of_retries_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="--retries is -1; allowed: a whole number, 0 or above"):
-        main(["experiment", str(SMOKE), "--retries", "-1", "--out", str(tmp_path)])
+@pytest.mark.parametrize(("flag", "number"), [("--retries", "-1"), ("--jobs", "0")])
+def test_a_wrong_number_is_refused(tmp_path, capsys, flag, number):
+    with pytest.raises(SystemExit):
+        main(["experiment", str(SMOKE), flag, number, "--out", str(tmp_path)])
+    assert f"argument {flag}: {number} is not allowed; allowed: " in capsys.readouterr().err
