@@ -25,10 +25,10 @@ def blocks(language):
     return [content for kind, content in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if kind == language]
 
 
-def write_recipe(folder, more=""):
-    """The page's recipe, with a small vocabulary and model."""
+def write_recipe(folder, more="", data=""):
+    """The page's recipe, with a small vocabulary and model; `more` are further keys of it, `data` of its data."""
     recipe = blocks("toml")[0]
     name = re.match(r"# (\S+)\n", recipe)[1]
     recipe = recipe.replace("[text]", f'train_more = "{TINY}"\n{SHORT}{more}[text]')
-    (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n")
+    (folder / name).write_text(f"{recipe}[data]\nvocabulary = 100\n{data}")
     return folder / name

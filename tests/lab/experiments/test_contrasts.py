@@ -163,7 +163,6 @@ def test_equal_time_is_equal_updates_only_at_equal_speed(losses, ratio):
     assert found is None or (found >= 0 if ratio >= 1 else found <= 0)
 
 
-@pytest.mark.slow
 @given(st.integers(1, 30_000), st.floats(0.5, 2))
 def test_whole_curves_have_a_difference_at_equal_time_at_every_speed(updates, ratio):
     curve = [[0, 3.0], [updates, 1.0]]
@@ -171,6 +170,7 @@ def test_whole_curves_have_a_difference_at_equal_time_at_every_speed(updates, ra
     assert found == pytest.approx(2 * (max(ratio, 1 / ratio) - 1) / max(ratio, 1 / ratio) * (1 if ratio > 1 else -1))
 
 
+@pytest.mark.slow
 def test_null_runs_through_the_whole_path_seldom_have_a_verdict():
     """The rate is 4.6 % for these contrasts; 250 tables show more than 5 % only as far as chance explains."""
     generator = np.random.default_rng(2)

@@ -110,8 +110,7 @@ ENCODED = {"sentencepiece": "▁on e ▁two", "subword-nmt": "on@@ e two", "word
 @pytest.mark.parametrize("base", ["bible-de-en", "iwslt14-de-en", "multi30k-en-de"])
 @pytest.mark.parametrize(("between", "kind"), itertools.product(ENCODED, repeat=2))
 def test_words_are_joined_as_the_subwords_need_whatever_those_of_the_base(tmp_path, base, between, kind):
-    first = write_recipe(tmp_path, f'base = "{base}"\n').rename(tmp_path / "first.toml")
-    first.write_text(first.read_text() + f'subwords = "{between}"\n')
+    first = write_recipe(tmp_path, f'base = "{base}"\n', f'subwords = "{between}"\n').rename(tmp_path / "first.toml")
     (tmp_path / "own.toml").write_text(f'base = "{first}"\n[data]\nsubwords = "{kind}"\n')
     for name, subwords in ((first, between), (tmp_path / "own.toml", kind)):
         task = tasks.load(str(name))
@@ -122,8 +121,7 @@ def test_words_are_joined_as_the_subwords_need_whatever_those_of_the_base(tmp_pa
 
 
 def test_flags_of_ones_own_decide_how_words_are_joined(tmp_path):
-    path = write_recipe(tmp_path, 'evaluate = "--remove-bpe letter"\ntrain = "--eval-bleu"\n')
-    path.write_text(path.read_text() + 'subwords = "words"\n')
+    path = write_recipe(tmp_path, 'evaluate = "--remove-bpe letter"\ntrain = "--eval-bleu"\n', 'subwords = "words"\n')
     task = tasks.load(str(path))
     assert task.evaluate == ("--remove-bpe", "letter") and "--eval-bleu-remove-bpe" not in task.train
 
@@ -163,8 +161,7 @@ def test_a_text_that_does_not_fit_is_refused_with_its_file(tmp_path, content, na
 def test_tokenised_and_lower_cased_text_is_encoded_and_the_raw_text_is_scored(tmp_path):
     write_text(tmp_path)
     (tmp_path / "test.en").write_text("Well, DONE.\n" * 20)
-    path = write_recipe(tmp_path)
-    path.write_text(path.read_text() + 'tokenizer = "moses"\nlowercase = true\nsubwords = "subword-nmt"\n')
+    path = write_recipe(tmp_path, data='tokenizer = "moses"\nlowercase = true\nsubwords = "subword-nmt"\n')
     task = tasks.load(str(path))
     (out := tmp_path / "written").mkdir()
     prepare.read_corpus(task, prepare.fetch(task, tmp_path), out)
@@ -176,8 +173,7 @@ def test_tokenised_and_lower_cased_text_is_encoded_and_the_raw_text_is_scored(tm
 def test_words_are_binarised_as_they_were_tokenised_and_lower_cased(tmp_path):
     write_text(tmp_path)
     (tmp_path / "train.en").write_text("Well, DONE.\n" * 200)
-    path = write_recipe(tmp_path)
-    path.write_text(path.read_text() + 'tokenizer = "moses"\nlowercase = true\nsubwords = "words"\n')
+    path = write_recipe(tmp_path, data='tokenizer = "moses"\nlowercase = true\nsubwords = "words"\n')
     task = tasks.load(str(path))
     prepare.prepare(task, prepare.fetch(task, tmp_path / "out"), tmp_path / "out")
     assert {"well", ",", "done"} < set((task.data_bin(tmp_path / "out") / "dict.en.txt").read_text().split())
@@ -205,8 +201,8 @@ def test_a_line_is_one_for_fairseq_too_which_splits_at_carriage_returns(tmp_path
 def test_data_that_was_prepared_with_another_setting_is_refused(tmp_path, monkeypatch, old, new):
     write_text(tmp_path)
     monkeypatch.setattr(prepare, "binarise", lambda *_: None)
-    path, out = write_recipe(tmp_path, 'base = "bible-de-en"\n'), tmp_path / "out"
-    path.write_text(path.read_text() + 'subwords = "words"\npreprocess = "--joined-dictionary"\n')
+    data, out = 'subwords = "words"\npreprocess = "--joined-dictionary"\n', tmp_path / "out"
+    path = write_recipe(tmp_path, 'base = "bible-de-en"\n', data)
     for _ in range(2):
         task = tasks.load(str(path))
         prepare.prepare(task, prepare.fetch(task, out), out)
