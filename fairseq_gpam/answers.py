@@ -47,11 +47,11 @@ class AnswerCrossEntropy(FairseqCriterion):
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        """Logs the loss (base 2) and the share of right answers."""
+        """Logs the loss (base 2) and the share of right answers; batches without a question weigh nothing."""
         answers = sum(log.get("sample_size", 0) for log in logging_outputs)
         loss, correct = (float(sum(log.get(key, 0) for log in logging_outputs)) for key in ("loss", "correct"))
-        metrics.log_scalar("loss", loss / answers / math.log(2), answers, round=4)
-        metrics.log_scalar("accuracy", correct / answers, answers, round=4)
+        metrics.log_scalar("loss", loss / max(answers, 1) / math.log(2), answers, round=4)
+        metrics.log_scalar("accuracy", correct / max(answers, 1), answers, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

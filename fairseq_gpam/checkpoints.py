@@ -14,9 +14,11 @@ import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairseq_gpam.errors import blamed_on, writing_to
@@ -33,6 +35,8 @@ EVALUATED = frozenset(
 )
 """The settings that the engine evaluates as Python when it builds a task, a model, a criterion or an optimiser."""
 
+PLAIN = (type(None), int, float, complex, str, bytes, set, Enum, torch.Tensor, torch.dtype, np.generic, np.ndarray)
+"""The types of settings that hold no others."""
 LONGEST = 10_000
 """The longest text, in characters, that is read as a literal."""
 REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
@@ -72,7 +76,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{file} {_reason(error, start == b'PK')}") from error
     if not (isinstance(state, dict) and _is_of_model(state)):
         raise CheckpointError(
-            f"{file} is not a checkpoint of fairseq: it lacks the parameters or the settings of a model"
+            f"{file} is not a checkpoint of fairseq: it lacks the parameters, the settings or the history of a training"
         )
     return state
 
@@ -112,32 +116,57 @@ def save(state: Mapping[str, Any], path: Path) -> None:
 
 
 def check_settings(path: str | os.PathLike[str], settings: Any) -> None:
-    """Raises CheckpointError, with name and value, if the engine would run a setting as code."""
-    for name, value in _evaluated(settings):
+    """Raises CheckpointError, with name and value, if the engine would run a setting as code.
+
+    Also if settings are no plain data, which could show the engine other ones than they show here.
+    """
+    for name, value in _evaluated(path, settings):
         if not is_literal(value):
-            shown = " ".join(repr(value).split())[:200]
             raise CheckpointError(
-                f"{path} is refused: fairseq would run its setting {name} = {shown} as Python; allowed: "
+                f"{path} is refused: fairseq would run its setting {name} = {_shown(value)} as Python; allowed: "
                 "a literal, such as 512 or [512, 1024]"
             )
 
 
-def _evaluated(settings: Any) -> Iterator[tuple[str, Any]]:
+def _shown(value: Any) -> str:
+    return " ".join(repr(value).split())[:200]
+
+
+def _evaluated(path: str | os.PathLike[str], settings: Any) -> Iterator[tuple[str, Any]]:
     """Yields each setting that the engine evaluates, with its name, however deep it lies."""
     from omegaconf import OmegaConf
 
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=False)
-    if isinstance(settings, argparse.Namespace):
-        settings = vars(settings)
-    if isinstance(settings, Mapping):
-        for name, value in settings.items():
+    if isinstance(settings, (argparse.Namespace, dict)):
+        for name, value in _pairs(path, settings):
             if name in EVALUATED:
                 yield name, value
-            yield from _evaluated(value)
+            else:
+                yield from _evaluated(path, value)
     elif isinstance(settings, (list, tuple)):
         for value in settings:
-            yield from _evaluated(value)
+            yield from _evaluated(path, value)
+    elif not isinstance(settings, PLAIN):
+        raise CheckpointError(
+            f"{path} is refused: its settings hold {_shown(settings)}; allowed: numbers, text, lists, dictionaries"
+        )
+
+
+def _pairs(path: str | os.PathLike[str], settings: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields names and values, as entries and as attributes; raises CheckpointError for a name that is none.
+
+    One that hides a method, such as an attribute `items`, or with a line break, at which the engine cuts names.
+    """
+    attributes = getattr(settings, "__dict__", {})
+    entries = dict.items(settings) if isinstance(settings, dict) else ()
+    for name, value in (*attributes.items(), *entries):
+        hides = name in attributes and hasattr(type(settings), name)
+        if hides or (isinstance(name, str) and not name.isprintable()):
+            raise CheckpointError(
+                f"{path} is refused: {name!r} is not allowed as the name of a setting, because it could hide another"
+            )
+        yield name, value
 
 
 def is_literal(value: Any) -> bool:
@@ -156,8 +185,8 @@ def is_literal(value: Any) -> bool:
             return False
     if isinstance(value, (list, tuple)):
         return all(map(is_literal, value))
-    if isinstance(value, Mapping):
-        return all(map(is_literal, value.values()))
+    if isinstance(value, dict):
+        return all(map(is_literal, dict.values(value)))
     return value is None or isinstance(value, (bool, int, float))
 
 
@@ -169,18 +198,28 @@ def _is_value(tree: ast.expr) -> bool:
     return not unpacks and all(isinstance(node, (*values, *operations)) for node in nodes)
 
 
-def _mechanisms(state: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the settings of a checkpoint that name mechanisms, by their flags; none for a stock model."""
-    cfg = state.get("cfg")
-    settings = cfg.get("model") if cfg is not None else state.get("args")
-    values = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings or {})
-    names = (f"gpam_{site}mechanism" for site in ("", "encoder_", "decoder_", "cross_"))
-    return {name: values[name] for name in names if values.get(name)}
+def _note_settings(state: Any, own: Mapping[str, Any] | None = None) -> Any:
+    """Notes our settings of a checkpoint on its weights, as `trained_with`: the model, which gets only these, compares.
+
+    A stock model has none. `own` is the checkpoint before overrides.
+    """
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        trained = state if own is None else own
+        cfg = trained.get("cfg")
+        settings = trained.get("args") if cfg is None else cfg.get("model")
+        values = vars(settings) if isinstance(settings, argparse.Namespace) else dict(settings or {})
+        weights: Any = state["model"]
+        if type(weights) is dict:
+            # An OrderedDict takes attributes.
+            weights = state["model"] = OrderedDict(weights)
+        weights.trained_with = {name: value for name, value in values.items() if str(name).startswith("gpam_")}
+    return state
 
 
 def guard_engine() -> None:
     """Makes the engine's own loading of a checkpoint verify the file and refuse settings that would run."""
     from fairseq import checkpoint_utils
+    from fairseq.distributed import utils
     from fairseq.file_io import PathManager
 
     original = checkpoint_utils.load_checkpoint_to_cpu
@@ -188,15 +227,14 @@ def guard_engine() -> None:
         return
 
     def guarded(path: str, arg_overrides: Any = None, load_on_all_ranks: bool = False) -> dict[str, Any]:
-        if not PathManager.path_requires_pathmanager(path):
-            load(path)
+        own = None if PathManager.path_requires_pathmanager(path) else load(path)
         # The engine's conversion of settings of a wrong form can raise anything.
         with blamed_on(f"{path}, its settings"):
             state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
             check_settings(path, [state.get("args"), state.get("cfg")])
-            # An OrderedDict takes attributes; the model, which gets nothing else of the checkpoint, compares them.
-            if isinstance(state["model"], OrderedDict):
-                vars(state["model"])["trained_with"] = _mechanisms(state)
-        return state
+            return _note_settings(state, own)
 
+    broadcast = utils.broadcast_object
     checkpoint_utils.load_checkpoint_to_cpu = guarded
+    # Dictionaries arrive without their attributes.
+    utils.broadcast_object = lambda *args, **kwargs: _note_settings(broadcast(*args, **kwargs))

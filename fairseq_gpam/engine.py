@@ -60,6 +60,7 @@ def prepare() -> None:
     check()
     allow_checkpoint_types()
     allow_numpy_2()
+    allow_broadcasts()
     leave_process_group_at_exit()
 
 
@@ -76,6 +77,22 @@ def allow_numpy_2() -> None:
 
     for module in (data_utils, bucket_pad_length_dataset):
         module.get_buckets = get_buckets
+
+
+def allow_broadcasts() -> None:
+    """Lets the processes of a training send each other objects of any type, as fairseq does with a loaded checkpoint.
+
+    fairseq reads them by `torch.load`, which refuses its types. No file is unpickled here: rank 0 has read it safely.
+    """
+    import torch.distributed
+    from fairseq.distributed import utils
+
+    def broadcast(obj: Any, src_rank: int, group: Any, dist_device: torch.device) -> Any:
+        sent = [obj]
+        torch.distributed.broadcast_object_list(sent, src=src_rank, group=group, device=dist_device)
+        return sent[0]
+
+    utils._broadcast_object_slow = broadcast
 
 
 def installed() -> str:

@@ -253,7 +253,14 @@ class LanguageModel(_Hub):
     """A language model; sentences are independent, as with `--sample-break-mode eos`."""
 
     def complete(self, prompts: str | Sequence[str], beam: int = 5, **kwargs: Any) -> str | list[str]:
-        """Returns a prompt's continuation, or those of several in order; `kwargs` are settings of fairseq-generate."""
+        """Returns a prompt with its continuation, or several in order; `kwargs` are settings of fairseq-generate.
+
+        `max_len_b` is the largest number of new tokens, for the longest prompt of a batch.
+        """
+        check_generation(beam, kwargs)
+        if "max_len_a" not in kwargs:
+            # fairseq counts the token before the prompt too.
+            kwargs |= {"max_len_a": 1, "max_len_b": kwargs.get("max_len_b", self.cfg.generation.max_len_b) - 1}
         return self._search(prompts, beam, False, kwargs)
 
     def score(self, sentences: Sequence[str], batch_size: int = 32) -> list[Score]:

@@ -11,6 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fairseq_gpam.checkpoints import load
 
+SETTINGS = frozenset(
+    """
+    diverse_beam_groups diverse_beam_strength diversity_rate lenpen match_source_len max_len_a max_len_b min_len
+    no_repeat_ngram_size print_alignment sampling sampling_topk sampling_topp temperature unkpen unnormalized
+    """.split()  # noqa: SIM905
+)
+"""The settings of fairseq-generate that fairseq's generator reads; the others belong to the command."""
 SEARCH = {"skip_invalid_size_inputs", "inference_step_args", "prefix_allowed_tokens_fn"}
 """The arguments of fairseq's `generate` that are not settings of fairseq-generate."""
 
@@ -58,17 +65,15 @@ def check_texts(*lists: Any, batch_size: int = 1) -> None:
 
 
 def check_generation(beam: Any, settings: dict[str, Any]) -> None:
-    """Raises ValueError for a setting that fairseq-generate does not have, or a value of the wrong kind."""
+    """Raises ValueError for a setting that fairseq's generator does not read, or a value of the wrong kind."""
     if not isinstance(beam, int) or isinstance(beam, bool) or beam < 1:
         raise ValueError(f"beam={beam!r} is not allowed; allowed: a whole number above 0")
     known = OmegaConf.structured(GenerationConfig)
     for name, value in settings.items():
         if name in SEARCH:
             continue
-        if name not in known:
-            raise ValueError(
-                f"{name}={value!r} is not allowed; allowed: the settings of fairseq-generate, as in lenpen=1"
-            )
+        if name not in SETTINGS:
+            raise ValueError(f"{name}={value!r} is not allowed; allowed: {', '.join(sorted(SETTINGS))}")
         try:
             known[name] = value
         except OmegaConfBaseException as error:

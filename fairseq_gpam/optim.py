@@ -13,8 +13,8 @@ from fairseq_gpam.attention.core.lambdas import NO_DECAY_GROUP
 class GPAMAdam(FairseqAdam):
     """`--optimizer gpam_adam`: `adam` that exempts the λ's and similar coefficients of mechanisms from --weight-decay.
 
-    Works in fp32, and in fp16 or bf16 with `--fp16-no-flatten-grads`; fairseq's flattened gradients do not distinguish
-    parameters, and are refused if there is a weight decay.
+    Works in every precision, with `--fp16` only with `--fp16-no-flatten-grads`: fairseq's flattened gradients do not
+    distinguish parameters, and are refused if there is a weight decay.
     """
 
     def __init__(self, cfg: Any, params: Any) -> None:
@@ -22,9 +22,7 @@ class GPAMAdam(FairseqAdam):
         exempt = [p for p in parameters if getattr(p, "param_group", None) == NO_DECAY_GROUP]
         others = [p for p in parameters if getattr(p, "param_group", None) != NO_DECAY_GROUP]
         if not exempt and len(parameters) == 1 and cfg.weight_decay:
-            raise ValueError(
-                "--optimizer gpam_adam with --weight-decay needs --fp16-no-flatten-grads under --fp16 or --bf16"
-            )
+            raise ValueError("--optimizer gpam_adam with --weight-decay needs --fp16-no-flatten-grads under --fp16")
         groups: list[dict[str, Any]] = [{"params": others}]
         if exempt:
             groups.append({"params": exempt, "weight_decay": 0.0})

@@ -113,6 +113,12 @@ GENERAL_OPTIONS = (
     ),
 )
 
+WITHOUT_EFFECT_ON_OUTPUTS = frozenset(
+    [f"{site}mechanism" for site in ("", *(f"{site}_" for site in SITES))]
+    + ["import", "backend", "spectrum_penalty", "log_attention"]
+)
+"""Names of options that leave the outputs of trained weights as they are, or are compared on their own: mechanisms."""
+
 
 def all_options() -> tuple[Option, ...]:
     """Returns the general options and those of every registered mechanism, each once."""
@@ -210,7 +216,8 @@ def resolve(args: Any) -> Settings:
     unknown = sorted(name for name in given if name.startswith("gpam_") and name[len("gpam_") :] not in values)
     if unknown:
         raise ValueError(
-            f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}"
+            f"unknown setting {', '.join(unknown)}; allowed: {', '.join(option.dest for option in all_options())}, and "
+            "those of mechanisms that an installed package or --gpam-import registers"
         )
     return Settings(values)
 

@@ -105,9 +105,17 @@ def test_a_text_gives_a_text_and_a_list_a_list(translator, language_model):
     assert len(translator.score([""], [""])[0].tokens) == len(language_model.score([""])[0].tokens) == 1
 
 
+@pytest.mark.parametrize("length", [1, 25])
+def test_a_prompt_of_any_length_is_continued(language_model, length):
+    prompt = " ".join(["w1", "w2"] * length)
+    completed = language_model.complete(prompt, max_len_b=5, min_len=2 * length + 4).split()
+    assert completed[: 2 * length] == prompt.split()
+    assert 2 * length + 4 <= len(completed) <= 2 * length + 5
+
+
 def test_settings_and_values_that_do_not_exist_are_refused(translator, language_model):
     made = random.Random(1)
-    names = ["lenpne", "Lenpen", "beam_size", "max_len", "x"]
+    names = ["lenpne", "Lenpen", "beam_size", "max_len", "x", "lm_path", "nbest", "retain_dropout", "score_reference"]
     for _ in range(EXAMPLES):
         wrong = made.choice(
             [
@@ -235,6 +243,31 @@ def test_another_mechanism_is_announced_with_both_names(translation, folder, cap
     with pytest.raises(RuntimeError):
         model.load_state_dict(state["model"])
     assert "--gpam-encoder-mechanism 'dagpam', this model has 'softmax'" in caplog.text
+
+
+def test_flags_with_which_the_same_weights_mean_something_else_are_announced(translation, caplog):
+    def load(*flags):
+        caplog.clear()
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(translation[0]))
+        model = build("translation", OURS["translation"], *MECHANISM, *flags)
+        model.upgrade_state_dict(state["model"])
+        return caplog.text
+
+    # The padding of the tiny model differs, not what it is made of.
+    assert "trained with" not in load("--gpam-backend", "reference", "--gpam-log-attention", "3")
+    for flags, expected in (
+        (("--gpam-lambda-max", "0.9"), "--gpam-lambda-max None (here 0.9)"),
+        (("--gpam-lambda-tied",), "--gpam-lambda-tied False (here True)"),
+        (("--gpam-skip-weight", "2"), "--gpam-skip-weight None (here 2.0)"),
+    ):
+        assert expected in load(*flags)
+
+
+def test_an_override_of_the_mechanism_is_announced(translation, folder, caplog):
+    overrides = {"data": str(folder / "data"), "source_lang": "b", "target_lang": "a", "gpam_mechanism": "softmax"}
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        checkpoint_utils.load_model_ensemble_and_task([str(translation[0])], overrides)
+    assert "'dagpam', this model has 'softmax'" in caplog.text
 
 
 def test_a_task_that_adds_tokens_is_not_scored(folder, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import ast
 import random
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import fairseq
@@ -92,6 +93,31 @@ def test_settings_that_would_run_are_refused_by_name_and_nothing_runs(tmp_path, 
             check_settings(path, load(path)[task])
         assert "\n" not in str(refusal.value), number
     assert not marker.exists()
+
+
+class Hiding:
+    """A dictionary that shows nothing by one of its methods, and holds a setting."""
+
+    def __init__(self, method, name, value):
+        self.parts = OrderedDict, (), {method: OrderedDict}, None, iter([(name, value)])
+
+    def __reduce__(self):
+        return self.parts
+
+
+def test_settings_that_hide_others_are_refused(tmp_path):
+    made, path = random.Random(4), tmp_path / "made.pt"
+    for _ in range(EXAMPLES):
+        name, value = made.choice(sorted(EVALUATED)), "print()"
+        broken = made.choice([name + made.choice("\n\r\u2028"), made.choice("\n\x00") + name])
+        hiding = Hiding(made.choice(["items", "values", "keys", "get", "__iter__"]), name, value)
+        settings = made.choice([nested(made, "decoder", hiding), nested(made, broken, value)])
+        state = {"model": {"weight": torch.zeros(1)}, "optimizer_history": [{"num_updates": 1}], "args": settings}
+        torch.save(state, path)
+        with pytest.raises(CheckpointError, match=r"could hide another|would run its setting"):
+            check_settings(path, load(path)["args"])
+    with pytest.raises(CheckpointError, match="its settings hold <class"):
+        check_settings(path, argparse.Namespace(items=OrderedDict))
 
 
 def test_the_engine_itself_refuses_to_load_it(tmp_path):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention import FUTURE, FutureMask, Settings, Site, build_mechanism
 from fairseq_gpam.attention.core.base import SiteName, refuse_options
+from fairseq_gpam.attention.core.layers import is_layered
 from fairseq_gpam.modules.layer_fusion import install_layer_fusion
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.skip_weight import install_skip_weight
@@ -87,6 +88,21 @@ def check_quantisation(model: nn.Module, args: Any) -> None:
                 f"--quant-noise-scalar {args.quant_noise_scalar} is not allowed with {name}, a "
                 f"{type(module).__name__}; allowed: 0, or for daGPAM --gpam-negative-projection shared"
             )
+
+
+def check_pruning(model: nn.Module, args: Any, settings: Settings) -> None:
+    """Raises ValueError if a trained model loses layers, and a layer's place decides what it computes."""
+    for name in ("encoder", "decoder"):
+        kept = getattr(args, f"{name}_layers_to_keep", None)
+        for attention in getattr(model, name).modules() if kept else ():
+            if not isinstance(attention, GPAMMultiheadAttention):
+                continue
+            spec = settings[f"{attention.mechanism.site.name}_mechanism"]
+            if is_layered(spec) or attention.mechanism.needs_every_layer or attention.mechanism.depends_on_layer:
+                raise ValueError(
+                    f"--{name}-layers-to-keep {kept} is not allowed with --gpam-mechanism {spec}, with which a layer "
+                    "computes something else in another place; allowed: all layers"
+                )
 
 
 def _check_layer_runs(

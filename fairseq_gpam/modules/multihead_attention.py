@@ -59,7 +59,8 @@ class GPAMMultiheadAttention(MultiheadAttention):
         if mechanism.site.query_dim != self.head_dim:
             self._set_query_width(self.num_heads * mechanism.site.query_dim, q_noise, qn_block_size)
         for module in mechanism.modules():
-            if isinstance(module, nn.Linear):
+            # The noise would stay in weights that no optimiser restores.
+            if isinstance(module, nn.Linear) and module.weight.requires_grad:
                 quant_noise(module, q_noise, qn_block_size)
 
     def _set_query_width(self, width: int, q_noise: float, qn_block_size: int) -> None:

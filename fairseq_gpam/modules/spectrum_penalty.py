@@ -6,10 +6,12 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
+from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.modules.multihead_attention import GPAMMultiheadAttention
 from fairseq_gpam.modules.training_log import PRIORITY
 
 
+@without_autocast
 def spectrum_penalty(query_weight: Tensor, key_weight: Tensor, num_heads: int) -> Tensor:
     """Returns ‖M − m·I‖²_F / D, M = W_K W_Qᵀ (D × D), m = tr(M)/D, for each head: H numbers.
 

@@ -33,12 +33,13 @@ class AttentionLog(nn.Module):
         self._model = (model,)
         self._listener: Listener | None = None
         self._last_update: int | None = None
+        self._has_begun = False
         self._awaits_gradients = False
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Starts listening if it is time; fairseq calls it before every batch."""
+        """Starts listening if it is time; fairseq calls it before every batch, and when it loads a checkpoint."""
         self._stop()
-        if self.training and num_updates % self.every == 0 and self._last_update != num_updates:
+        if self.training and self._has_begun and num_updates % self.every == 0 and self._last_update != num_updates:
             self._last_update = num_updates
             self._awaits_gradients = True
             self._listener = Listener(*self._model, self._log_attention, self._log_states)
@@ -49,14 +50,15 @@ class AttentionLog(nn.Module):
         fairseq calls it before every batch too, when the gradients of an update may be incomplete (`--update-freq`).
         """
         self._stop()
+        self._has_begun = True
         if mode and self._awaits_gradients and self._is_completed():
             self._awaits_gradients = False
             self._log_gradients()
         return super().train(mode)
 
     def _is_completed(self) -> bool:
-        completed = metrics.get_meter("default", "num_updates")
-        return completed is not None and completed.val - 1 == self._last_update
+        completed = _latest("num_updates")
+        return completed is not None and completed - 1 == self._last_update
 
     def _stop(self) -> None:
         if self._listener is not None:
@@ -84,18 +86,27 @@ class AttentionLog(nn.Module):
 
     @torch.no_grad()
     def _log_gradients(self) -> None:
-        meter = metrics.get_meter("default", "gnorm")
+        norm = _latest("gnorm")
         gradients = [parameter.grad for parameter in self._model[0].parameters() if parameter.grad is not None]
-        if meter is None or meter.val is None or not gradients:
+        if norm is None or not gradients:
             return
         total = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
         for place in find_attentions(self._model[0]):
             gradient = place.module.q_proj.weight.grad
             if gradient is not None:
-                _log(place.site, place.layer, "query_gradient", meter.val * gradient.float().norm() / total)
+                _log(place.site, place.layer, "query_gradient", norm * gradient.float().norm() / total)
 
     def extra_repr(self) -> str:
         return f"every {self.every} updates"
+
+
+def _latest(name: str) -> float | None:
+    """Returns the value that fairseq logged last.
+
+    When a checkpoint was loaded, fairseq goes on writing to the meters that are active, which `get_meter` then forgets.
+    """
+    meters = metrics._active_aggregators.get("default", metrics.get_meters("default"))
+    return meters[name].val if name in meters else None
 
 
 def _log(site: str, layer: int, what: str, value: Tensor) -> None:

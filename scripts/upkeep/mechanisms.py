@@ -104,8 +104,8 @@ FLAGS_HEADER = """# Flags
 
 The flags are the same for `transformer_gpam`, `transformer_lm_gpam` and all architectures derived from them. A flag on
 the command line overrides the architecture's preset, and the preset overrides the default given here. A checkpoint
-stores its flags; `--model-overrides "{'gpam_lambda_plus': 0.3}"` changes them at generation. A mechanism's flag with a
-value other than its default is refused if no mechanism of the model reads it. `fairseq-gpam flags dagpam` prints
+stores its flags; `--model-overrides "{'gpam_backend': 'reference'}"` changes them at generation. A mechanism's flag
+with a value other than its default is refused if no mechanism of the model reads it. `fairseq-gpam flags dagpam` prints
 those of a mechanism in the terminal.
 
 ## The five that matter

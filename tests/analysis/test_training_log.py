@@ -21,9 +21,9 @@ def logged(aggregate):
     return {key: value for key, value in aggregate.get_smoothed_values().items() if key.startswith("gpam_")}
 
 
-def update(model, inputs, number, clip=None, batches=1):
+def update(model, inputs, number, clip=None, batches=1, new_root=True):
     """One update as fairseq's trainer makes it: train(), zero_grad, the batches, scaling, clipping."""
-    with metrics.aggregate(new_root=True) as aggregate:
+    with metrics.aggregate(new_root=new_root) as aggregate:
         model.train()
         model.zero_grad()
         for _ in range(batches):
@@ -108,6 +108,15 @@ def test_query_gradients_are_of_the_whole_update_before_clipping_and_divided_by_
             expected = gradients[f"{stack}.layers.{layer}.{attribute}.q_proj.weight"] * unclipped
             assert values[f"gpam_{site}{layer}_query_gradient"] == pytest.approx(expected, rel=1e-3)
     assert len(values) == 6
+
+
+def test_after_a_resumption_the_first_update_and_its_query_gradients_are_logged():
+    model, inputs = model_of("language_modeling", "--gpam-log-attention", "2"), tiny.model_input("language_modeling")
+    model.set_num_updates(4)  # as fairseq does while it loads a checkpoint
+    metrics.load_state_dict(metrics.state_dict())
+    assert any(key.endswith("row_sum") for key in update(model, inputs, 4, new_root=False)[0])
+    assert any(key.endswith("query_gradient") for key in update(model, inputs, 5, new_root=False)[0])
+    metrics.reset()
 
 
 def test_only_the_first_batch_of_an_update_is_logged():

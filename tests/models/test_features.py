@@ -92,6 +92,28 @@ def test_layers_to_keep_keeps_each_layers_own_mechanism():
             assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize(
+    "mechanism", ["differential", "dint", "cog", "neutreno", "softmax*1,centered", "gated:1,cog:1"]
+)
+def test_layers_to_keep_is_refused_where_a_layers_place_decides_what_it_computes(mechanism):
+    flags = ["--gpam-decoder-mechanism", mechanism, "--gpam-mechanism", "softmax"]
+    config = model_config("translation", OURS["translation"], *BASE["translation"], *flags)
+    config.encoder_layers = config.decoder_layers = 4
+    config.encoder_layers_to_keep = "0,2"
+    build_from(config)
+    config.encoder_layers, config.decoder_layers_to_keep = 4, "0,2,3"
+    with pytest.raises(ValueError, match=r"--decoder-layers-to-keep 0,2,3 is not allowed with .*; allowed: all layers"):
+        build_from(config)
+
+
+def test_quant_noise_leaves_weights_that_are_not_trained_as_they_are():
+    model = model_of("translation", "--quant-noise-pq", "0.5", "--gpam-mechanism", "signed_dual").train()
+    frozen = [module.mechanism.negative_projection.weight for module in attention_modules(model)]
+    before = [weight.clone() for weight in frozen]
+    logits(model, model_input("translation"))
+    assert all(map(torch.equal, frozen, before))
+
+
 @pytest.mark.parametrize("projection", ["head", "shared"])
 @pytest.mark.parametrize("task", TASKS)
 def test_quant_noise_reaches_the_negative_projection_as_it_reaches_the_stock_ones(task, projection):

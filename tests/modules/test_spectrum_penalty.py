@@ -133,3 +133,10 @@ def test_the_validation_loss_has_no_penalty():
         losses.append(float(task.valid_step(sample, model, criterion)[0]))
         assert bool(criterion._forward_hooks) == bool(weight)
     assert losses[0] == losses[1]
+
+
+def test_autocast_leaves_it_as_it_is():
+    queries, keys = (300 * weight.float() for weight in weights())
+    expected = spectrum_penalty(queries, keys, HEADS)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(spectrum_penalty(queries, keys, HEADS), expected)

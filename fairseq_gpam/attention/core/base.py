@@ -187,6 +187,8 @@ class AttentionMechanism(nn.Module):
     default_skip_weight: float = 1.0
     # Whether each layer passes data to the next, so that none may be skipped or run twice.
     needs_every_layer: bool = False
+    # Whether it computes something else in another layer, so that a trained model may not lose layers before it.
+    depends_on_layer: bool = False
     # Whether a training forward pass changes it, so that none may be repeated (--checkpoint-activations).
     runs_once: bool = False
     # The values of --gpam-position that mean something to it.

@@ -86,6 +86,7 @@ class MixedHeads(AttentionMechanism):
             self.groups[name] = build(name, replace(site, num_heads=count))
             first += count
         self.needs_every_layer = any(group.needs_every_layer for group in self.groups.values())
+        self.depends_on_layer = any(group.depends_on_layer for group in self.groups.values())
         self.runs_once = any(group.runs_once for group in self.groups.values())
         self.caches_keys = any(group.caches_keys for group in self.groups.values())
         skip_weights: set[Any] = {group.default_skip_weight for group in self.groups.values()}

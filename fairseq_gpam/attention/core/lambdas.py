@@ -135,10 +135,13 @@ class Lambda(nn.Module):
             start = math.log(initial / (bound - initial)) if bound else initial
             self.theta = no_decay_parameter(torch.full((count,), start))
 
-    def forward(self, x: Tensor | None = None) -> Tensor | float:
+    def __call__(self, x: Tensor | None = None) -> Tensor | float:
         """Returns λ; x, the layer's input, is used only if λ is computed from it."""
-        if self.theta is None:
-            return self.initial
+        # Hooks, such as those with which fairseq looks for NaN, expect tensors.
+        return self.initial if self.theta is None else super().__call__(x)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        assert self.theta is not None
         value = self.from_theta(self.theta)
         return value if value.numel() == 1 else value.view(-1, 1, 1)
 

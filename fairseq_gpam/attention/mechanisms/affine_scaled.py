@@ -1,5 +1,7 @@
 """Affine-scaled attention: softmax times a factor of the token, plus a uniform part (Bae et al. 2026)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -35,6 +37,12 @@ class AffineScaledAttention(AffineMechanism):
         self.scale_proj = nn.Linear(site.embed_dim, site.num_heads, bias=False)
         self.average: Tensor
         self.register_buffer("average", torch.zeros(site.num_heads))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AffineScaledAttention":
+        """Applies a cast to the weights alone: in half precision ᾱ would come to rest before it reaches the mean."""
+        super()._apply(fn, recurse)
+        self.average = upcast(self.average)
+        return self
 
     def terms(self, inputs: AttentionInput) -> AffineTerms:
         scale = (0.1 * upcast(self.scale_proj(inputs.x)) + 0.5).clamp(0, 1)

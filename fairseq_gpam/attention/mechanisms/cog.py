@@ -35,6 +35,7 @@ class CogAttention(MatrixMechanism):
                 f"--gpam-mechanism cog keeps softmax in the first and the last layer, and {site.name} attention has "
                 f"{site.num_layers} layers: none would be left; allowed: 3 layers or more, or --gpam-cog-everywhere"
             )
+        self.depends_on_layer = not settings.cog_everywhere
         self.keeps_softmax = not settings.cog_everywhere and site.layer in (0, site.num_layers - 1)
 
     def weights(self, inputs: AttentionInput) -> Tensor:

@@ -42,6 +42,7 @@ class DifferentialAttention(AttentionMechanism):
     row_sum = "1−λ, before the norm"
     cost = "1×: twice the maps, half the heads"
     heads_of_a_map = 2
+    depends_on_layer = True
     why_never_neutral = "its RMSNorm follows the sum at every λ"
 
     def __init__(self, site: Site, settings: Settings) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fairseq_gpam.attention.core.base import AttentionInput, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, upcast
-from fairseq_gpam.attention.core.kernel_sums import kernel_sums
+from fairseq_gpam.attention.core.kernel_sums import kernel_sums, without_autocast
 from fairseq_gpam.attention.core.masks import zero_hidden
 
 
@@ -15,6 +15,7 @@ def positive_features(vectors: Tensor) -> Tensor:
     return F.elu(upcast(vectors)) + 1
 
 
+@without_autocast
 def product(q: Tensor, k: Tensor) -> Tensor:
     """Returns φ(q)·φ(k), T × S."""
     return positive_features(q) @ positive_features(k).transpose(-2, -1)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fairseq_gpam.attention.core.base import AttentionInput, Option, Settings, Site, register_mechanism
 from fairseq_gpam.attention.core.families import MatrixMechanism, masked_softmax, upcast
+from fairseq_gpam.attention.core.kernel_sums import without_autocast
 from fairseq_gpam.attention.core.masks import AttentionMask
 
 
@@ -16,14 +17,15 @@ def talking_heads_maps(q: Tensor, k: Tensor, mask: AttentionMask, mix_scores: Te
     arXiv 2003.02436, section 4.
     """
     scores = upcast(torch.matmul(q * q.size(-1) ** -0.5, k.transpose(-2, -1)))
-    mixed = torch.einsum("gf,bfts->bgts", mix_scores.to(scores.dtype), scores)
+    mixed = mix_heads(scores, mix_scores)
     if mask.bias is not None:
         mixed = mixed + mask.bias.to(mixed.dtype)
     return masked_softmax(mixed, mask)
 
 
+@without_autocast
 def mix_heads(maps: Tensor, mix_weights: Tensor) -> Tensor:
-    """Returns Σ_g W_hg·maps_g, B × H × T × S; `mix_weights` (W) is H × H."""
+    """Returns Σ_g W_hg·maps_g, B × H × T × S, in the maps' precision; `mix_weights` (W) is H × H."""
     return torch.einsum("hg,bgts->bhts", mix_weights.to(maps.dtype), maps)
 
 

@@ -162,6 +162,7 @@ class Kernel(torch.autograd.Function):
 def test_what_an_attention_launches_on_a_gpu_at_any_length(row, monkeypatch):
     """The operations without views, of which none synchronises; docs/speed.md shows this table."""
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, *_, **__: Kernel.apply(q, k, v))
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: torch.enable_grad())
     dtype = getattr(torch, row["dtype"])
@@ -202,6 +203,7 @@ def test_both_branches_in_one_call_are_two_calls(kind, monkeypatch):
 
 def test_when_one_call_serves_both_branches(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     q, padding = torch.zeros(2, HEADS, 9, WIDTH), torch.zeros(2, 1, 1, 9, dtype=torch.bool)
     two, other_keys = AffineTerms(1.5, 0.5, q), AffineTerms(1.5, 0.5, q, q)
     for dtype, terms, dropout_p, is_causal, bias, expected in (
@@ -216,6 +218,12 @@ def test_when_one_call_serves_both_branches(monkeypatch):
     ):
         inputs = AttentionInput(q.to(dtype), q, q, AttentionMask(), q, dropout_p)
         assert sdpa.fits_one_call(inputs, terms, is_causal, bias) == expected
+    half, wide = q.bfloat16(), torch.zeros(2, HEADS, 9, 257, dtype=torch.bfloat16)
+    for queries, values in ((half, wide), (wide, wide)):
+        inputs = AttentionInput(queries, queries, values, AttentionMask(), q)
+        assert not sdpa.fits_one_call(inputs, AffineTerms(1.5, 0.5, queries), True, None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not sdpa.fits_one_call(AttentionInput(half, half, half, AttentionMask(), q), two, True, None)
 
 
 def test_large_finite_numbers_in_half_precision_are_not_taken_for_infinity():

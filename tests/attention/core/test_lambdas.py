@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from tiny import mechanism_of
+from fairseq.nan_detector import NanDetector
+from tiny import OURS, build, logits, mechanism_of, model_input
 
 
 def mechanisms(layers=2, heads=4, **chosen):
@@ -73,3 +74,9 @@ def test_bounded_lambda_is_max_times_sigmoid(theta):
 def test_a_fixed_lambda_may_stand_at_its_bound(value):
     (module, *_) = mechanisms(**{"lambda": "fixed"}, lambda_plus=value, lambda_minus=value, lambda_max=1.0)
     assert module.lambda_plus() == value
+
+
+def test_fairseq_can_look_for_nan_in_a_model_with_fixed_lambdas():
+    model = build("language_modeling", OURS["language_modeling"], "--gpam-lambda", "fixed")
+    with NanDetector(model):
+        logits(model, model_input("language_modeling")).sum().backward()

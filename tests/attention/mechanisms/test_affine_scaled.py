@@ -1,5 +1,6 @@
 """Affine-scaled attention, and its moving average."""
 
+import pytest
 import torch
 from contract import Contract, softmax_map, uniform_map
 from tiny import mechanism_of
@@ -29,7 +30,7 @@ def made():
 
 def step(mechanism, x, padding=None):
     """One forward pass; the row sums, B × H × T."""
-    q = torch.zeros(x.size(0), 2, x.size(1), 3, dtype=torch.float64)
+    q = torch.zeros(x.size(0), 2, x.size(1), 3, dtype=x.dtype)
     return Contract().call(mechanism, q, q, q, AttentionMask(padding, True), x, need_weights=True)[1].sum(-1)
 
 
@@ -66,3 +67,12 @@ def test_the_average_is_that_of_all_processes(tmp_path):
     expected = 0.1 * alpha(made(), torch.cat(batches)).mean(dim=(0, 1))
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_average_reaches_the_mean_in_half_precision(dtype):
+    mechanism = mechanism_of("affine_scaled", "decoder").to(dtype)
+    x = torch.randn(3, 5, mechanism.site.embed_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for _ in range(100):
+        step(mechanism.train(), x)
+    torch.testing.assert_close(mechanism.average, alpha(mechanism, x).float().mean(dim=(0, 1)), rtol=2e-3, atol=2e-3)

@@ -23,11 +23,12 @@ class TestLinear(Contract):
         return row_by_row(visible, weigh)
 
 
-@pytest.mark.parametrize("name", ["linear", "gated_linear"])
-def test_sums_over_many_keys_do_not_overflow_in_fp16(name):
+@pytest.mark.parametrize(("name", "need_weights"), [("linear", False), ("linear", True), ("gated_linear", False)])
+def test_sums_over_many_keys_do_not_overflow_in_fp16(name, need_weights):
     mechanism = mechanism_of(name, "decoder", heads=1, width=8).eval()
     q = torch.full((1, 1, 2000, 8), 3.0)
-    inputs = AttentionInput(q, q, torch.randn(1, 1, 2000, 8), AttentionMask(causal=True), torch.randn(1, 2000, 8))
+    values, x = torch.randn(1, 1, 2000, 8), torch.randn(1, 2000, 8)
+    inputs = AttentionInput(q, q, values, AttentionMask(causal=True), x, need_weights=need_weights)
     expected, _ = mechanism(inputs)
     with torch.autocast("cpu", dtype=torch.float16):
         found, _ = mechanism(inputs)

@@ -5,6 +5,7 @@ from contract import HEADS, LENGTH, WIDTH, Contract, masks, plain_softmax, row_b
 from tiny import mechanism_of
 
 from fairseq_gpam.attention import AttentionInput
+from fairseq_gpam.attention.mechanisms.talking_heads import talking_heads_maps
 
 
 class TestTalkingHeads(Contract):
@@ -33,3 +34,11 @@ def test_dropout_before_the_second_mixture_reaches_every_head():
         torch.nn.init.ones_(talking.mix_weights)
         output = talking(AttentionInput(q, k, eye, masks("nothing", LENGTH)[0], q, 0.5))[0]
         assert torch.equal(output[:, 0], output[:, 1]) == (place == "before")
+
+
+def test_autocast_leaves_the_mixture_of_scores_in_fp32():
+    q, k = 20 * torch.randn(2, 1, HEADS, LENGTH, WIDTH)
+    mask, mix = masks("nothing", LENGTH)[0], 100 * torch.randn(HEADS, HEADS)
+    expected = talking_heads_maps(q.half(), k.half(), mask, mix)
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(talking_heads_maps(q.half(), k.half(), mask, mix), expected)

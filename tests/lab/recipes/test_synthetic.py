@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fairseq.logging import metrics
 from shell import bash
 
 from fairseq_gpam import answers
@@ -97,6 +98,10 @@ def test_only_answers_count_in_loss_and_accuracy():
     loss, count, logged = criterion(lambda src_tokens: (logits, None), sample)
     assert (count, int(logged["correct"])) == (2, 1)
     assert loss.item() == pytest.approx(50, abs=1e-3)
+    with metrics.aggregate(new_root=True) as shown:
+        criterion.reduce_metrics([logged])
+        criterion.reduce_metrics([{"loss": 0.0, "correct": 0, "sample_size": 0}])
+    assert shown.get_smoothed_value("accuracy") == 0.5
     with pytest.raises(ValueError, match="no word begins with"):
         answers.AnswerCrossEntropy(plain)
 

@@ -11,6 +11,8 @@ from fairseq_gpam.attention.core.base import AttentionInput
 from fairseq_gpam.attention.core.masks import zero_rows
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
+WIDEST = 256
+AMPERE = (8, 0)
 
 
 def sdpa_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
@@ -41,12 +43,16 @@ def sdpa_attention(inputs: AttentionInput, terms: AffineTerms) -> Tensor:
 def fits_one_call(inputs: AttentionInput, terms: AffineTerms, is_causal: bool, bias: Tensor | None) -> bool:
     """Returns whether one kernel on a GPU computes both branches without a T × S matrix, at fewer launches than two.
 
-    Heads that share their keys (`enable_gqa`) are known to the flash kernel only, which takes half precision and no
-    mask but the future's; a mask that all queries share serves twice the queries in any kernel.
+    Heads that share their keys (`enable_gqa`) are known to the flash kernel only, which takes half precision, one width
+    of at most 256, and no mask but the future's, on GPUs since Ampere; a mask that all queries share serves twice the
+    queries in any kernel.
     """
     if terms.negative_q is None or terms.negative_k is not None or inputs.dropout_p > 0 or not inputs.q.is_cuda:
         return False
-    return inputs.q.dtype in HALF_TYPES if is_causal else bias is None or bias.size(-2) == 1
+    if not is_causal:
+        return bias is None or bias.size(-2) == 1
+    fits_flash = inputs.q.size(-1) == inputs.v.size(-1) <= WIDEST
+    return fits_flash and inputs.q.dtype in HALF_TYPES and torch.cuda.get_device_capability(inputs.q.device) >= AMPERE
 
 
 def both_branches(inputs: AttentionInput, terms: AffineTerms, is_causal: bool, bias: Tensor | None) -> Tensor:
