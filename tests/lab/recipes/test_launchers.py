@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import archives
 import pytest
@@ -54,15 +55,12 @@ def test_torchrun_trains_with_two_processes_what_one_trains_with_twice_the_batch
     for name, weights in theirs["model"].items():
         torch.testing.assert_close(ours["model"][name], weights, rtol=1e-4, atol=1e-5)
 
-    # Resumed, the two processes go on.
-    run(
-        [word.replace("--max-update 5", "--max-update 7") for word in launch],
-        folder,
-        PYTHON=sys.executable,
-        **environment,
-    )
-    updates = [int(record["num_updates"]) for record in logs.records((two / "train.log").read_text(), "train_inner")]
-    assert updates[-2:] == [6, 7]
+    # Resumed by fairseq's own command, both processes go on where they were.
+    command = (two / "train.command").read_text().strip()
+    command = f"exec {Path(sys.executable).parent}/{command} --distributed-rank $RANK --max-update 7"
+    said = run([*launch[:-1], command], folder, **environment)
+    assert "@ 5 updates)" in said
+    assert [int(record["num_updates"]) for record in logs.records(said, "train_inner")] == [6, 7]
 
 
 def test_a_broken_download_is_resumed(interpreter, tmp_path):
