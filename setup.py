@@ -49,7 +49,7 @@ setup(
     package_data={"fairseq_gpam": ["**/*.j2", "**/*.toml", "**/Snakefile"]},
     entry_points={"console_scripts": ["fairseq-gpam=fairseq_gpam.__main__:main"]},
     python_requires=">=3.11,<3.14",
-    install_requires=["torch>=2.4", "numpy>=1.24"],
+    install_requires=["torch>=2.6", "numpy>=1.24"],
     extras_require={
         "fairseq": [
             f"ve-fairseq=={PINS['ve-fairseq']}; {HAS_WHEEL}",

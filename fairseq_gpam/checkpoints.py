@@ -6,7 +6,9 @@ every other command that has read `--user-dir`.
 
 import argparse
 import ast
+import importlib
 import io
+import itertools
 import os
 import pickle
 import re
@@ -35,10 +37,20 @@ EVALUATED = frozenset(
 )
 """The settings that the engine evaluates as Python when it builds a task, a model, a criterion or an optimiser."""
 
-PLAIN = (type(None), int, float, complex, str, bytes, set, Enum, torch.Tensor, torch.dtype, np.generic, np.ndarray)
+EVALUATING = """
+    criterions.ctc data.audio.raw_audio_dataset data.codedataset models.fconv models.fconv_lm models.fconv_self_att
+    models.hubert.hubert models.lightconv_lm models.multires_hubert.multires_hubert
+    models.speech_to_text.s2t_wav_transformer models.transformer_lm models.wav2vec.wav2vec models.wav2vec.wav2vec2
+    optim.adafactor optim.adam optim.adamax optim.cpu_adam optim.fused_lamb utils
+    """.split()  # noqa: SIM905
+"""The engine's modules that evaluate text as Python."""
+PLAIN = (type(None), int, float, complex, str, bytes, set, Enum, np.generic)
 """The types of settings that hold no others."""
-LONGEST = 10_000
+MOST = 100_000
+"""The largest number of settings; a list that holds another twice, and so on, is small in a file and not in memory."""
+LONGEST = 100_000
 """The longest text, in characters, that is read as a literal."""
+LITERALS = "allowed: a literal, such as 512 or [512, 1024]"
 REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
 
 
@@ -74,7 +86,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     # A damaged file can make zipfile and torch raise anything.
     except Exception as error:
         raise CheckpointError(f"{file} {_reason(error, start == b'PK')}") from error
-    if not (isinstance(state, dict) and _is_of_model(state)):
+    # Attributes of a dictionary could hide its methods.
+    if not (isinstance(state, dict) and not getattr(state, "__dict__", None) and _is_of_model(state)):
         raise CheckpointError(
             f"{file} is not a checkpoint of fairseq: it lacks the parameters, the settings or the history of a training"
         )
@@ -83,7 +96,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _is_of_model(state: Mapping[str, Any]) -> bool:
     model, history = state.get("model"), state.get("optimizer_history")
-    if not (isinstance(model, Mapping) and all(map(torch.is_tensor, model.values()))):
+    if not (isinstance(model, dict) and all(map(torch.is_tensor, dict.values(model)))):
         return False
     upgradable = "best_loss" in state or (isinstance(history, list) and all(isinstance(one, dict) for one in history))
     return upgradable and any(state.get(name) is not None for name in ("args", "cfg"))
@@ -120,22 +133,38 @@ def check_settings(path: str | os.PathLike[str], settings: Any) -> None:
 
     Also if settings are no plain data, which could show the engine other ones than they show here.
     """
-    for name, value in _evaluated(path, settings):
+    for name, value in _evaluated(path, settings, itertools.count()):
         if not is_literal(value):
             raise CheckpointError(
-                f"{path} is refused: fairseq would run its setting {name} = {_shown(value)} as Python; allowed: "
-                "a literal, such as 512 or [512, 1024]"
+                f"{path} is refused: fairseq would run its setting {name} = {_shown(value)} as Python; {LITERALS}"
             )
+
+
+def evaluate(text: Any) -> Any:
+    """Is `eval` for the engine: returns the value of a literal; raises CheckpointError for other text.
+
+    A setting can be hidden from any check of a file, for example in an interpolation; what is evaluated cannot.
+    """
+    if isinstance(text, str) and is_literal(text):
+        return eval(text, {"__builtins__": {}})  # nosec B307
+    if text is None or isinstance(text, (bool, int, float)):
+        raise TypeError(f"{text!r} is no text")
+    raise CheckpointError(f"{_shown(text)} is refused: fairseq would run it as Python; {LITERALS}")
 
 
 def _shown(value: Any) -> str:
     return " ".join(repr(value).split())[:200]
 
 
-def _evaluated(path: str | os.PathLike[str], settings: Any) -> Iterator[tuple[str, Any]]:
-    """Yields each setting that the engine evaluates, with its name, however deep it lies."""
+def _evaluated(path: str | os.PathLike[str], settings: Any, count: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    """Yields each setting that the engine evaluates, with its name, however deep it lies; `count` counts all.
+
+    Raises CheckpointError for what is no plain data.
+    """
     from omegaconf import OmegaConf
 
+    if next(count) > MOST:
+        raise CheckpointError(f"{path} is refused: it has more than {MOST:,} settings")
     if OmegaConf.is_config(settings):
         settings = OmegaConf.to_container(settings, resolve=False)
     if isinstance(settings, (argparse.Namespace, dict)):
@@ -143,10 +172,10 @@ def _evaluated(path: str | os.PathLike[str], settings: Any) -> Iterator[tuple[st
             if name in EVALUATED:
                 yield name, value
             else:
-                yield from _evaluated(path, value)
+                yield from _evaluated(path, value, count)
     elif isinstance(settings, (list, tuple)):
         for value in settings:
-            yield from _evaluated(path, value)
+            yield from _evaluated(path, value, count)
     elif not isinstance(settings, PLAIN):
         raise CheckpointError(
             f"{path} is refused: its settings hold {_shown(settings)}; allowed: numbers, text, lists, dictionaries"
@@ -228,12 +257,18 @@ def guard_engine() -> None:
 
     def guarded(path: str, arg_overrides: Any = None, load_on_all_ranks: bool = False) -> dict[str, Any]:
         own = None if PathManager.path_requires_pathmanager(path) else load(path)
+        if own is not None:
+            # What is no plain data is refused before the engine converts it; an override may still replace the rest.
+            for _ in _evaluated(path, [own.get("args"), own.get("cfg")], itertools.count()):
+                pass
         # The engine's conversion of settings of a wrong form can raise anything.
         with blamed_on(f"{path}, its settings"):
             state: dict[str, Any] = original(path, arg_overrides, load_on_all_ranks)
             check_settings(path, [state.get("args"), state.get("cfg")])
             return _note_settings(state, own)
 
+    for name in EVALUATING:
+        importlib.import_module(f"fairseq.{name}").eval = evaluate  # type: ignore[attr-defined]
     broadcast = utils.broadcast_object
     checkpoint_utils.load_checkpoint_to_cpu = guarded
     # Dictionaries arrive without their attributes.

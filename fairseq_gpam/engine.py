@@ -1,13 +1,10 @@
 """The versions of fairseq that this package needs, and the checks on the installed one."""
 
-import argparse
 import atexit
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import platform
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,7 +55,9 @@ def check() -> None:
 def prepare() -> None:
     """Makes the installed fairseq work with this package; raises EngineError if none is usable."""
     check()
-    allow_checkpoint_types()
+    from fairseq_gpam import checkpoint_types
+
+    checkpoint_types.allow()
     allow_numpy_2()
     allow_broadcasts()
     leave_process_group_at_exit()
@@ -101,33 +100,6 @@ def installed() -> str:
         if version := _version(distribution):
             return f"{distribution} {version}"
     return "unknown distribution of fairseq" if importlib.util.find_spec("fairseq") else "not installed"
-
-
-def allow_checkpoint_types() -> None:
-    """Allows torch's safe loading (`weights_only=True`) the additional types in fairseq's checkpoints, and no others.
-
-    These are argparse.Namespace (the settings of translation models) and numpy scalars and arrays (the validation
-    scores of --eval-bleu).
-    """
-    import numpy as np
-    import torch
-
-    torch_version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if torch_version < (2, 6):
-        # fairseq leaves the choice to torch, which loads safely by default from 2.6 on.
-        os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    if os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None):
-        logger.warning("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is ignored: files that torch.load reads could run code")
-    multiarray: Any = sys.modules.get("numpy._core.multiarray") or sys.modules["numpy.core.multiarray"]
-    kinds = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")
-    allowed: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
-    for function in (multiarray._reconstruct, multiarray.scalar):
-        allowed.append(function)
-        if torch_version >= (2, 6):
-            # Numpy 1 and 2 have them at different places, and a checkpoint may have been written beside either.
-            places = ("numpy.core.multiarray", "numpy._core.multiarray")
-            allowed += [(function, f"{place}.{function.__name__}") for place in places]
-    torch.serialization.add_safe_globals(allowed)
 
 
 def leave_process_group_at_exit() -> None:

@@ -16,7 +16,7 @@ from fairseq.data import TokenBlockDataset, bucket_pad_length_dataset, data_util
 from foreign import Foreign
 
 import fairseq_gpam
-from fairseq_gpam import engine
+from fairseq_gpam import checkpoint_types
 
 
 class ForeignThroughOs:
@@ -131,7 +131,7 @@ def test_torchs_safe_loading_cannot_be_switched_off(monkeypatch, caplog):
         path.read_text(encoding="utf-8") for path in (REPOSITORY / "fairseq_gpam").rglob("*.py")
     )
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    engine.allow_checkpoint_types()
+    checkpoint_types.allow()
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ and "is ignored" in caplog.text
 
 

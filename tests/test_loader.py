@@ -2,21 +2,25 @@
 
 import argparse
 import ast
+import pickle
 import random
 import re
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import fairseq
+import numpy as np
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
+from fairseq.criterions import ctc
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 from foreign import Foreign
 from omegaconf import OmegaConf
 from quick import EXAMPLES
 
-from fairseq_gpam.checkpoints import EVALUATED, CheckpointError, check_settings, is_literal, load
+from fairseq_gpam.checkpoints import EVALUATED, EVALUATING, CheckpointError, check_settings, evaluate, is_literal, load
 
 
 def same(state, other):
@@ -118,6 +122,114 @@ def test_settings_that_hide_others_are_refused(tmp_path):
             check_settings(path, load(path)["args"])
     with pytest.raises(CheckpointError, match="its settings hold <class"):
         check_settings(path, argparse.Namespace(items=OrderedDict))
+
+
+def test_the_engine_evaluates_literals_alone(tmp_path):
+    """Wherever a text comes from: what is hidden from the check of a file meets this one."""
+    evaluating = set()
+    for path in Path(fairseq.__path__[0]).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "examples" not in path.parts and "eval(" in text:
+            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+            if any(isinstance(call.func, ast.Name) and call.func.id in ("eval", "exec") for call in calls):
+                evaluating.add(".".join(path.relative_to(fairseq.__path__[0]).with_suffix("").parts))
+    assert evaluating == set(EVALUATING)
+    assert all(sys.modules[f"fairseq.{name}"].eval is evaluate for name in evaluating)
+    assert evaluate(" [(512, 10)] + [(512, 3)] * 2") == [(512, 10), (512, 3), (512, 3)]
+    assert utils.eval_bool(True) is False and utils.eval_str_list("[4, 8]", int) == [4, 8]
+    made, marker = random.Random(5), tmp_path / "marker"
+    for _ in range(EXAMPLES):
+        with pytest.raises(CheckpointError, match="fairseq would run it as Python"):
+            evaluate(code(made, str(marker)))
+    assert not marker.exists()
+
+
+def hidden_in_an_interpolation(code):
+    model = {"_name": "transformer_lm", "decoder_layers": 1, "max_target_positions": 8, "character_embeddings": True}
+    return {"model": {**model, "character_filters": "'${evil}'"}, "evil": f"'+str({code})+'"}
+
+
+def hidden_in_attributes_of_a_tensor(code):
+    settings, model, task = torch.zeros(1), OrderedDict(_name="data2vec_multi"), OrderedDict()
+    vars(model).update(_name="fconv", encoder_layers=code)
+    vars(task).update(task="audio_pretraining")
+    settings.task, settings.model = task, model
+    return {"model": argparse.Namespace(_name="wav2vec_ctc", w2v_args=settings, normalize=True)}
+
+
+def hidden_in_settings_of_another_model(code):
+    settings = {"conv_feature_layers": "${bpe.encoder_layers}", "bpe": f'{{encoder_layers: "{code}"}}'}
+    other = argparse.Namespace(arch="wav2vec2", task="audio_pretraining", normalize=False, **settings)
+    return {"model": argparse.Namespace(_name="wav2vec_ctc", w2v_args=other, normalize=False, data="")}
+
+
+HIDDEN = [hidden_in_an_interpolation, hidden_in_attributes_of_a_tensor, hidden_in_settings_of_another_model]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_code_that_no_setting_shows_does_not_run(tmp_path, hidden):
+    marker, path = tmp_path / "marker", tmp_path / "made.pt"
+    (tmp_path / "dict.txt").write_text("w1 1\nw2 1\n")
+    optimizer = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
+    state = {"args": None, "optimizer_history": [optimizer], "extra_state": {"train_iterator": None}}
+    task = {"_name": "language_modeling", "data": str(tmp_path)}
+    cfg = {"task": task, **hidden(f"__import__('pathlib').Path('{marker}').touch()")}
+    torch.save({**state, "model": {"weight": torch.zeros(1)}, "cfg": cfg}, path)
+    with pytest.raises((CheckpointError, ValueError), match="refused"):
+        checkpoint_utils.load_model_ensemble_and_task([str(path)], {"data": str(tmp_path)})
+    assert not marker.exists()
+
+
+def test_code_in_a_criterion_that_an_interpolation_makes_does_not_run(tmp_path):
+    marker, path = tmp_path / "marker", tmp_path / "made.pt"
+    touch = f"__import__('pathlib').Path('{marker}').touch()"
+    made = OmegaConf.create({"criterion": "${oc.create:${text}}", "text": f'{{wer_args: "{touch}"}}'})
+    with pytest.raises(CheckpointError, match="would run it"):
+        ctc.eval(made.criterion.wer_args)
+    assert not marker.exists() and not path.exists()
+
+
+class Reduced:
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+def test_numpys_own_constructors_do_not_reach_memory(tmp_path):
+    def kind(name):
+        return Reduced(np.dtype, (name,))
+
+    reconstruct = np._core.multiarray._reconstruct if hasattr(np, "_core") else np.core.multiarray._reconstruct
+    objects = Reduced(reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), kind("O"), False, ["text"]))
+    pointers = Reduced(np.ndarray, ((1,), kind("i8"), b"12345678"))
+    unlike = Reduced(np.dtype, ("f8", False, True), (3, ">", None, None, None, -1, -1, 63))
+    longer = Reduced(reconstruct, (np.ndarray, (0,), b"b"), (1, (9,), kind("i8"), False, b"12345678"))
+    for attack in (objects, pointers, kind("O"), kind("V8"), kind("i8,O"), unlike, longer):
+        torch.save({"model": {}, "best_loss": 1, "args": argparse.Namespace(), "x": attack}, tmp_path / "made.pt")
+        with pytest.raises(CheckpointError, match=r"is refused|is damaged"):
+            load(tmp_path / "made.pt")
+
+
+def test_an_array_is_filled_once_and_saved_as_numpys(tmp_path):
+    torch.save({"x": np.arange(6.0).reshape(2, 3)}, tmp_path / "made.pt")
+    array = torch.load(tmp_path / "made.pt", weights_only=True)["x"]
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    _, _, state = np.arange(3).__reduce__()
+    with pytest.raises(ValueError, match="filled once"):
+        array.__setstate__(state)
+    assert type(pickle.loads(pickle.dumps(array))) is np.ndarray
+
+
+def test_settings_that_grow_in_memory_are_refused(tmp_path):
+    nested = [1]
+    for _ in range(60):
+        nested = [nested, nested]
+    state = {"model": {}, "optimizer_history": [{"num_updates": 1}], "args": argparse.Namespace(x=nested)}
+    torch.save(state, tmp_path / "made.pt")
+    with pytest.raises(CheckpointError, match="more than 100,000 settings"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "made.pt"))
 
 
 def test_the_engine_itself_refuses_to_load_it(tmp_path):

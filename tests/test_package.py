@@ -77,7 +77,7 @@ def test_setup_pins_the_engines_by_platform_and_never_names_bare_fairseq(setup_a
     names = {Requirement(text).name for text in everything}
     assert "fairseq" not in names
     assert not any(text.startswith("numpy<") for text in everything)
-    assert any(text.startswith("torch>=2.4") for text in everything)
+    assert any(text.startswith("torch>=2.6") for text in everything)
     assert any(text.startswith("sacrebleu>=2") for text in extra)
     assert any(text.startswith("sentencepiece") for text in extra)
 
