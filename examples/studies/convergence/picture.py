@@ -18,13 +18,13 @@ LEAST_UPDATE = 800
 
 
 def runs():
-    """Returns the runs of the study by arm."""
+    """Returns the runs of each arm that has all its seeds."""
     chosen = grid.load(HERE / "grid.toml")
     by_arm = {arm: [] for arm in chosen.arms}
     for run in schema.read_json_lines(HERE.parents[1] / "results/bible-de-en.jsonl", Run):
         if run.seed in chosen.seeds and run.learning_rate is None and run.arm in by_arm:
             by_arm[run.arm].append(run)
-    return by_arm
+    return {arm: of_arm for arm, of_arm in by_arm.items() if len(of_arm) == len(chosen.seeds)}
 
 
 def against_time(by_arm, ratio):
