@@ -30,7 +30,7 @@ class _Kind(str):
 class _Saved(np.ndarray):
     """An array from a checkpoint: it is filled once, with numbers."""
 
-    is_filled = False
+    is_filled = True
 
     def __new__(cls, *_: Any) -> "_Saved":
         raise TypeError("an array is not made from a shape")
@@ -40,14 +40,18 @@ class _Saved(np.ndarray):
         if self.is_filled or not isinstance(kind, _Kind) or not isinstance(data, bytes):
             raise ValueError("an array is filled once, with numbers")
         self.is_filled = True
-        super().__setstate__((1, shape, np.dtype(str(kind)), bool(is_fortran), data))  # type: ignore[arg-type]
+        # The array shares the memory of the bytes, which a tensor may then change: they are its own.
+        state = (1, shape, np.dtype(str(kind)), bool(is_fortran), bytes(bytearray(data)))
+        super().__setstate__(state)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
 def _reconstruct(*_: Any) -> _Saved:
-    return np.ndarray.__new__(_Saved, (0,), "u1")
+    array = np.ndarray.__new__(_Saved, (0,), "u1")
+    array.is_filled = False
+    return array
 
 
 def _scalar(kind: _Kind, data: bytes) -> Any:

@@ -51,7 +51,7 @@ MOST = 100_000
 LONGEST = 100_000
 """The longest text, in characters, that is read as a literal."""
 LITERALS = "allowed: a literal, such as 512 or [512, 1024]"
-REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
 class CheckpointError(RuntimeError):
@@ -91,7 +91,30 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} is not a checkpoint of fairseq: it lacks the parameters, the settings or the history of a training"
         )
+    if not _is_dense(state):
+        raise CheckpointError(
+            f"{file} is refused: it holds a tensor that is sparse, nested or quantised; allowed: others"
+        )
     return state
+
+
+def _is_dense(state: Mapping[str, Any]) -> bool:
+    """Returns whether every tensor is a plain one: what uses a sparse one trusts indices that can point anywhere."""
+    left: list[Any] = [state]
+    seen = set()
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if torch.is_tensor(one) and (one.layout is not torch.strided or one.is_nested or one.is_quantized):
+            return False
+        if isinstance(one, dict):
+            left += [*dict.keys(one), *dict.values(one)]
+        elif isinstance(one, (list, tuple, set)):
+            left += one
+        left += getattr(one, "__dict__", {}).values()
+    return True
 
 
 def _is_of_model(state: Mapping[str, Any]) -> bool:
@@ -171,8 +194,7 @@ def _evaluated(path: str | os.PathLike[str], settings: Any, count: Iterator[int]
         for name, value in _pairs(path, settings):
             if name in EVALUATED:
                 yield name, value
-            else:
-                yield from _evaluated(path, value, count)
+            yield from _evaluated(path, value, count)
     elif isinstance(settings, (list, tuple)):
         for value in settings:
             yield from _evaluated(path, value, count)
@@ -204,12 +226,13 @@ def is_literal(value: Any) -> bool:
     Text must be Python literals, which + and * may join, or refer to a setting that is checked itself.
     """
     if isinstance(value, str):
-        reference = REFERENCE.fullmatch(value)
-        if reference:
-            return reference[1] in EVALUATED
+        if len(value) > LONGEST:
+            return False
+        if reference := REFERENCE.fullmatch(value):
+            return reference[1].rpartition(".")[2] in EVALUATED
         try:
             # Nothing runs in an empty text, which is the default of some settings.
-            return not value or (len(value) <= LONGEST and _is_value(ast.parse(value.strip(), mode="eval").body))
+            return not value or _is_value(ast.parse(value.strip(), mode="eval").body)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return False
     if isinstance(value, (list, tuple)):

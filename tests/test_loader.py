@@ -226,10 +226,25 @@ def test_settings_that_grow_in_memory_are_refused(tmp_path):
     nested = [1]
     for _ in range(60):
         nested = [nested, nested]
-    state = {"model": {}, "optimizer_history": [{"num_updates": 1}], "args": argparse.Namespace(x=nested)}
-    torch.save(state, tmp_path / "made.pt")
-    with pytest.raises(CheckpointError, match="more than 100,000 settings"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "made.pt"))
+    state = {"model": {}, "optimizer_history": [{"num_updates": 1}]}
+    for name in ("x", "encoder_layers"):
+        torch.save({**state, "args": argparse.Namespace(**{name: nested})}, tmp_path / "made.pt")
+        with pytest.raises(CheckpointError, match="more than 100,000 settings"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "made.pt"))
+    assert not is_literal("${" + 10**7 * "a")
+
+
+def test_a_sparse_tensor_whose_indices_point_elsewhere_is_refused(tmp_path):
+    indices, values = torch.tensor([[1 << 40]]), torch.ones(1)
+    for sparse in (
+        torch.sparse_coo_tensor(indices, values, (8,), check_invariants=False, is_coalesced=True),
+        torch.eye(3).to_sparse_csr(),
+    ):
+        state = {"args": argparse.Namespace(), "optimizer_history": [], "model": {"weight": torch.zeros(8)}}
+        for place in ("model", "last_optimizer_state"):
+            torch.save({**state, place: {"weight": sparse}}, tmp_path / "made.pt")
+            with pytest.raises(CheckpointError, match=r"sparse|is refused|is damaged"):
+                load(tmp_path / "made.pt")
 
 
 def test_the_engine_itself_refuses_to_load_it(tmp_path):
