@@ -114,8 +114,7 @@ GENERAL_OPTIONS = (
 )
 
 WITHOUT_EFFECT_ON_OUTPUTS = frozenset(
-    [f"{site}mechanism" for site in ("", *(f"{site}_" for site in SITES))]
-    + ["import", "backend", "spectrum_penalty", "log_attention"]
+    ["mechanism", *(f"{site}_mechanism" for site in SITES), "import", "backend", "spectrum_penalty", "log_attention"]
 )
 """Names of options that leave the outputs of trained weights as they are, or are compared on their own: mechanisms."""
 
